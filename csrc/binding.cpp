@@ -1,0 +1,96 @@
+// The Python module throughtime._C: importing it registers the operators' implementations (each
+// op's own file does so); its functions are for inspection and tests. Limited API: one binary for
+// every Python from 3.10 on.
+#include <Python.h>
+
+#include <cstdint>
+
+#include "common/cpu.h"
+#include "common/pool.h"
+#include "lstm/plan.h"
+
+namespace {
+
+using namespace throughtime;
+
+PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(cpu_kernels().isa); }
+
+PyObject* runnable_isas(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (const CpuKernels* const* k = runnable_cpu_kernels(); names && *k; ++k) {
+    PyObject* name = PyUnicode_FromString((*k)->isa);
+    if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+PyObject* set_isa(PyObject*, PyObject* args) {
+  const char* name = nullptr;
+  if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
+  if (!choose_cpu_kernels(name)) {
+    PyErr_Format(PyExc_ValueError, "isa should be one of runnable_isas(), got '%s'", name);
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* empty_cache(PyObject*, PyObject*) {
+  pool_empty();
+  Py_RETURN_NONE;
+}
+
+PyObject* cache_statistics(PyObject*, PyObject*) {
+  const PoolStatistics s = pool_statistics();
+  return Py_BuildValue("{s:n,s:n,s:n}", "used_bytes", static_cast<Py_ssize_t>(s.used_bytes),
+                       "idle_bytes", static_cast<Py_ssize_t>(s.idle_bytes), "peak_used_bytes",
+                       static_cast<Py_ssize_t>(s.peak_used_bytes));
+}
+
+PyObject* lstm_plan(PyObject*, PyObject* args) {
+  Py_ssize_t T, B, I, H, scalar_bytes;
+  int threads;
+  if (!PyArg_ParseTuple(args, "nnnnni", &T, &B, &I, &H, &scalar_bytes, &threads)) return nullptr;
+  const LstmShape shape{T, B, I, H};
+  const LstmPlan plan = plan_lstm(shape, scalar_bytes);
+  const LstmSchedule schedule = schedule_lstm(shape, plan, threads);
+  return Py_BuildValue("{s:n,s:n,s:O,s:i,s:i}", "groups", static_cast<Py_ssize_t>(plan.groups),
+                       "chunk", static_cast<Py_ssize_t>(plan.chunk), "fuse_input",
+                       plan.fuse_input ? Py_True : Py_False, "lanes", schedule.lanes, "team",
+                       schedule.team);
+}
+
+PyObject* nonlinearity(PyObject*, PyObject* args) {
+  unsigned long long address;
+  Py_ssize_t count;
+  int is_double, is_tanh;
+  if (!PyArg_ParseTuple(args, "Knpp", &address, &count, &is_double, &is_tanh)) return nullptr;
+  void* values = reinterpret_cast<void*>(static_cast<uintptr_t>(address));
+  if (is_double) {
+    cpu_kernels().nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
+  } else {
+    cpu_kernels().nonlinearity_f32(static_cast<float*>(values), count, is_tanh);
+  }
+  Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {
+    {"isa", isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
+    {"runnable_isas", runnable_isas, METH_NOARGS,
+     "Names of the instruction sets that this machine can run, best first."},
+    {"set_isa", set_isa, METH_VARARGS, "set_isa(name): run another instruction set's kernels."},
+    {"empty_cache", empty_cache, METH_NOARGS, "Give idle buffers back to the operating system."},
+    {"cache_statistics", cache_statistics, METH_NOARGS,
+     "Bytes of the buffer cache: used_bytes, idle_bytes, peak_used_bytes."},
+    {"lstm_plan", lstm_plan, METH_VARARGS,
+     "lstm_plan(T, B, I, H, scalar_bytes, threads): how the CPU kernels cut that work."},
+    {"nonlinearity", nonlinearity, METH_VARARGS,
+     "nonlinearity(address, count, is_double, is_tanh): the kernels' sigmoid or tanh, in place."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "throughtime's compiled kernels.", -1, methods,
+                      nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C(void) { return PyModule_Create(&module); }

@@ -1,0 +1,92 @@
+#include "cpu.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "pool.h"
+
+namespace throughtime {
+
+#define TT_DECLARE(isa) extern const CpuKernels cpu_kernels_##isa;
+#if defined(TT_HAVE_AVX512)
+TT_DECLARE(avx512)
+#endif
+#if defined(TT_HAVE_AVX2)
+TT_DECLARE(avx2)
+#endif
+#if defined(TT_HAVE_SSE2)
+TT_DECLARE(sse2)
+#endif
+#if defined(TT_HAVE_NEON)
+TT_DECLARE(neon)
+#endif
+
+namespace {
+
+struct Runnable {
+  const CpuKernels* list[5] = {};  // ends with null
+
+  Runnable() {
+    const CpuKernels** next = list;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+#if defined(TT_HAVE_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+      *next++ = &cpu_kernels_avx512;
+#endif
+#if defined(TT_HAVE_AVX2)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
+      *next++ = &cpu_kernels_avx2;
+#endif
+#if defined(TT_HAVE_SSE2)
+    *next++ = &cpu_kernels_sse2;
+#endif
+#if defined(TT_HAVE_NEON)
+    *next++ = &cpu_kernels_neon;
+#endif
+  }
+};
+
+const Runnable& runnable() {
+  static const Runnable instance;
+  return instance;
+}
+
+std::atomic<const CpuKernels*> chosen{nullptr};
+
+void run_parallel(int workers, void (*body)(void*, int, int), void* context) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    body(context, static_cast<int>(begin), static_cast<int>(end));
+  });
+}
+
+}  // namespace
+
+const CpuKernels* const* runnable_cpu_kernels() { return runnable().list; }
+
+const CpuKernels& cpu_kernels() {
+  const CpuKernels* const choice = chosen.load(std::memory_order_relaxed);
+  return choice ? *choice : *runnable().list[0];
+}
+
+bool choose_cpu_kernels(const char* isa) {
+  for (const CpuKernels* const* k = runnable().list; *k; ++k)
+    if (std::strcmp((*k)->isa, isa) == 0) {
+      chosen.store(*k, std::memory_order_relaxed);
+      return true;
+    }
+  return false;
+}
+
+Runtime cpu_runtime() {
+  return {static_cast<int>(torch::stable::get_num_threads()), run_parallel, pool_acquire,
+          pool_release};
+}
+
+}  // namespace throughtime

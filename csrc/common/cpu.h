@@ -1,0 +1,21 @@
+// The CPU side of the process: which instruction set runs, threads and memory for the kernels.
+#pragma once
+
+#include "../lstm/cpu_kernels.h"
+#include "runtime.h"
+
+namespace throughtime {
+
+// The kernels of the best instruction set that this machine has, or of the one chosen since.
+const CpuKernels& cpu_kernels();
+
+// All that this machine can run, best first; ends with null.
+const CpuKernels* const* runnable_cpu_kernels();
+
+// False if no runnable kernels have that name. For tests: saved activations of a forward pass can
+// be read only by the instruction set that wrote them.
+bool choose_cpu_kernels(const char* isa);
+
+Runtime cpu_runtime();
+
+}  // namespace throughtime

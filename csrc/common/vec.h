@@ -1,0 +1,161 @@
+// Vectors of one CPU instruction set, and the nonlinearities of a recurrent cell on them.
+//
+// Included only by the kernel sources, which are compiled once per instruction set: everything
+// here is in an anonymous namespace, so that no AVX-512 copy of a function can be picked by the
+// linker for a machine that has no AVX-512. GCC and Clang vector extensions; no intrinsics.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "inline.h"
+
+namespace throughtime {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRegisterRows = 6;  // 6 x 4 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kRegisterRows = 3;  // 3 x 4 accumulators of 16 registers
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kRegisterRows = 6;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kRegisterRows = 3;
+#endif
+
+template <typename S>
+struct Traits;
+
+template <>
+struct Traits<float> {
+  using Int = int32_t;
+  static constexpr int kMantissaBits = 23;
+  static constexpr Int kExponentBias = 127;
+  static constexpr Int kMagicBits = 0x4B400000;
+  static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLog2E = 1.44269504088896341f;
+  static constexpr float kLn2Hi = 0.693359375f;  // 10 bits: n * kLn2Hi is exact
+  static constexpr float kLn2Lo = -2.12194440054690583e-4f;
+  static constexpr float kSigmoidClamp = 87.0f;  // 2^n stays a normal number
+  static constexpr float kTanhClamp = 10.0f;     // tanh(10) rounds to 1
+};
+
+template <>
+struct Traits<double> {
+  using Int = int64_t;
+  static constexpr int kMantissaBits = 52;
+  static constexpr Int kExponentBias = 1023;
+  static constexpr Int kMagicBits = 0x4338000000000000;
+  static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLog2E = 1.44269504088896340736;
+  static constexpr double kLn2Hi = 6.93145751953125e-1;
+  static constexpr double kLn2Lo = 1.42860682030941723212e-6;
+  static constexpr double kSigmoidClamp = 708.0;
+  static constexpr double kTanhClamp = 20.0;
+};
+
+template <typename S>
+struct VecOf {
+  typedef S type __attribute__((vector_size(kVectorBytes)));
+  typedef S unaligned
+      __attribute__((vector_size(kVectorBytes), aligned(sizeof(S)), may_alias));
+  typedef typename Traits<S>::Int integers __attribute__((vector_size(kVectorBytes)));
+};
+
+template <typename S>
+using Vec = typename VecOf<S>::type;
+
+template <typename S>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(S));
+
+template <typename S>
+TT_INLINE Vec<S> load(const S* from) {
+  return *reinterpret_cast<const typename VecOf<S>::unaligned*>(from);
+}
+
+template <typename S>
+TT_INLINE void store(S* to, Vec<S> v) {
+  *reinterpret_cast<typename VecOf<S>::unaligned*>(to) = v;
+}
+
+// The first `count` lanes; the others read as zero.
+template <typename S>
+TT_INLINE Vec<S> load_part(const S* from, int64_t count) {
+  if (count >= kLanes<S>) return load(from);
+  alignas(kVectorBytes) S lanes[kLanes<S>] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+  return load(lanes);
+}
+
+template <typename S>
+TT_INLINE void store_part(S* to, Vec<S> v, int64_t count) {
+  if (count >= kLanes<S>) {
+    store(to, v);
+    return;
+  }
+  alignas(kVectorBytes) S lanes[kLanes<S>];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+template <typename S>
+TT_INLINE Vec<S> splat(S value) {
+  return value - Vec<S>{};
+}
+
+// NaN passes through: a comparison with NaN is false.
+template <typename S>
+TT_INLINE Vec<S> clamp(Vec<S> x, S bound) {
+  const Vec<S> high = splat(bound), low = splat(-bound);
+  x = x > high ? high : x;
+  return x < low ? low : x;
+}
+
+// e^x = scale * (1 + q): scale = 2^n with n the nearest integer to x / ln 2, q = e^r - 1 for the
+// rest |r| <= ln(2) / 2, by its Taylor series (truncation below 0.1 ulp).
+template <typename S>
+TT_INLINE Vec<S> reduced_expm1(Vec<S> x, Vec<S>* scale) {
+  using K = Traits<S>;
+  using Integers = typename VecOf<S>::integers;
+  const Vec<S> shifted = x * K::kLog2E + K::kMagic;
+  const Vec<S> n = shifted - K::kMagic;
+  const Vec<S> r = (x - n * K::kLn2Hi) - n * K::kLn2Lo;
+  const Integers exponent =
+      (Integers)shifted - K::kMagicBits + K::kExponentBias;
+  *scale = (Vec<S>)(exponent << K::kMantissaBits);
+  // Pairs of terms side by side: a shorter chain of dependent operations than Horner's rule.
+  const Vec<S> r2 = r * r;
+  const Vec<S> p2 = r * S(1.0 / 6) + S(0.5);
+  const Vec<S> p4 = r * S(1.0 / 120) + S(1.0 / 24);
+  Vec<S> p6 = r * S(1.0 / 5040) + S(1.0 / 720);
+  if constexpr (sizeof(S) == 8) {
+    const Vec<S> p8 = r * S(1.0 / 362880) + S(1.0 / 40320);
+    const Vec<S> p10 = r * S(1.0 / 39916800) + S(1.0 / 3628800);
+    const Vec<S> p12 = r * S(1.0 / 6227020800.0) + S(1.0 / 479001600);
+    p6 += ((p12 * r2 + p10) * r2 + p8) * r2;
+  }
+  return ((p6 * r2 + p4) * r2 + p2) * r2 + r;
+}
+
+template <typename S>
+TT_INLINE Vec<S> sigmoid(Vec<S> x) {
+  Vec<S> scale;
+  const Vec<S> q = reduced_expm1<S>(-clamp(x, Traits<S>::kSigmoidClamp), &scale);
+  return S(1) / (scale * q + (scale + S(1)));
+}
+
+// tanh x = m / (m + 2) with m = e^2x - 1, which keeps full relative accuracy near zero.
+template <typename S>
+TT_INLINE Vec<S> tanh(Vec<S> x) {
+  Vec<S> scale;
+  const Vec<S> q = reduced_expm1<S>(clamp(x, Traits<S>::kTanhClamp) * S(2), &scale);
+  const Vec<S> m = scale * q + (scale - S(1));
+  return m / (m + S(2));
+}
+
+}  // namespace
+}  // namespace throughtime

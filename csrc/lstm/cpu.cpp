@@ -1,0 +1,267 @@
+// throughtime::lstm_forward and lstm_backward on the CPU: check, lay out, run.
+//
+// Schemas and their documentation: python/throughtime/ops/lstm.py.
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "../common/cpu.h"
+#include "../common/tensors.h"
+#include "params.h"
+
+namespace throughtime {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+OptionalTensor dense(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(throughtime::dense(*tensor)) : tensor;
+}
+
+// The tensors that both passes take, dense, checked, and as the kernels want them.
+class Arguments {
+ public:
+  Arguments(const char* op, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
+            const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias,
+            const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse)
+      : input_(with_dense_rows(input)),
+        h_0_(throughtime::dense(h_0)),
+        c_0_(throughtime::dense(c_0)),
+        weight_ih_(throughtime::dense(weight_ih)),
+        weight_hh_(throughtime::dense(weight_hh)),
+        bias_(dense(bias)),
+        reset_(dense(reset)),
+        reverse_(reverse) {
+    STD_TORCH_CHECK(input.dim() == 3, op, ": input should have 3 dimensions [T, B, I], got ",
+                    input.dim());
+    STD_TORCH_CHECK(weight_hh.dim() == 2, op, ": weight_hh should be [4H, H], got ",
+                    weight_hh.dim(), " dimensions");
+    shape = {input.size(0), input.size(1), input.size(2), weight_hh.size(1)};
+    dtype = input.scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
+                    ": input should be float32 or float64, got ",
+                    torch::headeronly::toString(dtype));
+    STD_TORCH_CHECK(shape.T > 0, "Expected sequence length to be larger than 0 in RNN");
+    const auto check = [&](const char* name, const Tensor& tensor,
+                           std::initializer_list<int64_t> sizes, ScalarType wanted) {
+      check_cpu(op, name, tensor);
+      check_shape(op, name, tensor, sizes);
+      check_dtype(op, name, tensor, wanted);
+    };
+    check("h_0", h_0, {shape.B, shape.H}, dtype);
+    check("c_0", c_0, {shape.B, shape.H}, dtype);
+    check("weight_ih", weight_ih, {4 * shape.H, shape.I}, dtype);
+    check("weight_hh", weight_hh, {4 * shape.H, shape.H}, dtype);
+    if (bias) check("bias", *bias, {4 * shape.H}, dtype);
+    if (reset) check("reset", *reset, {shape.T, shape.B}, ScalarType::Bool);
+    order_.resize(shape.B);
+    std::iota(order_.begin(), order_.end(), 0);
+    if (lengths) {
+      check("lengths", *lengths, {shape.B}, ScalarType::Long);
+      sort_by_length(op, throughtime::dense(*lengths));
+    }
+  }
+
+  template <typename S>
+  LstmInput<S> as() const {
+    return {shape,
+            data<S>(input_),
+            input_.stride(0),
+            input_.stride(1),
+            data<S>(h_0_),
+            data<S>(c_0_),
+            data<S>(weight_ih_),
+            data<S>(weight_hh_),
+            data<S>(bias_),
+            lengths_.empty() ? nullptr : lengths_.data(),
+            order_.data(),
+            data<bool>(reset_),
+            reverse_};
+  }
+
+  LstmShape shape;
+  ScalarType dtype;
+
+ private:
+  static Tensor with_dense_rows(const Tensor& input) {
+    return input.dim() == 3 && input.stride(2) == 1 ? input : throughtime::dense(input);
+  }
+
+  void sort_by_length(const char* op, const Tensor& lengths) {
+    const int64_t* values = data<int64_t>(lengths);
+    bool all_whole = true;
+    for (int64_t b = 0; b < shape.B; ++b) {
+      STD_TORCH_CHECK(values[b] >= 0 && values[b] <= shape.T, op, ": lengths should be in [0, ",
+                      shape.T, "], the number of steps; got ", values[b], " for sample ", b);
+      all_whole = all_whole && values[b] == shape.T;
+    }
+    if (all_whole) return;
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t a, int64_t b) { return values[a] > values[b]; });
+    for (int64_t sample : order_) lengths_.push_back(values[sample]);
+  }
+
+  Tensor input_, h_0_, c_0_, weight_ih_, weight_hh_;
+  OptionalTensor bias_, reset_;
+  std::vector<int64_t> order_, lengths_;
+  bool reverse_;
+};
+
+int64_t saved_size(const LstmShape& s) {
+  const int64_t units = (s.H + kSavedUnits - 1) / kSavedUnits * kSavedUnits;
+  return kSavedVectors * s.T * s.B * units;
+}
+
+template <typename S>
+void run(const LstmForward<S>& args) {
+  const CpuKernels& kernels = cpu_kernels();
+  if constexpr (sizeof(S) == 4) {
+    kernels.lstm_forward_f32(args, cpu_runtime());
+  } else {
+    kernels.lstm_forward_f64(args, cpu_runtime());
+  }
+}
+
+template <typename S>
+void run(const LstmBackward<S>& args) {
+  const CpuKernels& kernels = cpu_kernels();
+  if constexpr (sizeof(S) == 4) {
+    kernels.lstm_backward_f32(args, cpu_runtime());
+  } else {
+    kernels.lstm_backward_f64(args, cpu_runtime());
+  }
+}
+
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+template <typename S>
+void forward_as(const Arguments& args, const ForwardResult& result, bool save) {
+  const auto& [output, h_n, c_n, saved] = result;
+  run(LstmForward<S>{args.as<S>(), mutable_data<S>(output), mutable_data<S>(h_n),
+                     mutable_data<S>(c_n), save ? mutable_data<S>(saved) : nullptr});
+}
+
+ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
+                           const Tensor weight_ih, const Tensor weight_hh,
+                           const OptionalTensor bias, const OptionalTensor lengths,
+                           const OptionalTensor reset, bool reverse, bool save) {
+  const Arguments args("throughtime::lstm_forward", input, h_0, c_0, weight_ih, weight_hh, bias,
+                       lengths, reset, reverse);
+  const LstmShape& s = args.shape;
+  const ForwardResult result{pooled({s.T, s.B, s.H}, args.dtype), pooled({s.B, s.H}, args.dtype),
+                             pooled({s.B, s.H}, args.dtype),
+                             pooled({save ? saved_size(s) : 0}, args.dtype)};
+  if (s.B == 0) return result;
+  if (args.dtype == ScalarType::Float) {
+    forward_as<float>(args, result, save);
+  } else {
+    forward_as<double>(args, result, save);
+  }
+  return result;
+}
+
+struct Gradients {
+  OptionalTensor output, h_n, c_n;
+  OptionalTensor detach_mask;
+};
+
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename S>
+void backward_as(const Arguments& args, const Gradients& grad, const Tensor& output,
+                 const Tensor& saved, const BackwardResult& result, bool need_input,
+                 bool need_weights) {
+  const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias] = result;
+  const auto& mask = grad.detach_mask;
+  run(LstmBackward<S>{args.as<S>(),
+                      data<S>(output),
+                      data<S>(saved),
+                      data<S>(grad.output),
+                      grad.output ? grad.output->stride(0) : 0,
+                      grad.output ? grad.output->stride(1) : 0,
+                      grad.output && args.shape.H > 1 && grad.output->stride(2) == 0,
+                      data<S>(grad.h_n),
+                      data<S>(grad.c_n),
+                      data<bool>(mask),
+                      mask ? mask->stride(0) : 0,
+                      mask && mask->dim() == 2 ? mask->stride(1) : 0,
+                      need_input ? mutable_data<S>(dx) : nullptr,
+                      mutable_data<S>(dh0),
+                      mutable_data<S>(dc0),
+                      need_weights ? mutable_data<S>(dweight_ih) : nullptr,
+                      need_weights ? mutable_data<S>(dweight_hh) : nullptr,
+                      need_weights ? mutable_data<S>(dbias) : nullptr});
+}
+
+void fill_zero(const Tensor& tensor) {
+  if (tensor.numel() > 0) torch::stable::zero_(const_cast<Tensor&>(tensor));
+}
+
+BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
+                             const OptionalTensor grad_c_n, const Tensor input, const Tensor h_0,
+                             const Tensor c_0, const Tensor weight_ih, const Tensor weight_hh,
+                             const OptionalTensor lengths, const OptionalTensor reset,
+                             const OptionalTensor detach_mask, const Tensor output,
+                             const Tensor saved, bool reverse, bool need_input,
+                             bool need_weights) {
+  const char* op = "throughtime::lstm_backward";
+  const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, lengths, reset,
+                       reverse);
+  const LstmShape& s = args.shape;
+  for (const auto& [name, tensor] :
+       {std::pair{"grad_h_n", &grad_h_n}, std::pair{"grad_c_n", &grad_c_n}})
+    if (*tensor) {
+      check_shape(op, name, **tensor, {s.B, s.H});
+      check_dtype(op, name, **tensor, args.dtype);
+    }
+  if (grad_output) {
+    check_shape(op, "grad_output", *grad_output, {s.T, s.B, s.H});
+    check_dtype(op, "grad_output", *grad_output, args.dtype);
+  }
+  check_shape(op, "output", output, {s.T, s.B, s.H});
+  check_dtype(op, "output", output, args.dtype);
+  check_shape(op, "saved", saved, {saved_size(s)});
+  check_dtype(op, "saved", saved, args.dtype);
+  if (detach_mask) {
+    check_dtype(op, "detach_mask", *detach_mask, ScalarType::Bool);
+    if (detach_mask->dim() == 2) {
+      check_shape(op, "detach_mask", *detach_mask, {s.T, s.B});
+    } else {
+      check_shape(op, "detach_mask", *detach_mask, {s.T});
+    }
+  }
+  const Gradients grad{
+      grad_output && grad_output->stride(2) > 1 ? dense(grad_output) : grad_output,
+      dense(grad_h_n), dense(grad_c_n), detach_mask};
+  const int64_t rows = need_weights ? 4 * s.H : 0;
+  const BackwardResult result{
+      need_input ? pooled({s.T, s.B, s.I}, args.dtype) : pooled({0}, args.dtype),
+      pooled({s.B, s.H}, args.dtype),
+      pooled({s.B, s.H}, args.dtype),
+      need_weights ? pooled({rows, s.I}, args.dtype) : pooled({0}, args.dtype),
+      need_weights ? pooled({rows, s.H}, args.dtype) : pooled({0}, args.dtype),
+      pooled({rows}, args.dtype)};
+  if (need_input && lengths) fill_zero(std::get<0>(result));
+  if (s.B == 0) {
+    fill_zero(std::get<3>(result));
+    fill_zero(std::get<4>(result));
+    fill_zero(std::get<5>(result));
+    return result;
+  }
+  const Tensor output_dense = throughtime::dense(output), saved_dense = throughtime::dense(saved);
+  if (args.dtype == ScalarType::Float) {
+    backward_as<float>(args, grad, output_dense, saved_dense, result, need_input, need_weights);
+  } else {
+    backward_as<double>(args, grad, output_dense, saved_dense, result, need_input, need_weights);
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace throughtime
+
+STABLE_TORCH_LIBRARY_IMPL(throughtime, CPU, library) {
+  library.impl("lstm_forward", TORCH_BOX(&throughtime::lstm_forward));
+  library.impl("lstm_backward", TORCH_BOX(&throughtime::lstm_backward));
+}

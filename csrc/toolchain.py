@@ -1,0 +1,190 @@
+"""What this machine has to compile with; setup.py asks. Everything here ends in CannotBuild if not.
+
+torch is read, never imported: LibTorch's stable ABI needs its headers and libtorch_cpu only, and a
+build must not depend on the Python side of torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+TORCH_AT_LEAST = (2, 10)  # the first LibTorch whose stable ABI has all that the binding calls
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CannotBuild(Exception):
+    """Why a part cannot be compiled here, as one sentence with the way out."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    root: Path
+    version: str
+    cuda: str | None
+
+
+@dataclass(frozen=True)
+class Compiler:
+    command: tuple[str, ...]
+    name: str
+
+    def takes(self, flags: list[str]) -> bool:
+        return output_of([*self.command, *flags, "-E", "-x", "c++", os.devnull]) is not None
+
+
+def output_of(
+    command: list[str], env: dict[str, str] | None = None, cwd: str | None = None
+) -> str | None:
+    """What a command prints, or None if it cannot be run or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd)
+    except OSError:
+        return None
+    return done.stdout + done.stderr if done.returncode == 0 else None
+
+
+def again() -> str:
+    """The command that repeats this installation; a temporary source folder is gone by then."""
+    temporary = ROOT.is_relative_to(Path(tempfile.gettempdir()).resolve())
+    source = "throughtime" if temporary else shlex.quote(str(ROOT))
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {source}"
+
+
+def torch_folder() -> Path | None:
+    """Where torch is installed.
+
+    Under build isolation pip hides the target environment by PYTHONPATH and PYTHONNOUSERSITE, but
+    the interpreter is still that of the environment: started without the two it sees torch again.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent
+    hiding = ("PYTHONPATH", "PYTHONNOUSERSITE")
+    question = (
+        "from importlib.util import find_spec; "
+        "print('torch:', getattr(find_spec('torch'), 'origin', None))"
+    )
+    answer = output_of(
+        [sys.executable, "-c", question],
+        env={name: value for name, value in os.environ.items() if name not in hiding},
+        cwd=sys.prefix,
+    )
+    origin = re.search(r"^torch: (.+)$", answer or "", re.MULTILINE)
+    return Path(origin[1]).parent if origin and Path(origin[1]).is_file() else None
+
+
+@functools.cache
+def find_torch() -> Torch:
+    root = torch_folder()
+    wanted = ".".join(map(str, TORCH_AT_LEAST))
+    if root is None:
+        raise CannotBuild(
+            f"no torch was found in {sys.prefix}: `pip install 'torch>={wanted}'`, then "
+            f"`{again()}` (with --no-build-isolation if the installer builds elsewhere)"
+        )
+    text = (root / "version.py").read_text(encoding="utf-8")
+    version = re.search(r"^__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", text, re.MULTILINE)
+    if version is None:
+        raise CannotBuild(f"{root}/version.py names no version: reinstall torch, then `{again()}`")
+    if (int(version[2]), int(version[3])) < TORCH_AT_LEAST:
+        raise CannotBuild(
+            f"torch {version[1]} in {root} is older than {wanted}: "
+            f"`pip install 'torch>={wanted}'`, then `{again()}`"
+        )
+    if not (root / "include/torch/csrc/stable/library.h").is_file():
+        raise CannotBuild(f"torch in {root} has no C++ headers: reinstall torch, then `{again()}`")
+    cuda = re.search(r"^cuda(?::[^=]*)? = ['\"]([^'\"]+)", text, re.MULTILINE)
+    return Torch(root, version[1], cuda[1] if cuda else None)
+
+
+def find_compiler() -> Compiler:
+    if sys.platform == "win32":
+        raise CannotBuild(
+            "the kernels use vector extensions of GCC and Clang that MSVC does not have: "
+            "use Linux, macOS or WSL for the compiled kernels"
+        )
+    command = shlex.split(os.environ.get("CXX", ""))
+    if not command:
+        found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        if found is None:
+            raise CannotBuild(
+                "no C++ compiler (c++, g++ or clang++) is on PATH: install one or name it by CXX, "
+                f"then `{again()}`"
+            )
+        command = [found]
+    greeting = output_of([*command, "--version"])
+    if not greeting:
+        raise CannotBuild(
+            f"the C++ compiler {shlex.join(command)!r} cannot be run: correct CXX, then `{again()}`"
+        )
+    return Compiler(tuple(command), greeting.splitlines()[0].strip())
+
+
+def find_python_headers() -> Path:
+    folder = Path(sysconfig.get_paths()["include"])
+    if not (folder / "Python.h").is_file():
+        raise CannotBuild(
+            f"Python's C headers are missing ({folder / 'Python.h'}): install them (the system's "
+            f"package python3-dev or python3-devel), then `{again()}`"
+        )
+    return folder
+
+
+def find_ninja() -> str:
+    """The ninja of the build requirements, which need not be on PATH, else the system's."""
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None:
+        import ninja
+
+        beside = Path(ninja.BIN_DIR, "ninja")
+        if beside.is_file():
+            return str(beside)
+    found = shutil.which("ninja")
+    if found is None:
+        raise CannotBuild(f"ninja is missing: `pip install ninja`, then `{again()}`")
+    return found
+
+
+def machine() -> str:
+    """The processor family, by one name on every system."""
+    name = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def cuda_toolkit() -> Path | None:
+    """The toolkit that nvcc really runs: the nvcc on PATH may be a script in another folder."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = str(Path(home, "bin", "nvcc")) if home else "nvcc"
+    told = output_of([nvcc, "--dryrun", "none.cu"])
+    folder = re.search(r"^#\$ _HERE_=(.+)$", told or "", re.MULTILINE)
+    if folder is None:
+        return None
+    toolkit = Path(folder[1].strip()).resolve().parent
+    return toolkit if any(toolkit.glob("lib64/libcudart*")) else None
+
+
+def why_no_cuda() -> str:
+    """Why the CUDA kernels are left out: in this version always, as there are none."""
+    none_yet = "this version has no CUDA kernels yet"
+    toolkit = cuda_toolkit()
+    if toolkit is None:
+        return f"{none_yet}, and no CUDA toolkit was found (by CUDA_HOME or nvcc on PATH)"
+    try:
+        torch = find_torch()
+    except CannotBuild:
+        return f"{none_yet}, and no torch was found beside the CUDA toolkit in {toolkit}"
+    if torch.cuda is None:
+        return f"{none_yet}, and torch {torch.version} is without CUDA (toolkit: {toolkit})"
+    return f"{none_yet} (toolkit: {toolkit}, torch {torch.version})"
