@@ -51,7 +51,7 @@ PyObject* lstm_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, I, H, scalar_bytes;
   int threads;
   if (!PyArg_ParseTuple(args, "nnnnni", &T, &B, &I, &H, &scalar_bytes, &threads)) return nullptr;
-  const LstmShape shape{T, B, I, H};
+  const LstmShape shape{T, B, I, H, H};
   const LstmPlan plan = plan_lstm(shape, scalar_bytes);
   const LstmSchedule schedule = schedule_lstm(shape, plan, threads);
   return Py_BuildValue("{s:n,s:n,s:O,s:i,s:i}", "groups", static_cast<Py_ssize_t>(plan.groups),
@@ -88,8 +88,15 @@ PyMethodDef methods[] = {
      "nonlinearity(address, count, is_double, is_tanh): the kernels' sigmoid or tanh, in place."},
     {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "throughtime's compiled kernels.", -1, methods,
-                      nullptr, nullptr, nullptr, nullptr};
+PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                      "_C",
+                      "throughtime's compiled kernels.",
+                      -1,
+                      methods,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr};
 
 }  // namespace
 

@@ -1,9 +1,9 @@
 #include "cpu.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <atomic>
 #include <cstring>
+
+#include <torch/csrc/stable/ops.h>
 
 #include "pool.h"
 

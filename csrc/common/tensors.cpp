@@ -63,8 +63,7 @@ Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
-  const int32_t dtype_code =
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   void* const memory = pool_acquire(count * (dtype == ScalarType::Double ? 8 : 4));
   AtenTensorHandle handle = nullptr;
   const AOTITorchError status = torch_from_blob(

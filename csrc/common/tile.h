@@ -110,7 +110,8 @@ TT_INLINE void with_vectors(int64_t n, const F& f) {
   }
 }
 
-// Cuts [begin, end) into tiles of nearly equal height: 25 rows are 5 x 5, not 4 x 6 + 1.
+// Calls f(row, height) for tiles of nearly equal height that cover [begin, end): 25 rows are 5 x 5,
+// not 4 x 6 + 1.
 template <typename F>
 TT_INLINE void for_row_tiles(int64_t begin, int64_t end, const F& f) {
   const int64_t rows = end - begin;
@@ -120,10 +121,50 @@ TT_INLINE void for_row_tiles(int64_t begin, int64_t end, const F& f) {
   int64_t row = begin;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t height = base + (tile < extra ? 1 : 0);
-    with_rows(height, [&](auto count) { f(row, count); });
+    f(row, height);
     row += height;
   }
 }
+
+// The left operand of a product: rows of `blocks` pieces of k_count numbers.
+template <typename S>
+struct Left {
+  const S* at;
+  int64_t row_stride;
+  int64_t block_stride;
+  int64_t blocks;
+  int64_t k_count;
+};
+
+template <typename S, int MR, int NV>
+TT_INLINE void product_tile(Left<S> a, const S* panel, S* out) {
+  Tile<S, MR, NV> tile;
+  tile.clear();
+  for (int64_t block = 0; block < a.blocks; ++block) {
+    tile.multiply(a.at, a.row_stride, 1, panel, a.k_count);
+    a.at += a.block_stride;
+    panel += a.k_count * NV * kLanes<S>;
+  }
+  tile.write(out);
+}
+
+// out [rows, vectors * L] = A [rows, k] B [k, vectors * L]; at most kRegisterRows rows and
+// kPanelVectors vectors. One function for all products of a run-time shape: the tiles are many.
+template <typename S>
+__attribute__((noinline)) void product(const Left<S>& a, const S* panel, int64_t rows,
+                                       int64_t vectors, S* out) {
+  with_vectors(vectors, [&](auto columns) {
+    with_rows(rows, [&](auto count) {
+      product_tile<S, decltype(count)::value, decltype(columns)::value>(a, panel, out);
+    });
+  });
+}
+
+// Room for the result of one product.
+template <typename S>
+struct alignas(kVectorBytes) TileBuffer {
+  S numbers[kRegisterRows * kPanelVectors * kLanes<S>];
+};
 
 }  // namespace
 }  // namespace throughtime

@@ -61,8 +61,7 @@ struct Traits<double> {
 template <typename S>
 struct VecOf {
   typedef S type __attribute__((vector_size(kVectorBytes)));
-  typedef S unaligned
-      __attribute__((vector_size(kVectorBytes), aligned(sizeof(S)), may_alias));
+  typedef S unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(S)), may_alias));
   typedef typename Traits<S>::Int integers __attribute__((vector_size(kVectorBytes)));
 };
 
@@ -80,6 +79,28 @@ TT_INLINE Vec<S> load(const S* from) {
 template <typename S>
 TT_INLINE void store(S* to, Vec<S> v) {
   *reinterpret_cast<typename VecOf<S>::unaligned*>(to) = v;
+}
+
+// Stores to an aligned place past the caches; other threads see it after their stream_fence().
+template <typename S>
+TT_INLINE void stream(S* to, Vec<S> v) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(v, reinterpret_cast<Vec<S>*>(to));
+#elif defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) __builtin_ia32_movntps512(to, v);
+  if constexpr (sizeof(S) == 8) __builtin_ia32_movntpd512(to, v);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4) __builtin_ia32_movntps256(to, v);
+  if constexpr (sizeof(S) == 8) __builtin_ia32_movntpd256(to, v);
+#else
+  store(to, v);
+#endif
+}
+
+TT_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
 }
 
 // The first `count` lanes; the others read as zero.
@@ -124,8 +145,7 @@ TT_INLINE Vec<S> reduced_expm1(Vec<S> x, Vec<S>* scale) {
   const Vec<S> shifted = x * K::kLog2E + K::kMagic;
   const Vec<S> n = shifted - K::kMagic;
   const Vec<S> r = (x - n * K::kLn2Hi) - n * K::kLn2Lo;
-  const Integers exponent =
-      (Integers)shifted - K::kMagicBits + K::kExponentBias;
+  const Integers exponent = (Integers)shifted - K::kMagicBits + K::kExponentBias;
   *scale = (Vec<S>)(exponent << K::kMantissaBits);
   // Pairs of terms side by side: a shorter chain of dependent operations than Horner's rule.
   const Vec<S> r2 = r * r;

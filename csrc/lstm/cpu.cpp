@@ -1,12 +1,13 @@
 // throughtime::lstm_forward and lstm_backward on the CPU: check, lay out, run.
 //
 // Schemas and their documentation: python/throughtime/ops/lstm.py.
+#include "../common/cpu.h"
+
 #include <algorithm>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
-#include "../common/cpu.h"
 #include "../common/tensors.h"
 #include "params.h"
 
@@ -24,20 +25,24 @@ class Arguments {
  public:
   Arguments(const char* op, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
             const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias,
-            const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse)
+            const OptionalTensor& weight_hr, const OptionalTensor& lengths,
+            const OptionalTensor& reset, bool reverse)
       : input_(with_dense_rows(input)),
         h_0_(throughtime::dense(h_0)),
         c_0_(throughtime::dense(c_0)),
         weight_ih_(throughtime::dense(weight_ih)),
         weight_hh_(throughtime::dense(weight_hh)),
         bias_(dense(bias)),
+        weight_hr_(dense(weight_hr)),
         reset_(dense(reset)),
         reverse_(reverse) {
     STD_TORCH_CHECK(input.dim() == 3, op, ": input should have 3 dimensions [T, B, I], got ",
                     input.dim());
-    STD_TORCH_CHECK(weight_hh.dim() == 2, op, ": weight_hh should be [4H, H], got ",
+    STD_TORCH_CHECK(weight_hh.dim() == 2, op, ": weight_hh should be [4H, H or P], got ",
                     weight_hh.dim(), " dimensions");
-    shape = {input.size(0), input.size(1), input.size(2), weight_hh.size(1)};
+    const int64_t hidden = weight_hh.size(0) / 4;
+    shape = {input.size(0), input.size(1), input.size(2), hidden,
+             weight_hr ? weight_hr->size(0) : hidden};
     dtype = input.scalar_type();
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
                     ": input should be float32 or float64, got ",
@@ -49,10 +54,11 @@ class Arguments {
       check_shape(op, name, tensor, sizes);
       check_dtype(op, name, tensor, wanted);
     };
-    check("h_0", h_0, {shape.B, shape.H}, dtype);
+    check("h_0", h_0, {shape.B, shape.R}, dtype);
     check("c_0", c_0, {shape.B, shape.H}, dtype);
     check("weight_ih", weight_ih, {4 * shape.H, shape.I}, dtype);
-    check("weight_hh", weight_hh, {4 * shape.H, shape.H}, dtype);
+    check("weight_hh", weight_hh, {4 * shape.H, shape.R}, dtype);
+    if (weight_hr) check("weight_hr", *weight_hr, {shape.R, shape.H}, dtype);
     if (bias) check("bias", *bias, {4 * shape.H}, dtype);
     if (reset) check("reset", *reset, {shape.T, shape.B}, ScalarType::Bool);
     order_.resize(shape.B);
@@ -73,6 +79,7 @@ class Arguments {
             data<S>(c_0_),
             data<S>(weight_ih_),
             data<S>(weight_hh_),
+            data<S>(weight_hr_),
             data<S>(bias_),
             lengths_.empty() ? nullptr : lengths_.data(),
             order_.data(),
@@ -103,15 +110,10 @@ class Arguments {
   }
 
   Tensor input_, h_0_, c_0_, weight_ih_, weight_hh_;
-  OptionalTensor bias_, reset_;
+  OptionalTensor bias_, weight_hr_, reset_;
   std::vector<int64_t> order_, lengths_;
   bool reverse_;
 };
-
-int64_t saved_size(const LstmShape& s) {
-  const int64_t units = (s.H + kSavedUnits - 1) / kSavedUnits * kSavedUnits;
-  return kSavedVectors * s.T * s.B * units;
-}
 
 template <typename S>
 void run(const LstmForward<S>& args) {
@@ -144,14 +146,15 @@ void forward_as(const Arguments& args, const ForwardResult& result, bool save) {
 
 ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
                            const Tensor weight_ih, const Tensor weight_hh,
-                           const OptionalTensor bias, const OptionalTensor lengths,
-                           const OptionalTensor reset, bool reverse, bool save) {
+                           const OptionalTensor bias, const OptionalTensor weight_hr,
+                           const OptionalTensor lengths, const OptionalTensor reset, bool reverse,
+                           bool save) {
   const Arguments args("throughtime::lstm_forward", input, h_0, c_0, weight_ih, weight_hh, bias,
-                       lengths, reset, reverse);
+                       weight_hr, lengths, reset, reverse);
   const LstmShape& s = args.shape;
-  const ForwardResult result{pooled({s.T, s.B, s.H}, args.dtype), pooled({s.B, s.H}, args.dtype),
+  const ForwardResult result{pooled({s.T, s.B, s.R}, args.dtype), pooled({s.B, s.R}, args.dtype),
                              pooled({s.B, s.H}, args.dtype),
-                             pooled({save ? saved_size(s) : 0}, args.dtype)};
+                             pooled({save ? saved_numbers(s) : 0}, args.dtype)};
   if (s.B == 0) return result;
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(args, result, save);
@@ -166,32 +169,25 @@ struct Gradients {
   OptionalTensor detach_mask;
 };
 
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
 void backward_as(const Arguments& args, const Gradients& grad, const Tensor& output,
                  const Tensor& saved, const BackwardResult& result, bool need_input,
                  bool need_weights) {
-  const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias] = result;
+  const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias, dweight_hr] = result;
   const auto& mask = grad.detach_mask;
-  run(LstmBackward<S>{args.as<S>(),
-                      data<S>(output),
-                      data<S>(saved),
-                      data<S>(grad.output),
+  run(LstmBackward<S>{args.as<S>(), data<S>(output), data<S>(saved), data<S>(grad.output),
                       grad.output ? grad.output->stride(0) : 0,
                       grad.output ? grad.output->stride(1) : 0,
-                      grad.output && args.shape.H > 1 && grad.output->stride(2) == 0,
-                      data<S>(grad.h_n),
-                      data<S>(grad.c_n),
-                      data<bool>(mask),
-                      mask ? mask->stride(0) : 0,
-                      mask && mask->dim() == 2 ? mask->stride(1) : 0,
-                      need_input ? mutable_data<S>(dx) : nullptr,
-                      mutable_data<S>(dh0),
-                      mutable_data<S>(dc0),
-                      need_weights ? mutable_data<S>(dweight_ih) : nullptr,
+                      grad.output && args.shape.R > 1 && grad.output->stride(2) == 0,
+                      data<S>(grad.h_n), data<S>(grad.c_n), data<bool>(mask),
+                      mask ? mask->stride(0) : 0, mask && mask->dim() == 2 ? mask->stride(1) : 0,
+                      need_input ? mutable_data<S>(dx) : nullptr, mutable_data<S>(dh0),
+                      mutable_data<S>(dc0), need_weights ? mutable_data<S>(dweight_ih) : nullptr,
                       need_weights ? mutable_data<S>(dweight_hh) : nullptr,
-                      need_weights ? mutable_data<S>(dbias) : nullptr});
+                      need_weights ? mutable_data<S>(dbias) : nullptr,
+                      need_weights ? mutable_data<S>(dweight_hr) : nullptr});
 }
 
 void fill_zero(const Tensor& tensor) {
@@ -201,28 +197,25 @@ void fill_zero(const Tensor& tensor) {
 BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
                              const OptionalTensor grad_c_n, const Tensor input, const Tensor h_0,
                              const Tensor c_0, const Tensor weight_ih, const Tensor weight_hh,
-                             const OptionalTensor lengths, const OptionalTensor reset,
-                             const OptionalTensor detach_mask, const Tensor output,
-                             const Tensor saved, bool reverse, bool need_input,
+                             const OptionalTensor weight_hr, const OptionalTensor lengths,
+                             const OptionalTensor reset, const OptionalTensor detach_mask,
+                             const Tensor output, const Tensor saved, bool reverse, bool need_input,
                              bool need_weights) {
   const char* op = "throughtime::lstm_backward";
-  const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, lengths, reset,
-                       reverse);
+  const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, weight_hr, lengths,
+                       reset, reverse);
   const LstmShape& s = args.shape;
-  for (const auto& [name, tensor] :
-       {std::pair{"grad_h_n", &grad_h_n}, std::pair{"grad_c_n", &grad_c_n}})
-    if (*tensor) {
-      check_shape(op, name, **tensor, {s.B, s.H});
-      check_dtype(op, name, **tensor, args.dtype);
-    }
-  if (grad_output) {
-    check_shape(op, "grad_output", *grad_output, {s.T, s.B, s.H});
-    check_dtype(op, "grad_output", *grad_output, args.dtype);
-  }
-  check_shape(op, "output", output, {s.T, s.B, s.H});
-  check_dtype(op, "output", output, args.dtype);
-  check_shape(op, "saved", saved, {saved_size(s)});
-  check_dtype(op, "saved", saved, args.dtype);
+  const auto check = [&](const char* name, const OptionalTensor& tensor,
+                         std::initializer_list<int64_t> sizes) {
+    if (!tensor) return;
+    check_shape(op, name, *tensor, sizes);
+    check_dtype(op, name, *tensor, args.dtype);
+  };
+  check("grad_output", grad_output, {s.T, s.B, s.R});
+  check("grad_h_n", grad_h_n, {s.B, s.R});
+  check("grad_c_n", grad_c_n, {s.B, s.H});
+  check("output", output, {s.T, s.B, s.R});
+  check("saved", saved, {saved_numbers(s)});
   if (detach_mask) {
     check_dtype(op, "detach_mask", *detach_mask, ScalarType::Bool);
     if (detach_mask->dim() == 2) {
@@ -231,22 +224,23 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
       check_shape(op, "detach_mask", *detach_mask, {s.T});
     }
   }
-  const Gradients grad{
-      grad_output && grad_output->stride(2) > 1 ? dense(grad_output) : grad_output,
-      dense(grad_h_n), dense(grad_c_n), detach_mask};
+  const Gradients grad{grad_output && grad_output->stride(2) > 1 ? dense(grad_output) : grad_output,
+                       dense(grad_h_n), dense(grad_c_n), detach_mask};
   const int64_t rows = need_weights ? 4 * s.H : 0;
   const BackwardResult result{
       need_input ? pooled({s.T, s.B, s.I}, args.dtype) : pooled({0}, args.dtype),
-      pooled({s.B, s.H}, args.dtype),
+      pooled({s.B, s.R}, args.dtype),
       pooled({s.B, s.H}, args.dtype),
       need_weights ? pooled({rows, s.I}, args.dtype) : pooled({0}, args.dtype),
-      need_weights ? pooled({rows, s.H}, args.dtype) : pooled({0}, args.dtype),
-      pooled({rows}, args.dtype)};
+      need_weights ? pooled({rows, s.R}, args.dtype) : pooled({0}, args.dtype),
+      pooled({rows}, args.dtype),
+      need_weights && weight_hr ? pooled({s.R, s.H}, args.dtype) : pooled({0}, args.dtype)};
   if (need_input && lengths) fill_zero(std::get<0>(result));
   if (s.B == 0) {
     fill_zero(std::get<3>(result));
     fill_zero(std::get<4>(result));
     fill_zero(std::get<5>(result));
+    fill_zero(std::get<6>(result));
     return result;
   }
   const Tensor output_dense = throughtime::dense(output), saved_dense = throughtime::dense(saved);

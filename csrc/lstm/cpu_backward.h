@@ -7,6 +7,8 @@
 //   da = di i(1-i), df f(1-f), dg (1-g^2), do o(1-o)
 //   dW_hh = sum da_t^T h_{t-1}     dW_ih = sum da_t^T x_t     db = sum da_t     dx_t = da_t W_ih
 //
+// With a projection the first line gives dr_t, then dh_t = dr_t W_hr, dW_hr = sum dr_t^T (o tanh c).
+//
 // At a detached step the product da W_hh is not computed and nobody waits for anybody.
 //
 // da is stored in blocks of units: [block][slot][row][4L], slot a ring over the steps of one chunk
@@ -17,6 +19,8 @@
 #pragma once
 
 #include "cpu_pack.h"
+#include "cpu_ring.h"
+#include "cpu_weight_gradients.h"
 #include "plan.h"
 
 namespace throughtime {
@@ -35,19 +39,28 @@ class Backward {
         plan_(plan_lstm(shape_, sizeof(S))),
         schedule_(schedule_lstm(shape_, plan_, runtime.threads)),
         blocks_(divide_up(shape_.H, L)),
+        outputs_(divide_up(shape_.R, L)),
+        projected_(in_.weight_hr != nullptr),
         width_(panel_width()),
         panels_(divide_up(blocks_, width_)),
+        panels_out_(divide_up(outputs_, width_)),
         panels_x_(divide_up(divide_up(shape_.I, L), kPanelVectors)),
         most_rows_(divide_up(shape_.B, plan_.groups)),
         slots_(plan_.chunk + 1),
-        columns_(shape_.H + shape_.I + 1),
-        scratch_(runtime) {
-    panel_h_ = scratch_.template reserve<S>(blocks_ * L * blocks_ * kGates);
-    panel_x_ = scratch_.template reserve<S>(p_.dx ? panels_x_ * kPanelVectors * L * blocks_ * kGates : 0);
-    da_ = scratch_.template reserve<S>(schedule_.lanes * da_size());
-    dc_ = scratch_.template reserve<S>(schedule_.lanes * dc_size());
-    hx_ = scratch_.template reserve<S>(p_.dweight_hh ? schedule_.lanes * hx_size() : 0);
-    dw_ = scratch_.template reserve<S>(p_.dweight_hh ? plan_.groups * dw_size() : 0);
+        ld_dr_(leading_dimension<S>(outputs_ * L)),
+        scratch_(runtime),
+        weights_(args, plan_, schedule_, &scratch_) {
+    const auto per_lane = [&](bool wanted, int64_t size) {
+      return scratch_.template reserve<S>(wanted ? schedule_.lanes * size : 0);
+    };
+    panel_h_ = scratch_.template reserve<S>(panels_out_ * panel_size());
+    panel_x_ =
+        scratch_.template reserve<S>(p_.dx ? panels_x_ * kPanelVectors * L * blocks_ * kGates : 0);
+    panel_r_ = scratch_.template reserve<S>(projected_ ? panels_ * width_ * L * shape_.R : 0);
+    da_ = per_lane(true, da_size());
+    dc_ = per_lane(true, dc_size());
+    dr_ = per_lane(projected_, dr_size());
+    u_ = per_lane(projected_, u_size());
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
@@ -59,10 +72,12 @@ class Backward {
     const auto part = [&](int64_t count) {
       return Share(count, blocks.begin, blocks.end, blocks_);
     };
-    pack_column_panels(in_.weight_hh, shape_.H, shape_.H, width_, panel_h_(), part(panels_));
+    pack_column_panels(in_.weight_hh, shape_.H, shape_.R, width_, panel_h_(), part(panels_out_));
     if (p_.dx)
       pack_column_panels(in_.weight_ih, shape_.H, shape_.I, kPanelVectors, panel_x_(),
                          part(panels_x_));
+    if (projected_)
+      pack_plain_panels(in_.weight_hr, shape_.R, shape_.H, width_, panel_r_(), part(panels_));
   }
 
   void walk(const Member& member) {
@@ -70,28 +85,18 @@ class Backward {
       walk_group(member, group, Share(shape_.B, group, plan_.groups));
   }
 
-  // Sums the groups' weight gradients and puts them into PyTorch's order.
   void finish(Share blocks) {
-    if (!p_.dweight_hh) return;
-    for (int64_t block = blocks.begin; block < blocks.end; ++block)
-      for (int64_t column = 0; column < columns_; column += kScatter) {
-        const int64_t end = column + kScatter < columns_ ? column + kScatter : columns_;
-        scatter_columns(block, column, end);
-      }
+    if (weights_.wanted()) weights_.finish(blocks);
   }
 
  private:
-  static constexpr int64_t kScatter = 16;
-
-  struct Walk {
-    const Member& member;
-    Share panels;       // own panels of width_ blocks
-    Share blocks;       // the blocks in them
-    int64_t row0, rows; // the group's rows
-    S* da;              // [blocks, slots, rows, 4L]
-    S* dc;              // [blocks, rows, L]
-    S* hx;              // h_{t-1}, x_t, 1 in tiles: [columns / kRegisterRows, chunk * rows, ..]
-    S* dw;              // [blocks, columns, 4L]
+  struct Walk : GroupPart {
+    Share panels;      // own panels of width_ blocks of units: those of `blocks`
+    Share panels_out;  // own panels of width_ vectors of outputs; without a projection, the same
+    Ring<S> da;        // [blocks][slots][rows][4L]
+    S* dc;             // [blocks, rows, L]
+    Ring<S> dr;        // [1][slots][rows][ld_dr], with a projection only, as the next
+    Ring<S> u;         // [blocks][slots][rows][L]: o tanh(c)
   };
 
   // Blocks of units per panel of W_hh: wide tiles, but at least one panel for every worker.
@@ -102,62 +107,70 @@ class Backward {
   }
   int64_t da_size() const { return blocks_ * slots_ * most_rows_ * kGates; }
   int64_t dc_size() const { return blocks_ * most_rows_ * L; }
-  int64_t hx_size() const { return plan_.chunk * most_rows_ * (columns_ + kRegisterRows); }
-  int64_t dw_size() const { return blocks_ * columns_ * kGates; }
+  int64_t dr_size() const { return slots_ * most_rows_ * ld_dr_; }
+  int64_t u_size() const { return blocks_ * slots_ * most_rows_ * L; }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
-  S* da_at(const Walk& w, int64_t block, int64_t slot, int64_t row) const {
-    return w.da + ((block * slots_ + slot) * w.rows + row) * kGates;
-  }
+  int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
-  void walk_group(const Member& member, int64_t group, Share rows) {
+  void walk_group(const Member& member, int64_t group, Share group_rows) {
+    const int64_t lane = member.lane, rows = group_rows.end - group_rows.begin;
     const Share panels(panels_, member.begin, member.end, schedule_.team);
     Share blocks = panels;
     blocks.begin = panels.begin * width_;
     blocks.end = panels.end * width_ < blocks_ ? panels.end * width_ : blocks_;
-    Walk w{member,
-           panels,
-           blocks,
-           rows.begin,
-           rows.end - rows.begin,
-           da_() + member.lane * da_size(),
-           dc_() + member.lane * dc_size(),
-           p_.dweight_hh ? hx_() + member.lane * hx_size() : nullptr,
-           p_.dweight_hh ? dw_() + group * dw_size() : nullptr};
-    if (w.dw)
-      std::memset(w.dw + w.blocks.begin * columns_ * kGates, 0,
-                  (w.blocks.end - w.blocks.begin) * columns_ * kGates * sizeof(S));
-    pass_through_empty(w);
+    const Walk w{{member, schedule_.team, group_rows.begin, rows, blocks},
+                 panels,
+                 Share(panels_out_, member.begin, member.end, schedule_.team),
+                 {da_() + lane * da_size(), slots_, rows, kGates},
+                 dc_() + lane * dc_size(),
+                 {projected_ ? dr_() + lane * dr_size() : nullptr, slots_, rows, ld_dr_},
+                 {projected_ ? u_() + lane * u_size() : nullptr, slots_, rows, L}};
     const int64_t longest = in_.length(w.row0);
+    if (weights_.wanted() && longest == 0) weights_.clear(w, group);
+    pass_through_empty(w);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
-    int64_t step = in_.reverse ? shape_.T : longest;  // one past the step that comes next
-    int64_t walked = 0;                               // rows of the step before this one
-    for (int64_t n = 0; step > first;) {
-      const int64_t steps = step - first < plan_.chunk ? step - first : plan_.chunk;
-      if (w.hx) gather_operands(w, step, steps);
-      for (int64_t k = 0; k < steps; ++k, ++n) {
-        --step;
-        const int64_t t = in_.time(step);
+    Chunk chunk{in_.reverse ? shape_.T : longest, 0, 0};
+    for (int64_t walked = 0; chunk.step > first; chunk.n += chunk.steps) {
+      chunk.steps = chunk.step - first < plan_.chunk ? chunk.step - first : plan_.chunk;
+      chunk.step -= chunk.steps;
+      if (weights_.wanted()) weights_.gather(w, chunk);
+      for (int64_t k = 0; k < chunk.steps; ++k) {
+        const int64_t step = chunk.step + chunk.steps - 1 - k, t = in_.time(step);
         const int64_t active = active_rows(in_, t, w.row0, w.rows);
-        retreat(w, step, n, active, walked);
+        retreat(w, step, chunk.n + k, active, walked);
         walked = active;
-        if (k + 1 < steps && !all_cut(w, t, 0, active)) member.wait();
+        if (k + 1 < chunk.steps && !all_cut(w, t, 0, active)) member.wait();
       }
       member.wait();
-      if (w.dw) add_weight_gradients(w, step, steps, n - steps);
-      if (p_.dx) input_gradients(w, step, steps, n - steps);
-      if (step == first) leave(w, first, (n - 1) % slots_, 0, walked);
+      if (weights_.wanted()) {
+        weights_.add(w, group, chunk, w.da);
+        if (projected_) weights_.add_projection(w, group, chunk, w.dr, w.u);
+      }
+      if (p_.dx) input_gradients(w, chunk);
+      if (chunk.step == first) leave(w, first, (chunk.n + chunk.steps - 1) % slots_, 0, walked);
       member.wait();
     }
   }
 
   // A row without any step hands its state, and so its gradient, straight through.
   void pass_through_empty(const Walk& w) {
-    for (int64_t row = w.rows - 1; row >= 0 && in_.length(w.row0 + row) == 0; --row)
+    for (int64_t row = w.rows - 1; row >= 0 && in_.length(w.row0 + row) == 0; --row) {
+      const int64_t sample = in_.order[w.row0 + row];
+      for_own_outputs(w, [&](int64_t vector) {
+        const int64_t at = sample * shape_.R + vector * L;
+        store_part(p_.dh0 + at, load_or_zero(p_.dh_n, at, tail_out(vector)), tail_out(vector));
+      });
       for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block) {
-        const int64_t at = in_.order[w.row0 + row] * shape_.H + block * L;
-        store_part(p_.dh0 + at, load_or_zero(p_.dh_n, at, tail(block)), tail(block));
+        const int64_t at = sample * shape_.H + block * L;
         store_part(p_.dc0 + at, load_or_zero(p_.dc_n, at, tail(block)), tail(block));
       }
+    }
+  }
+
+  template <typename F>
+  TT_INLINE void for_own_outputs(const Walk& w, const F& f) {
+    for (int64_t q = w.panels_out.begin; q < w.panels_out.end; ++q)
+      for (int64_t j = 0; j < vectors_of(q, outputs_); ++j) f(q * width_ + j);
   }
 
   TT_INLINE static Vec<S> load_or_zero(const S* from, int64_t at, int64_t count) {
@@ -172,44 +185,6 @@ class Backward {
     return true;
   }
 
-  // Left operands of the weight gradient for steps [step - steps, step), the last one first.
-  void gather_operands(const Walk& w, int64_t step, int64_t steps) {
-    const Share own(steps * w.rows, w.member.begin, w.member.end, schedule_.team);
-    const S one = 1;
-    for (int64_t r = own.begin; r < own.end; ++r) {
-      const int64_t at = w.row0 + r % w.rows, sample = in_.order[at];
-      const int64_t s = step - 1 - r / w.rows, t = in_.time(s);
-      if (t >= in_.length(at)) continue;
-      const S* h = nullptr;
-      if (!in_.resets(t, at))
-        h = t == in_.first_time(at)
-                ? in_.h0 + sample * shape_.H
-                : p_.y + (in_.time(s - 1) * shape_.B + sample) * shape_.H;
-      put_columns(w, r, 0, h, shape_.H);
-      put_columns(w, r, shape_.H, in_.x + t * in_.x_stride_t + sample * in_.x_stride_b, shape_.I);
-      put_columns(w, r, shape_.H + shape_.I, &one, 1);
-    }
-  }
-
-  // Tiles of kRegisterRows columns: the tile's k loop reads one contiguous piece.
-  S* hx_at(const Walk& w, int64_t row, int64_t column) const {
-    const int64_t tile = column / kRegisterRows * plan_.chunk * w.rows + row;
-    return w.hx + tile * kRegisterRows + column % kRegisterRows;
-  }
-
-  TT_INLINE void put_columns(const Walk& w, int64_t row, int64_t column, const S* from,
-                             int64_t count) {
-    S* to = hx_at(w, row, column);
-    int64_t in_tile = column % kRegisterRows;
-    for (int64_t k = 0; k < count; ++k) {
-      *to++ = from ? from[k] : S(0);
-      if (++in_tile == kRegisterRows) {
-        in_tile = 0;
-        to += (plan_.chunk * w.rows - 1) * kRegisterRows;
-      }
-    }
-  }
-
   // One step back in time: rows [0, active) are inside their sequence at this step, rows
   // [0, walked) were at the step after it.
   void retreat(const Walk& w, int64_t step, int64_t n, int64_t active, int64_t walked) {
@@ -217,227 +192,202 @@ class Backward {
     const int64_t slot = n % slots_, slot_after = (n + slots_ - 1) % slots_;
     const int64_t t = in_.time(step), t_after = in_.time(step + 1);
     if (active < walked) leave(w, step + 1, slot_after, active, walked);
-    for (int64_t q = w.panels.begin; q < w.panels.end; ++q)
-      with_vectors(vectors_of(q), [&](auto vectors) {
-        constexpr int NV = decltype(vectors)::value;
-        for_row_tiles(0, going_on, [&](int64_t row, auto count) {
-          constexpr int MR = decltype(count)::value;
-          Tile<S, MR, NV> dh;
-          dh.clear();
-          if (!all_cut(w, t_after, row, row + MR)) {
-            multiply_gates(w, slot_after, row, panel_h_() + q * panel_size(), &dh);
-            drop_cut_rows(w, t_after, row, &dh);
-          }
-          gates_of_tile(w, dh, step, t, slot, q * width_, row);
-        });
-        for_row_tiles(going_on, active, [&](int64_t row, auto count) {
-          constexpr int MR = decltype(count)::value;
-          Tile<S, MR, NV> dh;
-          enter(w, q * width_, row, &dh);
-          gates_of_tile(w, dh, step, t, slot, q * width_, row);
-        });
+    enter_cells(w, going_on, active);
+    for (int64_t q = w.panels_out.begin; q < w.panels_out.end; ++q) {
+      const int64_t vector = q * width_, vectors = vectors_of(q, outputs_);
+      for_row_tiles(0, going_on, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        recurrent_gradient(w, t_after, slot_after, row, height, q, dh.numbers);
+        put_gradient(w, dh.numbers, height, vectors, step, t, slot, vector, row);
       });
+      for_row_tiles(going_on, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        load_h_n(w, row, height, vector, vectors, dh.numbers);
+        put_gradient(w, dh.numbers, height, vectors, step, t, slot, vector, row);
+      });
+    }
+    if (projected_) {
+      w.member.wait();
+      unproject(w, step, t, slot, active);
+    }
   }
 
-  int64_t vectors_of(int64_t panel) const {
-    const int64_t left = blocks_ - panel * width_;
+  int64_t vectors_of(int64_t panel, int64_t all) const {
+    const int64_t left = all - panel * width_;
     return left < width_ ? left : width_;
   }
   int64_t panel_size() const { return width_ * L * blocks_ * kGates; }
 
-  // tile += da W for one panel of W's columns.
-  template <int MR, int NV>
-  TT_INLINE void multiply_gates(const Walk& w, int64_t slot, int64_t row, const S* panel,
-                                Tile<S, MR, NV>* tile) {
-    Tile<S, MR, NV> sum = *tile;
-    const S* a = da_at(w, 0, slot, row);
-    for (int64_t block = 0; block < blocks_; ++block) {
-      sum.multiply(a, kGates, 1, panel, kGates);
-      a += slots_ * w.rows * kGates;
-      panel += kGates * NV * L;
+  // Rows of da as the left operand of a product.
+  Left<S> da_rows(const Walk& w, int64_t slot, int64_t row) const {
+    return {w.da.at(0, slot, row), kGates, slots_ * w.rows * kGates, blocks_, kGates};
+  }
+
+  // What the gates of the step at t_after hand to the outputs before it.
+  void recurrent_gradient(const Walk& w, int64_t t_after, int64_t slot_after, int64_t row,
+                          int64_t height, int64_t panel, S* dh) {
+    const int64_t size = vectors_of(panel, outputs_) * L;
+    if (all_cut(w, t_after, row, row + height)) {
+      std::memset(dh, 0, height * size * sizeof(S));
+      return;
     }
-    *tile = sum;
-  }
-
-  template <int MR, int NV>
-  TT_INLINE void drop_cut_rows(const Walk& w, int64_t t, int64_t row, Tile<S, MR, NV>* dh) {
+    product<S>(da_rows(w, slot_after, row), panel_h_() + panel * panel_size(), height, size / L,
+               dh);
     if (!p_.detach && !in_.reset) return;
-    for (int i = 0; i < MR; ++i)
-      if (p_.cuts(t, w.row0 + row + i))
-        for (int j = 0; j < NV; ++j) dh->v[i][j] = Vec<S>{};
+    for (int64_t i = 0; i < height; ++i)
+      if (p_.cuts(t_after, w.row0 + row + i)) std::memset(dh + i * size, 0, size * sizeof(S));
   }
 
-  // The last step of a sequence gets its gradients from h_n and c_n.
-  template <int MR, int NV>
-  TT_INLINE void enter(const Walk& w, int64_t block, int64_t row, Tile<S, MR, NV>* dh) {
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NV; ++j) {
-        const int64_t from = in_.order[w.row0 + row + i] * shape_.H + (block + j) * L;
-        const int64_t here = tail(block + j);
-        dh->v[i][j] = load_or_zero(p_.dh_n, from, here);
-        store(w.dc + ((block + j) * w.rows + row + i) * L, load_or_zero(p_.dc_n, from, here));
+  void load_h_n(const Walk& w, int64_t row, int64_t height, int64_t vector, int64_t vectors,
+                S* dh) {
+    for (int64_t i = 0; i < height; ++i)
+      for (int64_t j = 0; j < vectors; ++j, dh += L) {
+        const int64_t from = in_.order[w.row0 + row + i] * shape_.R + (vector + j) * L;
+        store(dh, load_or_zero(p_.dh_n, from, tail_out(vector + j)));
       }
   }
 
-  template <int MR, int NV>
-  TT_INLINE void gates_of_tile(const Walk& w, const Tile<S, MR, NV>& dh, int64_t step, int64_t t,
-                               int64_t slot, int64_t block, int64_t row) {
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NV; ++j) cell(w, dh.v[i][j], step, t, slot, block + j, row + i);
+  // The gradient of an output goes on to the cells, or waits for the others before a projection.
+  void put_gradient(const Walk& w, S* dh, int64_t height, int64_t vectors, int64_t step, int64_t t,
+                    int64_t slot, int64_t vector, int64_t row) {
+    if (p_.dy) add_output_gradient(w, dh, height, vectors, t, vector, row);
+    if (projected_) {
+      for (int64_t i = 0; i < height; ++i)
+        std::memcpy(w.dr.at(0, slot, row + i) + vector * L, dh + i * vectors * L,
+                    vectors * L * sizeof(S));
+    } else {
+      cells(w, dh, height, vectors, step, t, slot, vector, row);
+    }
   }
 
-  TT_INLINE void cell(const Walk& w, Vec<S> dh, int64_t step, int64_t t, int64_t slot,
-                      int64_t block, int64_t row) {
-    const int64_t at = w.row0 + row, sample = in_.order[at];
-    const S* saved = p_.saved + ((t * blocks_ + block) * shape_.B + at) * (kSavedVectors * L);
-    const Vec<S> i = load(saved), f = load(saved + L), g = load(saved + 2 * L),
-                 o = load(saved + 3 * L), tanh_c = tanh<S>(load(saved + 4 * L));
-    const bool reset = in_.resets(t, at);
-    if (step > 0) {
-      const int64_t next = in_.time(step - 1);
-      const S* to_come =
-          p_.saved + ((next * blocks_ + block) * shape_.B + at) * (kSavedVectors * L);
-      for (int v = 0; v < kSavedVectors; ++v) __builtin_prefetch(to_come + v * L);
-      if (p_.dy)
-        __builtin_prefetch(p_.dy + next * p_.dy_stride_t + sample * p_.dy_stride_b + block * L);
-    }
-    Vec<S> c_before;
-    if (reset) {
-      c_before = Vec<S>{};
-    } else if (t == in_.first_time(at)) {
-      c_before = load_part(in_.c0 + sample * shape_.H + block * L, tail(block));
-    } else {
-      const int64_t t_before = in_.time(step - 1);
-      c_before = load(p_.saved + ((t_before * blocks_ + block) * shape_.B + at) *
-                                     (kSavedVectors * L) + 4 * L);
-    }
-    if (p_.dy) {
+  void add_output_gradient(const Walk& w, S* dh, int64_t height, int64_t vectors, int64_t t,
+                           int64_t vector, int64_t row) {
+    for (int64_t i = 0; i < height; ++i) {
+      const int64_t sample = in_.order[w.row0 + row + i];
       const S* dy = p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b;
-      dh += p_.dy_same ? splat(*dy) : load_part(dy + block * L, tail(block));
+      for (int64_t j = 0; j < vectors; ++j, dh += L)
+        store(dh, load(dh) + (p_.dy_same ? splat(*dy)
+                                         : load_part(dy + (vector + j) * L, tail_out(vector + j))));
     }
+  }
+
+  void unproject(const Walk& w, int64_t step, int64_t t, int64_t slot, int64_t active) {
+    for (int64_t q = w.panels.begin; q < w.panels.end; ++q) {
+      const S* panel = panel_r_() + q * width_ * L * shape_.R;
+      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        product<S>({w.dr.at(0, slot, row), ld_dr_, 0, 1, shape_.R}, panel, height,
+                   vectors_of(q, blocks_), dh.numbers);
+        cells(w, dh.numbers, height, vectors_of(q, blocks_), step, t, slot, q * width_, row);
+      });
+    }
+  }
+
+  // The last step of a sequence gets the gradient of its cell state from c_n.
+  void enter_cells(const Walk& w, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block) {
+        const int64_t from = in_.order[w.row0 + row] * shape_.H + block * L;
+        store(w.dc + (block * w.rows + row) * L, load_or_zero(p_.dc_n, from, tail(block)));
+      }
+  }
+
+  // Gradients of the outputs of `height` rows and `vectors` blocks to those of the gate sums.
+  void cells(const Walk& w, const S* dh, int64_t height, int64_t vectors, int64_t step, int64_t t,
+             int64_t slot, int64_t block, int64_t row) {
+    for (int64_t j = 0; j < vectors; ++j)
+      cells_of_block(w, dh + j * L, vectors * L, height, step, t, slot, block + j, row);
+  }
+
+  void cells_of_block(const Walk& w, const S* dh, int64_t dh_stride, int64_t height, int64_t step,
+                      int64_t t, int64_t slot, int64_t block, int64_t row) {
+    const int64_t at = w.row0 + row;
+    const bool watch = in_.lengths || in_.reset || t == in_.first_time(at);
+    const S* saved = saved_at(t, block, at);
+    const S* before = step > 0 ? saved_at(in_.time(step - 1), block, at) : saved;
     S* carried = w.dc + (block * w.rows + row) * L;
-    const Vec<S> dc = load(carried) + dh * o * (S(1) - tanh_c * tanh_c);
-    store(carried, reset ? Vec<S>{} : dc * f);
-    S* da = da_at(w, block, slot, row);
-    store(da, dc * g * i * (S(1) - i));
-    store(da + L, dc * c_before * f * (S(1) - f));
-    store(da + 2 * L, dc * i * (S(1) - g * g));
-    store(da + 3 * L, dh * tanh_c * o * (S(1) - o));
+    S* da = w.da.at(block, slot, row);
+    S* u = projected_ ? w.u.at(block, slot, row) : nullptr;
+    for (int64_t r = 0; r < height; ++r) {
+      const Vec<S> i = load(saved), f = load(saved + L), g = load(saved + 2 * L),
+                   o = load(saved + 3 * L), tanh_c = tanh<S>(load(saved + 4 * L));
+      const Vec<S> c_before = watch ? cell_before(t, block, at + r, before) : load(before + 4 * L);
+      for (int v = 0; v < kSavedVectors - 1; ++v) __builtin_prefetch(before + v * L);
+      const Vec<S> d = load(dh);
+      const Vec<S> dc = load(carried) + d * o * (S(1) - tanh_c * tanh_c);
+      store(carried, watch && in_.resets(t, at + r) ? Vec<S>{} : dc * f);
+      store(da, dc * g * i * (S(1) - i));
+      store(da + L, dc * c_before * f * (S(1) - f));
+      store(da + 2 * L, dc * i * (S(1) - g * g));
+      store(da + 3 * L, d * tanh_c * o * (S(1) - o));
+      if (u) {
+        store(u, o * tanh_c);
+        u += L;
+      }
+      saved += kSavedVectors * L;
+      before += kSavedVectors * L;
+      dh += dh_stride;
+      carried += L;
+      da += kGates;
+    }
+  }
+
+  const S* saved_at(int64_t t, int64_t block, int64_t at) const {
+    return p_.saved + ((t * blocks_ + block) * shape_.B + at) * (kSavedVectors * L);
+  }
+
+  Vec<S> cell_before(int64_t t, int64_t block, int64_t at, const S* before) const {
+    if (in_.resets(t, at)) return Vec<S>{};
+    if (t != in_.first_time(at)) return load(before + 4 * L);
+    return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }
 
   // Rows [begin, end) took their first step at `step`: what is left goes to h_0 and c_0.
   void leave(const Walk& w, int64_t step, int64_t slot, int64_t begin, int64_t end) {
     const int64_t t = in_.time(step);
-    for (int64_t q = w.panels.begin; q < w.panels.end; ++q)
-      with_vectors(vectors_of(q), [&](auto vectors) {
-        constexpr int NV = decltype(vectors)::value;
-        for_row_tiles(begin, end, [&](int64_t row, auto count) {
-          constexpr int MR = decltype(count)::value;
-          Tile<S, MR, NV> dh;
-          dh.clear();
-          if (!all_cut(w, t, row, row + MR)) {
-            multiply_gates(w, slot, row, panel_h_() + q * panel_size(), &dh);
-            drop_cut_rows(w, t, row, &dh);
+    for (int64_t q = w.panels_out.begin; q < w.panels_out.end; ++q)
+      for_row_tiles(begin, end, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        recurrent_gradient(w, t, slot, row, height, q, dh.numbers);
+        const int64_t vectors = vectors_of(q, outputs_);
+        for (int64_t i = 0; i < height; ++i)
+          for (int64_t j = 0; j < vectors; ++j) {
+            const int64_t vector = q * width_ + j;
+            const int64_t to = in_.order[w.row0 + row + i] * shape_.R + vector * L;
+            store_part(p_.dh0 + to, load(dh.numbers + (i * vectors + j) * L), tail_out(vector));
           }
-          for (int i = 0; i < MR; ++i)
-            for (int j = 0; j < NV; ++j) {
-              const int64_t block = q * width_ + j;
-              const int64_t to = in_.order[w.row0 + row + i] * shape_.H + block * L;
-              store_part(p_.dh0 + to, dh.v[i][j], tail(block));
-              store_part(p_.dc0 + to, load(w.dc + (block * w.rows + row + i) * L), tail(block));
-            }
-        });
       });
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block) {
+        const int64_t to = in_.order[w.row0 + row] * shape_.H + block * L;
+        store_part(p_.dc0 + to, load(w.dc + (block * w.rows + row) * L), tail(block));
+      }
   }
 
-  // Calls f(slot, index, rows) for the runs of (step, row) pairs that lie side by side in both
-  // operands; index counts rows of the chunk from the step walked first, which had number n.
-  template <typename F>
-  TT_INLINE void for_runs(const Walk& w, int64_t step, int64_t steps, int64_t n, const F& f) {
-    for (int64_t k = 0; k < steps;) {
-      const int64_t slot = (n + k) % slots_;
-      const int64_t active = active_rows(in_, in_.time(step + steps - 1 - k), w.row0, w.rows);
-      int64_t whole = 1;
-      if (active == w.rows)
-        while (k + whole < steps && slot + whole < slots_ &&
-               active_rows(in_, in_.time(step + steps - 1 - k - whole), w.row0, w.rows) == active)
-          ++whole;
-      f(slot, k * w.rows, whole == 1 ? active : whole * w.rows);
-      k += whole;
-    }
-  }
-
-  void add_weight_gradients(const Walk& w, int64_t step, int64_t steps, int64_t n) {
-    for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block)
-      for (int64_t column = 0; column < columns_; column += kRegisterRows)
-        with_rows(columns_ - column < kRegisterRows ? columns_ - column : kRegisterRows,
-                  [&](auto count) {
-                    Tile<S, decltype(count)::value, 4> sum;
-                    S* to = w.dw + (block * columns_ + column) * kGates;
-                    sum.prefetch(to);
-                    sum.clear();
-                    for_runs(w, step, steps, n, [&](int64_t slot, int64_t index, int64_t rows) {
-                      sum.multiply(hx_at(w, index, column), 1, kRegisterRows,
-                                   da_at(w, block, slot, 0), rows);
-                    });
-                    sum.add_to(to);
-                  });
-  }
-
-  void input_gradients(const Walk& w, int64_t step, int64_t steps, int64_t n) {
+  void input_gradients(const Walk& w, const Chunk& chunk) {
     const int64_t vectors_in_all = divide_up(shape_.I, L);
-    for_runs(w, step, steps, n, [&](int64_t slot, int64_t index, int64_t rows) {
-      const Share own(rows, w.member.begin, w.member.end, schedule_.team);
+    for_runs(in_, w, chunk, slots_, [&](int64_t slot, int64_t index, int64_t rows) {
+      const Share own = w.own(rows);
       for (int64_t q = 0; q < panels_x_; ++q) {
         const int64_t left = vectors_in_all - q * kPanelVectors;
+        const int64_t vectors = left < kPanelVectors ? left : kPanelVectors;
         const S* panel = panel_x_() + q * kPanelVectors * L * blocks_ * kGates;
-        with_vectors(left, [&](auto vectors) {
-          constexpr int NV = decltype(vectors)::value;
-          for_row_tiles(own.begin, own.end, [&](int64_t row, auto count) {
-            constexpr int MR = decltype(count)::value;
-            Tile<S, MR, NV> dx;
-            dx.clear();
-            multiply_gates(w, slot, row, panel, &dx);
-            for (int i = 0; i < MR; ++i) {
-              const int64_t r = index + row + i;
-              const int64_t t = in_.time(step + steps - 1 - r / w.rows);
-              const int64_t sample = in_.order[w.row0 + r % w.rows];
-              for (int j = 0; j < NV; ++j) {
-                const int64_t column = (q * kPanelVectors + j) * L;
-                store_part(p_.dx + (t * shape_.B + sample) * shape_.I + column, dx.v[i][j],
-                           shape_.I - column);
-              }
+        for_row_tiles(own.begin, own.end, [&](int64_t row, int64_t height) {
+          TileBuffer<S> dx;
+          product<S>(da_rows(w, slot, row), panel, height, vectors, dx.numbers);
+          for (int64_t i = 0; i < height; ++i) {
+            const int64_t r = index + row + i;
+            const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / w.rows);
+            const int64_t sample = in_.order[w.row0 + r % w.rows];
+            S* to = p_.dx + (t * shape_.B + sample) * shape_.I;
+            for (int64_t j = 0; j < vectors; ++j) {
+              const int64_t column = (q * kPanelVectors + j) * L;
+              store_part(to + column, load(dx.numbers + (i * vectors + j) * L), shape_.I - column);
             }
-          });
+          }
         });
       }
     });
-  }
-
-  void scatter_columns(int64_t block, int64_t begin, int64_t end) {
-    alignas(64) S sums[kScatter * kGates];
-    std::memcpy(sums, dw_() + (block * columns_ + begin) * kGates,
-                (end - begin) * kGates * sizeof(S));
-    for (int64_t group = 1; group < plan_.groups; ++group) {
-      const S* from = dw_() + group * dw_size() + (block * columns_ + begin) * kGates;
-      for (int64_t v = 0; v < (end - begin) * kGates; v += L)
-        store(sums + v, load(sums + v) + load(from + v));
-    }
-    const int64_t units = tail(block) < L ? tail(block) : L;
-    for (int64_t gate = 0; gate < 4; ++gate)
-      for (int64_t lane = 0; lane < units; ++lane) {
-        const int64_t row = gate * shape_.H + block * L + lane;
-        for (int64_t column = begin; column < end; ++column) {
-          const S value = sums[((column - begin) * 4 + gate) * L + lane];
-          if (column < shape_.H) {
-            p_.dweight_hh[row * shape_.H + column] = value;
-          } else if (column < shape_.H + shape_.I) {
-            p_.dweight_ih[row * shape_.I + column - shape_.H] = value;
-          } else {
-            p_.dbias[row] = value;
-          }
-        }
-      }
   }
 
   const LstmBackward<S>& p_;
@@ -445,9 +395,12 @@ class Backward {
   const LstmShape shape_;
   const LstmPlan plan_;
   const LstmSchedule schedule_;
-  const int64_t blocks_, width_, panels_, panels_x_, most_rows_, slots_, columns_;
+  const int64_t blocks_, outputs_;
+  const bool projected_;
+  const int64_t width_, panels_, panels_out_, panels_x_, most_rows_, slots_, ld_dr_;
   Scratch scratch_;
-  Span<S> panel_h_, panel_x_, da_, dc_, hx_, dw_;
+  WeightGradients<S> weights_;
+  Span<S> panel_h_, panel_x_, panel_r_, da_, dc_, dr_, u_;
   Span<Barrier> barriers_;
 };
 

@@ -33,9 +33,8 @@ void nonlinearity(S* values, int64_t count, bool is_tanh) {
 }  // namespace
 
 extern const CpuKernels TT_NAME(TT_ISA);
-const CpuKernels TT_NAME(TT_ISA) = {TT_TEXT(TT_ISA),       kVectorBytes,
-                                    lstm_forward<float>,   lstm_forward<double>,
-                                    lstm_backward<float>,  lstm_backward<double>,
-                                    nonlinearity<float>,   nonlinearity<double>};
+const CpuKernels TT_NAME(TT_ISA) = {
+    TT_TEXT(TT_ISA),      kVectorBytes,          lstm_forward<float>, lstm_forward<double>,
+    lstm_backward<float>, lstm_backward<double>, nonlinearity<float>, nonlinearity<double>};
 
 }  // namespace throughtime

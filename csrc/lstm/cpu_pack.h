@@ -59,8 +59,7 @@ void pack_gate_bias(const S* bias, int64_t H, S* packed, Share blocks) {
   for (int64_t block = blocks.begin; block < blocks.end; ++block)
     for (int64_t gate = 0; gate < 4; ++gate) {
       const S* from = bias ? bias + gate * H + block * L : nullptr;
-      store(packed + (block * 4 + gate) * L,
-            bias ? load_part(from, H - block * L) : Vec<S>{});
+      store(packed + (block * 4 + gate) * L, bias ? load_part(from, H - block * L) : Vec<S>{});
     }
 }
 
@@ -84,6 +83,40 @@ void pack_column_panels(const S* weight, int64_t H, int64_t columns, int64_t wid
                                            columns - column)
                                : Vec<S>{});
           }
+  }
+}
+
+// The same for a weight [rows, columns] in its own order of rows.
+template <typename S>
+void pack_plain_panels(const S* weight, int64_t rows, int64_t columns, int64_t width, S* panels,
+                       Share which) {
+  constexpr int64_t L = kLanes<S>;
+  const int64_t vectors = divide_up(columns, L);
+  for (int64_t q = which.begin; q < which.end; ++q) {
+    const int64_t here = vectors - q * width < width ? vectors - q * width : width;
+    S* to = panels + q * width * L * rows;
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t j = 0; j < here; ++j, to += L) {
+        const int64_t column = (q * width + j) * L;
+        store(to, load_part(weight + row * columns + column, columns - column));
+      }
+  }
+}
+
+// The same for the transpose of a weight [rows, columns]: a panel's columns are the weight's rows.
+template <typename S>
+void pack_transposed_panels(const S* weight, int64_t rows, int64_t columns, int64_t width,
+                            S* panels, Share which) {
+  constexpr int64_t L = kLanes<S>;
+  const int64_t vectors = divide_up(rows, L);
+  for (int64_t q = which.begin; q < which.end; ++q) {
+    const int64_t here = vectors - q * width < width ? vectors - q * width : width;
+    S* panel = panels + q * width * L * columns;
+    for (int64_t lane = 0; lane < here * L; ++lane) {
+      const int64_t row = q * width * L + lane;
+      for (int64_t k = 0; k < columns; ++k)
+        panel[k * here * L + lane] = row < rows ? weight[row * columns + k] : S(0);
+    }
   }
 }
 

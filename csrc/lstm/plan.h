@@ -25,12 +25,12 @@ TT_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 namespace lstm_plan_detail {
 
-constexpr int64_t kNearBytes = 640 * 1024;          // recurrent weights that stay in an L2 cache
-constexpr int64_t kProductRows = 96;                // rows that make a large product efficient
-constexpr int64_t kGradientBytes = 64 << 20;        // for the groups' own sums of weight gradients
-constexpr int64_t kFuseInputs = 48;                 // below: a separate projection does not pay
-constexpr double kOperationsPerWorker = 1 << 18;    // per step: below, a barrier costs more
-constexpr double kOperationsToFork = 2 << 20;       // in all: below, starting threads costs more
+constexpr int64_t kNearBytes = 640 * 1024;        // recurrent weights that stay in an L2 cache
+constexpr int64_t kProductRows = 96;              // rows that make a large product efficient
+constexpr int64_t kGradientBytes = 64 << 20;      // for the groups' own sums of weight gradients
+constexpr int64_t kFuseInputs = 48;               // below: a separate projection does not pay
+constexpr double kOperationsPerWorker = 1 << 16;  // per step: below, a barrier costs more
+constexpr double kOperationsToFork = 2 << 20;     // in all: below, starting threads costs more
 
 TT_INLINE int64_t power_of_two_at_least(int64_t n) {
   int64_t power = 1;
@@ -42,8 +42,8 @@ TT_INLINE int64_t power_of_two_at_least(int64_t n) {
 
 TT_INLINE LstmPlan plan_lstm(const LstmShape& s, int64_t scalar_bytes) {
   using namespace lstm_plan_detail;
-  const int64_t weights = 4 * s.H * s.H * scalar_bytes;
-  const int64_t gradients = 4 * s.H * (s.H + s.I + 1) * scalar_bytes;
+  const int64_t weights = 4 * s.H * s.R * scalar_bytes;
+  const int64_t gradients = 4 * s.H * (s.R + s.I + 1) * scalar_bytes;
   LstmPlan plan;
   // Weights near: small groups need no barrier. Weights far: few groups read them less often.
   const int64_t rows = weights <= kNearBytes ? 32 : 64;
@@ -59,7 +59,7 @@ TT_INLINE LstmPlan plan_lstm(const LstmShape& s, int64_t scalar_bytes) {
 
 TT_INLINE LstmSchedule schedule_lstm(const LstmShape& s, const LstmPlan& plan, int threads) {
   using namespace lstm_plan_detail;
-  const double step = 8.0 * s.B * s.H * (s.H + s.I);  // operations
+  const double step = 8.0 * s.B * s.H * (s.R + s.I);  // operations
   LstmSchedule schedule{1, 1};
   if (threads <= 1 || step * s.T < kOperationsToFork) return schedule;
   schedule.lanes = static_cast<int>(plan.groups < threads ? plan.groups : threads);

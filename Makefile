@@ -1,0 +1,83 @@
+# `make demo` and `make test` each do everything on a machine that has Python >= 3.10, make and a
+# C++ compiler: a virtual environment of their own, the install, the run.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTEST_ARGS ?=
+THROUGHTIME_BUILD ?= cpu
+export THROUGHTIME_BUILD
+
+BIN := $(VENV)/bin
+# what the installed package is made of: a change of any of it makes the installation stale
+SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels -type f \
+	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
+CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: help demo test install format clean FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo     install into $(VENV), train on real data with ours and with nn.LSTM, compare"
+	@echo "make test     install into $(VENV), then every check and every test"
+	@echo "make install  install into $(VENV) only"
+	@echo "make format   format the Python and C++ sources"
+	@echo "make clean    remove $(VENV) and all that was built"
+	@echo
+	@echo "PYTHON=$(PYTHON)  TORCH=$(TORCH)  THROUGHTIME_BUILD=$(THROUGHTIME_BUILD)  PYTEST_ARGS=$(PYTEST_ARGS)"
+	@echo "may be set, as in: make test TORCH=torch==2.12.0 PYTEST_ARGS='-k functional'"
+
+demo: install
+	$(BIN)/python -m throughtime demo
+
+# Each part is timed; the first that fails ends the run.
+test:
+	@begin=$$(date +%s); \
+	part() { \
+	  name=$$1; shift; start=$$(date +%s); \
+	  printf '\n== %s: %s\n' "$$name" "$$*"; \
+	  "$$@" || { printf '\nmake test: FAILED in %s: %s\n' "$$name" "$$*" >&2; exit 1; }; \
+	  printf '== %s passed in %s s\n' "$$name" $$(( $$(date +%s) - start )); \
+	}; \
+	part install $(MAKE) --no-print-directory install; \
+	part lint $(BIN)/ruff check .; \
+	part format $(BIN)/ruff format --check .; \
+	part types $(BIN)/mypy --cache-dir $(VENV)/mypy -p throughtime; \
+	part types-build $(BIN)/mypy --cache-dir $(VENV)/mypy setup.py csrc/toolchain.py; \
+	part clang-format $(BIN)/clang-format --dry-run -Werror $(CPP); \
+	part pytest $(BIN)/pytest $(PYTEST_ARGS); \
+	printf '\nmake test: all passed in %s s\n' $$(( $$(date +%s) - begin ))
+
+install: $(VENV)/installed
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf $(VENV) build dist throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f python/throughtime/_build_info.py python/throughtime/_C.*
+	find bench csrc python tests triton_kernels -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A normal installation, not an editable one: what is tested is what a user gets.
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet ".[bench,test]"
+	@touch $@
+
+# Holds the name of the torch that was asked for and is written only when that changes.
+$(VENV)/torch: FORCE
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo "make: $(PYTHON) was not found: name a Python >= 3.10 by PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $$("$(PYTHON)" --version) is too old: name a Python >= 3.10 by PYTHON=..." >&2; exit 1; }
+	@if [ "$$(cat $@ 2>/dev/null)" != "$(TORCH)" ]; then \
+	  set -e; rm -f $@; \
+	  echo "make: setting up $(VENV) with $(TORCH), once: some minutes"; \
+	  "$(PYTHON)" -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet --upgrade pip; \
+	  $(BIN)/python -m pip install "$(TORCH)"; \
+	  echo "$(TORCH)" > $@; \
+	fi
+
+FORCE:

@@ -1,0 +1,106 @@
+"""Which shapes are measured, and how much arithmetic each of them needs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MODES = ("forward+backward", "forward", "inference")
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One layer, one direction: input ``[steps, batch, input_size]``, ``hidden_size`` units.
+
+    Example:
+        >>> str(Case(784, 100, 1, 128))
+        '784, 100, 1, 128'
+    """
+
+    steps: int
+    batch: int
+    input_size: int
+    hidden_size: int
+
+    def __str__(self) -> str:
+        return f"{self.steps}, {self.batch}, {self.input_size}, {self.hidden_size}"
+
+
+DEFAULT = (
+    Case(784, 100, 1, 128),  # pixel by pixel MNIST, the h-detach paper's batch
+    Case(120, 100, 1, 128),  # copying with T = 100
+    Case(100, 64, 256, 256),
+    Case(100, 64, 512, 512),
+    Case(100, 16, 1024, 1024),
+    Case(300, 1, 128, 128),
+)
+QUICK = (Case(120, 100, 1, 128), Case(50, 64, 256, 256), Case(300, 1, 128, 128))
+
+SWEEP_STEPS = (10, 100, 500, 2000)
+SWEEP_BATCH = (1, 8, 64, 256)
+SWEEP_HIDDEN = (8, 32, 128, 512, 2048)
+SWEEP_GFLOP = 120.0
+
+
+def product(
+    steps: Iterable[int],
+    batch: Iterable[int],
+    inputs: Iterable[int] | None,
+    hidden: Iterable[int],
+) -> tuple[Case, ...]:
+    """All combinations of the given sizes; without ``inputs`` the input is as wide as the state.
+
+    Example:
+        >>> [str(case) for case in product([10], [1, 2], None, [8])]
+        ['10, 1, 8, 8', '10, 2, 8, 8']
+    """
+    return tuple(
+        Case(t, b, i, h)
+        for t, b, h in itertools.product(steps, batch, hidden)
+        for i in (inputs if inputs is not None else (h,))
+    )
+
+
+def sweep() -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """The grid T 10..2000, B 1..256, H 8..2048 as (measured, left out for their size).
+
+    A case is left out if one forward and backward needs more than ``SWEEP_GFLOP``: the largest
+    corner alone would take an hour. Every T, every B and every H keeps at least one case.
+
+    Example:
+        >>> measured, left_out = sweep()
+        >>> {case.hidden_size for case in measured} == set(SWEEP_HIDDEN)
+        True
+    """
+    grid = product(SWEEP_STEPS, SWEEP_BATCH, None, SWEEP_HIDDEN)
+    measured = tuple(c for c in grid if gflop(c, "forward+backward") <= SWEEP_GFLOP)
+    return measured, tuple(c for c in grid if c not in measured)
+
+
+def gflop(case: Case, mode: str, p: float = 0.0, *, input_grad: bool = False) -> float:
+    """Arithmetic that the matrix products of one iteration need, in 10^9 operations.
+
+    Counts only what nobody can avoid: no recurrent product at step 0 (the initial state is zero),
+    none in the backward pass of a detached step, no gradient of the input unless it is asked for.
+    Sigmoids, tanhs and the other elementwise work are not counted.
+
+    Args:
+        case: the shape.
+        mode: one of ``MODES``.
+        p: fraction of the steps 0 to 1 that are detached; matters only with a backward pass.
+        input_grad: whether the input needs a gradient.
+
+    Example:
+        >>> full = gflop(Case(100, 64, 256, 256), "forward+backward")
+        >>> full > gflop(Case(100, 64, 256, 256), "forward+backward", p=0.5)
+        True
+    """
+    per_step = 2e-9 * case.batch * 4 * case.hidden_size
+    recurrent = per_step * case.hidden_size * (case.steps - 1)
+    projection = per_step * case.input_size * case.steps
+    forward = recurrent + projection
+    if mode != "forward+backward":
+        return forward
+    weight_gradients = recurrent + projection
+    return forward + weight_gradients + (1 - p) * recurrent + (projection if input_grad else 0.0)

@@ -1,0 +1,33 @@
+"""The one kind of error that a command reports as a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class UsageError(Exception):
+    """Something the person at the keyboard can put right; the message says what and how."""
+
+
+def require(module: str) -> ModuleType:
+    """Imports a module that comes with the ``bench`` extra.
+
+    Args:
+        module: dotted name, for instance ``"matplotlib.pyplot"``.
+
+    Raises:
+        UsageError: if its distribution is not installed.
+
+    Example:
+        >>> require("json").dumps([1])
+        '[1]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        distribution = "scikit-learn" if module.startswith("sklearn") else module.split(".")[0]
+        raise UsageError(
+            f"this command needs {distribution}, which is not installed; "
+            'install it with: pip install "throughtime[bench]"'
+        ) from error

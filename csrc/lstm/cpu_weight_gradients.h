@@ -1,0 +1,208 @@
+// Weight gradients of the LSTM on a CPU: dW_hh, dW_ih, db from one product per chunk of steps, and
+// dW_hr of a projection.
+//
+// The left operand is [h_{t-1}, x_t, 1], gathered per chunk in tiles of columns; the right one is
+// da as the walk left it in its ring. Every group of rows has its own sums, so groups never wait for
+// each other; in the end they are added in the order of groups.
+#pragma once
+
+#include "cpu_ring.h"
+#include "plan.h"
+
+namespace throughtime {
+namespace {
+
+template <typename S>
+class WeightGradients {
+  static constexpr int64_t L = kLanes<S>;
+  static constexpr int64_t kGates = 4 * L;
+
+ public:
+  WeightGradients(const LstmBackward<S>& args, const LstmPlan& plan, const LstmSchedule& schedule,
+                  Scratch* scratch)
+      : p_(args),
+        in_(args.in),
+        shape_(args.in.shape),
+        plan_(plan),
+        blocks_(divide_up(shape_.H, L)),
+        columns_(shape_.R + shape_.I + 1),
+        most_rows_(divide_up(shape_.B, plan.groups)) {
+    if (!wanted()) return;
+    hx_ = scratch->template reserve<S>(schedule.lanes * hx_size());
+    dw_ = scratch->template reserve<S>(plan.groups * dw_size());
+    dw_r_ = scratch->template reserve<S>(projected() ? plan.groups * dw_r_size() : 0);
+  }
+
+  bool wanted() const { return p_.dweight_hh != nullptr; }
+
+  // For a group without any step; otherwise its first chunk writes the sums.
+  void clear(const GroupPart& part, int64_t group) {
+    const auto clear_blocks = [&](S* sums, int64_t size) {
+      std::memset(sums + part.blocks.begin * size, 0,
+                  (part.blocks.end - part.blocks.begin) * size * sizeof(S));
+    };
+    clear_blocks(dw_() + group * dw_size(), columns_ * kGates);
+    if (projected()) clear_blocks(dw_r_() + group * dw_r_size(), shape_.R * L);
+  }
+
+  // Left operands of the weight gradient of one chunk, in the order in which its steps are walked.
+  void gather(const GroupPart& part, const Chunk& chunk) {
+    const Share own = part.own(chunk.steps * part.rows);
+    const S one = 1;
+    for (int64_t r = own.begin; r < own.end; ++r) {
+      const int64_t at = part.row0 + r % part.rows, sample = in_.order[at];
+      const int64_t s = chunk.step + chunk.steps - 1 - r / part.rows, t = in_.time(s);
+      if (t >= in_.length(at)) continue;
+      const S* h = nullptr;
+      if (!in_.resets(t, at))
+        h = t == in_.first_time(at) ? in_.h0 + sample * shape_.R
+                                    : p_.y + (in_.time(s - 1) * shape_.B + sample) * shape_.R;
+      put_columns(part, r, 0, h, shape_.R);
+      put_columns(part, r, shape_.R, in_.x + t * in_.x_stride_t + sample * in_.x_stride_b,
+                  shape_.I);
+      put_columns(part, r, shape_.R + shape_.I, &one, 1);
+    }
+  }
+
+  // Adds a chunk's sum da^T [h, x, 1] to the group's own sums.
+  void add(const GroupPart& part, int64_t group, const Chunk& chunk, const Ring<S>& da) {
+    for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
+      for (int64_t column = 0; column < columns_; column += kRegisterRows)
+        with_rows(
+            columns_ - column < kRegisterRows ? columns_ - column : kRegisterRows, [&](auto count) {
+              Tile<S, decltype(count)::value, 4> sum;
+              S* to = dw_() + group * dw_size() + (block * columns_ + column) * kGates;
+              if (chunk.n > 0) sum.prefetch(to);
+              sum.clear();
+              for_runs(in_, part, chunk, da.slots, [&](int64_t slot, int64_t index, int64_t rows) {
+                sum.multiply(hx_at(part, index, column), 1, kRegisterRows, da.at(block, slot, 0),
+                             rows);
+              });
+              put_sum(sum, chunk, to);
+            });
+  }
+
+  // The same for the projection: sum dr^T u, u = o tanh(c).
+  void add_projection(const GroupPart& part, int64_t group, const Chunk& chunk, const Ring<S>& dr,
+                      const Ring<S>& u) {
+    for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
+      for_row_tiles(0, shape_.R, [&](int64_t output, int64_t height) {
+        with_rows(height, [&](auto count) {
+          Tile<S, decltype(count)::value, 1> sum;
+          sum.clear();
+          for_runs(in_, part, chunk, u.slots, [&](int64_t slot, int64_t, int64_t rows) {
+            sum.multiply(dr.at(0, slot, 0) + output, 1, dr.width, u.at(block, slot, 0), rows);
+          });
+          put_sum(sum, chunk, dw_r_() + group * dw_r_size() + (block * shape_.R + output) * L);
+        });
+      });
+  }
+
+  // Adds up the groups and puts the sums into PyTorch's order.
+  void finish(Share blocks) {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      for (int64_t column = 0; column < columns_; column += kScatter) {
+        const int64_t end = column + kScatter < columns_ ? column + kScatter : columns_;
+        scatter_columns(block, column, end);
+      }
+      if (projected()) scatter_projection(block);
+    }
+  }
+
+ private:
+  static constexpr int64_t kScatter = 16;
+
+  bool projected() const { return in_.weight_hr != nullptr; }
+  int64_t hx_size() const { return plan_.chunk * most_rows_ * (columns_ + kRegisterRows); }
+  int64_t dw_size() const { return blocks_ * columns_ * kGates; }
+  int64_t dw_r_size() const { return blocks_ * shape_.R * L; }
+  int64_t tail(int64_t block) const { return shape_.H - block * L; }
+
+  // Tiles of kRegisterRows columns: the tile's k loop reads one contiguous piece.
+  S* hx_at(const GroupPart& part, int64_t row, int64_t column) const {
+    const int64_t tile = column / kRegisterRows * plan_.chunk * part.rows + row;
+    return hx_() + part.member.lane * hx_size() + tile * kRegisterRows + column % kRegisterRows;
+  }
+
+  template <int MR, int NV>
+  TT_INLINE static void put_sum(const Tile<S, MR, NV>& sum, const Chunk& chunk, S* to) {
+    if (chunk.n == 0) {
+      sum.write(to);
+    } else {
+      sum.add_to(to);
+    }
+  }
+
+  // Columns [column, column + count) of a row; zeros where there is no source.
+  TT_INLINE void put_columns(const GroupPart& part, int64_t row, int64_t column, const S* from,
+                             int64_t count) {
+    constexpr int64_t width = kRegisterRows;
+    while (count > 0) {
+      S* to = hx_at(part, row, column);
+      const int64_t room = width - column % width, here = count < room ? count : room;
+      if (from == nullptr) {
+        for (int64_t k = 0; k < here; ++k) to[k] = 0;
+      } else {
+        if (here == width) {
+          std::memcpy(to, from, width * sizeof(S));  // of constant size: a move or two
+        } else {
+          for (int64_t k = 0; k < here; ++k) to[k] = from[k];
+        }
+        from += here;
+      }
+      column += here;
+      count -= here;
+    }
+  }
+
+  void scatter_columns(int64_t block, int64_t begin, int64_t end) {
+    const S* from = dw_() + (block * columns_ + begin) * kGates;
+    alignas(64) S total[kScatter * kGates];
+    const S* sums = from;
+    if (plan_.groups > 1) {
+      sums = total;
+      for (int64_t v = 0; v < (end - begin) * kGates; v += L) {
+        Vec<S> sum = load(from + v);
+        for (int64_t group = 1; group < plan_.groups; ++group)
+          sum += load(from + group * dw_size() + v);
+        store(total + v, sum);
+      }
+    }
+    const int64_t units = tail(block) < L ? tail(block) : L;
+    for (int64_t gate = 0; gate < 4; ++gate)
+      for (int64_t lane = 0; lane < units; ++lane) {
+        const int64_t row = gate * shape_.H + block * L + lane;
+        const S* value = sums + gate * L + lane;
+        const auto put = [&](S* to, int64_t first, int64_t past) {
+          const int64_t from = begin > first ? begin : first, until = end < past ? end : past;
+          for (int64_t column = from; column < until; ++column, value += kGates)
+            to[column - first] = *value;
+        };
+        put(p_.dweight_hh + row * shape_.R, 0, shape_.R);
+        put(p_.dweight_ih + row * shape_.I, shape_.R, shape_.R + shape_.I);
+        put(p_.dbias + row, shape_.R + shape_.I, columns_);
+      }
+  }
+
+  void scatter_projection(int64_t block) {
+    for (int64_t output = 0; output < shape_.R; ++output) {
+      const int64_t at = (block * shape_.R + output) * L;
+      Vec<S> sum = load(dw_r_() + at);
+      for (int64_t group = 1; group < plan_.groups; ++group)
+        sum += load(dw_r_() + group * dw_r_size() + at);
+      store_part(p_.dweight_hr + output * shape_.H + block * L, sum, tail(block));
+    }
+  }
+
+  const LstmBackward<S>& p_;
+  const LstmInput<S>& in_;
+  const LstmShape shape_;
+  const LstmPlan& plan_;
+  const int64_t blocks_, columns_, most_rows_;
+  Span<S> hx_;    // per lane: [columns / kRegisterRows, chunk * rows, kRegisterRows]
+  Span<S> dw_;    // per group: [blocks, columns, 4L]
+  Span<S> dw_r_;  // per group: [blocks, R, L]
+};
+
+}  // namespace
+}  // namespace throughtime

@@ -1,0 +1,52 @@
+"""Recurrent layers for PyTorch that are drop-in replacements, with h-detach for long sequences.
+
+Example:
+    >>> import torch, throughtime
+    >>> lstm = throughtime.LSTM(3, 8, detach_prob=0.25)
+    >>> output, (h_n, c_n) = lstm(torch.randn(50, 4, 3))
+    >>> assert output.shape == (50, 4, 8)
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as _error:
+    # A torch that is there but broken has to show its own error.
+    if _error.name != "torch":
+        raise
+    raise ImportError(
+        "throughtime needs PyTorch 2.10 or newer; install it with: pip install torch"
+    ) from None
+
+from throughtime import functional, nn, reference
+from throughtime.backends import backend, explain
+from throughtime.backends.selection import configure_logging as _configure_logging
+from throughtime.nn import LSTM
+from throughtime.ops.lstm import empty_cache
+from throughtime.replacement import replace
+from throughtime.schedule import DetachSchedule
+
+try:
+    __version__ = _version("throughtime")
+except _PackageNotFoundError:
+    # Run from a source tree that was never installed: the number lives in pyproject.toml only.
+    __version__ = "0+unknown"
+
+_configure_logging()
+
+__all__ = [
+    "LSTM",
+    "DetachSchedule",
+    "__version__",
+    "backend",
+    "empty_cache",
+    "explain",
+    "functional",
+    "nn",
+    "reference",
+    "replace",
+]

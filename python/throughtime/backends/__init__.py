@@ -1,0 +1,19 @@
+"""Which implementation runs a layer, and why the others do not."""
+
+from __future__ import annotations
+
+from throughtime.backends.explanation import Explanation, explain
+from throughtime.backends.predicates import NAMES, ORDER, BackendName, Request, can_run
+from throughtime.backends.selection import backend, choose
+
+__all__ = [
+    "NAMES",
+    "ORDER",
+    "BackendName",
+    "Explanation",
+    "Request",
+    "backend",
+    "can_run",
+    "choose",
+    "explain",
+]

@@ -1,0 +1,122 @@
+"""A table of the backends: which can run a layer, which is chosen, and why the others are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from throughtime.backends.predicates import ORDER, BackendName, Request, can_run
+from throughtime.backends.selection import preferred
+
+if TYPE_CHECKING:
+    from throughtime.nn import LSTM
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found; ``str()`` of it is a Markdown table.
+
+    Attributes:
+        request: what was asked about.
+        source: where the choice comes from: argument, context, environment or "auto".
+        reasons: per backend, None if it can run, otherwise why not.
+        chosen: the backend that would run, or None if the explicit choice cannot.
+    """
+
+    request: Request
+    source: str
+    reasons: dict[str, str | None]
+    chosen: str | None
+
+    def __str__(self) -> str:
+        request = self.request
+        sizes = f"hidden_size={request.hidden_size}"
+        if request.proj_size:
+            sizes += f", proj_size={request.proj_size}"
+        rows = [("backend", "can run", "chosen", "reason"), ("---", "---", "---", "---")]
+        for name, reason in self.reasons.items():
+            can, mark = "no" if reason else "yes", "*" if name == self.chosen else ""
+            rows.append((name, can, mark, reason or ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{request.op} with {sizes}, {request.dtype} on {request.device}, {self.source}"]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            lines.append(f"| {' | '.join(cells)} | {row[3]} |")
+        if self.chosen is None:
+            lines.append("The explicit choice cannot run, so a call raises RuntimeError.")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(
+    module_or_op: LSTM | str,
+    *,
+    hidden_size: int | None = None,
+    proj_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: BackendName | None = None,
+) -> Explanation:
+    """Tell which backend would run a layer, and why the others would not.
+
+    Args:
+        module_or_op: a :class:`throughtime.LSTM`, or the name of an operator: ``"lstm"``.
+        hidden_size: H; required for an operator, taken from a module.
+        proj_size: P, 0 without projection.
+        dtype: dtype of the input; by default the module's, or torch's default dtype.
+        device: device of the input; by default the module's, or the CPU.
+        backend: the ``backend=`` argument; by default the module's, or ``"auto"``.
+
+    Returns:
+        An object whose ``str()`` is the table and whose ``chosen`` is the name.
+
+    Raises:
+        TypeError: if the first argument is neither, or ``hidden_size`` is missing.
+        ValueError: if the operator or the backend is unknown.
+
+    Example:
+        >>> import torch, throughtime
+        >>> table = throughtime.explain("lstm", hidden_size=128, dtype=torch.bfloat16)
+        >>> assert table.reasons["reference"] is None and "| backend" in str(table)
+    """
+    from throughtime.nn import LSTM
+
+    if isinstance(module_or_op, LSTM):
+        module = module_or_op
+        weight = module.weight_hh_l0
+        request = Request(
+            "lstm",
+            module.hidden_size if hidden_size is None else hidden_size,
+            module.proj_size if proj_size is None else proj_size,
+            weight.device if device is None else torch.device(device),
+            weight.dtype if dtype is None else dtype,
+        )
+        argument = module.backend if backend is None else backend
+    elif isinstance(module_or_op, str):
+        if module_or_op != "lstm":
+            raise ValueError(f"explain: the operator should be 'lstm', got {module_or_op!r}")
+        if hidden_size is None:
+            raise TypeError("explain: hidden_size is required when an operator is named")
+        request = Request(
+            module_or_op,
+            hidden_size,
+            proj_size or 0,
+            torch.device("cpu" if device is None else device),
+            torch.get_default_dtype() if dtype is None else dtype,
+        )
+        argument = "auto" if backend is None else backend
+    else:
+        raise TypeError(
+            "explain: expected a throughtime.LSTM or the name of an operator, got "
+            f"{type(module_or_op).__name__}; LSTM.from_torch converts an nn.LSTM"
+        )
+    name, source = preferred(argument)
+    reasons = {candidate: can_run(candidate, request) for candidate in ORDER}
+    if name != "auto":
+        chosen = name if reasons[name] is None else None
+    else:
+        chosen = next((candidate for candidate in ORDER if reasons[candidate] is None), None)
+    return Explanation(request, source, reasons, chosen)

@@ -1,0 +1,84 @@
+"""What each backend needs: one predicate per backend, all of them here.
+
+A predicate answers None when its backend can run the request, otherwise one sentence with the
+reason and the way out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+from throughtime.ops import lstm as kernels
+
+BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
+
+NAMES: tuple[str, ...] = get_args(BackendName)
+
+# Fastest first: "auto" takes the first that can run.
+ORDER: tuple[str, ...] = ("cuda", "triton", "cpu", "reference")
+
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Request(NamedTuple):
+    """What a backend is asked to run.
+
+    ``device`` and ``dtype`` are None while they are not known yet, as in the constructor of a
+    module; only what can never run is refused then.
+    """
+
+    op: str
+    hidden_size: int
+    proj_size: int = 0
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+
+
+def can_run(name: str, request: Request) -> str | None:
+    """Say why backend ``name`` cannot run ``request``, or None if it can."""
+    if name == "cuda":
+        return _cuda(request)
+    if name == "triton":
+        return _triton(request)
+    if name == "cpu":
+        return _cpu(request)
+    if name == "reference":
+        return _reference(request)
+    raise ValueError(unknown(name, "backend", ORDER))
+
+
+def unknown(name: object, source: str, names: tuple[str, ...] = NAMES) -> str:
+    """The message for a name that is none of ``names``; ``source`` is where it came from."""
+    return f"{source} should be one of {', '.join(map(repr, names))}, got {name!r}"
+
+
+def missing_kernels() -> str | None:
+    """Why the compiled CPU kernels are not loaded, with the command that builds them, or None."""
+    return kernels.compiled()
+
+
+def _cuda(request: Request) -> str | None:
+    return f"there are no CUDA kernels for {request.op} in this version yet; {_WAY_OUT}"
+
+
+def _triton(request: Request) -> str | None:
+    return f"there are no Triton kernels for {request.op} in this version yet; {_WAY_OUT}"
+
+
+def _cpu(request: Request) -> str | None:
+    if request.device is not None and request.device.type != "cpu":
+        return f"the tensors are on {request.device}, not on the CPU; move them, or {_WAY_OUT}"
+    if request.dtype is not None and request.dtype not in _CPU_DTYPES:
+        return f"{request.dtype} is not supported by the compiled CPU kernels; {_WAY_OUT}"
+    return missing_kernels()
+
+
+def _reference(request: Request) -> str | None:
+    if request.dtype is not None and not request.dtype.is_floating_point:
+        return f"{request.dtype} is not a floating point dtype; convert with input.float()"
+    return None
+
+
+_WAY_OUT = "use backend='reference' or 'auto'"

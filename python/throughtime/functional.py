@@ -1,0 +1,333 @@
+"""Recurrent layers as functions of their weights: checks, casts, and the choice of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from throughtime import reference
+from throughtime.backends.predicates import BackendName, Request
+from throughtime.backends.selection import choose
+from throughtime.ops.lstm import lstm_layer
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+States = tuple[Tensor, Tensor]
+
+
+def lstm(
+    input: Tensor,
+    hx: States | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    detach_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    backend: BackendName = "auto",
+) -> tuple[Tensor, States]:
+    """Run one LSTM layer in one direction; only its gradient can differ from ``nn.LSTM``'s.
+
+    T is the number of steps, B the batch, I the input size, H the hidden size, P the projection
+    size. Where ``detach_mask`` is True at position t, the ``h`` that enters the gates of that step
+    is detached; the cell path and the outputs are never cut, and ``weight_hh`` keeps its full
+    gradient. With ``reverse`` the mask at position t cuts the ``h`` that arrives from t + 1.
+
+    Under autocast everything but float64 is cast to the autocast dtype, as ``nn.LSTM`` does on
+    CUDA; gate sums and c are float32 for float16 and bfloat16.
+
+    Args:
+        input: ``[T, B, I]``, T >= 1, any strides.
+        hx: ``(h_0 [B, H or P], c_0 [B, H])``, zeros if None.
+        weight_ih: ``[4H, I]``, gate rows i, f, g, o.
+        weight_hh: ``[4H, H]``, or ``[4H, P]`` with a projection.
+        bias_ih: ``[4H]`` or None.
+        bias_hh: ``[4H]`` or None.
+        weight_hr: projection ``[P, H]`` or None.
+        detach_mask: bool ``[T]`` or ``[T, B]``.
+        lengths: int64 ``[B]``, 0 <= length <= T, in any order, on the CPU or beside the input.
+            Past its length the state of a sample is frozen, its output zero and its input unread.
+            The range is checked when the lengths are on the CPU and nothing is being compiled.
+        reset: bool ``[T, B]``; True sets h and c to zero before step t, in the direction of travel.
+        reverse: travel from the last position (of each sample) to the first.
+        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
+
+    Returns:
+        ``(output [T, B, H or P], (h_n [B, H or P], c_n [B, H]))``.
+
+    Raises:
+        RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
+        TypeError: if an argument that should be a tensor is none.
+        ValueError: if a dtype, a length or the name of the backend is wrong.
+
+    Example:
+        >>> import torch
+        >>> from throughtime import functional
+        >>> weight_ih, weight_hh = torch.randn(8, 3), torch.randn(8, 2, requires_grad=True)
+        >>> h_0, c_0 = torch.zeros(4, 2, requires_grad=True), torch.zeros(4, 2)
+        >>> mask = torch.ones(5, dtype=torch.bool)
+        >>> output, (h_n, c_n) = functional.lstm(
+        ...     torch.randn(5, 4, 3), (h_0, c_0), weight_ih, weight_hh, detach_mask=mask)
+        >>> h_n.sum().backward()
+        >>> assert output.shape == (5, 4, 2) and not h_0.grad.any() and weight_hh.grad.any()
+
+    Source: arXiv 1810.03023, Algorithm 1.
+    """
+    named = _named(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    _check_sizes(named)
+    length, batch, _ = input.shape
+    _check_mask("detach_mask", detach_mask, input, ((length,), (length, batch)))
+    _check_mask("reset", reset, input, ((length, batch),))
+    if lengths is not None:
+        _check_lengths(lengths, input)
+        lengths = lengths.to(input.device)
+    dtype = autocast_dtype(input)
+    if dtype is None:
+        _check_dtypes(named)
+    else:
+        input, weight_ih, weight_hh = input.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
+        bias_ih, bias_hh, weight_hr = (_to(x, dtype) for x in (bias_ih, bias_hh, weight_hr))
+        hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+
+    request = Request(
+        op="lstm",
+        hidden_size=weight_hh.size(0) // 4,
+        proj_size=0 if weight_hr is None else weight_hr.size(0),
+        device=input.device,
+        dtype=input.dtype,
+    )
+    run = _RUN[choose(backend, request)]
+    device_type = input.device.type
+    with nullcontext() if dtype is None else torch.autocast(device_type, enabled=False):
+        return run(
+            input,
+            hx,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            weight_hr,
+            detach_mask=detach_mask,
+            lengths=lengths,
+            reset=reset,
+            reverse=reverse,
+        )
+
+
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype that autocast wants ``input`` in, None if it leaves it as it is."""
+    device_type = input.device.type
+    if input.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def _cpu(
+    input: Tensor,
+    hx: States | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    *,
+    detach_mask: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, States]:
+    """Call the compiled kernels, which know float32 and float64."""
+    dtype = input.dtype
+    work = torch.float32 if dtype in _LOW_PRECISION else dtype
+    if hx is None:
+        batch, hidden_size = input.size(1), weight_hh.size(0) // 4
+        h_0 = input.new_zeros((batch, weight_hh.size(1)), dtype=work)
+        c_0 = input.new_zeros((batch, hidden_size), dtype=work)
+    else:
+        h_0, c_0 = hx[0].to(work), hx[1].to(work)
+        if c_0 is h_0:
+            # Dynamo does not trace an autograd.Function that gets the same tensor twice.
+            c_0 = c_0.clone()
+    output, h_n, c_n = lstm_layer(
+        input.to(work),
+        h_0,
+        c_0,
+        weight_ih.to(work),
+        weight_hh.to(work),
+        _to(bias_ih, work),
+        _to(bias_hh, work),
+        _to(weight_hr, work),
+        lengths,
+        reset,
+        detach_mask,
+        reverse,
+    )
+    return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
+
+
+_RUN: dict[str, Callable[..., tuple[Tensor, States]]] = {"reference": reference.lstm, "cpu": _cpu}
+
+
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _named(
+    input: Tensor,
+    hx: States | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+) -> dict[str, Tensor]:
+    """The given tensors by argument name.
+
+    Raises:
+        TypeError: if one of them is no tensor, or ``hx`` is no pair.
+    """
+    if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
+        raise TypeError(
+            f"lstm: hx should be a pair (h_0, c_0) of tensors or None, got {type(hx).__name__}"
+        )
+    named = {"input": input}
+    if hx is not None:
+        named |= {"hx[0]": hx[0], "hx[1]": hx[1]}
+    named |= {"weight_ih": weight_ih, "weight_hh": weight_hh}
+    optional = {"bias_ih": bias_ih, "bias_hh": bias_hh, "weight_hr": weight_hr}
+    named |= {name: x for name, x in optional.items() if x is not None}
+    for name, x in named.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"lstm: {name} should be a Tensor, got {type(x).__name__}")
+    return named
+
+
+def _check_sizes(named: dict[str, Tensor]) -> None:
+    """Check number of dimensions, sizes and devices of everything but the masks."""
+    input, weight_ih, weight_hh = named["input"], named["weight_ih"], named["weight_hh"]
+    if input.dim() != 3:
+        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
+    length, batch, input_size = input.shape
+    if length == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if weight_hh.dim() != 2 or weight_hh.size(0) % 4 or weight_hh.size(0) == 0:
+        _wrong_shape("weight_hh", "[4H, H], gate rows i, f, g, o", weight_hh)
+    gates = weight_hh.size(0)
+    hidden_size = gates // 4
+    output_size = hidden_size
+    if "weight_hr" in named:
+        weight_hr = named["weight_hr"]
+        if weight_hr.dim() != 2 or weight_hr.size(1) != hidden_size:
+            _wrong_shape("weight_hr", f"[P, {hidden_size}]", weight_hr)
+        output_size = weight_hr.size(0)
+    wanted = {
+        "weight_hh": (gates, output_size),
+        "weight_ih": (gates, input_size),
+        "bias_ih": (gates,),
+        "bias_hh": (gates,),
+    }
+    if weight_ih.dim() == 2 and weight_ih.size(1) != input_size:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {weight_ih.size(1)}, got {input_size}"
+        )
+    for name, shape in wanted.items():
+        if name in named and tuple(named[name].shape) != shape:
+            _wrong_shape(name, str(list(shape)), named[name])
+    for name, size in (("hx[0]", output_size), ("hx[1]", hidden_size)):
+        if name in named and tuple(named[name].shape) != (batch, size):
+            state = name.replace("hx", "hidden")
+            raise RuntimeError(
+                f"Expected {state} size {(batch, size)}, got {list(named[name].shape)}"
+            )
+    for name, x in named.items():
+        if x.device != input.device:
+            kind = "hidden" if name.startswith("hx") else "parameter"
+            raise RuntimeError(
+                f"Input and {kind} tensors are not at the same device, found input tensor at "
+                f"{input.device} and {kind} tensor at {x.device} ({name})"
+            )
+
+
+def _check_dtypes(named: dict[str, Tensor]) -> None:
+    input = named["input"]
+    for name, x in named.items():
+        if x.dtype == input.dtype:
+            continue
+        if name.startswith("hx"):
+            raise ValueError(
+                f"Input and hidden tensors are not the same dtype, found input tensor with "
+                f"{input.dtype} and {name} with {x.dtype}. Convert the state: "
+                f"{name}.to({input.dtype})"
+            )
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({x.dtype}) of {name}. "
+            f"Convert input: input.to({x.dtype}), or convert model: model.to({input.dtype})"
+        )
+
+
+def _check_mask(
+    name: str, mask: Tensor | None, input: Tensor, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"lstm: {name} should be a bool Tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"lstm: {name} should have dtype torch.bool, got {mask.dtype}; "
+            f"convert it: {name}.bool()"
+        )
+    if tuple(mask.shape) not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
+        letters = "[T] or [T, B]" if len(shapes) == 2 else "[T, B]"
+        _wrong_shape(name, f"{wanted} ({letters}, time first)", mask)
+    if mask.device != input.device:
+        raise RuntimeError(
+            f"lstm: {name} should be on the input's device {input.device}, got {mask.device}; "
+            f"move it: {name}.to({str(input.device)!r})"
+        )
+
+
+def _check_lengths(lengths: Tensor, input: Tensor) -> None:
+    length, batch, _ = input.shape
+    if not isinstance(lengths, Tensor):
+        raise TypeError(
+            f"lstm: lengths should be an int64 Tensor, got {type(lengths).__name__}; "
+            "convert it: torch.tensor(lengths)"
+        )
+    if lengths.dtype != torch.int64:
+        raise ValueError(
+            f"lstm: lengths should have dtype torch.int64, got {lengths.dtype}; "
+            "convert it: lengths.long()"
+        )
+    if tuple(lengths.shape) != (batch,):
+        _wrong_shape("lengths", f"[{batch}], one per sample", lengths)
+    if lengths.device.type != "cpu" and lengths.device != input.device:
+        raise RuntimeError(
+            f"lstm: lengths should be on the CPU or on the input's device {input.device}, got "
+            f"{lengths.device}"
+        )
+    # Reading values would stall a GPU and break a graph, so there they are taken on trust.
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or batch == 0:
+        return
+    low, high = (int(bound) for bound in lengths.aminmax())
+    if low < 0 or high > length:
+        raise ValueError(
+            f"lstm: lengths should be between 0 and the number of steps {length}, got values from "
+            f"{low} to {high}; pad the input or clamp the lengths"
+        )
+
+
+def _wrong_shape(name: str, wanted: str, got: Tensor) -> NoReturn:
+    raise RuntimeError(f"lstm: {name} should have shape {wanted}, got {list(got.shape)}")

@@ -1,0 +1,452 @@
+"""``throughtime.LSTM``: ``torch.nn.LSTM`` with h-detach, episode resets and a choice of backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from throughtime import functional, masks
+from throughtime.backends.predicates import BackendName, Request, can_run
+from throughtime.backends.selection import check_name
+from throughtime.packed import repack, unpack
+
+States = tuple[Tensor, Tensor]
+
+_Layer = TypeVar("_Layer", bound=nn.RNNBase)
+
+
+class LSTM(nn.RNNBase):
+    r"""A multi-layer LSTM that can cut the gradient through its hidden state at random steps.
+
+    Constructor, parameters, shapes, states, errors and ``state_dict`` are those of
+    :class:`torch.nn.LSTM`, and so are all outputs. With ``detach_prob`` > 0 only the gradient
+    differs: in training, each step is detached with that probability, so that no gradient flows
+    through ``h_{t-1}`` into the gates of that step; the cell path is never cut.
+
+    One mask ``[T]`` is drawn per layer and direction and shared by the batch. Nothing is drawn,
+    and no random state is touched, when ``detach_prob`` is 0, in ``eval()``, under ``no_grad`` or
+    when a mask is given. (So inside ``torch.utils.checkpoint`` use ``use_reentrant=False``: the
+    reentrant form runs its first pass without gradients and would draw only in the second.)
+
+    Args:
+        input_size: I, features of the input, > 0.
+        hidden_size: H, features of the hidden state, > 0.
+        num_layers: number of stacked layers L.
+        bias: False leaves out both bias vectors.
+        batch_first: input and output are ``[B, T, *]``; states, masks and resets are not affected.
+        dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
+        bidirectional: adds a second direction (D = 2, otherwise 1).
+        proj_size: P > 0 projects the hidden state to P < H features.
+        device: where the parameters are made.
+        dtype: floating point type of the parameters.
+        detach_prob: probability in [0, 1] of detaching a step; may be set at any time, for example
+            by :class:`throughtime.DetachSchedule`.
+        detach_shared: one mask for all layers and directions instead of one each.
+        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Anything but
+            ``"auto"`` runs or raises.
+
+    Raises:
+        RuntimeError: if the chosen backend can never run this layer.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> import torch, throughtime
+        >>> lstm = throughtime.LSTM(10, 20, num_layers=2, detach_prob=0.25)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> assert output.shape == (5, 3, 20) and h_n.shape == c_n.shape == (2, 3, 20)
+        >>> mask = torch.tensor([True, False, True, False, False])
+        >>> output, _ = lstm(torch.randn(5, 3, 10), detach_mask=mask)
+        >>> output.sum().backward()
+
+    Source: Kanuparthi et al., ICLR 2019, arXiv 1810.03023, Algorithm 1.
+    """
+
+    detach_shared: bool
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        detach_prob: float = 0.0,
+        detach_shared: bool = False,
+        backend: BackendName = "auto",
+    ) -> None:
+        masks.check_probability(detach_prob, "detach_prob")
+        if not isinstance(detach_shared, bool):
+            raise TypeError(
+                f"detach_shared should be of type bool, got: {type(detach_shared).__name__}"
+            )
+        check_name(backend)
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+        self.detach_prob = detach_prob
+        self.detach_shared = detach_shared
+        self.backend = backend
+
+    @property
+    def detach_prob(self) -> float:
+        """Probability in [0, 1] of detaching a step in training."""
+        return self._detach_prob
+
+    @detach_prob.setter
+    def detach_prob(self, p: float) -> None:
+        self._detach_prob = masks.check_probability(p, "detach_prob")
+
+    @property
+    def backend(self) -> BackendName:
+        """The backend asked for; anything but ``"auto"`` runs or raises."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: BackendName) -> None:
+        check_name(name)
+        if name != "auto":
+            reason = can_run(name, Request("lstm", self.hidden_size, self.proj_size))
+            if reason is not None:
+                raise RuntimeError(f"backend={name!r} cannot run this LSTM: {reason}")
+        self._backend: BackendName = name
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # Pickles of an older version lack what a newer one added.
+        added = {"_detach_prob": 0.0, "detach_shared": False, "_backend": "auto"}
+        for name, default in added.items():
+            self.__dict__.setdefault(name, default)
+
+    @classmethod
+    def from_torch(
+        cls,
+        module: nn.LSTM,
+        *,
+        detach_prob: float = 0.0,
+        detach_shared: bool = False,
+        backend: BackendName = "auto",
+    ) -> LSTM:
+        """Make an independent LSTM with the options and a copy of the weights of an ``nn.LSTM``.
+
+        Device, dtype, ``requires_grad`` and the training flag are kept; hooks are not. The copy
+        needs a new optimizer; :func:`throughtime.replace` converts without copying.
+
+        Args:
+            module: the layer to copy.
+            detach_prob: as in the constructor.
+            detach_shared: as in the constructor.
+            backend: as in the constructor.
+
+        Returns:
+            A new layer.
+
+        Raises:
+            TypeError: if ``module`` is no ``nn.LSTM``.
+
+        Example:
+            >>> import torch, throughtime
+            >>> old = torch.nn.LSTM(3, 4)
+            >>> new = throughtime.LSTM.from_torch(old, detach_prob=0.5)
+            >>> new.load_state_dict(old.state_dict())
+            <All keys matched successfully>
+        """
+        if not isinstance(module, nn.LSTM):
+            raise TypeError(f"module should be a torch.nn.LSTM, got {type(module).__name__}")
+        made = cls(
+            **_options(module),
+            device="meta",
+            detach_prob=detach_prob,
+            detach_shared=detach_shared,
+            backend=backend,
+        )
+        return _copy_weights(module, made)
+
+    def to_torch(self) -> nn.LSTM:
+        """Make an independent ``nn.LSTM`` with the options and a copy of the weights of this layer.
+
+        Returns:
+            A new layer, on the same device, with the same dtype, ``requires_grad`` and training
+            flag; it knows nothing of h-detach.
+
+        Example:
+            >>> import torch, throughtime
+            >>> lstm = throughtime.LSTM(3, 4).eval()
+            >>> assert torch.equal(lstm.to_torch().weight_hh_l0, lstm.weight_hh_l0)
+        """
+        return _copy_weights(self, nn.LSTM(**_options(self), device="meta"))
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: States | None = None,
+        *,
+        detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, States]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: States | None = None,
+        *,
+        detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[PackedSequence, States]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        *,
+        detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor | PackedSequence, States]:
+        """Run all layers.
+
+        Masks and resets are time-major, also with ``batch_first=True``. With a PackedSequence, t is
+        the position in the sample's own sequence, T the longest length, and the batch order is the
+        one in which the sequences were given to ``pack_sequence`` (that of the states).
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
+            hx: ``(h_0 [L * D, B, H or P], c_0 [L * D, B, H])``, without B if the input has none;
+                zeros if None.
+            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers and directions, or
+                ``[L * D, T, 1 or B]``; used as given, also in ``eval()``. None draws one if wanted.
+            reset: bool ``[T, B]``, or ``[T]`` for unbatched input: True where a new episode starts.
+                The state is zeroed before that step, and in the reverse direction after it, so
+                that no direction carries anything over the border.
+            generator: source of randomness of the mask, on the input's device.
+
+        Returns:
+            ``(output, (h_n, c_n))``, shaped like those of ``nn.LSTM``.
+
+        Raises:
+            RuntimeError: if a size or a device does not fit, or the chosen backend cannot run.
+            TypeError: if a mask is no tensor.
+            ValueError: if a dtype or the number of dimensions of the input is wrong.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, detach_mask, reset, generator)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        if hx is not None:
+            _check_state_dims(hx, batched)
+        if not batched:
+            input = input.unsqueeze(1)
+            hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            reset = reset.unsqueeze(1) if reset is not None and reset.dim() == 1 else reset
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        self._check_input(input, 3)
+        length, batch, _ = input.shape
+        self._check_states(hx, batch)
+        masks.check_reset(reset, length, batch)
+        cuts = self._masks(detach_mask, length, batch, input.device, generator)
+        output, (h_n, c_n) = self._run(input, hx, cuts, reset, None)
+        if not batched:
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+    def _forward_packed(
+        self,
+        packed: PackedSequence,
+        hx: States | None,
+        detach_mask: Tensor | None,
+        reset: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[PackedSequence, States]:
+        self._check_input(packed.data, 2)
+        length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
+        self._check_states(hx, batch)
+        masks.check_reset(reset, length, batch)
+        cuts = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        order = packed.sorted_indices
+        if order is not None:
+            hx = None if hx is None else _permute(hx, order)
+            reset = None if reset is None else reset.index_select(1, order)
+            cuts = [
+                cut.index_select(1, order) if cut is not None and cut.dim() == 2 else cut
+                for cut in cuts
+            ]
+        padded, lengths = unpack(packed)
+        output, states = self._run(padded, hx, cuts, reset, lengths)
+        if packed.unsorted_indices is not None:
+            states = _permute(states, packed.unsorted_indices)
+        return repack(output, lengths, like=packed), states
+
+    def _run(
+        self,
+        x: Tensor,
+        hx: States | None,
+        cuts: Sequence[Tensor | None],
+        reset: Tensor | None,
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, States]:
+        """Run all layers on ``x [T, B, I]`` with one mask per layer and direction."""
+        directions = 2 if self.bidirectional else 1
+        lengths = None if lengths is None else lengths.to(x.device)
+        resets = (reset, masks.reverse_reset(reset)) if self.bidirectional else (reset,)
+        h_n, c_n = [], []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(directions):
+                k = layer * directions + direction
+                output, (h, c) = functional.lstm(
+                    x,
+                    None if hx is None else (hx[0][k], hx[1][k]),
+                    *self._weights(layer, direction),
+                    detach_mask=cuts[k],
+                    lengths=lengths,
+                    reset=resets[direction],
+                    reverse=direction == 1,
+                    backend=self.backend,
+                )
+                outputs.append(output)
+                h_n.append(h)
+                c_n.append(c)
+            x = torch.cat(outputs, dim=2) if self.bidirectional else outputs[0]
+            if self.training and self.dropout > 0 and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout)
+        if len(h_n) == 1:
+            return x, (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0))
+        return x, (torch.stack(h_n), torch.stack(c_n))
+
+    def _weights(
+        self, layer: int, direction: int
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The weights of one layer and direction, in the order of ``functional.lstm``.
+
+        Read by attribute at every call: functional_call, parametrizations and weight-drop replace
+        the attributes and leave RNNBase's cached list behind.
+        """
+        suffix = f"l{layer}_reverse" if direction else f"l{layer}"
+        return (
+            getattr(self, f"weight_ih_{suffix}"),
+            getattr(self, f"weight_hh_{suffix}"),
+            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
+            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
+            getattr(self, f"weight_hr_{suffix}") if self.proj_size > 0 else None,
+        )
+
+    def _masks(
+        self,
+        mask: Tensor | None,
+        length: int,
+        batch: int,
+        device: torch.device,
+        generator: torch.Generator | None,
+    ) -> Sequence[Tensor | None]:
+        """One mask, ``[T]`` or ``[T, B]``, per layer and direction: the given ones, or drawn."""
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        if mask is None:
+            if not (self.training and self.detach_prob > 0 and torch.is_grad_enabled()):
+                return [None] * count
+            drawn = 1 if self.detach_shared else count
+            steps = masks.detach_mask(
+                drawn * length, self.detach_prob, device=device, generator=generator
+            )
+            return steps.view(drawn, length).expand(count, length).unbind(0)
+        return masks.per_layer(mask, count, length, batch)
+
+    def _check_input(self, input: Tensor, dims: int) -> None:
+        weight = self.weight_ih_l0
+        if input.dtype != weight.dtype and functional.autocast_dtype(input) is None:
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: "
+                f"model.to({input.dtype})"
+            )
+        if input.dim() != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
+
+    def _check_states(self, hx: States | None, batch: int) -> None:
+        if hx is None:
+            return
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        for k, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
+            if tuple(hx[k].shape) != (count, batch, size):
+                raise RuntimeError(
+                    f"Expected hidden[{k}] size {(count, batch, size)}, got {list(hx[k].shape)}"
+                )
+
+    def extra_repr(self) -> str:
+        text: str = super().extra_repr()
+        if self.detach_prob != 0:
+            text += f", detach_prob={self.detach_prob}"
+        if self.detach_shared:
+            text += ", detach_shared=True"
+        if self.backend != "auto":
+            text += f", backend={self.backend!r}"
+        return text
+
+
+def _check_state_dims(hx: States, batched: bool) -> None:
+    dims = 3 if batched else 2
+    if hx[0].dim() != dims or hx[1].dim() != dims:
+        raise RuntimeError(
+            f"For {'batched' if batched else 'unbatched'} {dims}-D input, hx and cx should "
+            f"also be {dims}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
+
+
+def _permute(states: States, order: Tensor) -> States:
+    return states[0].index_select(1, order), states[1].index_select(1, order)
+
+
+def _options(module: nn.RNNBase) -> dict[str, Any]:
+    """The constructor arguments that nn.LSTM and LSTM share, but for device and dtype."""
+    names = (
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "batch_first",
+        "dropout",
+        "bidirectional",
+        "proj_size",
+    )
+    return {name: getattr(module, name) for name in names}
+
+
+def _copy_weights(source: nn.RNNBase, target: _Layer) -> _Layer:
+    for name in target.state_dict():
+        weight = getattr(source, name)
+        copied = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        setattr(target, name, copied)
+    return target.train(source.training)

@@ -1,0 +1,300 @@
+"""The LSTM operators: one layer, one direction, with h-detach in the backward pass.
+
+``throughtime::lstm_forward`` computes, for every step ``t`` in the order of travel::
+
+    i, f, g, o = split(x_t W_ih^T + h_{t-1} W_hh^T + bias)    (sigmoid, sigmoid, tanh, sigmoid)
+    c_t = f * c_{t-1} + i * g,    h_t = o * tanh(c_t)    (then times W_hr^T, if given)
+
+and ``throughtime::lstm_backward`` its gradient, where a step with ``detach_mask`` set passes none
+into ``h_{t-1}`` (h-detach: Kanuparthi et al., ICLR 2019, arXiv 1810.03023). The mask is an argument
+of the backward operator alone: the forward does not depend on it.
+
+Schemas and fakes are here, the implementations in ``csrc/lstm``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime import _ext
+
+_SAVED_VECTORS = 5  # i, f, g, o, c: kSavedVectors of csrc/lstm/params.h
+_SAVED_UNITS = 16  # kSavedUnits of csrc/lstm/params.h
+
+torch.library.define(
+    "throughtime::lstm_forward",
+    "(Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "
+    "Tensor? weight_hr, Tensor? lengths, Tensor? reset, bool reverse, bool save) "
+    "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "throughtime::lstm_backward",
+    "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h_0, "
+    "Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, "
+    "Tensor? reset, Tensor? detach_mask, Tensor output, Tensor saved, bool reverse, "
+    "bool need_input, bool need_weights) -> (Tensor grad_input, Tensor grad_h_0, "
+    "Tensor grad_c_0, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias, "
+    "Tensor grad_weight_hr)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.register_fake("throughtime::lstm_forward")
+def _lstm_forward_fake(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    weight_hr: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    steps, batch, _ = input.shape
+    padded = (c_0.shape[1] + _SAVED_UNITS - 1) // _SAVED_UNITS * _SAVED_UNITS
+    return (
+        input.new_empty(steps, batch, h_0.shape[1]),
+        input.new_empty(h_0.shape),
+        input.new_empty(c_0.shape),
+        input.new_empty(_SAVED_VECTORS * steps * batch * padded if save else 0),
+    )
+
+
+@torch.library.register_fake("throughtime::lstm_backward")
+def _lstm_backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_hr: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    detach_mask: Tensor | None,
+    output: Tensor,
+    saved: Tensor,
+    reverse: bool,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, ...]:
+    gates = weight_hh.shape[0] if need_weights else 0
+    return (
+        input.new_empty(input.shape if need_input else (0,)),
+        input.new_empty(h_0.shape),
+        input.new_empty(c_0.shape),
+        input.new_empty(weight_ih.shape if need_weights else (0,)),
+        input.new_empty(weight_hh.shape if need_weights else (0,)),
+        input.new_empty(gates),
+        input.new_empty(weight_hr.shape if need_weights and weight_hr is not None else (0,)),
+    )
+
+
+class LstmFunction(torch.autograd.Function):
+    """``lstm_forward`` with ``lstm_backward`` as its gradient."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        weight_hr: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        detach_mask: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        bias = _sum(bias_ih, bias_hh)
+        return torch.ops.throughtime.lstm_forward(  # type: ignore[no-any-return]
+            input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr, lengths, reset, reverse, True
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, *masks, reverse = inputs
+        lengths, reset, detach_mask = masks
+        result, _, _, saved = output
+        ctx.mark_non_differentiable(saved)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            input,
+            h_0,
+            c_0,
+            weight_ih,
+            weight_hh,
+            weight_hr,
+            lengths,
+            reset,
+            detach_mask,
+            result,
+            saved,
+        )
+        ctx.reverse = reverse
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        grad_saved: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        if grad_output is None and grad_h_n is None and grad_c_n is None:
+            return (None,) * 12
+        needs = ctx.needs_input_grad
+        input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr = LstmBackwardFunction.apply(
+            grad_output,
+            grad_h_n,
+            grad_c_n,
+            *ctx.saved_tensors,
+            ctx.reverse,
+            needs[0],
+            any(needs[3:8]),
+        )
+        return (
+            input if needs[0] else None,
+            h_0 if needs[1] else None,
+            c_0 if needs[2] else None,
+            weight_ih if needs[3] else None,
+            weight_hh if needs[4] else None,
+            bias if needs[5] else None,
+            bias if needs[6] else None,
+            weight_hr if needs[7] else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+class LstmBackwardFunction(torch.autograd.Function):
+    """``lstm_backward`` as a function that cannot be differentiated again, and says so."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        weight_hr: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        detach_mask: Tensor | None,
+        output: Tensor,
+        saved: Tensor,
+        reverse: bool,
+        need_input: bool,
+        need_weights: bool,
+    ) -> tuple[Tensor, ...]:
+        return torch.ops.throughtime.lstm_backward(  # type: ignore[no-any-return]
+            grad_output,
+            grad_h_n,
+            grad_c_n,
+            input,
+            h_0,
+            c_0,
+            weight_ih,
+            weight_hh,
+            weight_hr,
+            lengths,
+            reset,
+            detach_mask,
+            output,
+            saved,
+            reverse,
+            need_input,
+            need_weights,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        raise RuntimeError(
+            "throughtime: the compiled LSTM kernels can be differentiated once, and a second "
+            'derivative was asked for; use backend="reference" for double backward'
+        )
+
+
+def lstm_layer(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    detach_mask: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer in one direction on the compiled kernels; arguments are taken as checked.
+
+    Args:
+        input: ``[T, B, I]``, float32 or float64, like all other floating arguments.
+        h_0, c_0: ``[B, H]``; with a projection h_0 is ``[B, P]``.
+        weight_ih, weight_hh: ``[4H, I]`` and ``[4H, H]`` (``[4H, P]``), gate rows i, f, g, o.
+        bias_ih, bias_hh: ``[4H]`` or None.
+        weight_hr: projection ``[P, H]`` or None.
+        lengths: int64 ``[B]`` or None.
+        reset: bool ``[T, B]`` or None.
+        detach_mask: bool ``[T]``, ``[T, B]`` or None.
+        reverse: travel from the last step to the first.
+
+    Returns:
+        output ``[T, B, H or P]``, h_n ``[B, H or P]``, c_n ``[B, H]``; differentiable once.
+    """
+    states = (input, h_0, c_0)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    wants_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (*states, *weights)
+    )
+    if wants_grad:
+        output, h_n, c_n, _ = LstmFunction.apply(
+            *states, *weights, lengths, reset, detach_mask, reverse
+        )
+    else:
+        bias = _sum(bias_ih, bias_hh)
+        output, h_n, c_n, _ = torch.ops.throughtime.lstm_forward(
+            *states, weight_ih, weight_hh, bias, weight_hr, lengths, reset, reverse, False
+        )
+    return output, h_n, c_n
+
+
+def _sum(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    """The one bias of the kernels; its gradient is that of both."""
+    if bias_ih is None or bias_hh is None:
+        return bias_hh if bias_ih is None else bias_ih
+    return bias_ih + bias_hh
+
+
+def compiled() -> str | None:
+    """None if the compiled CPU kernels are loaded, otherwise the reason and the way out."""
+    return _ext.why_missing()
+
+
+def empty_cache() -> None:
+    """Gives the CPU kernels' idle buffers back to the operating system."""
+    if _ext.extension is not None:
+        _ext.extension.empty_cache()

@@ -1,0 +1,123 @@
+"""``replace``: turn every ``nn.LSTM`` of a model into a ``throughtime.LSTM``, where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from throughtime.backends.predicates import BackendName, Request, can_run
+from throughtime.backends.selection import check_name
+from throughtime.masks import check_probability
+from throughtime.nn import LSTM
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What :func:`replace` did; ``str()`` of it is one line per layer.
+
+    Attributes:
+        replaced: names of the converted layers, as in ``model.named_modules()``; "" is the model
+            itself.
+        skipped: names of the recurrent layers that were left alone, with the reason.
+    """
+
+    replaced: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
+        lines += [f"  replaced {name or '(the model itself)'}" for name in self.replaced]
+        lines += [
+            f"  skipped {name or '(the model itself)'}: {reason}"
+            for name, reason in self.skipped.items()
+        ]
+        return "\n".join(lines)
+
+
+def replace(
+    model: nn.Module,
+    *,
+    detach_prob: float = 0.0,
+    detach_shared: bool = False,
+    backend: BackendName = "auto",
+) -> Replacement:
+    """Convert every ``nn.LSTM`` inside ``model``, in place, weights kept.
+
+    The objects stay the same and only their class changes, as ``torch.nn.utils.parametrize`` does
+    it: parameters, optimizers that hold them, hooks, and layers that are used in several places all
+    stay as they are, and ``model`` may itself be an ``nn.LSTM``. Subclasses of ``nn.LSTM`` and
+    layers with a ``forward`` of their own are left alone and reported.
+
+    Args:
+        model: any module; changed in place.
+        detach_prob: probability in [0, 1] of detaching a step in training.
+        detach_shared: one mask for all layers and directions of an LSTM instead of one each.
+        backend: as in :class:`throughtime.LSTM`.
+
+    Returns:
+        The names of what was converted, and of what was not with the reason; print it.
+
+    Raises:
+        RuntimeError: if the backend can never run one of the layers; nothing is changed then.
+        TypeError: if ``detach_shared`` is no bool.
+        ValueError: if ``detach_prob`` or ``backend`` is out of range.
+
+    Example:
+        >>> import torch, throughtime
+        >>> model = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 4), "head": torch.nn.Linear(4, 2)})
+        >>> report = throughtime.replace(model, detach_prob=0.25)
+        >>> assert report.replaced == ("rnn",) and model["rnn"].detach_prob == 0.25
+    """
+    check_probability(detach_prob, "detach_prob")
+    check_name(backend)
+    if not isinstance(detach_shared, bool):
+        raise TypeError(
+            f"detach_shared should be of type bool, got: {type(detach_shared).__name__}"
+        )
+    found: dict[str, nn.LSTM] = {}
+    skipped: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LSTM):
+            skipped[name] = "it is a throughtime.LSTM already"
+        elif isinstance(module, nn.LSTM):
+            reason = _why_not(module)
+            if reason is None:
+                found[name] = module
+            else:
+                skipped[name] = reason
+    if backend != "auto":
+        for name, module in found.items():
+            reason = can_run(backend, Request("lstm", module.hidden_size, module.proj_size))
+            if reason is not None:
+                raise RuntimeError(
+                    f"replace: backend={backend!r} cannot run {name or 'the model'}: {reason}; "
+                    "no layer was changed"
+                )
+    for module in found.values():
+        layer = _convert(module)
+        layer.detach_prob = detach_prob
+        layer.detach_shared = detach_shared
+        layer.backend = backend
+    return Replacement(tuple(found), skipped)
+
+
+def _convert(module: nn.LSTM) -> LSTM:
+    # Both classes are an RNNBase with the same attributes; what ours adds is set by the caller.
+    module.__class__ = LSTM  # type: ignore[assignment]
+    return cast(LSTM, module)
+
+
+def _why_not(module: nn.LSTM) -> str | None:
+    if parametrize.is_parametrized(module):
+        return "it has parametrizations; replace first, then register them on the new layer"
+    if type(module) is not nn.LSTM:
+        return (
+            f"its class {type(module).__name__} may have a forward of its own; if it has not, "
+            "put throughtime.LSTM.from_torch(layer) in its place"
+        )
+    if "forward" in vars(module):
+        return "its forward was replaced on the object, and would not be called"
+    return None

@@ -1,0 +1,201 @@
+"""The one list of shapes and dtypes, inputs for them, and an LSTM written by hand to compare with.
+
+``plain_lstm`` takes every decision (detach, reset, end of a sample) as a Python ``if`` on one
+sample at a time; it shares no idea with the code under test but the four equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.backends import ORDER, Request, can_run
+
+Result = tuple[Tensor, tuple[Tensor, Tensor]]
+
+DTYPES = (torch.float64, torch.float32)
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one layer; ``P`` = 0 means without projection."""
+
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    P: int = 0
+
+    def __str__(self) -> str:
+        return f"T{self.T}-B{self.B}-I{self.I}-H{self.H}" + (f"-P{self.P}" if self.P else "")
+
+
+SHAPES = (
+    Shape(1, 1, 1, 1),
+    Shape(1, 3, 4, 5),
+    Shape(6, 1, 3, 1),
+    Shape(7, 3, 1, 17),
+    Shape(5, 4, 9, 8),
+    Shape(12, 2, 3, 33),
+)
+PROJECTED = (Shape(5, 3, 4, 6, 2), Shape(4, 2, 3, 9, 1))
+SMALL = Shape(6, 3, 4, 5)
+
+# For hx, weights, biases and projection: everything that has a gradient, in call order.
+NAMES = ("input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+def runnable(proj_size: int = 0, dtype: torch.dtype = torch.float32) -> list[str]:
+    """The backends that can run on the CPU of this machine."""
+    request = Request("lstm", 8, proj_size, torch.device("cpu"), dtype)
+    return [name for name in ORDER if can_run(name, request) is None]
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers that depend on the seed and the shape alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def random_mask(*shape: int, p: float, seed: int) -> Tensor:
+    """True with probability p."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < p
+
+
+def tensors(
+    shape: Shape, dtype: torch.dtype = torch.float64, bias: bool = True
+) -> dict[str, Tensor]:
+    """Leaves that require a gradient, weights large enough that every gate matters."""
+    out = shape.P or shape.H
+    sizes = {
+        "input": (shape.T, shape.B, shape.I),
+        "h_0": (shape.B, out),
+        "c_0": (shape.B, shape.H),
+        "weight_ih": (4 * shape.H, shape.I),
+        "weight_hh": (4 * shape.H, out),
+    }
+    if bias:
+        sizes |= {"bias_ih": (4 * shape.H,), "bias_hh": (4 * shape.H,)}
+    if shape.P:
+        sizes["weight_hr"] = (shape.P, shape.H)
+    made = {}
+    for seed, (name, size) in enumerate(sizes.items()):
+        scale = 1.5 / max(1, size[-1]) ** 0.5 if name.startswith("weight") else 0.8
+        made[name] = (scale * random(*size, seed=seed)).to(dtype).requires_grad_()
+    return made
+
+
+def as_dtype(named: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same numbers as leaves of another dtype."""
+    return {name: x.detach().to(dtype).requires_grad_() for name, x in named.items()}
+
+
+def call(function: Callable[..., Result], named: dict[str, Tensor], **options: object) -> Result:
+    """Call a function that has the signature of ``functional.lstm``."""
+    hx = (named["h_0"], named["c_0"]) if "h_0" in named else None
+    arguments = [named.get(name) for name in NAMES[3:]]
+    return function(named["input"], hx, *arguments, **options)
+
+
+def results(
+    function: Callable[..., Result], named: dict[str, Tensor], **options: object
+) -> dict[str, Tensor]:
+    """Outputs, final states, and the gradient of everything through all three of them at once."""
+    return with_gradients(call(function, named, **options), named)
+
+
+def with_gradients(result: Result, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``results`` of a call that has been made already."""
+    output, (h_n, c_n) = result
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    loss = sum(
+        (x * random(*x.shape, seed=100 + k, dtype=x.dtype)).sum()
+        for k, x in enumerate(found.values())
+    )
+    # A leaf that everything is cut from, as h_0 may be, has a gradient of zero.
+    gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+    found = {name: x.detach() for name, x in found.items()}
+    return found | {f"grad {name}": x for name, x in zip(named, gradients, strict=True)}
+
+
+def plain_lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    detach_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    frozen: dict[tuple[int, int], Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One layer, one direction, one sample at a time, by hand, in the dtype of the input.
+
+    ``frozen`` replaces ``.detach()``: the hidden state that enters step t of sample b is taken from
+    ``frozen[t, b]`` where it is detached. With recorded values this is an ordinary function whose
+    true derivative at that point is the h-detach gradient.
+    """
+    length, batch, _ = input.shape
+    columns, last_h, last_c = [], [], []
+    for b in range(batch):
+        h, c = hx[0][b], hx[1][b]
+        end = length if lengths is None else int(lengths[b])
+        rows: list[Tensor] = [torch.zeros_like(h)] * length
+        for t in reversed(range(end)) if reverse else range(end):
+            if reset is not None and reset[t, b]:
+                h, c = torch.zeros_like(h), torch.zeros_like(c)
+            h_in = h
+            if detach_mask is not None and detach_mask[(t, b)[: detach_mask.dim()]]:
+                h_in = h.detach() if frozen is None else frozen[t, b]
+            gates = weight_ih @ input[t, b] + weight_hh @ h_in
+            for bias in (bias_ih, bias_hh):
+                gates = gates if bias is None else gates + bias
+            i, f, g, o = gates.chunk(4)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            if weight_hr is not None:
+                h = weight_hr @ h
+            rows[t] = h
+        columns.append(torch.stack(rows))
+        last_h.append(h)
+        last_c.append(c)
+    return torch.stack(columns, 1), (torch.stack(last_h), torch.stack(last_c))
+
+
+def options_for(shape: Shape) -> dict[str, dict[str, Any]]:
+    """Every optional argument of a layer, alone and together, by a readable name."""
+    T, B = shape.T, shape.B
+    by_step, by_sample = random_mask(T, p=0.5, seed=1), random_mask(T, B, p=0.5, seed=2)
+    lengths = torch.arange(B) * 2 % (T + 1)
+    reset = random_mask(T, B, p=0.3, seed=3)
+    return {
+        "plain": {},
+        "reverse": {"reverse": True},
+        "mask-T": {"detach_mask": by_step},
+        "mask-TB": {"detach_mask": by_sample},
+        "mask-all": {"detach_mask": torch.ones(T, dtype=torch.bool)},
+        "mask-TB-reverse": {"detach_mask": by_sample, "reverse": True},
+        "lengths": {"lengths": lengths},
+        "lengths-reverse": {"lengths": lengths, "reverse": True},
+        "reset": {"reset": reset},
+        "reset-reverse": {"reset": reset, "reverse": True},
+        "all": {"detach_mask": by_sample, "lengths": lengths, "reset": reset},
+        "all-reverse": {
+            "detach_mask": by_step,
+            "lengths": lengths,
+            "reset": reset,
+            "reverse": True,
+        },
+    }
+
+
+OPTIONS = tuple(options_for(SMALL))

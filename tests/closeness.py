@@ -1,0 +1,46 @@
+"""The one table of tolerances, by dtype, and the rule for low precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Relative to the largest entry of the expected tensor: rounding of a sum over T steps and H units
+# is proportional to its terms, not to its (perhaps cancelled) result.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+
+def assert_close(actual: Tensor, expected: Tensor, name: str = "tensor") -> None:
+    """Assert equal shape and dtype, and values within the tolerance of the dtype of ``actual``."""
+    assert actual.shape == expected.shape, f"{name}: {actual.shape} is not {expected.shape}"
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype} is not {expected.dtype}"
+    if not actual.numel():
+        return
+    assert torch.isfinite(actual).all(), f"{name}: not finite"
+    scale = max(1e-3, expected.abs().max().item())
+    error = (actual - expected).abs().max().item() / scale
+    tolerance = TOLERANCE[actual.dtype]
+    assert error <= tolerance, f"{name}: relative error {error:.2e}, tolerance {tolerance:.0e}"
+
+
+def assert_all_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """``assert_close`` for every named tensor."""
+    assert list(actual) == list(expected)
+    for name, tensor in actual.items():
+        assert_close(tensor, expected[name], name)
+
+
+def assert_no_worse_than_plain(
+    actual: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> None:
+    """Assert an error against float64 of at most twice that of plain PyTorch in the same dtype."""
+    assert list(actual) == list(plain) == list(exact)
+    for name, wanted in exact.items():
+        assert actual[name].dtype == plain[name].dtype, name
+        error = (actual[name].double() - wanted).abs().max().item()
+        allowed = 2 * (plain[name].double() - wanted).abs().max().item()
+        # Both may round to the nearest number; half a unit in the last place is no error.
+        floor = torch.finfo(actual[name].dtype).eps * wanted.abs().max().item()
+        assert error <= max(allowed, floor), f"{name}: error {error:.2e}, allowed {allowed:.2e}"

@@ -1,0 +1,38 @@
+"""Fixtures and settings for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cases import runnable
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The reference is slow on purpose here; test_backends looks at the warning itself.
+    config.addinivalue_line("filterwarnings", "ignore:throughtime runs its slow:RuntimeWarning")
+    # Sizes are tiny: threads that wait for each other cost more than they do, a hundred times so
+    # on a busy machine. Tests about threads ask for them.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Fill everything that torch allocates uninitialised with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=runnable())
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that can run here."""
+    name: str = request.param
+    return name

@@ -1,0 +1,266 @@
+"""Which backend runs, who decides, and what is said about the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+
+import throughtime
+from throughtime import LSTM, _ext, explain, functional
+from throughtime.backends import NAMES, ORDER, Request, can_run, choose, selection
+
+CPU = torch.device("cpu")
+REQUEST = Request("lstm", 8, 0, CPU, torch.float32)
+COMPILED = _ext.why_missing() is None
+BEST = "cpu" if COMPILED else "reference"
+WAY_OUT = "use backend='reference' or 'auto'"
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THROUGHTIME_BACKEND", raising=False)
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ext, "_missing", "no kernels were built; run `pip install .`")
+    monkeypatch.setattr(selection, "_warned", set())
+
+
+def test_argument_before_context_before_variable_before_auto(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def source() -> str:
+        return explain("lstm", hidden_size=8).source
+
+    assert choose("auto", REQUEST) == BEST and source() == "backend='auto'"
+    monkeypatch.setenv("THROUGHTIME_BACKEND", "reference")
+    assert choose("auto", REQUEST) == "reference"
+    assert source() == "environment variable THROUGHTIME_BACKEND=reference"
+    with throughtime.backend("auto"):
+        assert choose("auto", REQUEST) == BEST
+    monkeypatch.setenv("THROUGHTIME_BACKEND", "cuda")
+    with throughtime.backend("reference"):
+        assert choose("auto", REQUEST) == "reference"
+        assert source() == "throughtime.backend('reference')"
+    with throughtime.backend("cuda"):
+        assert choose("reference", REQUEST) == "reference"
+
+
+def test_contexts_nest_and_end_with_an_exception() -> None:
+    again = throughtime.backend("reference")
+    with throughtime.backend("cuda"):
+        with again, again:
+            assert choose("auto", REQUEST) == "reference"
+        with pytest.raises(RuntimeError, match=r"throughtime\.backend\('cuda'\) cannot run"):
+            choose("auto", REQUEST)
+    assert choose("auto", REQUEST) == BEST
+
+
+def test_another_thread_keeps_its_own_choice() -> None:
+    entered, leave, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with throughtime.backend("cuda"):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert entered.wait(10)
+    seen.append(choose("auto", REQUEST))
+    with throughtime.backend("reference"):
+        leave.set()
+        thread.join()
+        seen.append(choose("auto", REQUEST))
+    assert seen == [BEST, "reference"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_an_explicit_choice_that_cannot_run_raises(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = {"cuda": "CUDA", "triton": "Triton"}[name]
+    reason = f"there are no {kind} kernels for lstm in this version yet; {WAY_OUT}"
+    x, weights = torch.randn(2, 1, 3), (torch.randn(4, 3), torch.randn(4, 1))
+    with pytest.raises(RuntimeError) as caught:
+        functional.lstm(x, None, *weights, backend=name)
+    assert str(caught.value) == f"backend={name!r} cannot run this lstm: {reason}"
+    with pytest.raises(RuntimeError) as caught, throughtime.backend(name):
+        functional.lstm(x, None, *weights)
+    assert str(caught.value) == f"throughtime.backend({name!r}) cannot run this lstm: {reason}"
+    monkeypatch.setenv("THROUGHTIME_BACKEND", name)
+    with pytest.raises(RuntimeError) as caught:
+        functional.lstm(x, None, *weights)
+    assert str(caught.value) == (
+        f"environment variable THROUGHTIME_BACKEND={name} cannot run this lstm: {reason}"
+    )
+
+
+def test_cpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernels(monkeypatch)
+    with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run this lstm: no kernels were"):
+        choose("cpu", REQUEST)
+    with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run this LSTM: no kernels were"):
+        LSTM(2, 3, backend="cpu")
+
+
+def test_the_predicates_name_the_reason() -> None:
+    reason = can_run("cpu", REQUEST._replace(device=torch.device("cuda:1")))
+    assert reason is not None and reason.startswith("the tensors are on cuda:1, not on the CPU")
+    reason = can_run("cpu", REQUEST._replace(dtype=torch.complex64))
+    assert reason is not None and reason.startswith("torch.complex64 is not supported")
+    assert can_run("reference", REQUEST._replace(dtype=torch.int64)) == (
+        "torch.int64 is not a floating point dtype; convert with input.float()"
+    )
+    assert can_run("reference", REQUEST._replace(device=torch.device("cuda"), proj_size=3)) is None
+    with pytest.raises(ValueError, match=r"backend should be one of 'cuda', .*got 'auto'"):
+        can_run("auto", REQUEST)
+
+
+def test_auto_says_so_when_nothing_can_run() -> None:
+    with pytest.raises(RuntimeError, match=r"no backend can run this lstm: cuda: .*reference: "):
+        choose("auto", REQUEST._replace(dtype=torch.int64))
+
+
+def test_integers_are_refused_with_the_way_out() -> None:
+    x = torch.zeros(2, 1, 3, dtype=torch.int64)
+    weights = (torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 1, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match=r"torch\.int64 is not a floating point dtype; convert"):
+        functional.lstm(x, None, *weights, backend="reference")
+
+
+def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = "should be one of 'auto', 'cuda', 'triton', 'cpu', 'reference', got 'gpu'"
+    for attempt in (
+        lambda: throughtime.backend("gpu"),
+        lambda: LSTM(2, 3, backend="gpu"),
+        lambda: choose("gpu", REQUEST),
+        lambda: explain("lstm", hidden_size=8, backend="gpu"),
+    ):
+        with pytest.raises(ValueError, match=r"^backend should") as caught:
+            attempt()
+        assert str(caught.value) == f"backend {wanted}"
+    monkeypatch.setenv("THROUGHTIME_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="environment variable") as caught:
+        choose("auto", REQUEST)
+    assert str(caught.value) == f"environment variable THROUGHTIME_BACKEND {wanted}"
+    assert ("auto", *ORDER) == NAMES
+
+
+def test_auto_logs_why_it_passes_over(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="throughtime"):
+        choose("auto", REQUEST._replace(device=torch.device("meta")))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("lstm runs on backend 'reference'; passed over: cuda: ")
+    assert "cpu: the tensors are on meta, not on the CPU" in record.getMessage()
+
+
+def test_missing_kernels_warn_once_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernels(monkeypatch)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            LSTM(2, 3)(torch.zeros(2, 1, 2))
+    assert [str(w.message) for w in caught] == [
+        "throughtime runs its slow pure PyTorch lstm: no kernels were built; run `pip install .`"
+    ]
+
+
+@pytest.mark.parametrize("why", ["explicit", "device"])
+def test_no_warning_where_kernels_would_not_help(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernels(monkeypatch)
+    device = "meta" if why == "device" else "cpu"
+    layer = LSTM(2, 3, device=device, backend="reference" if why == "explicit" else "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(torch.zeros(2, 1, 2, device=device))
+
+
+def test_compiled_code_warns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernels(monkeypatch)
+    compiled = torch.compile(LSTM(2, 3), fullgraph=True, backend="eager")
+    with pytest.warns(RuntimeWarning, match="slow pure PyTorch lstm: no kernels were built"):
+        compiled(torch.zeros(2, 1, 2))
+
+
+def test_log_level_variable() -> None:
+    code = "import throughtime, torch; throughtime.LSTM(2, 3)(torch.zeros(2, 1, 2))"
+
+    def run(level: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"THROUGHTIME_LOG_LEVEL": level},
+        )
+
+    assert f"throughtime DEBUG: lstm runs on backend '{BEST}'" in run("debug").stderr
+    done = run("loud")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == (
+        "ValueError: environment variable THROUGHTIME_LOG_LEVEL should be one of DEBUG, INFO, "
+        "WARNING, ERROR, CRITICAL, got 'loud'"
+    )
+
+
+def test_explain_a_module() -> None:
+    table = explain(LSTM(2, 3, proj_size=1, dtype=torch.float64, device="meta"))
+    assert table.request == Request("lstm", 3, 1, torch.device("meta"), torch.float64)
+    assert table.chosen == "reference" and list(table.reasons) == list(ORDER)
+    first, header, _, *rows = str(table).splitlines()
+    assert first == "lstm with hidden_size=3, proj_size=1, torch.float64 on meta, backend='auto'"
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        "backend",
+        "can run",
+        "chosen",
+        "reason",
+    ]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[:3] for row in cells] == [
+        ["cuda", "no", ""],
+        ["triton", "no", ""],
+        ["cpu", "no", ""],
+        ["reference", "yes", "*"],
+    ]
+    assert cells[2][3].startswith("the tensors are on meta, not on the CPU")
+    assert repr(table) == str(table)
+
+
+def test_explain_sizes() -> None:
+    table = explain("lstm", hidden_size=128, dtype=torch.bfloat16, device="cuda")
+    assert table.chosen == "reference"
+    assert table.reasons["cpu"].startswith("the tensors are on cuda, not on the CPU")
+    assert explain("lstm", hidden_size=8).chosen == BEST
+
+
+def test_explain_follows_the_choice() -> None:
+    lstm = LSTM(2, 3)
+    lstm.backend = "reference"
+    assert explain(lstm).chosen == "reference"
+    assert explain(lstm, backend="auto").chosen == BEST
+    with throughtime.backend("cuda"):
+        table = explain(LSTM(2, 3))
+    assert table.chosen is None
+    assert str(table).endswith("The explicit choice cannot run, so a call raises RuntimeError.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "options", "kind", "message"),
+    [
+        ("lstm", {}, TypeError, "hidden_size is required when an operator is named"),
+        ("gru", {"hidden_size": 3}, ValueError, "operator should be 'lstm', got 'gru'"),
+        (torch.nn.LSTM(2, 3), {}, TypeError, "got LSTM; LSTM.from_torch converts an nn.LSTM"),
+    ],
+)
+def test_explain_bad_arguments(
+    argument: object, options: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        explain(argument, **options)

@@ -1,0 +1,350 @@
+"""What ``throughtime.LSTM`` adds to ``nn.LSTM``, and the ways in which modules are used."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+import throughtime.nn.lstm
+from cases import random, random_mask
+from closeness import assert_close
+from throughtime import LSTM
+
+T, B = 6, 3
+
+
+def make(**options: object) -> LSTM:
+    torch.manual_seed(1)
+    return LSTM(4, 5, dtype=torch.float64, **options)
+
+
+def make_input() -> Tensor:
+    return random(T, B, 4, seed=1)
+
+
+def gradient(lstm: LSTM, x: Tensor, hx: object = None, **options: object) -> Tensor:
+    output, (h_n, c_n) = lstm(x, hx, **options)
+    loss = output.square().sum() + h_n.sum() + c_n.square().sum()
+    grads = torch.autograd.grad(loss, list(lstm.parameters()))
+    return torch.cat([g.flatten() for g in grads])
+
+
+@pytest.fixture
+def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+    """The mask that each layer and direction was run with, in order."""
+    seen: list[Tensor | None] = []
+    original = throughtime.functional.lstm
+
+    def spy(*args: object, **options: object) -> object:
+        seen.append(options["detach_mask"])
+        return original(*args, **options)
+
+    monkeypatch.setattr(throughtime.functional, "lstm", spy)
+    return seen
+
+
+def test_draws_nothing_unless_it_trains_with_p(cuts: list[Tensor | None]) -> None:
+    lstm, x = make(detach_prob=0.5, num_layers=2), make_input()
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        lstm(x)
+    with torch.inference_mode():
+        lstm(x)
+    lstm.eval()(x)
+    lstm.train()
+    lstm.detach_prob = 0.0
+    lstm(x)
+    assert cuts == [None] * 8
+    lstm.detach_prob = 0.5
+    lstm(x, detach_mask=torch.zeros(T, dtype=torch.bool))
+    assert torch.equal(torch.get_rng_state(), state)
+    lstm(x)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_draws_a_mask_per_step_for_each_layer_and_direction(cuts: list[Tensor | None]) -> None:
+    lstm = make(detach_prob=0.5, num_layers=2, bidirectional=True)
+    x = random(200, 1, 4, seed=1)
+    lstm(x)
+    lstm(x)
+    assert [mask.shape for mask in cuts] == [(200,)] * 8
+    drawn = torch.stack(cuts)
+    assert (drawn.unsqueeze(0) != drawn.unsqueeze(1)).any(2).sum() == 8 * 7
+    assert abs(drawn.double().mean().item() - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.9, 1.0])
+def test_detaches_with_the_given_probability(p: float, cuts: list[Tensor | None]) -> None:
+    make(detach_prob=p)(random(4000, 1, 4, seed=1))
+    assert abs(cuts[0].double().mean().item() - p) < 0.03
+
+
+def test_a_shared_mask(cuts: list[Tensor | None]) -> None:
+    make(detach_prob=0.5, num_layers=2, bidirectional=True, detach_shared=True)(make_input())
+    assert len(cuts) == 4 and all(torch.equal(mask, cuts[0]) for mask in cuts)
+
+
+def test_generator(cuts: list[Tensor | None]) -> None:
+    lstm, x = make(detach_prob=0.2), random(50, 1, 4, seed=1)
+    state = torch.get_rng_state()
+    for seed in (7, 7, 8):
+        lstm(x, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(cuts[0], cuts[1]) and not torch.equal(cuts[0], cuts[2])
+    assert 1 <= cuts[0].sum() <= 25
+
+
+def test_a_seed_gives_the_same_gradient_on_every_backend(backend: str) -> None:
+    lstm, x = make(detach_prob=0.5, num_layers=2), make_input()
+    found = []
+    for name in (backend, "reference"):
+        lstm.backend = name
+        torch.manual_seed(3)
+        found.append(gradient(lstm, x))
+    assert_close(*found)
+
+
+def test_detach_prob_may_change_at_any_time(backend: str) -> None:
+    lstm, x = make(detach_prob=1.0, backend=backend), make_input()
+    every = gradient(lstm, x, detach_mask=torch.ones(T, dtype=torch.bool))
+    assert_close(gradient(lstm, x), every)
+    lstm.detach_prob = 0
+    assert lstm.detach_prob == 0.0
+    assert (gradient(lstm, x) - every).abs().max() > 1e-2
+
+
+def test_mask_shapes_that_mean_the_same(backend: str) -> None:
+    lstm, x = make(num_layers=2, bidirectional=True, backend=backend), make_input()
+    mask = random_mask(T, p=0.5, seed=1)
+    expected = gradient(lstm, x, detach_mask=mask)
+    by_sample = mask.view(T, 1).expand(T, B)
+    for same in (by_sample, mask.view(1, T, 1).expand(4, T, 1), by_sample.expand(4, T, B)):
+        assert_close(gradient(lstm, x, detach_mask=same), expected)
+    assert (gradient(lstm, x) - expected).abs().max() > 1e-3
+
+
+def test_each_layer_and_direction_gets_its_own_mask(cuts: list[Tensor | None]) -> None:
+    mask = random_mask(4, T, B, p=0.5, seed=1)
+    make(num_layers=2, bidirectional=True)(make_input(), detach_mask=mask)
+    assert all(torch.equal(seen, given) for seen, given in zip(cuts, mask, strict=True))
+
+
+def test_masks_and_resets_are_time_major_with_batch_first(backend: str) -> None:
+    options = {
+        "detach_mask": random_mask(T, B, p=0.5, seed=1),
+        "reset": random_mask(T, B, p=0.3, seed=2),
+    }
+    expected = gradient(make(backend=backend), make_input(), **options)
+    lstm = make(backend=backend, batch_first=True)
+    assert_close(gradient(lstm, make_input().transpose(0, 1), **options), expected)
+
+
+def test_unbatched_masks_and_resets(backend: str) -> None:
+    lstm = make(backend=backend, num_layers=2)
+    mask, reset = random_mask(T, p=0.5, seed=1), random_mask(T, p=0.3, seed=2)
+    x = make_input()[:, :1]
+    expected = gradient(lstm, x, detach_mask=mask, reset=reset.unsqueeze(1))
+    found = gradient(lstm, x.squeeze(1), detach_mask=mask, reset=reset)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_reset_equals_episodes_run_alone_in_both_directions(
+    backend: str, bidirectional: bool
+) -> None:
+    lstm = make(num_layers=2, bidirectional=bidirectional, backend=backend)
+    x = make_input()
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[4] = True
+    output, (h_n, c_n) = lstm(x, reset=reset)
+    first, (h_first, c_first) = lstm(x[:4])
+    second, (h_second, c_second) = lstm(x[4:])
+    assert_close(output, torch.cat([first, second]))
+    step = 2 if bidirectional else 1
+    assert_close(h_n[::step], h_second[::step])
+    assert_close(c_n[::step], c_second[::step])
+    if bidirectional:
+        assert_close(h_n[1::2], h_first[1::2])
+        assert_close(c_n[1::2], c_first[1::2])
+
+
+def test_nan_stays_in_its_sample(backend: str) -> None:
+    lstm, x = make(num_layers=2, bidirectional=True, backend=backend), make_input()
+    clean, (clean_h, _) = lstm(x)
+    x[2, 1] = torch.nan
+    output, (h_n, _) = lstm(x)
+    assert output[:, 1].isnan().all() and h_n[1:, 1].isnan().all()
+    assert_close(output[:, [0, 2]], clean[:, [0, 2]])
+    assert_close(h_n[:, [0, 2]], clean_h[:, [0, 2]])
+
+
+def test_repr_shows_what_is_not_default() -> None:
+    assert repr(LSTM(2, 3)) == "LSTM(2, 3)"
+    lstm = LSTM(2, 3, num_layers=2, batch_first=True, detach_prob=0.25, detach_shared=True)
+    lstm.backend = "reference"
+    assert repr(lstm) == (
+        "LSTM(2, 3, num_layers=2, batch_first=True, detach_prob=0.25, detach_shared=True, "
+        "backend='reference')"
+    )
+    assert repr(LSTM(2, 3, proj_size=1)) == repr(nn.LSTM(2, 3, proj_size=1))
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+def test_copies(way: str) -> None:
+    lstm = make(num_layers=2, detach_prob=0.5, detach_shared=True, backend="reference").eval()
+    if way == "deepcopy":
+        copied = copy.deepcopy(lstm)
+    elif way == "pickle":
+        copied = pickle.loads(pickle.dumps(lstm))
+    else:
+        buffer = io.BytesIO()
+        torch.save(lstm, buffer)
+        buffer.seek(0)
+        copied = torch.load(buffer, weights_only=False)
+    assert repr(copied) == repr(lstm) and not copied.training
+    x = make_input()
+    assert torch.equal(copied(x)[0], lstm(x)[0])
+    with torch.no_grad():
+        lstm.weight_hh_l0.zero_()
+    assert not torch.equal(copied(x)[0], lstm(x)[0])
+
+
+def test_a_pickle_of_a_version_without_the_newer_attributes() -> None:
+    lstm = make(num_layers=2)
+    state = lstm.__getstate__()
+    for name in ("_detach_prob", "detach_shared", "_backend"):
+        del state[name]
+    old = LSTM.__new__(LSTM)
+    old.__setstate__(state)
+    assert old.detach_prob == 0.0 and not old.detach_shared and old.backend == "auto"
+    assert torch.equal(old(make_input())[0], lstm(make_input())[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_to_another_dtype(backend: str, dtype: torch.dtype) -> None:
+    lstm = make(num_layers=2, bidirectional=True, backend=backend)
+    expected, _ = lstm(make_input())
+    output, (h_n, c_n) = lstm.to(dtype)(make_input().to(dtype))
+    assert output.dtype == h_n.dtype == c_n.dtype == dtype
+    assert (output.double() - expected).abs().max() < 20 * torch.finfo(dtype).eps
+
+
+def test_autocast(backend: str) -> None:
+    lstm = make(num_layers=2, backend=backend).float()
+    x = make_input().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output, (h_n, c_n) = lstm(x, (torch.zeros(2, B, 5), torch.zeros(2, B, 5)))
+    assert output.dtype == h_n.dtype == c_n.dtype == torch.bfloat16
+    assert (output.float() - lstm(x)[0]).abs().max() < 0.02
+    output.sum().backward()
+    assert lstm.weight_hh_l0.grad.dtype == torch.float32
+
+
+def test_functional_call() -> None:
+    lstm, x = make(num_layers=2), make_input()
+    weights = {name: 2 * w.detach() for name, w in lstm.named_parameters()}
+    found, _ = torch.func.functional_call(lstm, weights, (x,))
+    other = make(num_layers=2)
+    other.load_state_dict(weights)
+    assert torch.equal(found, other(x)[0])
+    assert not torch.equal(found, lstm(x)[0])
+
+
+def test_parametrizations_are_read_at_every_call(backend: str) -> None:
+    lstm, x = make(backend=backend), make_input()
+    before, _ = lstm(x)
+    parametrizations.weight_norm(lstm, "weight_hh_l0")
+    assert_close(lstm(x)[0], before)
+    with torch.no_grad():
+        lstm.parametrizations.weight_hh_l0.original0.mul_(2)
+    assert (lstm(x)[0] - before).abs().max() > 1e-2
+    lstm(x)[0].sum().backward()
+    assert lstm.parametrizations.weight_hh_l0.original0.grad.abs().max() > 1e-3
+
+
+def test_weight_drop_by_attribute() -> None:
+    """The old recipe: rename the parameter, set a plain tensor in its place before each call."""
+    lstm, x = make(), make_input()
+    raw = lstm.weight_hh_l0
+    del lstm._parameters["weight_hh_l0"]
+    lstm.register_parameter("weight_hh_l0_raw", raw)
+    lstm.weight_hh_l0 = raw * 0.5
+    other = make()
+    with torch.no_grad():
+        other.weight_hh_l0.mul_(0.5)
+    assert torch.equal(lstm(x)[0], other(x)[0])
+    lstm(x)[0].sum().backward()
+    assert raw.grad.abs().max() > 1e-3
+
+
+def test_frozen_weights_get_no_gradient(backend: str) -> None:
+    lstm = make(backend=backend)
+    lstm.weight_hh_l0.requires_grad_(False)
+    lstm(make_input())[0].sum().backward()
+    assert lstm.weight_hh_l0.grad is None and lstm.weight_ih_l0.grad.abs().max() > 1e-3
+
+
+def test_checkpointing_repeats_the_mask(backend: str) -> None:
+    lstm, x = make(detach_prob=0.5, backend=backend), make_input().requires_grad_()
+    found = []
+    for run in (lstm, lambda x: checkpoint(lstm, x, use_reentrant=False)):
+        torch.manual_seed(3)
+        output, _ = run(x)
+        found.append(torch.autograd.grad(output.square().sum(), x)[0])
+    assert_close(*found)
+
+
+def test_double_backward_on_the_reference() -> None:
+    lstm, x = make(backend="reference", detach_prob=0.5), make_input().requires_grad_()
+    (first,) = torch.autograd.grad(lstm(x)[0].square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+    assert lstm.weight_hh_l0.grad.abs().max() > 1e-4
+
+
+def test_training_lowers_the_loss(backend: str) -> None:
+    lstm, x = make(detach_prob=0.25, backend=backend), make_input()
+    optimizer = torch.optim.Adam(lstm.parameters(), lr=0.05)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = (lstm(x)[0] - 0.5 * x.sum(2, keepdim=True).tanh()).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_from_torch_and_back(bidirectional: bool) -> None:
+    theirs = nn.LSTM(4, 5, 2, False, True, 0.5, bidirectional, 3, dtype=torch.float64).eval()
+    theirs.weight_hh_l1.requires_grad_(False)
+    state = torch.get_rng_state()
+    ours = LSTM.from_torch(theirs, detach_prob=0.25, detach_shared=True, backend="reference")
+    again = ours.to_torch()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(again) is nn.LSTM and repr(again) == repr(theirs)
+    assert ours.detach_prob == 0.25 and ours.detach_shared and ours.backend == "reference"
+    x = random(B, T, 4, seed=1)
+    for layer in (ours, again):
+        assert not layer.training and not layer.weight_hh_l1.requires_grad
+        assert layer.weight_hh_l0.requires_grad
+        assert_close(layer(x)[0], theirs(x)[0])
+        for name, weight in layer.named_parameters():
+            assert weight is not theirs.get_parameter(name)
+            assert weight.data_ptr() != theirs.get_parameter(name).data_ptr()
+
+
+def test_from_torch_takes_the_value_of_a_parametrized_weight() -> None:
+    theirs = parametrizations.weight_norm(nn.LSTM(4, 5), "weight_hh_l0")
+    with torch.no_grad():
+        theirs.parametrizations.weight_hh_l0.original0.mul_(2)
+    ours, x = LSTM.from_torch(theirs), torch.randn(T, B, 4)
+    assert_close(ours(x)[0], theirs(x)[0])
+    assert isinstance(ours.weight_hh_l0, nn.Parameter)

@@ -1,0 +1,200 @@
+"""``throughtime.LSTM`` against ``torch.nn.LSTM``, over every option, forward and all gradients."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from cases import random
+from closeness import assert_all_close, assert_close
+from throughtime import LSTM
+
+T, B, INPUT_SIZE, H = 4, 3, 2, 5
+LENGTHS = {"sorted": [4, 2, 1], "unsorted": [2, 4, 3]}
+INPUTS = ("batched", "unbatched", *LENGTHS)
+NAMES = ("num_layers", "bias", "batch_first", "bidirectional", "proj_size")
+OPTIONS = [
+    dict(zip(NAMES, values, strict=True))
+    for values in itertools.product((1, 2), (True, False), (False, True), (False, True), (0, 2))
+]
+
+
+def name_of(options: dict[str, Any]) -> str:
+    return "-".join(f"{key}={value}" for key, value in options.items())
+
+
+def pair(dtype: torch.dtype = torch.float64, **options: Any) -> tuple[nn.LSTM, LSTM]:
+    """Both layers with the same weights."""
+    torch.manual_seed(1)
+    theirs = nn.LSTM(INPUT_SIZE, H, dtype=dtype, **options)
+    ours = LSTM(INPUT_SIZE, H, dtype=dtype, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def make_input(kind: str, batch_first: bool) -> tuple[Tensor, Tensor | PackedSequence]:
+    """A leaf, and the input made of it."""
+    leaf = random(T, B, INPUT_SIZE, seed=1)
+    if kind == "unbatched":
+        leaf = leaf[:, 0].clone().requires_grad_()
+        return leaf, leaf
+    leaf = (leaf.transpose(0, 1).contiguous() if batch_first else leaf).requires_grad_()
+    if kind == "batched":
+        return leaf, leaf
+    lengths = torch.tensor(LENGTHS[kind])
+    packed = pack_padded_sequence(leaf, lengths, batch_first, enforce_sorted=kind == "sorted")
+    return leaf, packed
+
+
+def make_states(layer: nn.LSTM, kind: str) -> tuple[Tensor, Tensor]:
+    count = layer.num_layers * (1 + layer.bidirectional)
+    shape = (count,) if kind == "unbatched" else (count, B)
+    h_0 = random(*shape, layer.proj_size or H, seed=2).requires_grad_()
+    return h_0, random(*shape, H, seed=3).requires_grad_()
+
+
+def run(layer: nn.Module, kind: str, with_states: bool) -> dict[str, Tensor]:
+    """All results and gradients of one call."""
+    leaf, made = make_input(kind, layer.batch_first)
+    states = make_states(layer, kind) if with_states else None
+    output, (h_n, c_n) = layer(made, states)
+    found = {}
+    if isinstance(output, PackedSequence):
+        assert isinstance(made, PackedSequence)
+        assert torch.equal(output.batch_sizes, made.batch_sizes)
+        for mine, given in zip(output[2:], made[2:], strict=True):
+            assert mine is given or torch.equal(mine, given)
+        output = output.data
+    found |= {"output": output, "h_n": h_n, "c_n": c_n}
+    weights = dict(layer.named_parameters())
+    leaves = [leaf, *(states or ()), *weights.values()]
+    loss = sum((x * random(*x.shape, seed=9 + k)).sum() for k, x in enumerate((output, h_n, c_n)))
+    grads = torch.autograd.grad(loss, leaves)
+    names = ["input", *(["h_0", "c_0"] if states else []), *weights]
+    return found | {f"grad {name}": x for name, x in zip(names, grads, strict=True)}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+def test_results_and_gradients(options: dict[str, Any], kind: str) -> None:
+    theirs, ours = pair(**options)
+    for with_states in (False, True):
+        expected, found = run(theirs, kind, with_states), run(ours, kind, with_states)
+        assert_all_close(found, expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+@pytest.mark.parametrize("batched", [True, False])
+def test_strides_are_the_same(options: dict[str, Any], batched: bool) -> None:
+    theirs, ours = pair(**options)
+    x = random(T, B, INPUT_SIZE, seed=1)
+    made = x[:, 0] if not batched else x.transpose(0, 1) if theirs.batch_first else x
+    expected, (expected_h, expected_c) = theirs(made)
+    output, (h_n, c_n) = ours(made)
+    assert output.stride() == expected.stride()
+    assert h_n.stride() == expected_h.stride() and c_n.stride() == expected_c.stride()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+def test_a_seed_gives_the_same_weights(options: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    theirs = nn.LSTM(INPUT_SIZE, H, **options)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    ours = LSTM(INPUT_SIZE, H, **options)
+    assert torch.equal(torch.rand(1), after)
+    expected = theirs.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    for name, x in ours.state_dict().items():
+        assert torch.equal(x, expected[name])
+    torch.manual_seed(4)
+    theirs.reset_parameters()
+    torch.manual_seed(4)
+    ours.reset_parameters()
+    assert torch.equal(ours.weight_hh_l0, theirs.weight_hh_l0)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_draws_what_theirs_draws(batch_first: bool, bidirectional: bool) -> None:
+    options = {"dropout": 0.4, "num_layers": 3}
+    theirs, ours = pair(batch_first=batch_first, bidirectional=bidirectional, **options)
+    x = random(T, T, INPUT_SIZE, seed=1)
+    torch.manual_seed(5)
+    expected, _ = theirs(x)
+    torch.manual_seed(5)
+    output, _ = ours(x)
+    assert_close(output, expected)
+    assert (output - ours(x)[0]).abs().max() > 1e-3
+    assert_close(ours.eval()(x)[0], theirs.eval()(x)[0])
+
+
+def test_dropout_of_a_packed_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, ours = pair(dropout=0.25, num_layers=2)
+    packed = pack_padded_sequence(random(500, 2, INPUT_SIZE, seed=1), torch.tensor([500, 400]))
+    calls = []
+    original = nn.functional.dropout
+
+    def spy(x: Tensor, p: float) -> Tensor:
+        calls.append((x, original(x, p)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(nn.functional, "dropout", spy)
+    ours(packed)
+    ((before, after),) = calls
+    kept = after != 0
+    share = kept[:400].double().mean().item()
+    assert abs(share - 0.75) < 0.03
+    assert_close(after[kept], before[kept] / 0.75)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_longer_and_wider(dtype: torch.dtype) -> None:
+    theirs, ours = nn.LSTM(20, 70, dtype=dtype), LSTM(20, 70, dtype=dtype)
+    ours.load_state_dict(theirs.state_dict())
+    x = random(90, 11, 20, seed=1, dtype=dtype)
+    results = []
+    for layer in (theirs, ours):
+        output, (h_n, c_n) = layer(x)
+        grads = torch.autograd.grad(output.sum() + c_n.sum(), list(layer.parameters()))
+        results.append(dict(enumerate([output, h_n, c_n, *grads])))
+    assert_all_close(results[1], results[0])
+
+
+def test_empty_batch() -> None:
+    theirs, ours = pair(num_layers=2, bidirectional=True)
+    x = torch.zeros(T, 0, INPUT_SIZE, dtype=torch.float64)
+    output, (h_n, c_n) = ours(x)
+    expected, (expected_h, expected_c) = theirs(x)
+    assert output.shape == expected.shape == (T, 0, 2 * H)
+    assert h_n.shape == expected_h.shape and c_n.shape == expected_c.shape
+
+
+def test_state_dicts_are_exchanged_strictly() -> None:
+    for options in OPTIONS:
+        theirs, ours = nn.LSTM(INPUT_SIZE, H, **options), LSTM(INPUT_SIZE, H, **options)
+        ours.load_state_dict(theirs.state_dict(), strict=True)
+        LSTM(INPUT_SIZE, H, **options).load_state_dict(ours.state_dict(), strict=True)
+        theirs.load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_no_grad_and_eval_give_the_training_values(backend: str) -> None:
+    _, ours = pair(num_layers=2)
+    ours.backend = backend
+    x = random(T, B, INPUT_SIZE, seed=1)
+    trained, _ = ours(x)
+    with torch.no_grad():
+        assert torch.equal(ours(x)[0], trained)
+    with torch.inference_mode():
+        assert torch.equal(ours(x)[0], trained)
+    evaluated, _ = ours.eval()(x)
+    assert torch.equal(evaluated, trained)
+    evaluated.sum().backward()
+    assert ours.weight_hh_l0.grad is not None

@@ -1,0 +1,107 @@
+"""``DetachSchedule``."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from throughtime import LSTM, DetachSchedule
+
+
+def values(schedule: DetachSchedule, layer: LSTM, steps: int) -> list[float]:
+    seen = []
+    for _ in range(steps):
+        assert schedule.get_last_value() == [layer.detach_prob]
+        seen.append(layer.detach_prob)
+        schedule.step()
+    return seen
+
+
+def test_constant_then_zero() -> None:
+    layer = LSTM(2, 3, detach_prob=0.25)
+    schedule = DetachSchedule(layer, 6, final_steps=2)
+    assert values(schedule, layer, 8) == [0.25] * 4 + [0.0] * 4
+
+
+def test_constant_to_the_end_and_zero_after_it() -> None:
+    layer = LSTM(2, 3, detach_prob=0.25)
+    assert values(DetachSchedule(layer, 3), layer, 4) == [0.25] * 3 + [0.0]
+
+
+def test_linear() -> None:
+    layer = LSTM(2, 3)
+    schedule = DetachSchedule(layer, 6, kind="linear", final_steps=2, detach_prob=0.5)
+    assert values(schedule, layer, 7) == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0])
+
+
+def test_each_layer_falls_from_its_own_value() -> None:
+    model = nn.ModuleList([LSTM(2, 3, detach_prob=0.5), nn.LSTM(2, 3), LSTM(2, 3, detach_prob=1.0)])
+    schedule = DetachSchedule(model, 2, kind="linear")
+    schedule.step()
+    assert [model[0].detach_prob, model[2].detach_prob] == [0.25, 0.5]
+    assert schedule.get_last_value() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear"])
+def test_resume_is_exact(kind: str) -> None:
+    def make(p: float) -> tuple[LSTM, DetachSchedule]:
+        layer = LSTM(2, 3, detach_prob=p)
+        return layer, DetachSchedule(layer, 7, kind=kind, final_steps=1)
+
+    layer, schedule = make(0.3)
+    values(schedule, layer, 3)
+    saved = json.loads(json.dumps(schedule.state_dict()))
+    resumed_layer, resumed = make(0.9)
+    resumed.load_state_dict(saved)
+    assert resumed_layer.detach_prob == layer.detach_prob
+    saved["base_values"][0] = 1.0
+    assert values(resumed, resumed_layer, 5) == values(schedule, layer, 5)
+
+
+def test_survives_a_copy_together_with_its_model() -> None:
+    layer = LSTM(2, 3, detach_prob=0.5)
+    copied_layer, copied = copy.deepcopy((layer, DetachSchedule(layer, 1)))
+    copied.step()
+    assert copied_layer.detach_prob == 0.0 and layer.detach_prob == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_steps": 0}, "total_steps should be greater than 0, got 0"),
+        ({"total_steps": 5, "final_steps": 6}, r"final_steps should be in range \[0, 5\].*got 6"),
+        ({"total_steps": 5, "final_steps": -1}, r"final_steps should be in range .*got -1"),
+        ({"total_steps": 5, "kind": "cosine"}, "kind should be 'constant' or 'linear', got 'cos"),
+        ({"total_steps": 5, "detach_prob": 1.5}, r"detach_prob should be a number in range \[0, 1"),
+    ],
+)
+def test_bad_arguments(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DetachSchedule(LSTM(2, 3), **options)
+
+
+def test_a_model_without_layers() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no throughtime.LSTM; throughtime.replace"):
+        DetachSchedule(nn.Linear(2, 3), 5)
+
+
+def test_a_state_of_another_model() -> None:
+    two = DetachSchedule(nn.ModuleList([LSTM(2, 3), LSTM(2, 3)]), 5)
+    with pytest.raises(ValueError, match="the 1 layers of the model, got 2"):
+        DetachSchedule(LSTM(2, 3), 5).load_state_dict(two.state_dict())
+
+
+def test_steps_along_a_learning_rate_scheduler() -> None:
+    layer = LSTM(2, 3, detach_prob=0.5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=4)
+    schedule = DetachSchedule(layer, 4, kind="linear")
+    for _ in range(4):
+        optimizer.step()
+        rate.step()
+        schedule.step()
+        assert layer.detach_prob == pytest.approx(0.5 * rate.get_last_lr()[0])
