@@ -14,6 +14,7 @@ Schemas and fakes are here, the implementations in ``csrc/lstm``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,8 +43,13 @@ torch.library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
+_lstm_forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = (
+    torch.ops.throughtime.lstm_forward.default
+)
+_lstm_backward: Callable[..., tuple[Tensor, ...]] = torch.ops.throughtime.lstm_backward.default
 
-@torch.library.register_fake("throughtime::lstm_forward")
+
+@torch.library.register_fake("throughtime::lstm_forward")  # type: ignore[untyped-decorator]
 def _lstm_forward_fake(
     input: Tensor,
     h_0: Tensor,
@@ -67,7 +73,7 @@ def _lstm_forward_fake(
     )
 
 
-@torch.library.register_fake("throughtime::lstm_backward")
+@torch.library.register_fake("throughtime::lstm_backward")  # type: ignore[untyped-decorator]
 def _lstm_backward_fake(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -103,7 +109,7 @@ class LstmFunction(torch.autograd.Function):
     """``lstm_forward`` with ``lstm_backward`` as its gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         input: Tensor,
         h_0: Tensor,
         c_0: Tensor,
@@ -118,13 +124,13 @@ class LstmFunction(torch.autograd.Function):
         reverse: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         bias = _sum(bias_ih, bias_hh)
-        return torch.ops.throughtime.lstm_forward(  # type: ignore[no-any-return]
+        return _lstm_forward(
             input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr, lengths, reset, reverse, True
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, *masks, reverse = inputs
+        input, h_0, c_0, weight_ih, weight_hh, _, _, weight_hr, *masks, reverse = inputs
         lengths, reset, detach_mask = masks
         result, _, _, saved = output
         ctx.mark_non_differentiable(saved)
@@ -145,7 +151,7 @@ class LstmFunction(torch.autograd.Function):
         ctx.reverse = reverse
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any,
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
@@ -155,7 +161,9 @@ class LstmFunction(torch.autograd.Function):
         if grad_output is None and grad_h_n is None and grad_c_n is None:
             return (None,) * 12
         needs = ctx.needs_input_grad
-        input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr = LstmBackwardFunction.apply(
+        # Gradients are recorded here only for a second derivative, which must be refused.
+        run = LstmBackwardFunction.apply if torch.is_grad_enabled() else _lstm_backward
+        input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr = run(
             grad_output,
             grad_h_n,
             grad_c_n,
@@ -184,7 +192,7 @@ class LstmBackwardFunction(torch.autograd.Function):
     """``lstm_backward`` as a function that cannot be differentiated again, and says so."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
         grad_c_n: Tensor | None,
@@ -203,7 +211,7 @@ class LstmBackwardFunction(torch.autograd.Function):
         need_input: bool,
         need_weights: bool,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.throughtime.lstm_backward(  # type: ignore[no-any-return]
+        return _lstm_backward(
             grad_output,
             grad_h_n,
             grad_c_n,
@@ -271,12 +279,12 @@ def lstm_layer(
         tensor is not None and tensor.requires_grad for tensor in (*states, *weights)
     )
     if wants_grad:
-        output, h_n, c_n, _ = LstmFunction.apply(
+        output, h_n, c_n, _ = LstmFunction.apply(  # type: ignore[no-untyped-call]
             *states, *weights, lengths, reset, detach_mask, reverse
         )
     else:
         bias = _sum(bias_ih, bias_hh)
-        output, h_n, c_n, _ = torch.ops.throughtime.lstm_forward(
+        output, h_n, c_n, _ = _lstm_forward(
             *states, weight_ih, weight_hh, bias, weight_hr, lengths, reset, reverse, False
         )
     return output, h_n, c_n

@@ -1,0 +1,55 @@
+"""What README says is what happens: its code runs, its commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from throughtime import env
+from throughtime.__main__ import make_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.split("\n")]
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0][:40])
+def test_python_block_runs(code: str) -> None:
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_two_definitions_of_h_detach_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (code for code in blocks("python") if "def h_detach_lstm" in code)
+    torch.manual_seed(1)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    first, second = (float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out))
+    assert first == pytest.approx(second, rel=1e-4) and first > 0
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_exists(line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE)
+    else:
+        assert words[:3] == ["python", "-m", "throughtime"], line
+        assert callable(make_parser().parse_args(words[3:]).run)
+
+
+def test_every_environment_variable_of_env_is_told() -> None:
+    ours = {name for name in env.VARIABLES if name.startswith("THROUGHTIME_")}
+    assert ours and all(f"`{name}`" in README for name in ours)
