@@ -17,7 +17,6 @@ VARIABLES = {
     "THROUGHTIME_BACKEND": "auto",
     "THROUGHTIME_BUILD": "auto",
     "THROUGHTIME_LOG_LEVEL": "WARNING",
-    "TORCH_CUDA_ARCH_LIST": "the visible GPU",
     "MAX_JOBS": "one per core",
 }
 
@@ -92,7 +91,8 @@ def _build() -> list[tuple[str, str]]:
         rows += [(f"built {name}", str(what)) for name, what in info.built.items()]
         rows += [(f"left out {name}", str(reason)) for name, reason in info.left_out.items()]
         for name in ("compiler", "flags", "torch"):
-            rows.append((name, str(getattr(info, name, None) or "none")))
+            label = "built with torch" if name == "torch" else name
+            rows.append((label, str(getattr(info, name, None) or "none")))
     if _ext.extension is not None:
         rows.append(("instruction set", _ext.extension.isa()))
         rows.append(("runs here", ", ".join(_ext.extension.runnable_isas())))
