@@ -13,7 +13,7 @@ import torch
 
 Run = Callable[[], object]
 
-SAMPLE_SECONDS = 0.002
+SAMPLE_SECONDS = 0.02
 SLOW_FACTOR = 4.0
 SLOW_SECONDS = 0.3
 SLOW_ROUNDS = 3

@@ -8,6 +8,15 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+// GCC's own header initialises unused operands by themselves and then warns of it.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
 #include "inline.h"
 
 namespace throughtime {
@@ -128,12 +137,27 @@ TT_INLINE Vec<S> splat(S value) {
   return value - Vec<S>{};
 }
 
-// NaN passes through: a comparison with NaN is false.
+// The bounds are the first operands: where x is NaN the x86 instructions return the second, and the
+// comparisons are false, so NaN passes through.
 template <typename S>
 TT_INLINE Vec<S> clamp(Vec<S> x, S bound) {
   const Vec<S> high = splat(bound), low = splat(-bound);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) {
+    return (Vec<S>)_mm512_max_ps((__m512)low, _mm512_min_ps((__m512)high, (__m512)x));
+  } else {
+    return (Vec<S>)_mm512_max_pd((__m512d)low, _mm512_min_pd((__m512d)high, (__m512d)x));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4) {
+    return (Vec<S>)_mm256_max_ps((__m256)low, _mm256_min_ps((__m256)high, (__m256)x));
+  } else {
+    return (Vec<S>)_mm256_max_pd((__m256d)low, _mm256_min_pd((__m256d)high, (__m256d)x));
+  }
+#else
   x = x > high ? high : x;
   return x < low ? low : x;
+#endif
 }
 
 // e^x = scale * (1 + q): scale = 2^n with n the nearest integer to x / ln 2, q = e^r - 1 for the
