@@ -37,7 +37,7 @@ TT_INLINE int64_t active_rows(const LstmInput<S>& in, int64_t t, int64_t row0, i
 // panels[block][k][gate][lane] = weight[gate * H + block * L + lane][k], zero past the last unit.
 template <typename S>
 void pack_gate_panels(const S* weight, int64_t H, int64_t columns, S* panels, Share blocks) {
-  constexpr int64_t L = kLanes<S>, kTile = 16;
+  constexpr int64_t L = kLanes<S>, kTile = 128;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     S* panel = panels + block * columns * 4 * L;
     const int64_t units = H - block * L < L ? H - block * L : L;

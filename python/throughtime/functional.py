@@ -148,31 +148,33 @@ def _cpu(
 ) -> tuple[Tensor, States]:
     """Call the compiled kernels, which know float32 and float64."""
     dtype = input.dtype
-    work = torch.float32 if dtype in _LOW_PRECISION else dtype
+    if dtype in _LOW_PRECISION:
+        input, weight_ih, weight_hh = input.float(), weight_ih.float(), weight_hh.float()
+        bias_ih, bias_hh, weight_hr = (_to(x, torch.float32) for x in (bias_ih, bias_hh, weight_hr))
+        hx = None if hx is None else (hx[0].float(), hx[1].float())
     if hx is None:
-        batch, hidden_size = input.size(1), weight_hh.size(0) // 4
-        h_0 = input.new_zeros((batch, weight_hh.size(1)), dtype=work)
-        c_0 = input.new_zeros((batch, hidden_size), dtype=work)
+        h_0 = input.new_zeros((input.size(1), weight_hh.size(1)))
+        c_0 = input.new_zeros((input.size(1), weight_hh.size(0) // 4))
     else:
-        h_0, c_0 = hx[0].to(work), hx[1].to(work)
-        if c_0 is h_0:
-            # Dynamo does not trace an autograd.Function that gets the same tensor twice.
-            c_0 = c_0.clone()
+        # Dynamo does not trace an autograd.Function that gets the same tensor twice.
+        h_0, c_0 = hx if hx[0] is not hx[1] else (hx[0], hx[1].clone())
     output, h_n, c_n = lstm_layer(
-        input.to(work),
+        input,
         h_0,
         c_0,
-        weight_ih.to(work),
-        weight_hh.to(work),
-        _to(bias_ih, work),
-        _to(bias_hh, work),
-        _to(weight_hr, work),
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        weight_hr,
         lengths,
         reset,
         detach_mask,
         reverse,
     )
-    return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
+    if dtype in _LOW_PRECISION:
+        return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
+    return output, (h_n, c_n)
 
 
 _RUN: dict[str, Callable[..., tuple[Tensor, States]]] = {"reference": reference.lstm, "cpu": _cpu}
