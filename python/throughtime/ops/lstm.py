@@ -247,7 +247,7 @@ class LstmBackwardFunction(torch.autograd.Function):
 # Function.apply binds its arguments to forward's signature at every call; looked up once, that is
 # a third of the time of a call with small tensors.
 for _function in (LstmFunction, LstmBackwardFunction):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
 
 
 def lstm_layer(
