@@ -52,11 +52,16 @@ BASELINE_SOURCES = [  # for the smallest instruction set
     "csrc/binding.cpp",
     "csrc/common/cpu.cpp",
     "csrc/common/pool.cpp",
+    "csrc/common/row_order.cpp",
     "csrc/common/tensors.cpp",
     "csrc/lstm/cpu.cpp",
+    "csrc/rel_lstm/cpu.cpp",
+    "csrc/relevancy/cpu.cpp",
 ]
 KERNEL_SOURCES = [  # once per instruction set, without torch's headers
     "csrc/lstm/cpu_kernels.cpp",
+    "csrc/rel_lstm/cpu_kernels.cpp",
+    "csrc/relevancy/cpu_kernels.cpp",
 ]
 
 FLAGS = [

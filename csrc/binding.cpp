@@ -67,9 +67,9 @@ PyObject* nonlinearity(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "Knpp", &address, &count, &is_double, &is_tanh)) return nullptr;
   void* values = reinterpret_cast<void*>(static_cast<uintptr_t>(address));
   if (is_double) {
-    cpu_kernels().nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
+    cpu_kernels().lstm->nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
   } else {
-    cpu_kernels().nonlinearity_f32(static_cast<float*>(values), count, is_tanh);
+    cpu_kernels().lstm->nonlinearity_f32(static_cast<float*>(values), count, is_tanh);
   }
   Py_RETURN_NONE;
 }

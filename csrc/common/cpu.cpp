@@ -9,7 +9,12 @@
 
 namespace throughtime {
 
-#define TT_DECLARE(isa) extern const CpuKernels cpu_kernels_##isa;
+#define TT_DECLARE(isa)                                                                      \
+  extern const LstmKernels lstm_kernels_##isa;                                               \
+  extern const RelevancyKernels relevancy_kernels_##isa;                                     \
+  extern const RelLstmKernels rel_lstm_kernels_##isa;                                        \
+  const CpuKernels cpu_kernels_##isa = {#isa, &lstm_kernels_##isa, &relevancy_kernels_##isa, \
+                                        &rel_lstm_kernels_##isa};
 #if defined(TT_HAVE_AVX512)
 TT_DECLARE(avx512)
 #endif

@@ -2,9 +2,19 @@
 #pragma once
 
 #include "../lstm/cpu_kernels.h"
+#include "../rel_lstm/cpu_kernels.h"
+#include "../relevancy/cpu_kernels.h"
 #include "runtime.h"
 
 namespace throughtime {
+
+// All kernels of one instruction set.
+struct CpuKernels {
+  const char* isa;
+  const LstmKernels* lstm;
+  const RelevancyKernels* relevancy;
+  const RelLstmKernels* rel_lstm;
+};
 
 // The kernels of the best instruction set that this machine has, or of the one chosen since.
 const CpuKernels& cpu_kernels();

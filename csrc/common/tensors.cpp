@@ -64,7 +64,7 @@ Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
   const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  void* const memory = pool_acquire(count * (dtype == ScalarType::Double ? 8 : 4));
+  void* const memory = pool_acquire(count * (dtype == ScalarType::Float ? 4 : 8));
   AtenTensorHandle handle = nullptr;
   const AOTITorchError status = torch_from_blob(
       memory, shape.size(), shape.data(), strides.data(), 0, dtype_code,
@@ -75,6 +75,10 @@ Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
     STD_TORCH_CHECK(false, "throughtime: torch did not take a tensor of ", count, " elements");
   }
   return Tensor(handle);
+}
+
+void fill_zero(const Tensor& tensor) {
+  if (tensor.numel() > 0) torch::stable::zero_(const_cast<Tensor&>(tensor));
 }
 
 }  // namespace throughtime

@@ -25,12 +25,11 @@ void check_cpu(const char* op, const char* argument, const Tensor& tensor);
 // The tensor itself if it is contiguous, else a contiguous copy.
 Tensor dense(const Tensor& tensor);
 
-// An uninitialised contiguous CPU tensor, its memory from the pool where this torch can take it
+// An uninitialised contiguous CPU tensor of float, double or int64, its memory from the pool where this torch can take it
 // (2.11 or later), else from torch.
 Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
-template <typename S>
-constexpr ScalarType kScalarType = sizeof(S) == 4 ? ScalarType::Float : ScalarType::Double;
+void fill_zero(const Tensor& tensor);
 
 template <typename S>
 const S* data(const Tensor& tensor) {

@@ -51,9 +51,19 @@ struct Tile {
     for (int i = 0; i < MR * NV; ++i) __builtin_prefetch(to + i * kLanes<S>);
   }
 
+  TT_INLINE void read_rows(const S* from, int64_t row_stride) {
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NV; ++j) v[i][j] = load(from + i * row_stride + j * kLanes<S>);
+  }
+
+  TT_INLINE void write_rows(S* to, int64_t row_stride) const {
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NV; ++j) store(to + i * row_stride + j * kLanes<S>, v[i][j]);
+  }
+
   // A is addressed as a[i * row_stride + k * k_stride].
   TT_INLINE void multiply(const S* a, int64_t row_stride, int64_t k_stride, const S* panel,
-                          int64_t k_count) {
+                          int64_t k_count, int64_t panel_stride = NV * kLanes<S>) {
     for (int64_t k = 0; k < k_count; ++k) {
       Vec<S> b[NV];
 #pragma GCC unroll 8
@@ -65,7 +75,7 @@ struct Tile {
         for (int j = 0; j < NV; ++j) v[i][j] += b[j] * scalar;
       }
       a += k_stride;
-      panel += NV * kLanes<S>;
+      panel += panel_stride;
     }
   }
 };

@@ -112,13 +112,43 @@ TT_INLINE void stream_fence() {
 #endif
 }
 
-// The first `count` lanes; the others read as zero.
+#if defined(__AVX512F__)
+template <typename S>
+TT_INLINE unsigned first_lanes(int64_t count) {
+  return (1u << count) - 1;
+}
+#elif defined(__AVX2__)
+// All bits set in the first `count` lanes.
+template <typename S>
+TT_INLINE typename VecOf<S>::integers first_lanes(int64_t count) {
+  typename VecOf<S>::integers lane;
+  for (int i = 0; i < kLanes<S>; ++i) lane[i] = i;
+  return lane < static_cast<typename Traits<S>::Int>(count);
+}
+#endif
+
+// The first `count` lanes; the others read as zero. Nothing past them is touched.
 template <typename S>
 TT_INLINE Vec<S> load_part(const S* from, int64_t count) {
   if (count >= kLanes<S>) return load(from);
+  if (count <= 0) return Vec<S>{};
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) {
+    return (Vec<S>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes<S>(count)), from);
+  } else {
+    return (Vec<S>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes<S>(count)), from);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4) {
+    return (Vec<S>)_mm256_maskload_ps(from, (__m256i)first_lanes<S>(count));
+  } else {
+    return (Vec<S>)_mm256_maskload_pd(from, (__m256i)first_lanes<S>(count));
+  }
+#else
   alignas(kVectorBytes) S lanes[kLanes<S>] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
   return load(lanes);
+#endif
 }
 
 template <typename S>
@@ -127,9 +157,24 @@ TT_INLINE void store_part(S* to, Vec<S> v, int64_t count) {
     store(to, v);
     return;
   }
+  if (count <= 0) return;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(first_lanes<S>(count)), (__m512)v);
+  } else {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes<S>(count)), (__m512d)v);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4) {
+    _mm256_maskstore_ps(to, (__m256i)first_lanes<S>(count), (__m256)v);
+  } else {
+    _mm256_maskstore_pd(to, (__m256i)first_lanes<S>(count), (__m256d)v);
+  }
+#else
   alignas(kVectorBytes) S lanes[kLanes<S>];
   store(lanes, v);
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+#endif
 }
 
 template <typename S>
@@ -199,6 +244,47 @@ TT_INLINE Vec<S> tanh(Vec<S> x) {
   const Vec<S> q = reduced_expm1<S>(clamp(x, Traits<S>::kTanhClamp) * S(2), &scale);
   const Vec<S> m = scale * q + (scale - S(1));
   return m / (m + S(2));
+}
+
+// e^x for x <= 0; exactly 0 where that is no normal number, -inf included. NaN passes through.
+template <typename S>
+TT_INLINE Vec<S> exp_nonpositive(Vec<S> x) {
+  Vec<S> scale;
+  const Vec<S> q = reduced_expm1<S>(clamp(x, Traits<S>::kSigmoidClamp), &scale);
+  return x < splat(-Traits<S>::kSigmoidClamp) ? Vec<S>{} : scale * q + scale;
+}
+
+// One level of `sums_of_rows`: lanes whose index has bit W come from b, the others from a, each the
+// sum of the two lanes of its vector that differ in that bit.
+template <typename S, int W>
+TT_INLINE Vec<S> add_across(Vec<S> a, Vec<S> b) {
+#if defined(__clang__)
+  Vec<S> sum;
+  for (int lane = 0; lane < kLanes<S>; ++lane)
+    sum[lane] = lane & W ? b[lane] + b[lane ^ W] : a[lane] + a[lane ^ W];
+  return sum;
+#else
+  typename VecOf<S>::integers own, other;
+  for (int lane = 0; lane < kLanes<S>; ++lane) {
+    own[lane] = lane & W ? kLanes<S> + lane : lane;
+    other[lane] = lane & W ? kLanes<S> + (lane ^ W) : lane ^ W;
+  }
+  return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
+#endif
+}
+
+template <typename S, int W>
+TT_INLINE void add_levels(Vec<S>* rows) {
+  for (int row = 0; row < W; ++row) rows[row] = add_across<S, W>(rows[row], rows[row + W]);
+  if constexpr (W > 1) add_levels<S, W / 2>(rows);
+}
+
+// Lane j of the result is the sum of the lanes of rows[j], for as many rows as lanes; the rows are
+// used up.
+template <typename S>
+TT_INLINE Vec<S> sums_of_rows(Vec<S>* rows) {
+  add_levels<S, kLanes<S> / 2>(rows);
+  return rows[0];
 }
 
 }  // namespace

@@ -3,11 +3,9 @@
 // Schemas and their documentation: python/throughtime/ops/lstm.py.
 #include "../common/cpu.h"
 
-#include <algorithm>
-#include <numeric>
 #include <tuple>
-#include <vector>
 
+#include "../common/row_order.h"
 #include "../common/tensors.h"
 #include "params.h"
 
@@ -61,12 +59,7 @@ class Arguments {
     if (weight_hr) check("weight_hr", *weight_hr, {shape.R, shape.H}, dtype);
     if (bias) check("bias", *bias, {4 * shape.H}, dtype);
     if (reset) check("reset", *reset, {shape.T, shape.B}, ScalarType::Bool);
-    order_.resize(shape.B);
-    std::iota(order_.begin(), order_.end(), 0);
-    if (lengths) {
-      check("lengths", *lengths, {shape.B}, ScalarType::Long);
-      sort_by_length(op, throughtime::dense(*lengths));
-    }
+    rows_.emplace(op, lengths, shape.B, shape.T);
   }
 
   template <typename S>
@@ -81,8 +74,8 @@ class Arguments {
             data<S>(weight_hh_),
             data<S>(weight_hr_),
             data<S>(bias_),
-            lengths_.empty() ? nullptr : lengths_.data(),
-            order_.data(),
+            rows_->lengths(),
+            rows_->order(),
             data<bool>(reset_),
             reverse_};
   }
@@ -95,53 +88,20 @@ class Arguments {
     return input.dim() == 3 && input.stride(2) == 1 ? input : throughtime::dense(input);
   }
 
-  void sort_by_length(const char* op, const Tensor& lengths) {
-    const int64_t* values = data<int64_t>(lengths);
-    bool all_whole = true;
-    for (int64_t b = 0; b < shape.B; ++b) {
-      STD_TORCH_CHECK(values[b] >= 0 && values[b] <= shape.T, op, ": lengths should be in [0, ",
-                      shape.T, "], the number of steps; got ", values[b], " for sample ", b);
-      all_whole = all_whole && values[b] == shape.T;
-    }
-    if (all_whole) return;
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](int64_t a, int64_t b) { return values[a] > values[b]; });
-    for (int64_t sample : order_) lengths_.push_back(values[sample]);
-  }
-
   Tensor input_, h_0_, c_0_, weight_ih_, weight_hh_;
   OptionalTensor bias_, weight_hr_, reset_;
-  std::vector<int64_t> order_, lengths_;
+  std::optional<RowOrder> rows_;
   bool reverse_;
 };
-
-template <typename S>
-void run(const LstmForward<S>& args) {
-  const CpuKernels& kernels = cpu_kernels();
-  if constexpr (sizeof(S) == 4) {
-    kernels.lstm_forward_f32(args, cpu_runtime());
-  } else {
-    kernels.lstm_forward_f64(args, cpu_runtime());
-  }
-}
-
-template <typename S>
-void run(const LstmBackward<S>& args) {
-  const CpuKernels& kernels = cpu_kernels();
-  if constexpr (sizeof(S) == 4) {
-    kernels.lstm_backward_f32(args, cpu_runtime());
-  } else {
-    kernels.lstm_backward_f64(args, cpu_runtime());
-  }
-}
 
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
 void forward_as(const Arguments& args, const ForwardResult& result, bool save) {
   const auto& [output, h_n, c_n, saved] = result;
-  run(LstmForward<S>{args.as<S>(), mutable_data<S>(output), mutable_data<S>(h_n),
-                     mutable_data<S>(c_n), save ? mutable_data<S>(saved) : nullptr});
+  const LstmForward<S> call{args.as<S>(), mutable_data<S>(output), mutable_data<S>(h_n),
+                            mutable_data<S>(c_n), save ? mutable_data<S>(saved) : nullptr};
+  cpu_kernels().lstm->forward(call, cpu_runtime());
 }
 
 ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
@@ -177,21 +137,26 @@ void backward_as(const Arguments& args, const Gradients& grad, const Tensor& out
                  bool need_weights) {
   const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias, dweight_hr] = result;
   const auto& mask = grad.detach_mask;
-  run(LstmBackward<S>{args.as<S>(), data<S>(output), data<S>(saved), data<S>(grad.output),
-                      grad.output ? grad.output->stride(0) : 0,
-                      grad.output ? grad.output->stride(1) : 0,
-                      grad.output && args.shape.R > 1 && grad.output->stride(2) == 0,
-                      data<S>(grad.h_n), data<S>(grad.c_n), data<bool>(mask),
-                      mask ? mask->stride(0) : 0, mask && mask->dim() == 2 ? mask->stride(1) : 0,
-                      need_input ? mutable_data<S>(dx) : nullptr, mutable_data<S>(dh0),
-                      mutable_data<S>(dc0), need_weights ? mutable_data<S>(dweight_ih) : nullptr,
-                      need_weights ? mutable_data<S>(dweight_hh) : nullptr,
-                      need_weights ? mutable_data<S>(dbias) : nullptr,
-                      need_weights ? mutable_data<S>(dweight_hr) : nullptr});
-}
-
-void fill_zero(const Tensor& tensor) {
-  if (tensor.numel() > 0) torch::stable::zero_(const_cast<Tensor&>(tensor));
+  const LstmBackward<S> call{args.as<S>(),
+                             data<S>(output),
+                             data<S>(saved),
+                             data<S>(grad.output),
+                             grad.output ? grad.output->stride(0) : 0,
+                             grad.output ? grad.output->stride(1) : 0,
+                             grad.output && args.shape.R > 1 && grad.output->stride(2) == 0,
+                             data<S>(grad.h_n),
+                             data<S>(grad.c_n),
+                             data<bool>(mask),
+                             mask ? mask->stride(0) : 0,
+                             mask && mask->dim() == 2 ? mask->stride(1) : 0,
+                             need_input ? mutable_data<S>(dx) : nullptr,
+                             mutable_data<S>(dh0),
+                             mutable_data<S>(dc0),
+                             need_weights ? mutable_data<S>(dweight_ih) : nullptr,
+                             need_weights ? mutable_data<S>(dweight_hh) : nullptr,
+                             need_weights ? mutable_data<S>(dbias) : nullptr,
+                             need_weights ? mutable_data<S>(dweight_hr) : nullptr};
+  cpu_kernels().lstm->backward(call, cpu_runtime());
 }
 
 BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,

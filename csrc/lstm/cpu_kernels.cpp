@@ -1,24 +1,18 @@
-// Compiled once per instruction set, with -DTT_ISA=<its name>.
 #include "cpu_kernels.h"
 
 #include "cpu_backward.h"
 #include "cpu_forward.h"
 
-#define TT_NAME_(isa) cpu_kernels_##isa
-#define TT_NAME(isa) TT_NAME_(isa)
-#define TT_TEXT_(isa) #isa
-#define TT_TEXT(isa) TT_TEXT_(isa)
-
 namespace throughtime {
 namespace {
 
 template <typename S>
-void lstm_forward(const LstmForward<S>& args, const Runtime& runtime) {
+void forward(const LstmForward<S>& args, const Runtime& runtime) {
   Forward<S> run(args, runtime);
 }
 
 template <typename S>
-void lstm_backward(const LstmBackward<S>& args, const Runtime& runtime) {
+void backward(const LstmBackward<S>& args, const Runtime& runtime) {
   Backward<S> run(args, runtime);
 }
 
@@ -32,9 +26,10 @@ void nonlinearity(S* values, int64_t count, bool is_tanh) {
 
 }  // namespace
 
-extern const CpuKernels TT_NAME(TT_ISA);
-const CpuKernels TT_NAME(TT_ISA) = {
-    TT_TEXT(TT_ISA),      kVectorBytes,          lstm_forward<float>, lstm_forward<double>,
-    lstm_backward<float>, lstm_backward<double>, nonlinearity<float>, nonlinearity<double>};
+extern const LstmKernels TT_KERNELS(lstm);
+const LstmKernels TT_KERNELS(lstm) = {{forward<float>, forward<double>},
+                                      {backward<float>, backward<double>},
+                                      nonlinearity<float>,
+                                      nonlinearity<double>};
 
 }  // namespace throughtime

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "../common/inline.h"
+#include "../common/sizes.h"
 
 namespace throughtime {
 
@@ -83,7 +84,7 @@ constexpr int kSavedVectors = 5;
 constexpr int64_t kSavedUnits = 16;
 
 TT_INLINE int64_t saved_numbers(const LstmShape& s) {
-  return kSavedVectors * s.T * s.B * ((s.H + kSavedUnits - 1) / kSavedUnits * kSavedUnits);
+  return kSavedVectors * s.T * s.B * round_up(s.H, kSavedUnits);
 }
 
 }  // namespace throughtime

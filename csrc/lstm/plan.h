@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../common/sizes.h"
 #include "params.h"
 
 namespace throughtime {
@@ -21,8 +22,6 @@ struct LstmSchedule {
   TT_INLINE int workers() const { return lanes * team; }
 };
 
-TT_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 namespace lstm_plan_detail {
 
 constexpr int64_t kNearBytes = 640 * 1024;        // recurrent weights that stay in an L2 cache
@@ -31,12 +30,6 @@ constexpr int64_t kGradientBytes = 64 << 20;      // for the groups' own sums of
 constexpr int64_t kFuseInputs = 48;               // below: a separate projection does not pay
 constexpr double kOperationsPerWorker = 1 << 16;  // per step: below, a barrier costs more
 constexpr double kOperationsToFork = 2 << 20;     // in all: below, starting threads costs more
-
-TT_INLINE int64_t power_of_two_at_least(int64_t n) {
-  int64_t power = 1;
-  while (power < n) power *= 2;
-  return power;
-}
 
 }  // namespace lstm_plan_detail
 

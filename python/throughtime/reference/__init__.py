@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from throughtime.reference.lstm import lstm
+from throughtime.reference.rel_lstm import rel_lstm
+from throughtime.reference.relevancy import relevancy_attention
 
-__all__ = ["lstm"]
+__all__ = ["lstm", "rel_lstm", "relevancy_attention"]

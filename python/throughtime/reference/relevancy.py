@@ -1,0 +1,148 @@
+"""Relevancy attention: causal attention over a short window and the most relevant past keys.
+
+    e_ij = scale * q_i . k_j   or   w . tanh(q_i + k_j)         for j in candidates(i)
+    out_i = sum_j softmax(e_i)_j v_j
+
+The candidates are chosen by :class:`throughtime.reference.screening.Screening`. The choice is not
+differentiated; everything else is.
+
+Source: Kerg, Kanuparthi et al., "Untangling tradeoffs between recurrence and self-attention in
+neural networks", NeurIPS 2020, arXiv 2006.09471.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.reference.screening import Memory, Screening
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class RelevancyResult(NamedTuple):
+    """What :func:`relevancy_attention` returns; S = P + T positions.
+
+    Attributes:
+        output: ``[B, heads, T, Dv]``.
+        last: int64 ``[B, heads, S]``: the last query that attends each position, -1 if none does.
+        memory: what the next call needs, its tensors ``[B, heads, P']``.
+    """
+
+    output: Tensor
+    last: Tensor
+    memory: Memory
+
+
+def relevancy_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    relevance: Tensor | None,
+    *,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    scale: float,
+    keep_first: bool = False,
+) -> RelevancyResult:
+    """Attend step by step, in plain PyTorch.
+
+    The first P = S - T keys and values are those that an earlier call's memory points at.
+    :func:`throughtime.functional.relevancy_attention` checks the arguments and makes them; nothing
+    is checked here. float16 and bfloat16 are computed in float32 and rounded once, at the end.
+
+    Args:
+        query: ``[B, heads, T, D]``.
+        key: ``[B, heads, S, D]``.
+        value: ``[B, heads, S, Dv]``.
+        score_weight: w ``[heads, D]`` for the additive score; None: the scaled dot product.
+        lengths: int64 ``[B]``, 0 <= length <= T; past it the output is zero.
+        relevance: ``[B, heads, P]`` of an earlier call, negative where a slot is empty.
+        retained: how many of the P are its retained set.
+        window_size: >= 1.
+        top_k: >= 0.
+        scale: factor of the dot product.
+        keep_first: retain the first ``top_k`` keys, whatever their relevance.
+
+    Example:
+        >>> import torch
+        >>> from throughtime import reference
+        >>> q, k, v = torch.randn(3, 2, 4, 9, 8).unbind(0)
+        >>> result = reference.relevancy_attention(
+        ...     q, k, v, None, None, None, retained=0, window_size=3, top_k=2, scale=8**-0.5)
+        >>> assert result.output.shape == q.shape and (result.last >= torch.arange(9)).all()
+    """
+    out_dtype = query.dtype
+    if out_dtype in _LOW_PRECISION:
+        query, key, value = query.float(), key.float(), value.float()
+        score_weight = None if score_weight is None else score_weight.float()
+        relevance = None if relevance is None else relevance.float()
+    batch, heads, length, _ = query.shape
+    rows = batch * heads
+    ends = torch.full((batch,), length, device=query.device) if lengths is None else lengths
+    ends = ends.repeat_interleave(heads)  # [N]
+    alive = torch.arange(length, device=query.device) < ends.unsqueeze(1)  # [N, T]
+    if relevance is None:
+        relevance = query.new_zeros(batch, heads, 0)
+    w = None if score_weight is None else score_weight.repeat(batch, 1)
+    query = torch.where(alive.view(batch, heads, length, 1), query, 0.0)  # padding may be NaN
+    q, k, v = (x.reshape(rows, *x.shape[2:]) for x in (query, key, value))
+    screening = Screening(
+        relevance.reshape(rows, -1), retained, length, window_size, top_k, keep_first
+    )
+
+    chosen = []
+    with torch.no_grad():
+        for step in range(length):
+            positions = screening.candidates(step, alive[:, step])
+            keys = _gather(k, positions)
+            attention = attend(q[:, step], keys, positions >= 0, w, scale)
+            screening.advance(step, alive[:, step], attention)
+            chosen.append(positions)
+        width = max((x.size(1) for x in chosen), default=0)
+        padded = [torch.nn.functional.pad(x, (0, width - x.size(1)), value=-1) for x in chosen]
+        positions = torch.stack(padded, 1)  # [N, T, C]
+
+    flat = positions.flatten(1)
+    keys, values = (_gather(x, flat).unflatten(1, positions.shape[1:]) for x in (k, v))
+    attention = attend(q, keys, positions >= 0, None if w is None else w.unsqueeze(1), scale)
+    output = (attention.unsqueeze(-1) * values).sum(-2)
+    memory = screening.memory(ends)
+
+    def shaped(x: Tensor) -> Tensor:
+        return x.view(batch, heads, *x.shape[1:])
+
+    state = Memory(shaped(memory.index), shaped(memory.relevance).to(out_dtype), memory.retained)
+    return RelevancyResult(shaped(output).to(out_dtype), shaped(screening.last), state)
+
+
+def attend(query: Tensor, keys: Tensor, valid: Tensor, w: Tensor | None, scale: float) -> Tensor:
+    """Attention weights over candidates; zero where invalid, also where nothing is valid.
+
+    Args:
+        query: ``[..., D]``.
+        keys: ``[..., C, D]``.
+        valid: bool ``[..., C]``.
+        w: ``[..., D]`` of the additive score, or None for the scaled dot product.
+        scale: factor of the dot product.
+
+    Returns:
+        ``[..., C]``.
+    """
+    if w is None:
+        score = scale * (keys @ query.unsqueeze(-1)).squeeze(-1)
+    else:
+        score = (torch.tanh(query.unsqueeze(-2) + keys) @ w.unsqueeze(-1)).squeeze(-1)
+    score = torch.where(valid, score, -torch.inf)
+    score = torch.where(valid.any(-1, keepdim=True), score, 0.0)
+    return torch.where(valid, score.softmax(-1), 0.0)
+
+
+def _gather(rows: Tensor, positions: Tensor) -> Tensor:
+    """``rows [N, S, D]`` at ``positions [N, C]`` -> ``[N, C, D]``; position 0 stands in for -1."""
+    return rows.gather(1, positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, rows.size(-1)))
