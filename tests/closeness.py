@@ -19,8 +19,7 @@ def assert_close(actual: Tensor, expected: Tensor, name: str = "tensor") -> None
     if not actual.numel():
         return
     assert torch.isfinite(actual).all(), f"{name}: not finite"
-    scale = max(1e-3, expected.abs().max().item())
-    error = (actual - expected).abs().max().item() / scale
+    error = _relative_error(actual, expected)
     tolerance = TOLERANCE[actual.dtype]
     assert error <= tolerance, f"{name}: relative error {error:.2e}, tolerance {tolerance:.0e}"
 
@@ -30,6 +29,31 @@ def assert_all_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
     assert list(actual) == list(expected)
     for name, tensor in actual.items():
         assert_close(tensor, expected[name], name)
+
+
+def assert_as_accurate(
+    actual: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> None:
+    """Assert relative errors within twice plain PyTorch's worst one and 32 roundings.
+
+    The benchmark's rule, for gradients that are differences of nearly equal terms. Those of
+    attention scores sum to zero over the keys, so rounding is proportional to more than the result.
+    """
+    assert list(actual) == list(plain) == list(exact)
+    worst = max(_relative_error(plain[name], wanted) for name, wanted in exact.items())
+    for name, wanted in exact.items():
+        assert torch.isfinite(actual[name]).all(), f"{name}: not finite"
+        error, allowed = _relative_error(actual[name], wanted), TOLERANCE[actual[name].dtype]
+        allowed = max(allowed, 2 * worst + 32 * torch.finfo(actual[name].dtype).eps)
+        assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.1e}"
+
+
+def _relative_error(actual: Tensor, exact: Tensor) -> float:
+    assert actual.shape == exact.shape, f"{actual.shape} is not {exact.shape}"
+    if not actual.numel():
+        return 0.0
+    scale = max(1e-3, exact.abs().max().item())
+    return (actual.double() - exact.double()).abs().max().item() / scale
 
 
 def assert_no_worse_than_plain(

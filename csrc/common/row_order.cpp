@@ -5,8 +5,7 @@
 
 namespace throughtime {
 
-RowOrder::RowOrder(const char* op, const std::optional<Tensor>& lengths, int64_t batch,
-                   int64_t steps)
+RowOrder::RowOrder(const char* op, const OptionalTensor& lengths, int64_t batch, int64_t steps)
     : order_(batch) {
   std::iota(order_.begin(), order_.end(), 0);
   if (!lengths) return;

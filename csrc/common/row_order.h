@@ -1,7 +1,6 @@
 // The order in which kernels take the samples of a batch whose sequences differ in length.
 #pragma once
 
-#include <optional>
 #include <vector>
 
 #include "tensors.h"
@@ -12,7 +11,7 @@ namespace throughtime {
 class RowOrder {
  public:
   // lengths: int64 [batch] or none: all whole. Checks type, shape and range.
-  RowOrder(const char* op, const std::optional<Tensor>& lengths, int64_t batch, int64_t steps);
+  RowOrder(const char* op, const OptionalTensor& lengths, int64_t batch, int64_t steps);
 
   const int64_t* order() const { return order_.data(); }  // sample of each row
   // Length of each row; null if all are whole.

@@ -54,6 +54,10 @@ Tensor dense(const Tensor& tensor) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+OptionalTensor dense(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(dense(*tensor)) : std::nullopt;
+}
+
 Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.begin(), sizes.size());
   int64_t count = 1;

@@ -15,6 +15,7 @@ namespace throughtime {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 // Raises "op: argument should have shape [..], got [..]" if any size differs.
 void check_shape(const char* op, const char* argument, const Tensor& tensor,
@@ -24,6 +25,7 @@ void check_cpu(const char* op, const char* argument, const Tensor& tensor);
 
 // The tensor itself if it is contiguous, else a contiguous copy.
 Tensor dense(const Tensor& tensor);
+OptionalTensor dense(const OptionalTensor& tensor);
 
 // An uninitialised contiguous CPU tensor of float, double or int64, its memory from the pool where this torch can take it
 // (2.11 or later), else from torch.
@@ -37,7 +39,7 @@ const S* data(const Tensor& tensor) {
 }
 
 template <typename S>
-const S* data(const std::optional<Tensor>& tensor) {
+const S* data(const OptionalTensor& tensor) {
   return tensor ? data<S>(*tensor) : nullptr;
 }
 

@@ -12,12 +12,6 @@
 namespace throughtime {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-OptionalTensor dense(const OptionalTensor& tensor) {
-  return tensor ? OptionalTensor(throughtime::dense(*tensor)) : tensor;
-}
-
 // The tensors that both passes take, dense, checked, and as the kernels want them.
 class Arguments {
  public:
@@ -26,10 +20,10 @@ class Arguments {
             const OptionalTensor& weight_hr, const OptionalTensor& lengths,
             const OptionalTensor& reset, bool reverse)
       : input_(with_dense_rows(input)),
-        h_0_(throughtime::dense(h_0)),
-        c_0_(throughtime::dense(c_0)),
-        weight_ih_(throughtime::dense(weight_ih)),
-        weight_hh_(throughtime::dense(weight_hh)),
+        h_0_(dense(h_0)),
+        c_0_(dense(c_0)),
+        weight_ih_(dense(weight_ih)),
+        weight_hh_(dense(weight_hh)),
         bias_(dense(bias)),
         weight_hr_(dense(weight_hr)),
         reset_(dense(reset)),
@@ -85,7 +79,7 @@ class Arguments {
 
  private:
   static Tensor with_dense_rows(const Tensor& input) {
-    return input.dim() == 3 && input.stride(2) == 1 ? input : throughtime::dense(input);
+    return input.dim() == 3 && input.stride(2) == 1 ? input : dense(input);
   }
 
   Tensor input_, h_0_, c_0_, weight_ih_, weight_hh_;
@@ -208,7 +202,7 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
     fill_zero(std::get<6>(result));
     return result;
   }
-  const Tensor output_dense = throughtime::dense(output), saved_dense = throughtime::dense(saved);
+  const Tensor output_dense = dense(output), saved_dense = dense(saved);
   if (args.dtype == ScalarType::Float) {
     backward_as<float>(args, grad, output_dense, saved_dense, result, need_input, need_weights);
   } else {

@@ -12,12 +12,6 @@
 namespace throughtime {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-OptionalTensor dense_if(const OptionalTensor& tensor) {
-  return tensor ? OptionalTensor(dense(*tensor)) : tensor;
-}
-
 // The tensors that both passes take, checked, and as the kernels want them.
 class Arguments {
  public:
@@ -165,8 +159,8 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                              args.make({left, B}),
                              args.make({saved_numbers(s)}, save)};
   if (B == 0) return result;
-  const Initial initial{dense(h_0),     dense(c_0),       dense(context_0),
-                        dense_if(bias), dense_if(memory), dense_if(relevance)};
+  const Initial initial{dense(h_0),  dense(c_0),    dense(context_0),
+                        dense(bias), dense(memory), dense(relevance)};
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(args, initial, keep_first, save, result);
   } else {
@@ -274,8 +268,8 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
     return result;
   }
   const bool dense_units = !grad_output || H == 1 || grad_output->stride(2) == 1;
-  const Gradients grad{dense_units ? grad_output : dense_if(grad_output), dense_if(grad_h_n),
-                       dense_if(grad_c_n), dense_if(grad_context_n), detach_mask};
+  const Gradients grad{dense_units ? grad_output : dense(grad_output), dense(grad_h_n),
+                       dense(grad_c_n), dense(grad_context_n), detach_mask};
   const Tensor cells = dense(c_0), until = dense(last), kept = dense(saved);
   if (args.dtype == ScalarType::Float) {
     backward_as<float>(args, grad, cells, until, kept, need_input, need_weights, result);

@@ -172,7 +172,7 @@ TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t 
     for (int64_t c = 0; c < count; ++c) {
       const Vec<S> t = tanh_at(d, part, c);
       const Vec<S> e = splat(grad[c]);
-      const Vec<S> g = e * weight * (S(1) - t * t);
+      const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
       to_q += g;
       to_w += e * t;
       S* row = grad_rows[c] + d;

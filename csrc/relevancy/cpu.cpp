@@ -11,8 +11,6 @@
 namespace throughtime {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 Tensor with_dense_rows(const Tensor& tensor) {
   return tensor.dim() == 4 && tensor.stride(3) == 1 ? tensor : dense(tensor);
 }
@@ -31,8 +29,8 @@ class Arguments {
       : query_(with_dense_rows(query)),
         key_(with_dense_rows(key)),
         value_(with_dense_rows(value)),
-        score_weight_(score_weight ? OptionalTensor(dense(*score_weight)) : score_weight),
-        lengths_(lengths ? OptionalTensor(dense(*lengths)) : lengths),
+        score_weight_(dense(score_weight)),
+        lengths_(dense(lengths)),
         scale_(scale) {
     for (const Tensor* tensor : {&query, &key, &value})
       STD_TORCH_CHECK(tensor->dim() == 4, op,
@@ -129,11 +127,8 @@ ForwardResult relevancy_forward(const Tensor query, const Tensor key, const Tens
   const RelevancyShape& s = args.shape;
   STD_TORCH_CHECK(relevance || s.screening.P == 0, op, ": relevance should be given for the ",
                   s.screening.P, " keys of an earlier call");
-  OptionalTensor before;
-  if (relevance) {
-    args.check(op, "relevance", *relevance, {s.B, s.heads, s.screening.P});
-    before = dense(*relevance);
-  }
+  if (relevance) args.check(op, "relevance", *relevance, {s.B, s.heads, s.screening.P});
+  const OptionalTensor before = dense(relevance);
   const int64_t left = s.screening.memory_after();
   const ForwardResult result{
       pooled({s.B, s.heads, s.T(), s.Dv}, args.dtype), pooled({s.B, s.heads, s.T()}, args.dtype),
