@@ -25,10 +25,11 @@ except ModuleNotFoundError as _error:
 from throughtime import functional, nn, reference
 from throughtime.backends import backend, explain
 from throughtime.backends.selection import configure_logging as _configure_logging
-from throughtime.nn import LSTM
+from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
 from throughtime.ops.lstm import empty_cache
 from throughtime.replacement import replace
 from throughtime.schedule import DetachSchedule
+from throughtime.states import RelevancyCache, RelState
 
 try:
     __version__ = _version("throughtime")
@@ -41,6 +42,10 @@ _configure_logging()
 __all__ = [
     "LSTM",
     "DetachSchedule",
+    "RelLSTM",
+    "RelState",
+    "RelevancyAttention",
+    "RelevancyCache",
     "__version__",
     "backend",
     "empty_cache",

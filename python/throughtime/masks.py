@@ -60,6 +60,27 @@ def detach_mask(
     return torch.rand(shape, device=device, generator=generator) < p
 
 
+def drawn(
+    count: int,
+    length: int,
+    p: float,
+    *,
+    shared: bool,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Sequence[Tensor]:
+    """Draw one mask ``[T]`` per layer and direction, or one that all of them share.
+
+    Example:
+        >>> import torch
+        >>> one, two = drawn(2, 50, 0.5, shared=True)
+        >>> assert one.shape == (50,) and torch.equal(one, two)
+    """
+    rows = 1 if shared else count
+    steps = detach_mask(rows * length, p, device=device, generator=generator)
+    return steps.view(rows, length).expand(count, length).unbind(0)
+
+
 def per_layer(mask: Tensor, count: int, length: int, batch: int) -> Sequence[Tensor]:
     """Split the mask given to a module into one per layer and direction.
 

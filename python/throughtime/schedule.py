@@ -7,13 +7,13 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from throughtime.masks import check_probability
-from throughtime.nn import LSTM
+from throughtime.nn import LSTM, RelLSTM
 
 Kind = Literal["constant", "linear"]
 
 
 class DetachSchedule:
-    """Set ``detach_prob`` on every :class:`throughtime.LSTM` of a model, step by step.
+    """Set ``detach_prob`` on every LSTM and RelLSTM of this package in a model, step by step.
 
     ``"constant"`` holds the probability and drops it to 0 for the last ``final_steps`` steps: the
     paper trains 600 epochs with p and 0 for about the last 40. ``"linear"`` falls from the
@@ -21,7 +21,7 @@ class DetachSchedule:
     between two calls of :meth:`step`, an epoch or an update. From ``total_steps`` on it stays 0.
 
     Args:
-        model: holds at least one :class:`throughtime.LSTM`, or is one.
+        model: holds at least one such layer, or is one.
         total_steps: length of training, > 0.
         final_steps: steps at the end without detaching, 0 to ``total_steps``.
         kind: ``"constant"`` or ``"linear"``.
@@ -53,10 +53,10 @@ class DetachSchedule:
         kind: Kind = "constant",
         detach_prob: float | None = None,
     ) -> None:
-        layers = [module for module in model.modules() if isinstance(module, LSTM)]
+        layers = [module for module in model.modules() if isinstance(module, (LSTM, RelLSTM))]
         if not layers:
             raise ValueError(
-                f"DetachSchedule: {type(model).__name__} has no throughtime.LSTM; "
+                f"DetachSchedule: {type(model).__name__} has no throughtime.LSTM or RelLSTM; "
                 "throughtime.replace(model) converts each nn.LSTM"
             )
         if total_steps <= 0:

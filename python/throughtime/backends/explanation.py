@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from throughtime.backends.predicates import ORDER, BackendName, Request, can_run
+from throughtime.backends.predicates import (
+    OPS,
+    ORDER,
+    BackendName,
+    Request,
+    can_run,
+    passed_over,
+    unknown,
+)
 from throughtime.backends.selection import preferred
 
 if TYPE_CHECKING:
-    from throughtime.nn import LSTM
+    from throughtime.nn.backend import BackendChoice
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Explanation:
 
 
 def explain(
-    module_or_op: LSTM | str,
+    module_or_op: BackendChoice | str,
     *,
     hidden_size: int | None = None,
     proj_size: int | None = None,
@@ -63,8 +71,9 @@ def explain(
     """Tell which backend would run a layer, and why the others would not.
 
     Args:
-        module_or_op: a :class:`throughtime.LSTM`, or the name of an operator: ``"lstm"``.
-        hidden_size: H; required for an operator, taken from a module.
+        module_or_op: a layer of this package, or the name of an operator: ``"lstm"``,
+            ``"rel_lstm"`` or ``"relevancy_attention"``.
+        hidden_size: H, or D of a head; required for an operator, taken from a module.
         proj_size: P, 0 without projection.
         dtype: dtype of the input; by default the module's, or torch's default dtype.
         device: device of the input; by default the module's, or the CPU.
@@ -82,22 +91,21 @@ def explain(
         >>> table = throughtime.explain("lstm", hidden_size=128, dtype=torch.bfloat16)
         >>> assert table.reasons["reference"] is None and "| backend" in str(table)
     """
-    from throughtime.nn import LSTM
+    from throughtime.nn.backend import BackendChoice
 
-    if isinstance(module_or_op, LSTM):
+    if isinstance(module_or_op, BackendChoice):
         module = module_or_op
-        weight = module.weight_hh_l0
-        request = Request(
-            "lstm",
-            module.hidden_size if hidden_size is None else hidden_size,
-            module.proj_size if proj_size is None else proj_size,
-            weight.device if device is None else torch.device(device),
-            weight.dtype if dtype is None else dtype,
+        asked = module.backend_request()
+        request = asked._replace(
+            hidden_size=asked.hidden_size if hidden_size is None else hidden_size,
+            proj_size=asked.proj_size if proj_size is None else proj_size,
+            device=asked.device if device is None else torch.device(device),
+            dtype=asked.dtype if dtype is None else dtype,
         )
         argument = module.backend if backend is None else backend
     elif isinstance(module_or_op, str):
-        if module_or_op != "lstm":
-            raise ValueError(f"explain: the operator should be 'lstm', got {module_or_op!r}")
+        if module_or_op not in OPS:
+            raise ValueError(unknown(module_or_op, "explain: the operator", OPS))
         if hidden_size is None:
             raise TypeError("explain: hidden_size is required when an operator is named")
         request = Request(
@@ -110,7 +118,7 @@ def explain(
         argument = "auto" if backend is None else backend
     else:
         raise TypeError(
-            "explain: expected a throughtime.LSTM or the name of an operator, got "
+            "explain: expected a layer of throughtime or the name of an operator, got "
             f"{type(module_or_op).__name__}; LSTM.from_torch converts an nn.LSTM"
         )
     name, source = preferred(argument)
@@ -118,5 +126,6 @@ def explain(
     if name != "auto":
         chosen = name if reasons[name] is None else None
     else:
-        chosen = next((candidate for candidate in ORDER if reasons[candidate] is None), None)
+        free = (candidate for candidate in ORDER if passed_over(candidate, request) is None)
+        chosen = next(free, None)
     return Explanation(request, source, reasons, chosen)

@@ -6,6 +6,9 @@ reason and the way out.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -16,17 +19,20 @@ BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
 NAMES: tuple[str, ...] = get_args(BackendName)
 
+OPS: tuple[str, ...] = ("lstm", "rel_lstm", "relevancy_attention")
+
 # Fastest first: "auto" takes the first that can run.
 ORDER: tuple[str, ...] = ("cuda", "triton", "cpu", "reference")
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Request(NamedTuple):
     """What a backend is asked to run.
 
-    ``device`` and ``dtype`` are None while they are not known yet, as in the constructor of a
-    module; only what can never run is refused then.
+    ``op`` is one of ``OPS``; ``hidden_size`` is H, or for relevancy attention the features of a
+    head, D. ``device`` and ``dtype`` are None while they are not known yet, as in the constructor
+    of a module; only what can never run is refused then.
     """
 
     op: str
@@ -34,6 +40,7 @@ class Request(NamedTuple):
     proj_size: int = 0
     device: torch.device | None = None
     dtype: torch.dtype | None = None
+    cell: str = "lstm"
 
 
 def can_run(name: str, request: Request) -> str | None:
@@ -47,6 +54,14 @@ def can_run(name: str, request: Request) -> str | None:
     if name == "reference":
         return _reference(request)
     raise ValueError(unknown(name, "backend", ORDER))
+
+
+def passed_over(name: str, request: Request) -> str | None:
+    """Say why "auto" does not take backend ``name``, or None if it may."""
+    reason = can_run(name, request)
+    if reason is None and name == "triton" and request.device == torch.device("cpu"):
+        return "Triton's interpreter is for tests and runs only where it is asked for"
+    return reason
 
 
 def unknown(name: object, source: str, names: tuple[str, ...] = NAMES) -> str:
@@ -64,13 +79,39 @@ def _cuda(request: Request) -> str | None:
 
 
 def _triton(request: Request) -> str | None:
-    return f"there are no Triton kernels for {request.op} in this version yet; {_WAY_OUT}"
+    if request.op == "lstm":
+        return f"there are no Triton kernels for {request.op} in this version yet; {_WAY_OUT}"
+    if request.cell != "lstm":
+        return _no_cell(request)
+    if request.dtype is not None and request.dtype not in _COMPILED_DTYPES:
+        return f"{request.dtype} is not supported by the Triton kernels; {_WAY_OUT}"
+    if not _has_triton():
+        return f"Triton is not installed: pip install triton, or {_WAY_OUT}"
+    if request.device is None or request.device.type == "cuda":
+        return None
+    if request.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return (
+        f"the tensors are on {request.device}, and Triton needs a GPU (or its slow interpreter for "
+        f"tests: TRITON_INTERPRET=1 before Triton is imported); {_WAY_OUT}"
+    )
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _no_cell(request: Request) -> str:
+    return f"cell={request.cell!r} runs on backend 'reference' only; {_WAY_OUT}"
 
 
 def _cpu(request: Request) -> str | None:
     if request.device is not None and request.device.type != "cpu":
         return f"the tensors are on {request.device}, not on the CPU; move them, or {_WAY_OUT}"
-    if request.dtype is not None and request.dtype not in _CPU_DTYPES:
+    if request.cell != "lstm":
+        return _no_cell(request)
+    if request.dtype is not None and request.dtype not in _COMPILED_DTYPES:
         return f"{request.dtype} is not supported by the compiled CPU kernels; {_WAY_OUT}"
     return missing_kernels()
 

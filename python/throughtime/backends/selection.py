@@ -20,6 +20,7 @@ from throughtime.backends.predicates import (
     Request,
     can_run,
     missing_kernels,
+    passed_over,
     unknown,
 )
 
@@ -125,7 +126,7 @@ def choose(argument: str, request: Request) -> str:
         return name
     reasons: list[str] = []
     for candidate in ORDER:
-        reason = can_run(candidate, request)
+        reason = passed_over(candidate, request)
         if reason is None:
             _report(request.op, candidate, tuple(reasons))
             return candidate

@@ -1,7 +1,9 @@
-"""Layers that replace those of ``torch.nn``."""
+"""Layers that replace those of ``torch.nn``, and layers that screen their past."""
 
 from __future__ import annotations
 
 from throughtime.nn.lstm import LSTM
+from throughtime.nn.rel_lstm import RelLSTM
+from throughtime.nn.relevancy import RelevancyAttention
 
-__all__ = ["LSTM"]
+__all__ = ["LSTM", "RelLSTM", "RelevancyAttention"]

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
-from throughtime.backends.predicates import BackendName, Request, can_run
+from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import check_name
+from throughtime.nn.backend import BackendChoice
 from throughtime.packed import repack, unpack
 
 States = tuple[Tensor, Tensor]
@@ -20,7 +21,7 @@ States = tuple[Tensor, Tensor]
 _Layer = TypeVar("_Layer", bound=nn.RNNBase)
 
 
-class LSTM(nn.RNNBase):
+class LSTM(BackendChoice, nn.RNNBase):
     r"""A multi-layer LSTM that can cut the gradient through its hidden state at random steps.
 
     Constructor, parameters, shapes, states, errors and ``state_dict`` are those of
@@ -120,19 +121,9 @@ class LSTM(nn.RNNBase):
     def detach_prob(self, p: float) -> None:
         self._detach_prob = masks.check_probability(p, "detach_prob")
 
-    @property
-    def backend(self) -> BackendName:
-        """The backend asked for; anything but ``"auto"`` runs or raises."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, name: BackendName) -> None:
-        check_name(name)
-        if name != "auto":
-            reason = can_run(name, Request("lstm", self.hidden_size, self.proj_size))
-            if reason is not None:
-                raise RuntimeError(f"backend={name!r} cannot run this LSTM: {reason}")
-        self._backend: BackendName = name
+    def backend_request(self) -> Request:
+        weight = self.weight_hh_l0
+        return Request("lstm", self.hidden_size, self.proj_size, weight.device, weight.dtype)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -372,11 +363,14 @@ class LSTM(nn.RNNBase):
         if mask is None:
             if not (self.training and self.detach_prob > 0 and torch.is_grad_enabled()):
                 return [None] * count
-            drawn = 1 if self.detach_shared else count
-            steps = masks.detach_mask(
-                drawn * length, self.detach_prob, device=device, generator=generator
+            return masks.drawn(
+                count,
+                length,
+                self.detach_prob,
+                shared=self.detach_shared,
+                device=device,
+                generator=generator,
             )
-            return steps.view(drawn, length).expand(count, length).unbind(0)
         return masks.per_layer(mask, count, length, batch)
 
     def _check_input(self, input: Tensor, dims: int) -> None:

@@ -14,7 +14,6 @@ Schemas and fakes are here, the implementations in ``csrc/lstm``.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from throughtime import _ext
+from throughtime.ops.once import look_up_signature, once_differentiable
 
 _SAVED_VECTORS = 5  # i, f, g, o, c: kSavedVectors of csrc/lstm/params.h
 _SAVED_UNITS = 16  # kSavedUnits of csrc/lstm/params.h
@@ -47,7 +47,7 @@ torch.library.define(
 _lstm_forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = (
     torch.ops.throughtime.lstm_forward.default
 )
-_lstm_backward: Callable[..., tuple[Tensor, ...]] = torch.ops.throughtime.lstm_backward.default
+_lstm_backward = once_differentiable(torch.ops.throughtime.lstm_backward.default, "LSTM")
 
 
 @torch.library.register_fake("throughtime::lstm_forward")  # type: ignore[untyped-decorator]
@@ -162,9 +162,7 @@ class LstmFunction(torch.autograd.Function):
         if grad_output is None and grad_h_n is None and grad_c_n is None:
             return (None,) * 12
         needs = ctx.needs_input_grad
-        # Gradients are recorded here only for a second derivative, which must be refused.
-        run = LstmBackwardFunction.apply if torch.is_grad_enabled() else _lstm_backward
-        input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr = run(
+        input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr = _lstm_backward(
             grad_output,
             grad_h_n,
             grad_c_n,
@@ -189,65 +187,7 @@ class LstmFunction(torch.autograd.Function):
         )
 
 
-class LstmBackwardFunction(torch.autograd.Function):
-    """``lstm_backward`` as a function that cannot be differentiated again, and says so."""
-
-    @staticmethod
-    def forward(
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        input: Tensor,
-        h_0: Tensor,
-        c_0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        weight_hr: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        detach_mask: Tensor | None,
-        output: Tensor,
-        saved: Tensor,
-        reverse: bool,
-        need_input: bool,
-        need_weights: bool,
-    ) -> tuple[Tensor, ...]:
-        return _lstm_backward(
-            grad_output,
-            grad_h_n,
-            grad_c_n,
-            input,
-            h_0,
-            c_0,
-            weight_ih,
-            weight_hh,
-            weight_hr,
-            lengths,
-            reset,
-            detach_mask,
-            output,
-            saved,
-            reverse,
-            need_input,
-            need_weights,
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        raise RuntimeError(
-            "throughtime: the compiled LSTM kernels can be differentiated once, and a second "
-            'derivative was asked for; use backend="reference" for double backward'
-        )
-
-
-# Function.apply binds its arguments to forward's signature at every call; looked up once, that is
-# a third of the time of a call with small tensors.
-for _function in (LstmFunction, LstmBackwardFunction):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
+look_up_signature(LstmFunction)
 
 
 def lstm_layer(

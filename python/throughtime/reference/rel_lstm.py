@@ -5,8 +5,8 @@
     o_t = relevancy attention of the query V_a s_t over the keys U_a h_j and values h_j, j <= t,
           with the additive score w . tanh(V_a s_t + U_a h_j)
 
-With ``detach_mask[t]`` the direct term h_{t-1} in s_t is detached; the attention term never is. With
-``cell="tanh"`` the cell is a plain one, h_t = tanh(W_ih x_t + b + W_hh s_t).
+With ``detach_mask[t]`` the direct term h_{t-1} in s_t is detached; the attention term never is.
+With ``cell="tanh"`` the cell is a plain one, h_t = tanh(W_ih x_t + b + W_hh s_t).
 
 Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471; the attention at step t is the one
 that their code computes at the start of step t + 1.
@@ -73,7 +73,8 @@ def rel_lstm(
     """Run one RelLSTM layer step by step, in plain PyTorch.
 
     :func:`throughtime.functional.rel_lstm` checks the arguments and makes them; nothing is checked
-    here. float16 and bfloat16 are computed in float32 and rounded once, at the end.
+    here. float16 and bfloat16 are computed in float32 and rounded once, at the end; relevance stays
+    float32.
 
     Args:
         input: ``[T, B, I]``.
@@ -171,7 +172,7 @@ def rel_lstm(
         c.to(out_dtype),
         context.to(out_dtype),
         screening.last.T,
-        Memory(left.index.T, left.relevance.T.to(out_dtype), left.retained),
+        Memory(left.index.T, left.relevance.T, left.retained),
         torch.stack(weights, 1).to(out_dtype) if need_weights else None,
     )
 

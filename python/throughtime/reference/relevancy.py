@@ -54,7 +54,8 @@ def relevancy_attention(
 
     The first P = S - T keys and values are those that an earlier call's memory points at.
     :func:`throughtime.functional.relevancy_attention` checks the arguments and makes them; nothing
-    is checked here. float16 and bfloat16 are computed in float32 and rounded once, at the end.
+    is checked here. float16 and bfloat16 are computed in float32 and rounded once, at the end;
+    relevance stays float32.
 
     Args:
         query: ``[B, heads, T, D]``.
@@ -117,7 +118,7 @@ def relevancy_attention(
     def shaped(x: Tensor) -> Tensor:
         return x.view(batch, heads, *x.shape[1:])
 
-    state = Memory(shaped(memory.index), shaped(memory.relevance).to(out_dtype), memory.retained)
+    state = Memory(shaped(memory.index), shaped(memory.relevance), memory.retained)
     return RelevancyResult(shaped(output).to(out_dtype), shaped(screening.last), state)
 
 

@@ -63,7 +63,7 @@ class Screening:
         self.kept = torch.where(relevance[:, :retained] < 0, -1, slots)  # [N, <= top_k]
 
     def window(self, step: int) -> Tensor:
-        """Positions int64 ``[N, <= window_size]`` in the window of query ``step``, -1 where none."""
+        """Positions int64 ``[N, <= window_size]`` in the window of query ``step``, -1 if empty."""
         end = self.prefix + step + 1
         begin = max(self.retained, end - self.window_size)
         positions = torch.arange(begin, end, device=self.kept.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,9 +11,15 @@ from torch import Tensor
 from throughtime import reference
 from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import choose
+from throughtime.functional.checks import (
+    LOW_PRECISION,
+    as_dtype,
+    autocast_dtype,
+    check_lengths,
+    check_mask,
+    wrong_shape,
+)
 from throughtime.ops.lstm import lstm_layer
-
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 States = tuple[Tensor, Tensor]
 
@@ -84,17 +89,17 @@ def lstm(
     named = _named(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     _check_sizes(named)
     length, batch, _ = input.shape
-    _check_mask("detach_mask", detach_mask, input, ((length,), (length, batch)))
-    _check_mask("reset", reset, input, ((length, batch),))
+    check_mask("lstm", "detach_mask", detach_mask, input, ((length,), (length, batch)))
+    check_mask("lstm", "reset", reset, input, ((length, batch),))
     if lengths is not None:
-        _check_lengths(lengths, input)
+        check_lengths("lstm", lengths, batch, length, input.device)
         lengths = lengths.to(input.device)
     dtype = autocast_dtype(input)
     if dtype is None:
         _check_dtypes(named)
     else:
         input, weight_ih, weight_hh = input.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
-        bias_ih, bias_hh, weight_hr = (_to(x, dtype) for x in (bias_ih, bias_hh, weight_hr))
+        bias_ih, bias_hh, weight_hr = (as_dtype(x, dtype) for x in (bias_ih, bias_hh, weight_hr))
         hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
 
     request = Request(
@@ -122,16 +127,6 @@ def lstm(
         )
 
 
-def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype that autocast wants ``input`` in, None if it leaves it as it is."""
-    device_type = input.device.type
-    if input.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
-        return None
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
-
-
 def _cpu(
     input: Tensor,
     hx: States | None,
@@ -148,9 +143,11 @@ def _cpu(
 ) -> tuple[Tensor, States]:
     """Call the compiled kernels, which know float32 and float64."""
     dtype = input.dtype
-    if dtype in _LOW_PRECISION:
+    if dtype in LOW_PRECISION:
         input, weight_ih, weight_hh = input.float(), weight_ih.float(), weight_hh.float()
-        bias_ih, bias_hh, weight_hr = (_to(x, torch.float32) for x in (bias_ih, bias_hh, weight_hr))
+        bias_ih, bias_hh, weight_hr = (
+            as_dtype(x, torch.float32) for x in (bias_ih, bias_hh, weight_hr)
+        )
         hx = None if hx is None else (hx[0].float(), hx[1].float())
     if hx is None:
         h_0 = input.new_zeros((input.size(1), weight_hh.size(1)))
@@ -172,16 +169,12 @@ def _cpu(
         detach_mask,
         reverse,
     )
-    if dtype in _LOW_PRECISION:
+    if dtype in LOW_PRECISION:
         return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
     return output, (h_n, c_n)
 
 
 _RUN: dict[str, Callable[..., tuple[Tensor, States]]] = {"reference": reference.lstm, "cpu": _cpu}
-
-
-def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
 
 
 def _named(
@@ -223,14 +216,14 @@ def _check_sizes(named: dict[str, Tensor]) -> None:
     if length == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if weight_hh.dim() != 2 or weight_hh.size(0) % 4 or weight_hh.size(0) == 0:
-        _wrong_shape("weight_hh", "[4H, H], gate rows i, f, g, o", weight_hh)
+        wrong_shape("lstm", "weight_hh", "[4H, H], gate rows i, f, g, o", weight_hh)
     gates = weight_hh.size(0)
     hidden_size = gates // 4
     output_size = hidden_size
     if "weight_hr" in named:
         weight_hr = named["weight_hr"]
         if weight_hr.dim() != 2 or weight_hr.size(1) != hidden_size:
-            _wrong_shape("weight_hr", f"[P, {hidden_size}]", weight_hr)
+            wrong_shape("lstm", "weight_hr", f"[P, {hidden_size}]", weight_hr)
         output_size = weight_hr.size(0)
     wanted = {
         "weight_hh": (gates, output_size),
@@ -245,7 +238,7 @@ def _check_sizes(named: dict[str, Tensor]) -> None:
         )
     for name, shape in wanted.items():
         if name in named and tuple(named[name].shape) != shape:
-            _wrong_shape(name, str(list(shape)), named[name])
+            wrong_shape("lstm", name, str(list(shape)), named[name])
     for name, size in (("hx[0]", output_size), ("hx[1]", hidden_size)):
         if name in named and tuple(named[name].shape) != (batch, size):
             state = name.replace("hx", "hidden")
@@ -276,60 +269,3 @@ def _check_dtypes(named: dict[str, Tensor]) -> None:
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({x.dtype}) of {name}. "
             f"Convert input: input.to({x.dtype}), or convert model: model.to({input.dtype})"
         )
-
-
-def _check_mask(
-    name: str, mask: Tensor | None, input: Tensor, shapes: tuple[tuple[int, ...], ...]
-) -> None:
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"lstm: {name} should be a bool Tensor, got {type(mask).__name__}")
-    if mask.dtype != torch.bool:
-        raise ValueError(
-            f"lstm: {name} should have dtype torch.bool, got {mask.dtype}; "
-            f"convert it: {name}.bool()"
-        )
-    if tuple(mask.shape) not in shapes:
-        wanted = " or ".join(str(list(shape)) for shape in shapes)
-        letters = "[T] or [T, B]" if len(shapes) == 2 else "[T, B]"
-        _wrong_shape(name, f"{wanted} ({letters}, time first)", mask)
-    if mask.device != input.device:
-        raise RuntimeError(
-            f"lstm: {name} should be on the input's device {input.device}, got {mask.device}; "
-            f"move it: {name}.to({str(input.device)!r})"
-        )
-
-
-def _check_lengths(lengths: Tensor, input: Tensor) -> None:
-    length, batch, _ = input.shape
-    if not isinstance(lengths, Tensor):
-        raise TypeError(
-            f"lstm: lengths should be an int64 Tensor, got {type(lengths).__name__}; "
-            "convert it: torch.tensor(lengths)"
-        )
-    if lengths.dtype != torch.int64:
-        raise ValueError(
-            f"lstm: lengths should have dtype torch.int64, got {lengths.dtype}; "
-            "convert it: lengths.long()"
-        )
-    if tuple(lengths.shape) != (batch,):
-        _wrong_shape("lengths", f"[{batch}], one per sample", lengths)
-    if lengths.device.type != "cpu" and lengths.device != input.device:
-        raise RuntimeError(
-            f"lstm: lengths should be on the CPU or on the input's device {input.device}, got "
-            f"{lengths.device}"
-        )
-    # Reading values would stall a GPU and break a graph, so there they are taken on trust.
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or batch == 0:
-        return
-    low, high = (int(bound) for bound in lengths.aminmax())
-    if low < 0 or high > length:
-        raise ValueError(
-            f"lstm: lengths should be between 0 and the number of steps {length}, got values from "
-            f"{low} to {high}; pad the input or clamp the lengths"
-        )
-
-
-def _wrong_shape(name: str, wanted: str, got: Tensor) -> NoReturn:
-    raise RuntimeError(f"lstm: {name} should have shape {wanted}, got {list(got.shape)}")

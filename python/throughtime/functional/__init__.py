@@ -1,0 +1,10 @@
+"""Recurrent layers and relevancy attention as functions: checks, casts, the choice of a backend."""
+
+from __future__ import annotations
+
+from throughtime.functional.checks import autocast_dtype
+from throughtime.functional.lstm import lstm
+from throughtime.functional.rel_lstm import rel_lstm
+from throughtime.functional.relevancy import relevancy_attention, retained_positions
+
+__all__ = ["autocast_dtype", "lstm", "rel_lstm", "relevancy_attention", "retained_positions"]

@@ -1,0 +1,133 @@
+"""What the functions of all layers check and cast alike."""
+
+from __future__ import annotations
+
+from typing import NoReturn, overload
+
+import torch
+from torch import Tensor
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype that autocast wants ``input`` in, None if it leaves it as it is."""
+    device_type = input.device.type
+    if input.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+@overload
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
+
+
+@overload
+def as_dtype(tensor: None, dtype: torch.dtype) -> None: ...
+
+
+@overload
+def as_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
+
+
+def as_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The tensor in another dtype; None stays None."""
+    return None if tensor is None else tensor.to(dtype)
+
+
+def check_mask(
+    op: str, name: str, mask: Tensor | None, input: Tensor, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    """Check that ``mask`` is None or a bool tensor of one of ``shapes`` on the input's device.
+
+    Raises:
+        RuntimeError: if its shape or device does not fit.
+        TypeError: if it is no tensor.
+        ValueError: if its dtype is not bool.
+    """
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{op}: {name} should be a bool Tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"{op}: {name} should have dtype torch.bool, got {mask.dtype}; "
+            f"convert it: {name}.bool()"
+        )
+    if tuple(mask.shape) not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
+        letters = "[T] or [T, B]" if len(shapes) == 2 else "[T, B]"
+        wrong_shape(op, name, f"{wanted} ({letters}, time first)", mask)
+    if mask.device != input.device:
+        raise RuntimeError(
+            f"{op}: {name} should be on the input's device {input.device}, got {mask.device}; "
+            f"move it: {name}.to({str(input.device)!r})"
+        )
+
+
+def check_lengths(op: str, lengths: Tensor, batch: int, length: int, device: torch.device) -> None:
+    """Check that ``lengths`` is int64 ``[batch]`` with values from 0 to ``length``.
+
+    Raises:
+        RuntimeError: if its shape or device does not fit.
+        TypeError: if it is no tensor.
+        ValueError: if its dtype or a value is wrong.
+    """
+    if not isinstance(lengths, Tensor):
+        raise TypeError(
+            f"{op}: lengths should be an int64 Tensor, got {type(lengths).__name__}; "
+            "convert it: torch.tensor(lengths)"
+        )
+    if lengths.dtype != torch.int64:
+        raise ValueError(
+            f"{op}: lengths should have dtype torch.int64, got {lengths.dtype}; "
+            "convert it: lengths.long()"
+        )
+    if tuple(lengths.shape) != (batch,):
+        wrong_shape(op, "lengths", f"[{batch}], one per sample", lengths)
+    if lengths.device.type != "cpu" and lengths.device != device:
+        raise RuntimeError(
+            f"{op}: lengths should be on the CPU or on the input's device {device}, got "
+            f"{lengths.device}"
+        )
+    # Reading values would stall a GPU and break a graph, so there they are taken on trust.
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or batch == 0:
+        return
+    low, high = (int(bound) for bound in lengths.aminmax())
+    if low < 0 or high > length:
+        raise ValueError(
+            f"{op}: lengths should be between 0 and the number of steps {length}, got values from "
+            f"{low} to {high}; pad the input or clamp the lengths"
+        )
+
+
+def wrong_shape(op: str, name: str, wanted: str, got: Tensor) -> NoReturn:
+    """Raise the error for a tensor of another shape."""
+    raise RuntimeError(f"{op}: {name} should have shape {wanted}, got {list(got.shape)}")
+
+
+def check_size(op: str, name: str, value: int, *, least: int) -> None:
+    """Check that ``value`` is a whole number of at least ``least``.
+
+    Raises:
+        TypeError: if it is no int.
+        ValueError: if it is smaller.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} should be of type int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{op}: {name} should be {least} or more, got {value}")
+
+
+def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check that ``value`` is one of ``choices``.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in choices:
+        raise ValueError(
+            f"{op}: {name} should be one of {', '.join(map(repr, choices))}, got {value!r}"
+        )

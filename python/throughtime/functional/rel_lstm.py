@@ -1,0 +1,405 @@
+"""RelLSTM as a function of its weights: an LSTM that attends its own screened past."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from throughtime import reference
+from throughtime.backends.predicates import BackendName, Request
+from throughtime.backends.selection import choose
+from throughtime.functional.checks import (
+    LOW_PRECISION,
+    as_dtype,
+    autocast_dtype,
+    check_choice,
+    check_lengths,
+    check_mask,
+    check_size,
+    wrong_shape,
+)
+from throughtime.functional.relevancy import Retain
+from throughtime.ops.rel_lstm import RelLstmLayer, rel_lstm_layer
+from throughtime.states import RelState
+
+Cell = Literal["lstm", "tanh"]
+States = tuple[Tensor, Tensor]
+
+# Where the number of retained keys is not bounded: more than any sequence has.
+EVERY_KEY = 2**62
+
+_OP = "rel_lstm"
+
+
+def rel_lstm(
+    input: Tensor,
+    hx: RelState | States | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_query: Tensor,
+    weight_key: Tensor,
+    weight_score: Tensor,
+    window_size: int,
+    top_k: int | None,
+    *,
+    cell: Cell = "lstm",
+    retain: Retain = "relevant",
+    detach_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: BackendName = "auto",
+) -> tuple[Tensor, RelState]:
+    """Run one RelLSTM layer: the state that enters the gates is mixed with attention over the past.
+
+    ::
+
+        s_t = (h_{t-1} + o_{t-1}) / 2,   s_0 = h_0
+        gates_t = W_ih x_t + b + W_hh s_t;   c_t, h_t as in an LSTM
+        o_t = sum over j of softmax_j(w . tanh(V_a s_t + U_a h_j)) h_j
+
+    where j runs over the last ``window_size`` steps and the ``top_k`` most relevant before them, as
+    in :func:`throughtime.functional.relevancy_attention`. Where ``detach_mask`` is True at step t
+    the h_{t-1} in s_t is detached, the attention never is.
+
+    Args:
+        input: ``[T, B, I]``, T >= 1, any strides.
+        hx: None (zeros), ``(h_0, c_0)``, each ``[B, H]``, or the state of an earlier call, which
+            goes on with its window, retained set and relevance.
+        weight_ih: ``[4H, I]``, gate rows i, f, g, o; ``[H, I]`` for ``cell="tanh"``.
+        weight_hh: ``[4H, H]``, or ``[H, H]``.
+        bias_ih, bias_hh: ``[4H]``, or ``[H]``; or None.
+        weight_query: V_a ``[A, H]``.
+        weight_key: U_a ``[A, H]``.
+        weight_score: w ``[A]``.
+        window_size: >= 1, may exceed T.
+        top_k: size of the retained set, >= 0; None keeps every key (MemLSTM; O(T^2) time).
+        cell: ``"lstm"``, or ``"tanh"`` for a plain cell h_t = tanh(gates_t), reference only.
+        retain: ``"relevant"``, or ``"first"``: the first ``top_k`` keys, a baseline.
+        detach_mask: bool ``[T]`` or ``[T, B]``.
+        lengths: int64 ``[B]``, 0 <= length <= T. Past its length the state of a sample is frozen,
+            its output zero and its input unread.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
+
+    Returns:
+        ``(output [T, B, H], state)``, the state of one layer.
+
+    Raises:
+        RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
+        TypeError: if an argument has the wrong type.
+        ValueError: if a size, a dtype, a length or a name is wrong.
+
+    Example:
+        >>> import torch
+        >>> from throughtime.functional import rel_lstm
+        >>> weights = [torch.randn(16, 3), torch.randn(16, 4), None, None]
+        >>> weights += [torch.randn(5, 4), torch.randn(5, 4), torch.randn(5)]
+        >>> output, state = rel_lstm(torch.randn(9, 2, 3), None, *weights, 3, 2)
+        >>> assert output.shape == (9, 2, 4) and state.memory.shape == (4, 2, 4)
+
+    Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
+    """
+    check_size(_OP, "window_size", window_size, least=1)
+    if top_k is not None:
+        check_size(_OP, "top_k", top_k, least=0)
+    check_choice(_OP, "cell", cell, ("lstm", "tanh"))
+    check_choice(_OP, "retain", retain, ("relevant", "first"))
+    weights: dict[str, Tensor | None] = {
+        "weight_ih": weight_ih,
+        "weight_hh": weight_hh,
+        "bias_ih": bias_ih,
+        "bias_hh": bias_hh,
+        "weight_query": weight_query,
+        "weight_key": weight_key,
+        "weight_score": weight_score,
+    }
+    _check_tensors(input, weights, 4 if cell == "lstm" else 1)
+    length, batch, _ = input.shape
+    check_mask(_OP, "detach_mask", detach_mask, input, ((length,), (length, batch)))
+    if lengths is not None:
+        check_lengths(_OP, lengths, batch, length, input.device)
+        lengths = lengths.to(input.device)
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        input = input.to(dtype)
+        weights = {name: as_dtype(x, dtype) for name, x in weights.items()}
+    for name, x in weights.items():
+        if x is not None and x.dtype != input.dtype:
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({x.dtype}) of "
+                f"{name}. Convert input: input.to({x.dtype}), or convert model: "
+                f"model.to({input.dtype})"
+            )
+    state = _initial(hx, input, weight_hh.size(1), detach_mask, (window_size, top_k), dtype)
+
+    request = Request(
+        op=_OP,
+        hidden_size=weight_hh.size(1),
+        device=input.device,
+        dtype=input.dtype,
+        cell=cell,
+    )
+    chosen = choose(backend, request)
+    with nullcontext() if dtype is None else torch.autocast(input.device.type, enabled=False):
+        result = _run(
+            chosen,
+            input,
+            state,
+            weights,
+            lengths,
+            detach_mask,
+            window_size,
+            top_k,
+            retain == "first",
+            cell,
+        )
+        return result.output, _next_state(state, result, lengths, window_size)
+
+
+def _run(
+    backend: str,
+    input: Tensor,
+    state: RelState,
+    weights: dict[str, Tensor | None],
+    lengths: Tensor | None,
+    detach_mask: Tensor | None,
+    window_size: int,
+    top_k: int | None,
+    keep_first: bool,
+    cell: str,
+) -> RelLstmLayer:
+    memory, relevance = (state.memory, state.relevance) if state.memory.size(0) else (None, None)
+    initial = (state.h, state.c, state.context)
+    if backend == "reference":
+        full = reference.rel_lstm(
+            input,
+            *initial,
+            memory,
+            relevance,
+            **weights,  # type: ignore[arg-type]
+            lengths=lengths,
+            detach_mask=detach_mask,
+            retained=state.retained,
+            window_size=window_size,
+            top_k=top_k,
+            keep_first=keep_first,
+            cell=cell,
+        )
+        return RelLstmLayer(*full[:4], full.last, full.memory.index, full.memory.relevance)
+    dtype = input.dtype
+    low = dtype in LOW_PRECISION
+
+    def cast(x: Tensor | None) -> Tensor | None:
+        return as_dtype(x, torch.float32) if low else x
+
+    given = {name: cast(x) for name, x in weights.items()}
+    bias_ih, bias_hh = given.pop("bias_ih"), given.pop("bias_hh")
+    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+    # Dynamo does not trace an autograd.Function that gets the same tensor twice.
+    h, c, context = (cast(x) for x in initial)
+    if c is h:
+        c = h.clone()
+    if context is h or context is c:
+        context = context.clone()
+    layer = rel_lstm_layer(
+        backend,
+        cast(input),
+        h,
+        c,
+        context,
+        cast(memory),
+        relevance,
+        bias=bias,
+        **given,
+        lengths=lengths,
+        detach_mask=detach_mask,
+        retained=state.retained,
+        window_size=window_size,
+        top_k=EVERY_KEY if top_k is None else top_k,
+        keep_first=keep_first,
+    )
+    if not low:
+        return layer
+    outputs = (x.to(dtype) for x in layer[:4])
+    return RelLstmLayer(*outputs, *layer[4:])
+
+
+def _next_state(
+    before: RelState, result: RelLstmLayer, lengths: Tensor | None, window_size: int
+) -> RelState:
+    """What the next call needs: rows of ``[before.memory, output]``, gathered from apart."""
+    index = result.memory_index
+    prefix, (length, _, hidden) = before.memory.size(0), result.output.shape
+    at = (index - prefix).clamp(0, length - 1).unsqueeze(2).expand(-1, -1, hidden)
+    memory = result.output.gather(0, at)
+    if prefix:
+        old = index.clamp(0, prefix - 1).unsqueeze(2).expand(-1, -1, hidden)
+        memory = torch.where((index < prefix).unsqueeze(2), before.memory.gather(0, old), memory)
+    empty = index < 0
+    steps = torch.arange(length, device=index.device).unsqueeze(1) + before.length  # [T, B]
+    position = torch.cat([before.position, steps]).gather(0, index.clamp(min=0))
+    window = min(window_size - 1, prefix - before.retained + length)
+    return RelState(
+        result.h_n,
+        result.c_n,
+        result.context_n,
+        torch.where(empty.unsqueeze(2), 0.0, memory),
+        result.memory_relevance,
+        position.masked_fill(empty, -1),
+        before.length + (length if lengths is None else lengths),
+        index.size(0) - window,
+    )
+
+
+def _initial(
+    hx: RelState | States | None,
+    input: Tensor,
+    hidden: int,
+    detach_mask: Tensor | None,
+    sizes: tuple[int, int | None],
+    dtype: torch.dtype | None,
+) -> RelState:
+    """The state to begin with, checked; a fresh one has no memory and h_0 as its context."""
+    batch = input.size(1)
+    if isinstance(hx, RelState):
+        _check_state(hx, input, hidden, sizes, dtype)
+        if dtype is None or hx.h.dtype == dtype:
+            return hx
+        cast = (x.to(dtype) for x in (hx.h, hx.c, hx.context, hx.memory))
+        return RelState(*cast, hx.relevance, hx.position, hx.length, hx.retained)
+    if hx is None:
+        h = c = input.new_zeros(batch, hidden)
+    else:
+        if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
+            raise TypeError(
+                f"{_OP}: hx should be a RelState, a pair (h_0, c_0) of tensors or None, got "
+                f"{type(hx).__name__}"
+            )
+        for k, x in enumerate(hx):
+            _check_part(f"hx[{k}]", x, (batch, hidden), input, dtype)
+        h, c = hx if dtype is None else (hx[0].to(dtype), hx[1].to(dtype))
+    context = h
+    if detach_mask is not None and h.requires_grad:
+        # s_0 is h_0, not half of it: a cut at the first step cuts all of it.
+        cut = detach_mask[0].unsqueeze(-1) if detach_mask.dim() == 2 else detach_mask[0]
+        context = torch.where(cut, h.detach(), h)
+    relevance = input.new_zeros(
+        0, batch, dtype=torch.float32 if input.dtype in LOW_PRECISION else input.dtype
+    )
+    return RelState(
+        h,
+        c,
+        context,
+        input.new_zeros(0, batch, hidden),
+        relevance,
+        torch.zeros(0, batch, dtype=torch.int64, device=input.device),
+        torch.zeros(batch, dtype=torch.int64, device=input.device),
+        0,
+    )
+
+
+def _check_state(
+    state: RelState,
+    input: Tensor,
+    hidden: int,
+    sizes: tuple[int, int | None],
+    dtype: torch.dtype | None,
+) -> None:
+    window_size, top_k = sizes
+    batch, slots = input.size(1), state.memory.size(0)
+    named = {"h": state.h, "c": state.c, "context": state.context}
+    for name, x in named.items():
+        _check_part(f"hx.{name}", x, (batch, hidden), input, dtype)
+    _check_part("hx.memory", state.memory, (slots, batch, hidden), input, dtype)
+    for name, x in (("relevance", state.relevance), ("position", state.position)):
+        if tuple(x.shape) != (slots, batch):
+            wrong_shape(_OP, f"hx.{name}", f"{[slots, batch]}", x)
+    window = slots - state.retained
+    if window > window_size - 1 or (top_k is not None and state.retained > top_k):
+        raise ValueError(
+            f"{_OP}: hx holds {state.retained} retained states and {window} of the window, more "
+            f"than top_k = {top_k} and window_size - 1 = {window_size - 1} allow; go on with the "
+            "sizes of the call that made it, or begin anew with hx=(hx.h, hx.c)"
+        )
+
+
+def _check_part(
+    name: str,
+    x: object,
+    shape: tuple[int, ...],
+    input: Tensor,
+    dtype: torch.dtype | None,
+) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{_OP}: {name} should be a Tensor, got {type(x).__name__}")
+    if tuple(x.shape) != shape:
+        raise RuntimeError(f"Expected {name} size {shape}, got {list(x.shape)}")
+    if x.device != input.device:
+        raise RuntimeError(
+            f"Input and hidden tensors are not at the same device, found input tensor at "
+            f"{input.device} and hidden tensor at {x.device} ({name})"
+        )
+    if dtype is None and x.dtype != input.dtype:
+        raise ValueError(
+            f"Input and hidden tensors are not the same dtype, found input tensor with "
+            f"{input.dtype} and {name} with {x.dtype}. Convert the state: "
+            f"{name}.to({input.dtype})"
+        )
+
+
+def _check_tensors(input: Tensor, weights: dict[str, Tensor | None], gates: int) -> None:
+    """Check types, sizes and devices of the input and the weights."""
+    named = {"input": input} | {name: x for name, x in weights.items() if x is not None}
+    needed = ("weight_ih", "weight_hh", "weight_query", "weight_key", "weight_score")
+    for name in ("input", *needed):
+        if not isinstance(named.get(name), Tensor):
+            got = type(named.get(name)).__name__
+            raise TypeError(f"{_OP}: {name} should be a Tensor, got {got}")
+    for name, x in named.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{_OP}: {name} should be a Tensor, got {type(x).__name__}")
+        if x.device != input.device:
+            raise RuntimeError(
+                f"Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {x.device} ({name})"
+            )
+    if input.dim() != 3:
+        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
+    if not input.is_floating_point():
+        raise ValueError(
+            f"{_OP}: input should have a floating point dtype, got {input.dtype}; "
+            "convert it: input.float()"
+        )
+    if input.size(0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    weight_hh, weight_ih, weight_score = (
+        named[name] for name in ("weight_hh", "weight_ih", "weight_score")
+    )
+    rows = f"{gates}H" if gates > 1 else "H"
+    if (
+        weight_hh.dim() != 2
+        or weight_hh.size(1) == 0
+        or weight_hh.size(0) != gates * weight_hh.size(1)
+    ):
+        wrong_shape(_OP, "weight_hh", f"[{rows}, H]", weight_hh)
+    if weight_ih.dim() == 2 and weight_ih.size(1) != input.size(2):
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {weight_ih.size(1)}, got {input.size(2)}"
+        )
+    if weight_score.dim() != 1 or weight_score.size(0) == 0:
+        wrong_shape(_OP, "weight_score", "[A]", weight_score)
+    hidden, attention = weight_hh.size(1), weight_score.size(0)
+    wanted = {
+        "weight_ih": (gates * hidden, input.size(2)),
+        "bias_ih": (gates * hidden,),
+        "bias_hh": (gates * hidden,),
+        "weight_query": (attention, hidden),
+        "weight_key": (attention, hidden),
+    }
+    for name, shape in wanted.items():
+        if name in named and tuple(named[name].shape) != shape:
+            wrong_shape(_OP, name, str(list(shape)), named[name])

@@ -1,0 +1,423 @@
+"""Relevancy attention as a function: a window and the most relevant of the keys before it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal, NoReturn, overload
+
+import torch
+from torch import Tensor
+
+from throughtime import reference
+from throughtime.backends.predicates import BackendName, Request
+from throughtime.backends.selection import choose
+from throughtime.functional.checks import (
+    LOW_PRECISION,
+    autocast_dtype,
+    check_choice,
+    check_lengths,
+    check_size,
+    wrong_shape,
+)
+from throughtime.ops.relevancy import relevancy_attention as compiled
+from throughtime.reference.screening import Memory
+from throughtime.states import RelevancyCache
+
+Score = Literal["dot", "additive"]
+Retain = Literal["relevant", "first"]
+
+_OP = "relevancy_attention"
+
+
+@overload
+def relevancy_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window_size: int,
+    top_k: int,
+    *,
+    score: Score = "dot",
+    score_weight: Tensor | None = None,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    cache: RelevancyCache | None = None,
+    retain: Retain = "relevant",
+    return_retained: Literal[False] = False,
+    backend: BackendName = "auto",
+) -> Tensor: ...
+
+
+@overload
+def relevancy_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window_size: int,
+    top_k: int,
+    *,
+    score: Score = "dot",
+    score_weight: Tensor | None = None,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    cache: RelevancyCache | None = None,
+    retain: Retain = "relevant",
+    return_retained: Literal[True],
+    backend: BackendName = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def relevancy_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window_size: int,
+    top_k: int,
+    *,
+    score: Score = "dot",
+    score_weight: Tensor | None = None,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    cache: RelevancyCache | None = None,
+    retain: Retain = "relevant",
+    return_retained: bool,
+    backend: BackendName = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def relevancy_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window_size: int,
+    top_k: int,
+    *,
+    score: Score = "dot",
+    score_weight: Tensor | None = None,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    cache: RelevancyCache | None = None,
+    retain: Retain = "relevant",
+    return_retained: bool = False,
+    backend: BackendName = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal attention over a short window and the ``top_k`` most relevant keys before it.
+
+    Query i attends the last ``window_size`` keys, its own included, and the retained set. A key's
+    relevance is the attention that it receives in its ``window_size`` steps; when it then leaves
+    the window it joins the retained set, replaces the least relevant member, or is forgotten (among
+    equals the earlier key stays). Time is O(T (window_size + top_k)), memory O(T).
+
+    Which keys are attended is not differentiated; everything else is. With
+    ``window_size >= T`` this is full causal attention, with ``top_k=0`` a sliding window.
+
+    Args:
+        query: ``[B, heads, T, D]``, any strides.
+        key: ``[B, heads, T, D]``.
+        value: ``[B, heads, T, Dv]``.
+        window_size: >= 1, may exceed T.
+        top_k: size of the retained set, >= 0, may exceed T.
+        score: ``"dot"``: ``scale * q . k``; ``"additive"``: ``w . tanh(q + k)``.
+        score_weight: w, ``[D]`` or ``[heads, D]``; for the additive score only.
+        scale: factor of the dot product, 1 / sqrt(D) by default.
+        lengths: int64 ``[B]``, 0 <= length <= T. Past its length a sample is unread, its output
+            zero.
+        cache: what earlier calls on the same sequences left; it is updated.
+        retain: ``"relevant"``, or ``"first"``: the first ``top_k`` keys, a baseline.
+        return_retained: also tell which keys were retained.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
+
+    Returns:
+        output ``[B, heads, T, Dv]``. With ``return_retained`` also int64 ``[B, heads, T]``: for
+        every key the last query that attends it, -1 past the length: key j is in the retained set
+        of query i if ``j + window_size <= i <= last[j]``. :func:`retained_positions` lists them.
+
+    Raises:
+        RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
+        TypeError: if an argument has the wrong type.
+        ValueError: if a size, a dtype, a length, the cache or a name is wrong.
+
+    Example:
+        >>> import torch
+        >>> from throughtime.functional import relevancy_attention
+        >>> q, k, v = torch.randn(3, 2, 4, 50, 8).unbind(0)
+        >>> output, last = relevancy_attention(q, k, v, 5, 3, return_retained=True)
+        >>> assert output.shape == q.shape and (last[..., -1] == 49).all()
+        >>> full = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        >>> assert torch.allclose(relevancy_attention(q, k, v, 50, 0), full, atol=1e-5)
+
+    Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
+    """
+    check_size(_OP, "window_size", window_size, least=1)
+    check_size(_OP, "top_k", top_k, least=0)
+    check_choice(_OP, "score", score, ("dot", "additive"))
+    check_choice(_OP, "retain", retain, ("relevant", "first"))
+    weight = _check_tensors(query, key, value, score, score_weight)
+    batch, _, length, size = query.shape
+    if lengths is not None:
+        check_lengths(_OP, lengths, batch, length, query.device)
+        lengths = lengths.to(query.device)
+    if scale is None:
+        scale = size**-0.5
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"{_OP}: scale should be a number or None, got {type(scale).__name__}")
+    dtype = autocast_dtype(query)
+    if dtype is not None:
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        weight = None if weight is None else weight.to(dtype)
+    _check_dtypes(query, {"key": key, "value": value, "score_weight": weight})
+    relevance, retained = None, 0
+    new_key, new_value = key, value
+    if cache is not None:
+        _check_cache(cache, key, value, (window_size, top_k, score, float(scale), retain))
+        if cache.key is not None and cache.value is not None:
+            key, value = torch.cat([cache.key, key], 2), torch.cat([cache.value, value], 2)
+            relevance, retained = cache.relevance, cache.retained
+
+    request = Request(op=_OP, hidden_size=size, device=query.device, dtype=query.dtype)
+    chosen = choose(backend, request)
+    with nullcontext() if dtype is None else torch.autocast(query.device.type, enabled=False):
+        output, last, memory = _run(
+            chosen,
+            query,
+            key,
+            value,
+            weight,
+            lengths,
+            relevance,
+            retained,
+            window_size,
+            top_k,
+            float(scale),
+            retain == "first",
+        )
+    if cache is not None:
+        _update(cache, memory, new_key, new_value, lengths)
+    return (output, last[..., -length:] if length else last[..., :0]) if return_retained else output
+
+
+def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
+    """List the retained set of every query.
+
+    Args:
+        last: int64 ``[..., T]`` as ``relevancy_attention(..., return_retained=True)`` gives it for
+            a call without a cache.
+        window_size: as in that call.
+        top_k: as in that call.
+
+    Returns:
+        int64 ``[..., T, min(top_k, T)]``: ascending positions, -1 behind them where empty.
+
+    Raises:
+        TypeError: if ``last`` is no int64 tensor.
+
+    Example:
+        >>> import torch
+        >>> retained_positions(torch.tensor([3, 1, 2, 3]), window_size=1, top_k=1).tolist()
+        [[-1], [0], [0], [0]]
+    """
+    if not isinstance(last, Tensor) or last.dtype != torch.int64:
+        got = last.dtype if isinstance(last, Tensor) else type(last).__name__
+        raise TypeError(f"retained_positions: last should be an int64 Tensor, got {got}")
+    check_size("retained_positions", "window_size", window_size, least=1)
+    check_size("retained_positions", "top_k", top_k, least=0)
+    length = last.size(-1)
+    rows = last.reshape(-1, length)
+    key = torch.arange(length, device=last.device).expand_as(rows)
+    # Key j is retained for the queries j + window_size .. last[j]: one entry for each of them.
+    count = (rows - key - window_size + 1).clamp(min=0).flatten()
+    begin = count.cumsum(0) - count
+    entry = torch.arange(int(count.sum()), device=last.device) - begin.repeat_interleave(count)
+    source = torch.arange(rows.numel(), device=last.device).repeat_interleave(count)
+    position = source % max(1, length)
+    query = source + window_size + entry  # row * T + i, as source is row * T + j
+    order = (query * max(1, length) + position).argsort()
+    position, query = position[order], query[order]
+    per_query = torch.bincount(query, minlength=rows.numel())
+    slot = torch.arange(len(query), device=last.device) - (per_query.cumsum(0) - per_query)[query]
+    width = min(top_k, length)
+    listed = last.new_full((rows.numel(), width), -1)
+    listed[query, slot] = position
+    return listed.view(*last.shape, width)
+
+
+def _run(
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    relevance: Tensor | None,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    scale: float,
+    keep_first: bool,
+) -> tuple[Tensor, Tensor, Memory]:
+    """Run the chosen backend: output, last, memory."""
+    if backend == "reference":
+        return reference.relevancy_attention(
+            query,
+            key,
+            value,
+            score_weight,
+            lengths,
+            relevance,
+            retained=retained,
+            window_size=window_size,
+            top_k=top_k,
+            scale=scale,
+            keep_first=keep_first,
+        )
+    dtype = query.dtype
+    if dtype in LOW_PRECISION:
+        query, key, value = query.float(), key.float(), value.float()
+        score_weight = None if score_weight is None else score_weight.float()
+    output, last, index, left = compiled(
+        backend,
+        query,
+        key,
+        value,
+        score_weight,
+        lengths,
+        relevance,
+        retained=retained,
+        window_size=window_size,
+        top_k=top_k,
+        scale=scale,
+        keep_first=keep_first,
+    )
+    window = min(window_size - 1, key.size(2) - retained)
+    return output.to(dtype), last, Memory(index, left, index.size(-1) - window)
+
+
+def _update(
+    cache: RelevancyCache, memory: Memory, key: Tensor, value: Tensor, lengths: Tensor | None
+) -> None:
+    """Put what a call left into the cache; ``key`` and ``value`` are this call's own."""
+    index = memory.index
+    batch, _, length, _ = key.shape
+    seen = index.new_zeros(batch) if cache.length is None else cache.length
+    position = seen.view(-1, 1, 1) + torch.arange(length, device=index.device)
+    position = position.expand(*key.shape[:2], length)
+    if cache.position is not None:
+        position = torch.cat([cache.position, position], 2)
+    empty = index < 0
+    cache.key = _take(cache.key, key, index)
+    cache.value = _take(cache.value, value, index)
+    cache.position = position.gather(2, index.clamp(min=0)).masked_fill(empty, -1)
+    cache.relevance = memory.relevance
+    cache.retained = memory.retained
+    cache.length = seen + (length if lengths is None else lengths)
+
+
+def _take(before: Tensor | None, rows: Tensor, index: Tensor) -> Tensor:
+    """Rows at ``index [B, heads, P']`` of ``[before, rows]``, zeros where it is negative.
+
+    The two are gathered from apart: together they would be copied, and their gradient be as long as
+    the sequence, at every call.
+    """
+    prefix = 0 if before is None else before.size(2)
+
+    def gathered(source: Tensor, at: Tensor) -> Tensor:
+        at = at.clamp(0, max(0, source.size(2) - 1)).unsqueeze(-1)
+        return source.gather(2, at.expand(*index.shape, source.size(3)))
+
+    if rows.size(2) == 0:
+        taken = rows.new_zeros(*index.shape, rows.size(3))
+    else:
+        taken = gathered(rows, index - prefix)
+    if before is not None and prefix:
+        taken = torch.where((index < prefix).unsqueeze(-1), gathered(before, index), taken)
+    return torch.where((index < 0).unsqueeze(-1), 0.0, taken)
+
+
+def _check_tensors(
+    query: Tensor, key: Tensor, value: Tensor, score: str, score_weight: Tensor | None
+) -> Tensor | None:
+    """Check types, shapes and devices; return ``score_weight`` as ``[heads, D]``."""
+    named = {"query": query, "key": key, "value": value}
+    if score_weight is not None:
+        named["score_weight"] = score_weight
+    for name, x in named.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{_OP}: {name} should be a Tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{_OP}: {name} should have a floating point dtype, got {x.dtype}; "
+                f"convert it: {name}.float()"
+            )
+        if x.device != query.device:
+            raise RuntimeError(
+                f"{_OP}: {name} should be on the query's device {query.device}, got {x.device}; "
+                f"move it: {name}.to({str(query.device)!r})"
+            )
+    for name in ("query", "key", "value"):
+        if named[name].dim() != 4:
+            letters = "[B, heads, T, Dv]" if name == "value" else "[B, heads, T, D]"
+            _wrong(name, letters, named[name])
+    batch, heads, length, size = query.shape
+    if size == 0:
+        _wrong("query", "[B, heads, T, D] with D >= 1", query)
+    if tuple(key.shape) != (batch, heads, length, size):
+        _wrong("key", f"the query's shape {list(query.shape)}", key)
+    if tuple(value.shape[:3]) != (batch, heads, length):
+        _wrong("value", f"[{batch}, {heads}, {length}, Dv] (B, heads and T of the query)", value)
+    if (score == "additive") != (score_weight is not None):
+        advice = "give score_weight=w [D] or [heads, D]" if score_weight is None else "leave it out"
+        raise ValueError(
+            f"{_OP}: score={score!r} {'needs' if score_weight is None else 'takes no'} "
+            f"score_weight; {advice}, or use "
+            f"score={'dot' if score_weight is None else 'additive'!r}"
+        )
+    if score_weight is None:
+        return None
+    if tuple(score_weight.shape) not in ((size,), (heads, size)):
+        _wrong("score_weight", f"[{size}] or [{heads}, {size}] ([D] or [heads, D])", score_weight)
+    return score_weight.expand(heads, size)
+
+
+def _check_dtypes(query: Tensor, others: dict[str, Tensor | None]) -> None:
+    for name, x in others.items():
+        if x is not None and x.dtype != query.dtype:
+            raise ValueError(
+                f"{_OP}: {name} should have the query's dtype {query.dtype}, got {x.dtype}; "
+                f"convert it: {name}.to({query.dtype})"
+            )
+
+
+def _check_cache(
+    cache: RelevancyCache, key: Tensor, value: Tensor, options: tuple[object, ...]
+) -> None:
+    """Check that a cache continues what this call goes on with; remember the options."""
+    if not isinstance(cache, RelevancyCache):
+        raise TypeError(f"{_OP}: cache should be a RelevancyCache, got {type(cache).__name__}")
+    way_out = "begin a new sequence with a new RelevancyCache()"
+    if cache.key is None or cache.value is None:
+        cache.options = options
+        return
+    if cache.options != options:
+        names = "(window_size, top_k, score, scale, retain)"
+        raise ValueError(
+            f"{_OP}: cache was begun with {names} = {cache.options}, got {options}; "
+            f"go on with the same, or {way_out}"
+        )
+    for name, old, new in (("key", cache.key, key), ("value", cache.value, value)):
+        wanted = (*new.shape[:2], new.shape[3])
+        got = (*old.shape[:2], old.shape[3])
+        if wanted != got:
+            raise ValueError(
+                f"{_OP}: cache holds {name}s of (B, heads, features) = {got}, but {name} has "
+                f"{wanted}; {way_out}"
+            )
+        if old.dtype != new.dtype or old.device != new.device:
+            raise ValueError(
+                f"{_OP}: cache holds {name}s in {old.dtype} on {old.device}, but {name} is in "
+                f"{new.dtype} on {new.device}; convert {name}, or {way_out}"
+            )
+
+
+def _wrong(name: str, wanted: str, got: Tensor) -> NoReturn:
+    wrong_shape(_OP, name, wanted, got)

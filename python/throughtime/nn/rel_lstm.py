@@ -1,0 +1,380 @@
+"""``throughtime.RelLSTM``: an LSTM that attends its own screened past."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from throughtime import functional, masks
+from throughtime.backends.predicates import BackendName, Request
+from throughtime.functional.checks import check_choice, check_size
+from throughtime.functional.rel_lstm import Cell
+from throughtime.functional.relevancy import Retain
+from throughtime.nn.backend import BackendChoice
+from throughtime.packed import repack, unpack
+from throughtime.states import RelState
+
+States = tuple[Tensor, Tensor]
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_ATTENTION = ("weight_query", "weight_key", "weight_score")
+
+
+class RelLSTM(BackendChoice, nn.Module):
+    r"""A multi-layer LSTM whose state is mixed with attention over its own screened past.
+
+    At every step the state that enters the gates is s_t = (h_{t-1} + o_{t-1}) / 2, where o_{t-1} is
+    attention over the last ``window_size`` hidden states and the ``top_k`` most relevant before
+    them: :func:`throughtime.functional.rel_lstm` has the equations. Gradients reach far back
+    through the retained states, at a cost per step that does not grow with the length.
+
+    Arguments, shapes and conventions are those of :class:`torch.nn.LSTM` where they mean the same;
+    outputs are not. Parameters of layer k: ``weight_ih_lk [4H, I]``, ``weight_hh_lk [4H, H]``,
+    ``bias_ih_lk``, ``bias_hh_lk [4H]``, ``weight_query_lk [A, H]``, ``weight_key_lk [A, H]``,
+    ``weight_score_lk [A]``.
+
+    Args:
+        input_size: I, features of the input, > 0.
+        hidden_size: H, features of the hidden state, > 0.
+        num_layers: number of stacked layers L.
+        bias: False leaves out both bias vectors.
+        batch_first: input and output are ``[B, T, *]``; states and masks are not affected.
+        dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
+        device: where the parameters are made.
+        dtype: floating point type of the parameters.
+        window_size: steps that attend a state before it competes for the retained set, >= 1.
+        top_k: size of the retained set, >= 0; None keeps every state (MemLSTM, O(T^2) time).
+        attention_size: A, units of the score; H by default.
+        cell: ``"lstm"``, or ``"tanh"`` for a plain recurrent cell (RelRNN, MemRNN; reference only).
+        retain: ``"relevant"``, or ``"first"``: the first ``top_k`` states, a baseline.
+        detach_prob: probability in [0, 1] of detaching the h_{t-1} in s_t at a step, in training.
+        detach_shared: one mask for all layers instead of one each.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Anything but ``"auto"``
+            runs or raises.
+
+    Raises:
+        RuntimeError: if the chosen backend can never run this layer.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> import torch, throughtime
+        >>> layer = throughtime.RelLSTM(10, 20, num_layers=2, window_size=5, top_k=3)
+        >>> output, state = layer(torch.randn(50, 3, 10))
+        >>> assert output.shape == (50, 3, 20) and state.memory.shape == (2, 7, 3, 20)
+        >>> output, state = layer(torch.randn(50, 3, 10), state.detach())  # goes on from there
+
+    Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        window_size: int = 10,
+        top_k: int | None = 15,
+        attention_size: int | None = None,
+        cell: Cell = "lstm",
+        retain: Retain = "relevant",
+        detach_prob: float = 0.0,
+        detach_shared: bool = False,
+        backend: BackendName = "auto",
+    ) -> None:
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, size in {**sizes, "window_size": window_size}.items():
+            check_size("RelLSTM", name, size, least=1)
+        if top_k is not None:
+            check_size("RelLSTM", "top_k", top_k, least=0)
+        if attention_size is not None:
+            check_size("RelLSTM", "attention_size", attention_size, least=1)
+        for name, flag in {
+            "bias": bias,
+            "batch_first": batch_first,
+            "detach_shared": detach_shared,
+        }.items():
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+        check_choice("RelLSTM", "cell", cell, ("lstm", "tanh"))
+        check_choice("RelLSTM", "retain", retain, ("relevant", "first"))
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.attention_size = hidden_size if attention_size is None else attention_size
+        self.bias, self.batch_first = bias, batch_first
+        self.dropout = masks.check_probability(dropout, "dropout")
+        self.window_size, self.top_k = window_size, top_k
+        self.cell, self.retain = cell, retain
+        self.detach_prob = detach_prob
+        self.detach_shared = detach_shared
+        gates = (4 if cell == "lstm" else 1) * hidden_size
+        for layer in range(num_layers):
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (gates, input_size if layer == 0 else hidden_size),
+                "weight_hh": (gates, hidden_size),
+            }
+            if bias:
+                shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
+            shapes |= {
+                "weight_query": (self.attention_size, hidden_size),
+                "weight_key": (self.attention_size, hidden_size),
+                "weight_score": (self.attention_size,),
+            }
+            for name, shape in shapes.items():
+                empty = torch.empty(shape, device=device, dtype=dtype)
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(empty))
+        self.backend = backend
+        self.reset_parameters()
+
+    def backend_request(self) -> Request:
+        weight: Tensor = self.get_parameter("weight_hh_l0")
+        return Request(
+            "rel_lstm",
+            self.hidden_size,
+            device=weight.device,
+            dtype=weight.dtype,
+            cell=self.cell,
+        )
+
+    @property
+    def detach_prob(self) -> float:
+        """Probability in [0, 1] of detaching a step in training."""
+        return self._detach_prob
+
+    @detach_prob.setter
+    def detach_prob(self, p: float) -> None:
+        self._detach_prob = masks.check_probability(p, "detach_prob")
+
+    def reset_parameters(self) -> None:
+        """Initialise: every gate's and the attention's matrices Xavier-normal, w standard normal.
+
+        Biases are uniform in +-1/sqrt(H). Uniform weights throughout, as ``nn.LSTM`` has them,
+        leave attention nearly flat: on the copying task they learned many times more slowly.
+        """
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, weight in self.named_parameters():
+            if name.startswith("bias"):
+                nn.init.uniform_(weight, -bound, bound)
+            elif name.startswith("weight_score"):
+                nn.init.normal_(weight)
+            else:
+                gates = name.startswith(("weight_ih", "weight_hh"))
+                for part in weight.split(self.hidden_size if gates else weight.size(0)):
+                    nn.init.xavier_normal_(part)
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: RelState | States | None = None,
+        *,
+        detach_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, RelState]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: RelState | States | None = None,
+        *,
+        detach_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[PackedSequence, RelState]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: RelState | States | None = None,
+        *,
+        detach_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor | PackedSequence, RelState]:
+        """Run all layers.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
+            hx: None (zeros), ``(h_0, c_0)`` each ``[L, B, H]`` (``[L, H]`` if the input has no
+                batch), or the state of an earlier call.
+            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``; used as
+                given, also in ``eval()``. None draws one if wanted.
+            generator: source of randomness of the mask, on the input's device.
+
+        Returns:
+            ``(output, state)``: the output shaped like that of ``nn.LSTM``, the state with a batch
+            dimension always.
+
+        Raises:
+            RuntimeError: if a size or a device does not fit, or the chosen backend cannot run.
+            TypeError: if an argument has the wrong type.
+            ValueError: if a dtype or the number of dimensions of the input is wrong.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, detach_mask, generator)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"RelLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        if not batched:
+            input = input.unsqueeze(1)
+            if isinstance(hx, (tuple, list)) and all(x.dim() == 2 for x in hx):
+                hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        self._check_input(input)
+        length, batch, _ = input.shape
+        cuts = self._masks(detach_mask, length, batch, input.device, generator)
+        output, state = self._run(input, self._per_layer(hx, batch), cuts, None)
+        if not batched:
+            return output.squeeze(1), state
+        return output.transpose(0, 1) if self.batch_first else output, state
+
+    def _forward_packed(
+        self,
+        packed: PackedSequence,
+        hx: RelState | States | None,
+        detach_mask: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[PackedSequence, RelState]:
+        self._check_input(packed.data.unsqueeze(1))
+        length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
+        cuts = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        order = packed.sorted_indices
+        if order is not None:
+            if isinstance(hx, RelState):
+                hx = hx.index_select(order)
+            elif hx is not None:
+                hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
+            cuts = [
+                cut.index_select(1, order) if cut is not None and cut.dim() == 2 else cut
+                for cut in cuts
+            ]
+        padded, lengths = unpack(packed)
+        output, state = self._run(padded, self._per_layer(hx, batch), cuts, lengths)
+        if packed.unsorted_indices is not None:
+            state = state.index_select(packed.unsorted_indices)
+        return repack(output, lengths, like=packed), state
+
+    def _run(
+        self,
+        x: Tensor,
+        hx: Sequence[RelState | States | None],
+        cuts: Sequence[Tensor | None],
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, RelState]:
+        states = []
+        for layer in range(self.num_layers):
+            # Read by attribute at every call: functional_call and parametrizations replace them.
+            gates = [
+                getattr(self, f"{name}_l{layer}") if self.bias or "bias" not in name else None
+                for name in _WEIGHTS
+            ]
+            attention = [getattr(self, f"{name}_l{layer}") for name in _ATTENTION]
+            x, state = functional.rel_lstm(
+                x,
+                hx[layer],
+                *gates,
+                *attention,
+                self.window_size,
+                self.top_k,
+                cell=self.cell,
+                retain=self.retain,
+                detach_mask=cuts[layer],
+                lengths=lengths,
+                backend=self.backend,
+            )
+            states.append(state)
+            if self.training and self.dropout > 0 and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout)
+        return x, RelState.stack(states)
+
+    def _per_layer(
+        self, hx: RelState | States | None, batch: int
+    ) -> Sequence[RelState | States | None]:
+        count, size = self.num_layers, self.hidden_size
+        if hx is None:
+            return [None] * count
+        if isinstance(hx, RelState):
+            if hx.h.dim() != 3 or hx.h.size(0) != count:
+                raise RuntimeError(
+                    f"Expected hx.h size {(count, batch, size)}, got {list(hx.h.shape)}"
+                )
+            return hx.unstack()
+        if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
+            raise TypeError(
+                "RelLSTM: hx should be a RelState, a pair (h_0, c_0) of tensors or None, got "
+                f"{type(hx).__name__}"
+            )
+        for k, x in enumerate(hx):
+            if tuple(x.shape) != (count, batch, size):
+                raise RuntimeError(
+                    f"Expected hidden[{k}] size {(count, batch, size)}, got {list(x.shape)}"
+                )
+        return list(zip(hx[0], hx[1], strict=True))
+
+    def _masks(
+        self,
+        mask: Tensor | None,
+        length: int,
+        batch: int,
+        device: torch.device,
+        generator: torch.Generator | None,
+    ) -> Sequence[Tensor | None]:
+        if mask is not None:
+            return masks.per_layer(mask, self.num_layers, length, batch)
+        if not (self.training and self.detach_prob > 0 and torch.is_grad_enabled()):
+            return [None] * self.num_layers
+        return masks.drawn(
+            self.num_layers,
+            length,
+            self.detach_prob,
+            shared=self.detach_shared,
+            device=device,
+            generator=generator,
+        )
+
+    def _check_input(self, input: Tensor) -> None:
+        weight = self.weight_hh_l0
+        if input.dtype != weight.dtype and functional.autocast_dtype(input) is None:
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: "
+                f"model.to({input.dtype})"
+            )
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}"
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "window_size": None,
+            "top_k": 0,
+            "attention_size": self.hidden_size,
+            "cell": "lstm",
+            "retain": "relevant",
+            "detach_prob": 0.0,
+            "detach_shared": False,
+            "backend": "auto",
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default or name == "top_k":
+                text += f", {name}={value!r}"
+        return text

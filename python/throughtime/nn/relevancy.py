@@ -1,0 +1,169 @@
+"""``throughtime.RelevancyAttention``: multi-head self-attention at linear cost."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from throughtime import functional
+from throughtime.backends.predicates import BackendName, Request
+from throughtime.functional.checks import check_choice, check_size
+from throughtime.functional.relevancy import Retain, Score
+from throughtime.nn.backend import BackendChoice
+from throughtime.states import RelevancyCache
+
+
+class RelevancyAttention(BackendChoice, nn.Module):
+    r"""Causal self-attention over a short window and the most relevant keys before it.
+
+    :func:`throughtime.functional.relevancy_attention` between the projections of
+    ``nn.MultiheadAttention``, whose parameter names it has (``in_proj_weight``, ``in_proj_bias``,
+    ``out_proj``). The input is batch-first by default, as in most attention code.
+
+    Args:
+        embed_dim: E, features of input and output, divisible by ``num_heads``.
+        num_heads: number of heads.
+        window_size: queries that attend a key before it competes for the retained set, >= 1.
+        top_k: size of the retained set, >= 0.
+        bias: False leaves the biases of the projections out.
+        batch_first: input and output are ``[B, T, E]``; otherwise ``[T, B, E]``.
+        device: where the parameters are made.
+        dtype: floating point type of the parameters.
+        score: ``"dot"`` or ``"additive"``, which has a parameter ``score_weight [heads, D]``.
+        retain: ``"relevant"``, or ``"first"``: the first ``top_k`` keys, a baseline.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
+
+    Raises:
+        RuntimeError: if the chosen backend can never run this layer.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> import torch, throughtime
+        >>> attention = throughtime.RelevancyAttention(16, 4, window_size=8, top_k=4)
+        >>> assert attention(torch.randn(2, 50, 16)).shape == (2, 50, 16)
+
+    Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        window_size: int,
+        top_k: int,
+        bias: bool = True,
+        batch_first: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        score: Score = "dot",
+        retain: Retain = "relevant",
+        backend: BackendName = "auto",
+    ) -> None:
+        super().__init__()
+        name = "RelevancyAttention"
+        for argument, value in (("embed_dim", embed_dim), ("num_heads", num_heads)):
+            check_size(name, argument, value, least=1)
+        check_size(name, "window_size", window_size, least=1)
+        check_size(name, "top_k", top_k, least=0)
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"{name}: embed_dim should be divisible by num_heads, got {embed_dim} and "
+                f"{num_heads}"
+            )
+        check_choice(name, "score", score, ("dot", "additive"))
+        check_choice(name, "retain", retain, ("relevant", "first"))
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.window_size, self.top_k = window_size, top_k
+        self.batch_first, self.score, self.retain = batch_first, score, retain
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.in_proj_weight = parameter(3 * embed_dim, embed_dim)
+        self.in_proj_bias = parameter(3 * embed_dim) if bias else None
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
+        weight = parameter(num_heads, self.head_dim) if score == "additive" else None
+        self.score_weight = weight
+        self.backend = backend
+        self.reset_parameters()
+
+    def backend_request(self) -> Request:
+        weight = self.in_proj_weight
+        return Request(
+            "relevancy_attention", self.head_dim, device=weight.device, dtype=weight.dtype
+        )
+
+    def reset_parameters(self) -> None:
+        """Initialise as ``nn.MultiheadAttention`` does; w of the additive score is normal."""
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        self.out_proj.reset_parameters()
+        if self.in_proj_bias is not None:
+            nn.init.zeros_(self.in_proj_bias)
+            nn.init.zeros_(self.out_proj.bias)
+        if self.score_weight is not None:
+            nn.init.normal_(self.score_weight, std=1 / math.sqrt(self.head_dim))
+
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        cache: RelevancyCache | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            input: ``[B, T, E]``, or ``[T, B, E]`` with ``batch_first=False``.
+            lengths: int64 ``[B]``, 0 <= length <= T.
+            cache: what earlier calls on the same sequences left; it is updated.
+
+        Returns:
+            A tensor shaped like the input; past a sample's length the output projection's bias.
+
+        Raises:
+            RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
+            ValueError: if a dtype, a length or the cache is wrong.
+        """
+        if input.dim() != 3 or input.size(2) != self.embed_dim:
+            letters = "[B, T, E]" if self.batch_first else "[T, B, E]"
+            raise RuntimeError(
+                f"RelevancyAttention: input should have shape {letters} with E = "
+                f"{self.embed_dim}, got {list(input.shape)}"
+            )
+        if not self.batch_first:
+            input = input.transpose(0, 1)
+        batch, length, _ = input.shape
+        projected = F.linear(input, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = (
+            projected.view(batch, length, 3, self.num_heads, self.head_dim)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        output = functional.relevancy_attention(
+            query,
+            key,
+            value,
+            self.window_size,
+            self.top_k,
+            score=self.score,
+            score_weight=self.score_weight,
+            lengths=lengths,
+            cache=cache,
+            retain=self.retain,
+            backend=self.backend,
+        )
+        output = self.out_proj(output.transpose(1, 2).flatten(2))
+        return output if self.batch_first else output.transpose(0, 1)
+
+    def extra_repr(self) -> str:
+        text = f"{self.embed_dim}, {self.num_heads}, {self.window_size}, {self.top_k}"
+        text += "" if self.in_proj_bias is not None else ", bias=False"
+        text += "" if self.batch_first else ", batch_first=False"
+        text += "" if self.score == "dot" else f", score={self.score!r}"
+        text += "" if self.retain == "relevant" else f", retain={self.retain!r}"
+        return text + ("" if self.backend == "auto" else f", backend={self.backend!r}")

@@ -1,0 +1,345 @@
+"""The RelLSTM operators: one layer, with h-detach in the backward pass.
+
+``throughtime::rel_lstm_forward`` computes, for every step t::
+
+    s_t = (h_{t-1} + o_{t-1}) / 2
+    i, f, g, o = split(x_t W_ih^T + s_t W_hh^T + bias)    (sigmoid, sigmoid, tanh, sigmoid)
+    c_t = f * c_{t-1} + i * g,    h_t = o * tanh(c_t)
+    o_t = relevancy attention of s_t V_a^T over keys h_j U_a^T and values h_j, j <= t
+
+and ``throughtime::rel_lstm_backward`` its gradient, where a step with ``detach_mask`` set passes
+none into the h_{t-1} of s_t. Positions and memory are those of :mod:`throughtime.ops.relevancy`,
+with the time axis first; ``memory`` holds the hidden states of an earlier call. ``saved`` is
+private to the backend.
+
+Schemas and fakes are here; the C++ implementation is in ``csrc/rel_lstm``, the Triton one, under
+names that end in ``_triton``, in ``triton_kernels/rel_lstm.py``.
+
+Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.ops.once import look_up_signature, once_differentiable
+from throughtime.ops.relevancy import memory_sizes
+
+_UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/params.h
+
+_FORWARD = (
+    "(Tensor input, Tensor h_0, Tensor c_0, Tensor context_0, Tensor? memory, Tensor? relevance, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor weight_query, Tensor weight_key, "
+    "Tensor weight_score, Tensor? lengths, SymInt retained, SymInt window_size, SymInt top_k, "
+    "bool keep_first, bool save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor context_n, "
+    "Tensor last, Tensor memory_index, Tensor memory_relevance, Tensor saved)"
+)
+_BACKWARD = (
+    "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_context_n, "
+    "Tensor input, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor weight_query, "
+    "Tensor weight_key, Tensor weight_score, Tensor? lengths, Tensor? detach_mask, Tensor last, "
+    "Tensor saved, SymInt retained, SymInt window_size, bool need_input, bool need_weights) "
+    "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor grad_context_0, "
+    "Tensor grad_memory, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias, "
+    "Tensor grad_weight_query, Tensor grad_weight_key, Tensor grad_weight_score)"
+)
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+for _suffix in ("", "_triton"):
+    torch.library.define(f"throughtime::rel_lstm_forward{_suffix}", _FORWARD, tags=_TAGS)
+    torch.library.define(f"throughtime::rel_lstm_backward{_suffix}", _BACKWARD, tags=_TAGS)
+
+
+def _saved_by_cpu(length: int, batch: int, prefix: int, hidden: int, attention: int) -> int:
+    """saved_numbers of csrc/rel_lstm/params.h."""
+    units, attention = ((n + _UNITS - 1) // _UNITS * _UNITS for n in (hidden, attention))
+    keys = (prefix + length) * (units + attention)
+    return batch * (keys + length * (6 * units + attention))
+
+
+def _saved_by_triton(length: int, batch: int, prefix: int, hidden: int, attention: int) -> int:
+    module = import_module("throughtime.triton_kernels.rel_lstm")
+    return int(module.saved_numbers(length, batch, prefix, hidden, attention))
+
+
+def _forward_fake(
+    saved_numbers: Callable[[int, int, int, int, int], int],
+) -> Callable[..., tuple[Tensor, ...]]:
+    def fake(
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        context_0: Tensor,
+        memory: Tensor | None,
+        relevance: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        weight_query: Tensor,
+        weight_key: Tensor,
+        weight_score: Tensor,
+        lengths: Tensor | None,
+        retained: int,
+        window_size: int,
+        top_k: int,
+        keep_first: bool,
+        save: bool,
+    ) -> tuple[Tensor, ...]:
+        length, batch, _ = input.shape
+        hidden, attention = weight_hh.shape[1], weight_score.shape[0]
+        prefix = 0 if memory is None else memory.shape[0]
+        left = sum(memory_sizes(length, prefix, retained, window_size, top_k))
+        saved = saved_numbers(length, batch, prefix, hidden, attention) if save else 0
+        return (
+            input.new_empty(length, batch, hidden),
+            input.new_empty(batch, hidden),
+            input.new_empty(batch, hidden),
+            input.new_empty(batch, hidden),
+            input.new_empty(prefix + length, batch, dtype=torch.int64),
+            input.new_empty(left, batch, dtype=torch.int64),
+            input.new_empty(left, batch),
+            input.new_empty(saved),
+        )
+
+    return fake
+
+
+def _backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_context_n: Tensor | None,
+    input: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_query: Tensor,
+    weight_key: Tensor,
+    weight_score: Tensor,
+    lengths: Tensor | None,
+    detach_mask: Tensor | None,
+    last: Tensor,
+    saved: Tensor,
+    retained: int,
+    window_size: int,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, ...]:
+    weights = (weight_ih, weight_hh, weight_hh[:, 0], weight_query, weight_key, weight_score)
+    return (
+        input.new_empty(input.shape if need_input else (0,)),
+        input.new_empty(c_0.shape),
+        input.new_empty(c_0.shape),
+        input.new_empty(c_0.shape),
+        input.new_empty(last.shape[0] - input.shape[0], *c_0.shape),
+        *(input.new_empty(w.shape if need_weights else (0,)) for w in weights),
+    )
+
+
+class _Kernels(NamedTuple):
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor, ...]]
+
+
+def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The Triton implementation, imported when it is first called: Triton may be missing."""
+
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        module = import_module("throughtime.triton_kernels.rel_lstm")
+        return getattr(module, name)(*args)  # type: ignore[no-any-return]
+
+    return run
+
+
+for _suffix, _numbers in (("", _saved_by_cpu), ("_triton", _saved_by_triton)):
+    torch.library.register_fake(f"throughtime::rel_lstm_forward{_suffix}", _forward_fake(_numbers))
+    torch.library.register_fake(f"throughtime::rel_lstm_backward{_suffix}", _backward_fake)
+for _name in ("forward", "backward"):
+    torch.library.impl(f"throughtime::rel_lstm_{_name}_triton", ("cpu", "cuda"), _triton(_name))
+
+_KERNELS = {
+    backend: _Kernels(
+        getattr(torch.ops.throughtime, f"rel_lstm_forward{suffix}").default,
+        once_differentiable(
+            getattr(torch.ops.throughtime, f"rel_lstm_backward{suffix}").default, "RelLSTM"
+        ),
+    )
+    for backend, suffix in (("cpu", ""), ("triton", "_triton"))
+}
+
+
+class RelLstmFunction(torch.autograd.Function):
+    """``rel_lstm_forward`` of a backend with ``rel_lstm_backward`` as its gradient."""
+
+    @staticmethod
+    def forward(
+        backend: str,
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        context_0: Tensor,
+        memory: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        weight_query: Tensor,
+        weight_key: Tensor,
+        weight_score: Tensor,
+        relevance: Tensor | None,
+        lengths: Tensor | None,
+        detach_mask: Tensor | None,
+        retained: int,
+        window_size: int,
+        top_k: int,
+        keep_first: bool,
+    ) -> tuple[Tensor, ...]:
+        return _KERNELS[backend].forward(
+            input,
+            h_0,
+            c_0,
+            context_0,
+            memory,
+            relevance,
+            weight_ih,
+            weight_hh,
+            bias,
+            weight_query,
+            weight_key,
+            weight_score,
+            lengths,
+            retained,
+            window_size,
+            top_k,
+            keep_first,
+            True,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        backend, input, _, c_0, _, _, weight_ih, weight_hh, _, *rest = inputs
+        weight_query, weight_key, weight_score, _, lengths, detach_mask, *options = rest
+        *_, last, memory_index, memory_relevance, saved = output
+        ctx.mark_non_differentiable(last, memory_index, memory_relevance, saved)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            input,
+            c_0,
+            weight_ih,
+            weight_hh,
+            weight_query,
+            weight_key,
+            weight_score,
+            lengths,
+            detach_mask,
+            last,
+            saved,
+        )
+        ctx.options = tuple(options[:2])  # retained, window_size
+        ctx.backend = backend
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        grad_context_n: Tensor | None,
+        *others: Any,
+    ) -> tuple[Tensor | None, ...]:
+        given = (grad_output, grad_h_n, grad_c_n, grad_context_n)
+        if all(grad is None for grad in given):
+            return (None,) * 19
+        needs = ctx.needs_input_grad
+        grads = _KERNELS[ctx.backend].backward(
+            *given, *ctx.saved_tensors, *ctx.options, needs[1], any(needs[6:12])
+        )
+        wanted = [g if need else None for g, need in zip(grads, needs[1:12], strict=True)]
+        return (None, *wanted, *(None,) * 7)
+
+
+look_up_signature(RelLstmFunction)
+
+
+class RelLstmLayer(NamedTuple):
+    """What :func:`rel_lstm_layer` returns, named as in the reference."""
+
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    context_n: Tensor
+    last: Tensor
+    memory_index: Tensor
+    memory_relevance: Tensor
+
+
+def rel_lstm_layer(
+    backend: str,
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    context_0: Tensor,
+    memory: Tensor | None,
+    relevance: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    weight_query: Tensor,
+    weight_key: Tensor,
+    weight_score: Tensor,
+    *,
+    lengths: Tensor | None,
+    detach_mask: Tensor | None,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    keep_first: bool,
+) -> RelLstmLayer:
+    """One RelLSTM layer on compiled kernels; arguments are taken as checked.
+
+    Args:
+        backend: ``"cpu"`` or ``"triton"``.
+        input: ``[T, B, I]``, float32 or float64, like all other floating arguments.
+        h_0, c_0, context_0: ``[B, H]``.
+        memory, relevance: ``[P, B, H]`` and ``[P, B]`` of an earlier call, or None.
+        weight_ih, weight_hh: ``[4H, I]`` and ``[4H, H]``, gate rows i, f, g, o.
+        bias: ``[4H]`` or None.
+        weight_query, weight_key, weight_score: ``[A, H]``, ``[A, H]`` and ``[A]``.
+        lengths: int64 ``[B]`` or None.
+        detach_mask: bool ``[T]``, ``[T, B]`` or None.
+        retained, window_size, top_k, keep_first: see :mod:`throughtime.ops.relevancy`.
+
+    Returns:
+        output ``[T, B, H]`` and the final states ``[B, H]``, differentiable once; last, and the
+        memory's positions and relevance.
+    """
+    tensors = (
+        input,
+        h_0,
+        c_0,
+        context_0,
+        memory,
+        weight_ih,
+        weight_hh,
+        bias,
+        weight_query,
+        weight_key,
+        weight_score,
+    )
+    options = (retained, window_size, top_k, keep_first)
+    wants_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+    if wants_grad:
+        result = RelLstmFunction.apply(  # type: ignore[no-untyped-call]
+            backend, *tensors, relevance, lengths, detach_mask, *options
+        )
+    else:
+        result = _KERNELS[backend].forward(
+            *tensors[:5], relevance, *tensors[5:], lengths, *options, False
+        )
+    return RelLstmLayer(*result[:7])

@@ -1,0 +1,245 @@
+"""The relevancy attention operators.
+
+``throughtime::relevancy_forward`` attends, for every query i, the keys that relevancy screening
+lets it attend (see :mod:`throughtime.reference.screening`), and ``throughtime::relevancy_backward``
+is its gradient. Of the choice of keys the backward pass needs ``last`` alone: for every key the
+last query that attends it.
+
+Positions of keys: P slots of an earlier call, ``retained`` of them its retained set, then the T
+keys of this call. ``memory_index`` and ``memory_relevance`` are what the next call needs: the
+retained set, then the window; -1 where a slot is empty.
+
+Schemas and fakes are here; the C++ implementation is in ``csrc/relevancy``, the Triton one, under
+names that end in ``_triton``, in ``triton_kernels/relevancy.py``.
+
+Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.ops.once import look_up_signature, once_differentiable
+
+_FORWARD = (
+    "(Tensor query, Tensor key, Tensor value, Tensor? score_weight, Tensor? lengths, "
+    "Tensor? relevance, SymInt retained, SymInt window_size, SymInt top_k, float scale, "
+    "bool keep_first) -> (Tensor output, Tensor lse, Tensor last, Tensor memory_index, "
+    "Tensor memory_relevance)"
+)
+_BACKWARD = (
+    "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor? score_weight, "
+    "Tensor? lengths, Tensor output, Tensor lse, Tensor last, SymInt retained, "
+    "SymInt window_size, float scale) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+    "Tensor grad_score_weight)"
+)
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+for _suffix in ("", "_triton"):
+    torch.library.define(f"throughtime::relevancy_forward{_suffix}", _FORWARD, tags=_TAGS)
+    torch.library.define(f"throughtime::relevancy_backward{_suffix}", _BACKWARD, tags=_TAGS)
+
+
+def memory_sizes(
+    length: int, prefix: int, retained: int, window_size: int, top_k: int
+) -> tuple[int, int]:
+    """Slots of the retained set and of the window after a call.
+
+    Args:
+        length: queries of the call, T.
+        prefix: slots of an earlier call, P.
+        retained: how many of them are its retained set, R.
+        window_size: >= 1.
+        top_k: >= 0.
+
+    Example:
+        >>> memory_sizes(length=20, prefix=0, retained=0, window_size=5, top_k=3)
+        (3, 4)
+    """
+    window = prefix - retained + length
+    leaving = window - (window_size - 1)
+    after = torch.sym_min(top_k, retained + torch.sym_max(0, leaving))
+    return after, torch.sym_min(window_size - 1, window)
+
+
+def _forward_fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    relevance: Tensor | None,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    scale: float,
+    keep_first: bool,
+) -> tuple[Tensor, ...]:
+    batch, heads, length, _ = query.shape
+    positions = key.shape[2]
+    left = sum(memory_sizes(length, positions - length, retained, window_size, top_k))
+    return (
+        query.new_empty(batch, heads, length, value.shape[3]),
+        query.new_empty(batch, heads, length),
+        query.new_empty(batch, heads, positions, dtype=torch.int64),
+        query.new_empty(batch, heads, left, dtype=torch.int64),
+        query.new_empty(batch, heads, left),
+    )
+
+
+def _backward_fake(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    last: Tensor,
+    retained: int,
+    window_size: int,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    return (
+        query.new_empty(query.shape),
+        query.new_empty(key.shape),
+        query.new_empty(value.shape),
+        query.new_empty((0,) if score_weight is None else score_weight.shape),
+    )
+
+
+class _Kernels(NamedTuple):
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor, ...]]
+
+
+def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The Triton implementation, imported when it is first called: Triton may be missing."""
+
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        module = import_module("throughtime.triton_kernels.relevancy")
+        return getattr(module, name)(*args)  # type: ignore[no-any-return]
+
+    return run
+
+
+for _suffix in ("", "_triton"):
+    torch.library.register_fake(f"throughtime::relevancy_forward{_suffix}", _forward_fake)
+    torch.library.register_fake(f"throughtime::relevancy_backward{_suffix}", _backward_fake)
+for _name in ("forward", "backward"):
+    torch.library.impl(f"throughtime::relevancy_{_name}_triton", ("cpu", "cuda"), _triton(_name))
+
+_KERNELS = {
+    backend: _Kernels(
+        getattr(torch.ops.throughtime, f"relevancy_forward{suffix}").default,
+        once_differentiable(
+            getattr(torch.ops.throughtime, f"relevancy_backward{suffix}").default, "relevancy"
+        ),
+    )
+    for backend, suffix in (("cpu", ""), ("triton", "_triton"))
+}
+
+
+class RelevancyFunction(torch.autograd.Function):
+    """``relevancy_forward`` of a backend with ``relevancy_backward`` as its gradient."""
+
+    @staticmethod
+    def forward(
+        backend: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        score_weight: Tensor | None,
+        lengths: Tensor | None,
+        relevance: Tensor | None,
+        retained: int,
+        window_size: int,
+        top_k: int,
+        scale: float,
+        keep_first: bool,
+    ) -> tuple[Tensor, ...]:
+        return _KERNELS[backend].forward(
+            query,
+            key,
+            value,
+            score_weight,
+            lengths,
+            relevance,
+            retained,
+            window_size,
+            top_k,
+            scale,
+            keep_first,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        backend, query, key, value, score_weight, lengths, _, *options = inputs
+        retained, window_size, _, scale, _ = options
+        result, lse, last, memory_index, memory_relevance = output
+        ctx.mark_non_differentiable(lse, last, memory_index, memory_relevance)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, score_weight, lengths, result, lse, last)
+        ctx.options = (retained, window_size, scale)
+        ctx.backend = backend
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 12
+        needs = ctx.needs_input_grad
+        grads = _KERNELS[ctx.backend].backward(grad_output, *ctx.saved_tensors, *ctx.options)
+        wanted = [g if need else None for g, need in zip(grads, needs[1:5], strict=True)]
+        return (None, *wanted, *(None,) * 7)
+
+
+look_up_signature(RelevancyFunction)
+
+
+def relevancy_attention(
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    relevance: Tensor | None,
+    *,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    scale: float,
+    keep_first: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Relevancy attention on compiled kernels; arguments are taken as checked.
+
+    Args:
+        backend: ``"cpu"`` or ``"triton"``.
+        query: ``[B, heads, T, D]``, float32 or float64, like all other floating arguments.
+        key, value: ``[B, heads, P + T, D]`` and ``[B, heads, P + T, Dv]``.
+        score_weight: ``[heads, D]`` for the additive score, or None.
+        lengths: int64 ``[B]`` or None.
+        relevance: ``[B, heads, P]``, or None if P = 0.
+        retained, window_size, top_k, scale, keep_first: see :mod:`throughtime.ops.relevancy`.
+
+    Returns:
+        output ``[B, heads, T, Dv]``, differentiable once; last int64 ``[B, heads, P + T]``;
+        memory_index int64 and memory_relevance ``[B, heads, P']``.
+    """
+    differentiable = (query, key, value, score_weight)
+    args = (*differentiable, lengths, relevance, retained, window_size, top_k, scale, keep_first)
+    wants_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in differentiable
+    )
+    if wants_grad:
+        result = RelevancyFunction.apply(backend, *args)  # type: ignore[no-untyped-call]
+    else:
+        result = _KERNELS[backend].forward(*args)
+    output, _, last, memory_index, memory_relevance = result
+    return output, last, memory_index, memory_relevance
