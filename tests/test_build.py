@@ -65,7 +65,7 @@ PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
 """
 KERNELS = """
 #include "stub.h"
-#define NAME2(isa) kernels_##isa
+#define NAME2(isa) @##isa
 #define NAME(isa) NAME2(isa)
 extern "C" int NAME(TT_ISA)() { return VALUE; }
 """
@@ -128,8 +128,8 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / folder, copy / folder, ignore=NOT_SOURCE)
     for source in table("BASELINE_SOURCES"):
         (copy / source).write_text(BINDING if source.endswith("binding.cpp") else "")
-    for source in table("KERNEL_SOURCES"):
-        (copy / source).write_text(KERNELS)
+    for k, source in enumerate(table("KERNEL_SOURCES")):  # the binding calls the first one's
+        (copy / source).write_text(KERNELS.replace("@", f"more{k}_" if k else "kernels_"))
     (copy / "csrc" / "stub.h").write_text("#define VALUE 1\n")
     return copy
 
