@@ -1,4 +1,4 @@
-"""``python -m throughtime.bench lstm``: the same as ``python -m throughtime bench lstm``."""
+"""``python -m throughtime.bench OP``: the same as ``python -m throughtime bench OP``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from throughtime.bench import lstm
+from throughtime.bench import lstm, rel_lstm, relevancy
 from throughtime.bench.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmarks, one subcommand each."""
     operations = parser.add_subparsers(title="operations", required=True, metavar="OPERATION")
-    lstm.add_arguments(
-        operations.add_parser("lstm", help="one LSTM layer", description=lstm.__doc__)
-    )
+    for name, module, text in (
+        ("lstm", lstm, "one LSTM layer"),
+        ("rel-lstm", rel_lstm, "one RelLSTM layer"),
+        ("relevancy", relevancy, "relevancy attention"),
+    ):
+        module.add_arguments(operations.add_parser(name, help=text, description=module.__doc__))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

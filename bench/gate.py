@@ -83,9 +83,11 @@ def check(impl: str, case: Case, p: float, dtype: torch.dtype, *, backend: str =
     wanted = _results(
         Workload.make("throughtime", small, p, torch.float64, backend="reference", input_grad=True)
     )
-    loop = _relative(_results(Workload.make("loop", small, p, dtype, input_grad=True)), wanted)
+    loop = relative_errors(
+        _results(Workload.make("loop", small, p, dtype, input_grad=True)), wanted
+    )
     limit = 2 * max(loop.values()) + ROUNDING_UNITS * torch.finfo(dtype).eps
-    return Errors(_relative(_results(work), wanted), limit)
+    return Errors(relative_errors(_results(work), wanted), limit)
 
 
 def _results(work: Workload) -> dict[str, Tensor]:
@@ -104,7 +106,8 @@ def _results(work: Workload) -> dict[str, Tensor]:
     }
 
 
-def _relative(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+def relative_errors(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+    """The largest |got - wanted| over the largest |wanted|, of every named result."""
     return {
         name: float((got[name] - value).abs().max() / value.abs().max())
         for name, value in wanted.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,8 +22,12 @@ def peak_mb(
     counted, gradients and saved activations are. None if that process failed.
     """
     sizes = [str(n) for n in (case.steps, case.batch, case.input_size, case.hidden_size)]
-    module = "throughtime.bench.memory"
     arguments = [impl, *sizes, str(p), str(dtype).removeprefix("torch."), backend]
+    return in_new_process("throughtime.bench.memory", arguments)
+
+
+def in_new_process(module: str, arguments: Sequence[str]) -> float | None:
+    """The number that ``python -m module arguments threads`` prints, or None if it fails."""
     threads = str(torch.get_num_threads())
     result = subprocess.run(
         [sys.executable, "-m", module, *arguments, threads],
@@ -31,6 +36,14 @@ def peak_mb(
         text=True,
     )
     return float(result.stdout) if result.returncode == 0 else None
+
+
+def growth_mb(run: Callable[[], object]) -> float:
+    """Growth of the resident set from before ``run`` to its peak, in MB."""
+    _forget_peak()
+    before = _peak_mb()
+    run()
+    return _peak_mb() - before
 
 
 def _forget_peak() -> None:
@@ -59,10 +72,7 @@ def main(arguments: list[str]) -> None:
     tiny = Case(2, 2, case.input_size, min(case.hidden_size, 16))
     Workload.make(impl, tiny, float(p), dtype, backend=backend).iterate("forward+backward")
     work = Workload.make(impl, case, float(p), dtype, backend=backend)
-    _forget_peak()
-    before = _peak_mb()
-    work.iterate("forward+backward")
-    print(_peak_mb() - before)
+    print(growth_mb(lambda: work.iterate("forward+backward")))
 
 
 if __name__ == "__main__":

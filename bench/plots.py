@@ -10,6 +10,7 @@ from typing import Any
 from throughtime.bench.errors import require
 from throughtime.bench.report import Row, ms
 from throughtime.bench.tasks.record import Epoch
+from throughtime.bench.versus import Row as VersusRow
 
 # Okabe and Ito's palette: told apart by people who see colours differently, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
@@ -79,6 +80,80 @@ def bench(rows: Sequence[Row], labels: Mapping[str, str]) -> Any:
     return canvas
 
 
+def versus(rows: Sequence[VersusRow], labels: Mapping[str, str]) -> Any:
+    """Time and speed-up of a benchmark against peers: over T where T alone varies, else per case.
+
+    Solid is forward and backward, dashed the forward pass alone.
+    """
+    canvas, (time, ratio, memory) = figure(3, [3.8])
+    measured = [row for row in rows if row.median_ms is not None]
+    over_t = len({(row.B, row.H) for row in rows}) == 1
+    cases = list(dict.fromkeys(f"{row.T}, {row.B}" for row in rows))
+
+    def place(row: VersusRow) -> float:
+        return row.T if over_t else cases.index(f"{row.T}, {row.B}")
+
+    for k, impl in enumerate(dict.fromkeys(row.impl for row in measured)):
+        for mode in dict.fromkeys(row.mode for row in measured):
+            own = [row for row in measured if (row.impl, row.mode) == (impl, mode)]
+            style = {
+                "color": COLOURS[k % len(COLOURS)],
+                "marker": MARKERS[k % len(MARKERS)],
+                "linestyle": ("-" if mode == "forward+backward" else "--") if over_t else "none",
+                "label": f"{labels[impl]}, {mode}",
+            }
+            time.plot([place(r) for r in own], [r.median_ms for r in own], **style)
+            ratio.plot([place(r) for r in own], [r.ratio for r in own], **style)
+            known = [r for r in own if r.peak_mb]
+            if known:
+                memory.plot([place(r) for r in known], [r.peak_mb for r in known], **style)
+    time.set_ylabel("ms per iteration (less is better)")
+    ratio.set_ylabel("time / ours")
+    ratio.axhline(1, color="black", linewidth=0.8)
+    memory.set_ylabel("peak memory, MB")
+    for panel in (time, ratio, memory):
+        if panel.lines:
+            panel.set_yscale("log")
+        if over_t:
+            panel.set(xscale="log", xlabel="T")
+        else:
+            panel.set_xticks(range(len(cases)), cases)
+            panel.set_xlabel("T, B")
+            panel.margins(x=0.2)
+    canvas.legend(
+        *time.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize="small",
+    )
+    if rows:
+        canvas.suptitle(f"{rows[0].op}; {_setting(rows[0])}", fontsize="small")
+    return canvas
+
+
+def attention(weights: Any, retained: Any, title: str) -> Any:
+    """Heat map of attention over time, with the retained keys marked.
+
+    Args:
+        weights: ``[T, T]``, query by key, 0 where nothing is attended.
+        retained: bool ``[T, T]``, where the key is in the retained set of the query.
+        title: above the picture.
+    """
+    canvas, (panel,) = figure(1, [4.6])
+    colours = require("matplotlib.colors").LogNorm(vmin=1e-3, vmax=1, clip=True)
+    shown = require("numpy").ma.masked_equal(weights, 0)
+    image = panel.imshow(shown, cmap="viridis_r", norm=colours, interpolation="none", aspect="auto")
+    queries, keys = retained.nonzero()
+    panel.plot(keys, queries, ".", color="#d55e00", markersize=1.5, label="retained")
+    panel.set(xlabel="step attended (key)", ylabel="step (query)")
+    panel.grid(False)
+    panel.legend(frameon=False, fontsize="small", loc="upper right", markerscale=6)
+    canvas.colorbar(image, ax=panel, label="attention")
+    canvas.suptitle(title, fontsize="small")
+    return canvas
+
+
 def demo(
     runs: Mapping[str, Sequence[Epoch]], rows: Sequence[Row], labels: Mapping[str, str]
 ) -> Any:
@@ -117,7 +192,7 @@ def _log_axis(panel: Any) -> None:
     panel.tick_params(axis="y", which="minor", labelleft=False)
 
 
-def _setting(row: Row) -> str:
+def _setting(row: Row | VersusRow) -> str:
     threads = f"{row.threads} thread" + ("s" if row.threads > 1 else "")
     return f"{row.machine}, {threads}, torch {row.torch}, throughtime {row.version}"
 

@@ -1,4 +1,4 @@
-"""``train digits|copying``: trains one LSTM layer and records the run."""
+"""``train digits|copying|denoise``: trains one recurrent layer and records the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from throughtime.bench import arguments
 from throughtime.bench.errors import UsageError, require
-from throughtime.bench.peers import PEERS
-from throughtime.bench.tasks import copying, digits, model
+from throughtime.bench.tasks import attention, model, tasks, transfer
 from throughtime.bench.tasks.config import Config
-from throughtime.bench.tasks.data import Task
+from throughtime.bench.tasks.layers import LAYERS
 from throughtime.bench.tasks.record import Epoch, RunFolder, best
 from throughtime.bench.tasks.trainer import NonFiniteLossError, Trainer
 
@@ -37,18 +36,50 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "updates_per_epoch": 1000,
         "train_size": 100_000,
     },
+    "denoise": {
+        "T": 200,
+        "batch": 10,
+        "lr": 1e-3,
+        "p": 0.0,
+        "epochs": 200,
+        "updates_per_epoch": 1000,
+        "one_hot": True,
+        "window_size": 15,
+    },
 }
+# Runs of minutes on two cores, the same for every layer; new sequences at every update.
+_RECALL = {
+    "T": 50,
+    "hidden": 64,
+    "batch": 10,
+    "lr": 2e-3,
+    "p": 0.0,
+    "anneal": 0,
+    "one_hot": True,
+    "train_size": 0,
+    "epochs": 120,
+    "updates_per_epoch": 500,
+    "stop_at": 0.999,
+}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "copying": {"quick": {**_RECALL, "window_size": 10, "top_k": 15}},
+    "denoise": {"quick": {**_RECALL, "window_size": 15, "top_k": 15}},
+}
+PRESET_TRANSFER = (500, 5000)
 QUICK: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 3},
     "mnist": {"epochs": 1, "anneal": 0},
     "copying": {"epochs": 3, "anneal": 1, "updates_per_epoch": 20, "train_size": 2000},
+    "denoise": {"epochs": 3, "updates_per_epoch": 20, "T": 50},
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The tasks, one subcommand each."""
-    tasks = parser.add_subparsers(title="tasks", required=True, metavar="TASK", dest="task")
-    digits_parser = tasks.add_parser(
+    add = parser.add_subparsers(
+        title="tasks", required=True, metavar="TASK", dest="task"
+    ).add_parser
+    digits_parser = add(
         "digits",
         help="handwritten digits, one pixel per step",
         description="Classify digits read pixel by pixel: 8 x 8 from scikit-learn, or MNIST.",
@@ -56,21 +87,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     digits_parser.add_argument("--permute", action="store_true", help="a fixed random pixel order")
     digits_parser.add_argument("--permute-seed", type=int, metavar="N", help="of that order (0)")
     digits_parser.add_argument("--mnist", metavar="DIR", help="read MNIST's IDX files from there")
-    copying_parser = tasks.add_parser(
+    copying_parser = add(
         "copying",
         help="remember ten symbols over T steps",
         description="The h-detach paper's copying task; the defaults are the paper's.",
     )
-    copying_parser.add_argument("--T", type=arguments.positive, metavar="N", help="delay (100)")
-    copying_parser.add_argument("--updates-per-epoch", type=arguments.positive, metavar="N")
-    copying_parser.add_argument("--train-size", type=arguments.positive, metavar="N")
-    for task_parser in (digits_parser, copying_parser):
+    denoise_parser = add(
+        "denoise",
+        help="remember ten symbols scattered over T steps",
+        description="The relevancy screening paper's denoise task.",
+    )
+    for task_parser, delay in ((copying_parser, 100), (denoise_parser, 200)):
+        option = task_parser.add_argument
+        option("--T", type=arguments.positive, metavar="N", help=f"delay ({delay})")
+        option("--updates-per-epoch", type=arguments.positive, metavar="N")
+        option("--train-size", type=arguments.natural, metavar="N", help="0: new at every update")
+        option("--one-hot", action="store_true", default=None, help="one-hot symbols, not numbers")
+        option("--preset", choices=("quick",), help="T 50, H 64, batch 10: minutes on two cores")
+        option(
+            "--transfer",
+            type=arguments.positive,
+            nargs="+",
+            metavar="T",
+            help="accuracy at other T after training (preset: 500 5000)",
+        )
+    for task_parser in (digits_parser, copying_parser, denoise_parser):
         _add_common(task_parser)
         task_parser.set_defaults(run=run)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--layer", choices=list(PEERS), help="(throughtime)")
+    parser.add_argument("--layer", choices=list(LAYERS), help="(throughtime)")
     parser.add_argument("--hidden", type=arguments.positive, metavar="H", help="units (128)")
     parser.add_argument("--batch", type=arguments.positive, metavar="B", help="per update")
     parser.add_argument("--lr", type=arguments.above_zero, metavar="X", help="Adam's learning rate")
@@ -80,6 +127,18 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--anneal", type=arguments.natural, metavar="N", help="last N epochs: p = 0"
     )
     parser.add_argument("--epochs", type=arguments.positive, metavar="N")
+    parser.add_argument(
+        "--stop-at", type=arguments.probability, metavar="A", help="validation accuracy to end at"
+    )
+    parser.add_argument(
+        "--window-size", type=arguments.positive, metavar="N", help="of rel-* layers (10)"
+    )
+    parser.add_argument("--top-k", type=arguments.natural, metavar="N", help="of rel-* layers (15)")
+    parser.add_argument(
+        "--plot",
+        choices=("attention",),
+        help="also draw what a rel-* or mem-* layer attends, and what it retains",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="weights, order, masks (0)")
     parser.add_argument("--threads", type=arguments.positive, metavar="N")
     parser.add_argument("--device", metavar="NAME", help="(cpu)")
@@ -100,14 +159,24 @@ def make_config(args: argparse.Namespace) -> Config:
     values.update(DEFAULTS[kind])
     if args.quick:
         values.update(QUICK[kind])
-    if args.layer == "torch":
+    if getattr(args, "preset", None):
+        values.update(PRESETS[kind][args.preset])
+    layer = LAYERS[args.layer or "throughtime"]
+    if layer.screens or not layer.detaches:
         values["p"], values["anneal"] = 0.0, 0
+    if layer.screens and kind == "copying":
+        values["one_hot"] = True
     for field in fields(Config):
         given = getattr(args, field.name, None)
         if given is not None:
             values[field.name] = given
     config = Config(**values)
-    if config.p > 0 and not PEERS[config.layer].detaches:
+    if args.plot == "attention" and not layer.screens:
+        screening = ", ".join(name for name, layer in LAYERS.items() if layer.screens)
+        raise UsageError(
+            f"--plot attention: --layer {config.layer} has no attention; use one of {screening}"
+        )
+    if config.p > 0 and not layer.detaches:
         raise UsageError(
             f"--layer {config.layer} has no h-detach, so --p must be 0, got {config.p:g}; "
             "use --layer throughtime for p > 0"
@@ -119,21 +188,6 @@ def make_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def make_task(config: Config) -> Task:
-    """The data of a run."""
-    if config.task == "copying":
-        return copying.make(
-            config.T,
-            train_size=config.train_size,
-            updates_per_epoch=config.updates_per_epoch,
-            seed=config.seed,
-        )
-    return digits.make(
-        mnist=None if config.mnist is None else Path(config.mnist),
-        permute_seed=config.permute_seed if config.permute else None,
-    )
-
-
 def make_trainer(config: Config) -> Trainer:
     """Data, model and trainer of a run, from its seed.
 
@@ -141,7 +195,7 @@ def make_trainer(config: Config) -> Trainer:
         UsageError: if the device or the backend cannot be used.
     """
     torch.set_num_threads(config.threads)
-    task = make_task(config)
+    task = tasks.make(config)
     try:
         classifier = model.build(
             config.layer,
@@ -150,6 +204,8 @@ def make_trainer(config: Config) -> Trainer:
             classes=task.classes,
             target_steps=task.target_steps,
             p=config.p,
+            window_size=config.window_size,
+            top_k=config.top_k,
             backend=config.backend,
             seed=config.seed,
         ).to(config.device)
@@ -187,6 +243,10 @@ def run(args: argparse.Namespace) -> int:
             f"test accuracy {chosen.test_accuracy:.3f}"
         )
         print(f"log: {folder.path / 'log.csv'}\nplot: {plots}")
+    if code == 0:
+        _transfer(args, trainer, folder)
+        if args.plot == "attention":
+            _draw_attention(trainer, folder)
     return code
 
 
@@ -251,7 +311,7 @@ class _Bar:
 
 def _announce(args: argparse.Namespace, config: Config, folder: RunFolder) -> None:
     print(
-        f"{config.task}: {PEERS[config.layer].label}, H {config.hidden}, batch {config.batch}, "
+        f"{config.task}: {LAYERS[config.layer].label}, H {config.hidden}, batch {config.batch}, "
         f"lr {config.lr:g}, p {config.p:g}, {config.epochs} epochs, seed {config.seed}, "
         f"{config.threads} threads -> {folder.path}"
     )
@@ -262,16 +322,45 @@ def _announce(args: argparse.Namespace, config: Config, folder: RunFolder) -> No
 def _draw(history: list[Epoch], config: Config, folder: RunFolder) -> Path:
     from throughtime.bench import plots
 
-    title = f"{config.task}, {PEERS[config.layer].label}, p = {config.p:g}, seed {config.seed}"
+    title = f"{config.task}, {LAYERS[config.layer].label}, p = {config.p:g}, seed {config.seed}"
     figure = plots.curves(history, title)
     for suffix in ("svg", "png"):
         plots.save(figure, folder.path / f"curves.{suffix}")
     return folder.path / "curves.svg"
 
 
+def _transfer(args: argparse.Namespace, trainer: Trainer, folder: RunFolder) -> None:
+    """Prints and writes the accuracy at other lengths, if they are wanted."""
+    delays = getattr(args, "transfer", None)
+    if delays is None and getattr(args, "preset", None):
+        delays = PRESET_TRANSFER
+    if not delays:
+        return
+    found = transfer.accuracies(trainer, delays)
+    for delay, accuracy in found.items():
+        print(f"accuracy at T = {delay} without further training: {accuracy:.4f}", flush=True)
+    path = folder.path / "transfer.csv"
+    transfer.write(path, found, trainer)
+    print(f"transfer: {path}")
+
+
+def _draw_attention(trainer: Trainer, folder: RunFolder) -> None:
+    from throughtime.bench import plots
+
+    drawn = attention.picture(trainer)
+    assert drawn is not None, "make_config refuses --plot attention for other layers"
+    weights, retained = (x.cpu().numpy() for x in drawn)
+    config = trainer.config
+    title = f"{config.task}, {LAYERS[config.layer].label}, one test sequence"
+    figure = plots.attention(weights, retained, title)
+    for suffix in ("svg", "png"):
+        plots.save(figure, folder.path / f"attention.{suffix}")
+    print(f"attention: {folder.path / 'attention.svg'}")
+
+
 def _name(config: Config) -> str:
     parts = [config.task, config.layer, f"p{config.p:g}", f"seed{config.seed}"]
-    parts[1:1] = [f"T{config.T}"] if config.task == "copying" else []
+    parts[1:1] = [f"T{config.T}"] if config.T else []
     parts[1:1] = ["mnist"] if config.mnist else []
     parts[1:1] = ["permuted"] if config.permute else []
     return "-".join(parts)

@@ -15,9 +15,9 @@ class Config:
     """One run; two runs with equal configurations on one machine give equal results.
 
     Args:
-        task: ``"digits"`` or ``"copying"``.
-        layer: a key of ``peers.PEERS``.
-        T: delay of the copying task; 0 for digits, whose images decide.
+        task: ``"digits"``, ``"copying"`` or ``"denoise"``.
+        layer: a key of ``layers.LAYERS``.
+        T: delay of copying and denoise; 0 for digits, whose images decide.
         permute: digits in a fixed random pixel order, drawn from ``permute_seed``.
         mnist: folder with MNIST's IDX files; None: the digits that come with scikit-learn.
         hidden: units H.
@@ -26,7 +26,11 @@ class Config:
         clip: largest norm of the gradient.
         p: detach probability 0 to 1.
         anneal: p is 0 in the last so many epochs.
-        epochs, updates_per_epoch, train_size: length of the run; the last two for copying only.
+        epochs, updates_per_epoch, train_size: length of the run; the last two not for digits.
+            A train_size of 0 draws new sequences at every update.
+        one_hot: symbols as one-hot vectors instead of numbers.
+        window_size, top_k: of relevancy screening.
+        stop_at: end when two epochs in a row reach this validation accuracy.
         seed: of weights, data and masks.
         threads: threads of the process.
         device: where the model lives.
@@ -48,6 +52,10 @@ class Config:
     epochs: int = 60
     updates_per_epoch: int = 0
     train_size: int = 0
+    one_hot: bool = False
+    window_size: int = 10
+    top_k: int = 15
+    stop_at: float | None = None
     seed: int = 0
     threads: int = 1
     device: str = "cpu"

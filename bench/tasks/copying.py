@@ -1,7 +1,8 @@
 """The copying task: remember ten symbols over T steps, then say them.
 
 Source: Kanuparthi et al., ICLR 2019 (arXiv 1810.03023), section on the copying task, with the
-layout of the authors' code: the input is one number per step, not a one-hot vector.
+layout of the authors' code: the input is one number per step. Kerg et al., NeurIPS 2020 (arXiv
+2006.09471), give it as a one-hot vector.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from throughtime.bench.tasks.data import Task
+import torch.nn.functional as F
+from throughtime.bench.tasks.data import Stream, Task
 from torch import Tensor
 
 SYMBOLS = 10
@@ -27,6 +29,7 @@ class CopyingSequences:
     Args:
         symbols: int64 ``[N, 10]`` from 1 to 8.
         delay: T, the steps between the last symbol and the first answer.
+        one_hot: ten features per step instead of one number.
 
     Example:
         >>> data = CopyingSequences(torch.arange(1, 9).repeat(2)[:10].unsqueeze(0), delay=3)
@@ -39,45 +42,60 @@ class CopyingSequences:
 
     symbols: Tensor
     delay: int
+    one_hot: bool = False
 
     def __len__(self) -> int:
         return len(self.symbols)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Input float ``[T + 20, B, 1]``: ten symbols, T - 1 zeros, a 9, ten zeros.
+        """Input float ``[T + 20, B, 1 or 10]``: ten symbols, T - 1 zeros, a 9, ten zeros.
 
         Target int64 ``[T + 20, B]``: T + 10 zeros, then the ten symbols.
         """
         symbols = self.symbols[indices].T  # [10, B]
-        steps = self.delay + 2 * SYMBOLS
-        x = torch.zeros(steps, len(indices), 1)
-        x[:SYMBOLS, :, 0] = symbols.float()
+        x = torch.zeros(self.delay + 2 * SYMBOLS, len(indices), dtype=torch.int64)
+        y = torch.zeros_like(x)
+        x[:SYMBOLS] = symbols
         x[SYMBOLS + self.delay - 1] = MARKER
-        y = torch.zeros(steps, len(indices), dtype=torch.int64)
         y[-SYMBOLS:] = symbols
-        return x, y
+        return encode(x, MARKER + 1 if self.one_hot else None), y
 
 
-def make(delay: int, *, train_size: int, updates_per_epoch: int, seed: int) -> Task:
+def encode(x: Tensor, features: int | None) -> Tensor:
+    """Symbols int64 ``[T, B]`` as float ``[T, B, features]``, one-hot, or ``[T, B, 1]``."""
+    return x.unsqueeze(2).float() if features is None else F.one_hot(x, features).float()
+
+
+def make(
+    delay: int,
+    *,
+    train_size: int,
+    updates_per_epoch: int,
+    seed: int,
+    one_hot: bool = False,
+) -> Task:
     """The task with a delay of T steps; all data come from the seed.
 
     Args:
         delay: T, 1 or more; sequences have T + 20 steps.
-        train_size: number of training sequences (the paper: 100 000).
-        updates_per_epoch: updates that make an epoch (the paper: 1000).
+        train_size: number of training sequences (h-detach paper: 100 000); 0: new ones at every
+            update.
+        updates_per_epoch: updates that make an epoch (h-detach paper: 1000).
         seed: of the symbols.
+        one_hot: ten features per step instead of one number.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(count: int) -> CopyingSequences:
+    def draw(count: int, generator: torch.Generator = generator) -> CopyingSequences:
         symbols = torch.randint(1, ALPHABET + 1, (count, SYMBOLS), generator=generator)
-        return CopyingSequences(symbols, delay)
+        return CopyingSequences(symbols, delay, one_hot)
 
+    stream = Stream(lambda n, g: draw(n, g).batch(torch.arange(n)), seed)
     return Task(
-        train=draw(train_size),
+        train=draw(train_size) if train_size else stream,
         validation=draw(VALIDATION_SIZE),
         test=draw(TEST_SIZE),
-        input_size=1,
+        input_size=MARKER + 1 if one_hot else 1,
         classes=CLASSES,
         target_steps=delay + 2 * SYMBOLS,
         scored_steps=SYMBOLS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,29 @@ class Sequences(Protocol):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Input ``[T, B, features]`` and int64 targets ``[S, B]`` for the last S steps."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Sequences without end: every batch is drawn anew, from its first index alone.
+
+    So the order of the data, whose state a checkpoint holds, decides the data too.
+
+    Args:
+        draw: makes ``count`` sequences, input and target, from a generator.
+        seed: another seed gives other sequences for the same index.
+    """
+
+    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+    seed: int
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As many new sequences as there are indices."""
+        generator = torch.Generator().manual_seed(int(indices[0]) * 2**16 + self.seed % 2**16)
+        return self.draw(len(indices), generator)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""The model of every task: one LSTM layer and a linear head."""
+"""The model of every task: one recurrent layer and a linear head."""
 
 from __future__ import annotations
 
 import torch
-from throughtime.bench import peers
+from throughtime.bench.tasks.layers import LAYERS
 from torch import Tensor, nn
 
 
@@ -45,21 +45,31 @@ def build(
     classes: int,
     target_steps: int,
     p: float,
+    window_size: int,
+    top_k: int,
     backend: str,
     seed: int,
 ) -> SequenceClassifier:
     """The model on a named layer; one seed gives the same weights to every layer.
 
     Args:
-        layer: a key of ``peers.PEERS``.
+        layer: a key of ``layers.LAYERS``.
         input_size: features per step.
         hidden_size: units H.
         classes: number of classes.
         target_steps: S, how many of the last steps are classified.
         p: detach probability 0 to 1.
+        window_size, top_k: of relevancy screening.
         backend: which kernels ``throughtime`` uses.
         seed: of the weights.
     """
     torch.manual_seed(seed)
-    recurrent = peers.build(layer, input_size, hidden_size, detach_prob=p, backend=backend)
+    recurrent = LAYERS[layer].make(
+        input_size,
+        hidden_size,
+        detach_prob=p,
+        window_size=window_size,
+        top_k=top_k,
+        backend=backend,
+    )
     return SequenceClassifier(recurrent, hidden_size, classes=classes, target_steps=target_steps)

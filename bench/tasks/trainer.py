@@ -73,10 +73,17 @@ class Trainer:
             NonFiniteLossError: if the loss stops being a number.
         """
         with _DelayedInterrupt() as interrupt:
-            while len(self.history) < (self.config.epochs if until is None else until):
+            last = self.config.epochs if until is None else until
+            while len(self.history) < last and not self.arrived():
                 self.history.append(self._epoch(interrupt, progress))
                 on_epoch(self.history[-1])
                 interrupt.check()
+
+    def arrived(self) -> bool:
+        """Whether two epochs in a row have reached ``stop_at``."""
+        wanted = self.config.stop_at
+        accuracies = [epoch.validation_accuracy for epoch in self.history[-2:]]
+        return wanted is not None and len(accuracies) == 2 and min(accuracies) >= wanted
 
     def _make_schedule(self) -> throughtime.DetachSchedule | None:
         if self.config.p == 0:
@@ -135,15 +142,18 @@ class Trainer:
         self._optimizer.step()
         return loss.item(), self._hits(logits, y) / self._scored(len(indices)), norm.item()
 
-    def accuracy(self, sequences: Sequences) -> float:
-        """Fraction of right answers, without training anything."""
+    def accuracy(
+        self, sequences: Sequences, *, count: int | None = None, batch: int = EVALUATION_BATCH
+    ) -> float:
+        """Fraction of right answers on the first ``count``, without training anything."""
         self.model.eval()
         hits = 0.0
+        count = len(sequences) if count is None else count
         with torch.inference_mode():
-            for indices in torch.split(torch.arange(len(sequences)), EVALUATION_BATCH):
+            for indices in torch.split(torch.arange(count), batch):
                 x, y = (part.to(self.config.device) for part in sequences.batch(indices))
                 hits += self._hits(self.model(x), y)
-        return hits / self._scored(len(sequences))
+        return hits / self._scored(count)
 
     def _hits(self, logits: Tensor, y: Tensor) -> float:
         scored = self.task.scored_steps

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     explain_parser.set_defaults(run=_explain)
 
     for name, module, text in (
-        ("train", train, "train digits or copying"),
+        ("train", train, "train digits, copying or denoise"),
         ("bench", bench, "measure speed and memory"),
         ("demo", demo, "all of it in a few minutes"),
     ):

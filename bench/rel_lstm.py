@@ -1,0 +1,173 @@
+"""``bench rel-lstm``: one RelLSTM layer beside its authors' loop and beside nn.LSTM."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import torch
+from throughtime.bench import arguments, versus
+from throughtime.bench.gate import ROUNDING_UNITS, Errors, relative_errors
+from throughtime.bench.loop_rel_lstm import LoopRelLSTM
+from torch import Tensor, nn
+
+import throughtime
+
+GATE_STEPS = 48
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes: input ``[T, B, I]``, H units, attention of size H.
+
+    Example:
+        >>> str(Case(320, 10, 10))
+        '320, 10, 10, 128, 10, 15'
+    """
+
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int = 128
+    window_size: int = 10
+    top_k: int = 15
+
+    def __str__(self) -> str:
+        return ", ".join(str(size) for size in asdict(self).values())
+
+    def columns(self) -> dict[str, int | str]:
+        """All sizes by name, and the score."""
+        return {**asdict(self), "score": "additive"}
+
+    @property
+    def queries(self) -> int:
+        """B * T."""
+        return self.B * self.T
+
+
+# Copying with T = 300 and 100 (one-hot), pixel by pixel MNIST.
+DEFAULT = (Case(320, 10, 10), Case(120, 64, 10), Case(784, 100, 1))
+QUICK = (Case(120, 10, 10),)
+
+
+class RelLstm:
+    """One RelLSTM layer; nn.LSTM of the same size as a peer in speed."""
+
+    name = "rel-lstm"
+    heading = "T, B, I, H, window, top_k"
+    labels: ClassVar[dict[str, str]] = {
+        "throughtime": "throughtime",
+        "loop": "authors' loop",
+        "torch": "nn.LSTM",
+        "reference": "reference",
+    }
+
+    def why_not(self, impl: str, case: Case) -> str | None:
+        """The Python loops take long."""
+        if impl in ("loop", "reference") and case.T * case.B > 20_000:
+            return "not measured: a Python loop, one call would take many seconds"
+        return None
+
+    def work(
+        self, impl: str, case: Case, dtype: torch.dtype, backend: str
+    ) -> Callable[[str], object]:
+        """The same weights and inputs for every implementation of a case."""
+        layer = _layer(impl, case, backend).to(dtype)
+        x, grad = (
+            torch.randn(case.T, case.B, size, generator=torch.Generator().manual_seed(seed)).to(
+                dtype
+            )
+            for seed, size in ((2, case.I), (3, case.H))
+        )
+        parameters = list(layer.parameters())
+
+        def iterate(mode: str) -> object:
+            if mode == "inference":
+                with torch.inference_mode():
+                    return layer(x)[0]
+            output = layer(x)[0]
+            if mode == "forward":
+                return output
+            return torch.autograd.grad(output, parameters, grad)
+
+        return iterate
+
+    def errors(self, impl: str, case: Case, dtype: torch.dtype, backend: str) -> Errors | None:
+        """Output and gradients against the float64 reference, at a shorter T.
+
+        The limit is that of ``gate.check``: twice the reference's own error in the same dtype, and
+        ``ROUNDING_UNITS`` roundings.
+        """
+        if impl == "torch":
+            return None
+        small = replace(case, T=min(case.T, GATE_STEPS))
+        exact = _results("reference", small, torch.float64, "auto")
+        plain = relative_errors(_results("reference", small, dtype, "auto"), exact)
+        limit = 2 * max(plain.values()) + ROUNDING_UNITS * torch.finfo(dtype).eps
+        return Errors(relative_errors(_results(impl, small, dtype, backend), exact), limit)
+
+    def memory_arguments(self, case: Case) -> list[str]:
+        """The sizes in their order."""
+        return [str(size) for size in asdict(case).values()]
+
+
+def _layer(impl: str, case: Case, backend: str) -> nn.Module:
+    torch.manual_seed(0)
+    if impl == "torch":
+        return nn.LSTM(case.I, case.H)
+    kind = LoopRelLSTM if impl == "loop" else throughtime.RelLSTM
+    return kind(
+        case.I,
+        case.H,
+        window_size=case.window_size,
+        top_k=case.top_k,
+        backend="reference" if impl == "reference" else backend,  # type: ignore[arg-type]
+    )
+
+
+def _results(impl: str, case: Case, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
+    layer = _layer(impl, case, backend).to(dtype)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(case.T, case.B, case.I, generator=generator).to(dtype).requires_grad_()
+    output = layer(x)[0]
+    named = {"input": x} | dict(layer.named_parameters())
+    grads = torch.autograd.grad(output.square().sum(), list(named.values()))
+    found = {"output": output.detach()}
+    found |= {f"d {name}": grad for name, grad in zip(named, grads, strict=True)}
+    return {name: x.double() for name, x in found.items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``bench rel-lstm``."""
+    add = parser.add_argument_group("shapes (all T and B)").add_argument
+    add("--T", type=arguments.positive, nargs="+", help="steps")
+    add("--B", type=arguments.positive, nargs="+", help="batch (10)")
+    add("--I", type=arguments.positive, default=10, help="features per step (10)")
+    add("--H", type=arguments.positive, default=128, help="units (128)")
+    add("--window-size", type=arguments.positive, default=10, help="(10)")
+    add("--top-k", type=arguments.natural, default=15, help="(15)")
+    versus.add_arguments(parser, RelLstm())
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the benchmark."""
+    chosen = QUICK if args.quick else DEFAULT
+    if args.T or args.B:
+        rest = (args.I, args.H, args.window_size, args.top_k)
+        chosen = tuple(Case(T, B, *rest) for T in args.T or [320] for B in args.B or [10])
+    return versus.run(args, RelLstm(), chosen)
+
+
+def main(arguments: list[str]) -> None:
+    """Measures memory in this process: impl, the sizes of ``memory_arguments``, and the rest."""
+    impl, *sizes, dtype, backend, threads = arguments
+    case = Case(*(int(size) for size in sizes))
+    versus.print_growth(RelLstm(), replace(case, T=3), case, (impl, dtype, backend, threads))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,189 @@
+"""``bench relevancy``: relevancy attention beside full causal attention, over the length T."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from throughtime.bench import arguments, versus
+from throughtime.bench.errors import UsageError
+from throughtime.bench.gate import ROUNDING_UNITS, Errors, relative_errors
+from torch import Tensor
+
+from throughtime import functional
+
+GATE_STEPS = 160
+SDPA_QUERIES = 32768**2  # T^2 heads B beyond which a call of full attention takes half a minute
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes: query, key and value are ``[B, heads, T, D]``.
+
+    Example:
+        >>> str(Case(T=2048))
+        '2048, 2, 4, 64, 64, 64'
+    """
+
+    T: int
+    B: int = 2
+    heads: int = 4
+    D: int = 64
+    window_size: int = 64
+    top_k: int = 64
+    score: str = "dot"
+
+    def __str__(self) -> str:
+        sizes = (self.T, self.B, self.heads, self.D, self.window_size, self.top_k)
+        text = ", ".join(str(size) for size in sizes)
+        return text if self.score == "dot" else f"{text}, {self.score}"
+
+    def columns(self) -> dict[str, int | str]:
+        """All sizes by name."""
+        return asdict(self)
+
+    @property
+    def queries(self) -> int:
+        """B * heads * T."""
+        return self.B * self.heads * self.T
+
+
+DEFAULT = tuple(Case(T) for T in (512, 1024, 2048, 4096, 8192, 16384))
+QUICK = tuple(Case(T) for T in (512, 2048))
+
+
+class Relevancy:
+    """Relevancy attention, and full attention as a peer in speed."""
+
+    name = "relevancy"
+    heading = "T, B, heads, D, window, top_k"
+    labels: ClassVar[dict[str, str]] = {
+        "throughtime": "throughtime",
+        "sdpa": "full attention (sdpa)",
+        "reference": "reference",
+    }
+
+    def why_not(self, impl: str, case: Case) -> str | None:
+        """Full attention is quadratic, the reference a Python loop: large cases take too long."""
+        if impl == "sdpa" and case.T**2 * case.heads * case.B > 8 * SDPA_QUERIES:
+            return "not measured: its time grows with T^2, one call would take minutes"
+        if impl == "reference" and case.T > 1024:
+            return "not measured: a Python loop over T, one call would take many seconds"
+        return None
+
+    def work(
+        self, impl: str, case: Case, dtype: torch.dtype, backend: str
+    ) -> Callable[[str], object]:
+        """The same inputs for every implementation of a case."""
+        inputs = _inputs(case, dtype)
+        grad = torch.randn(
+            case.B, case.heads, case.T, case.D, generator=torch.Generator().manual_seed(4)
+        ).to(dtype)
+
+        def iterate(mode: str) -> object:
+            if mode == "inference":
+                with torch.inference_mode():
+                    return _call(impl, case, inputs, backend)[0]
+            output = _call(impl, case, inputs, backend)[0]
+            if mode == "forward":
+                return output
+            return torch.autograd.grad(output, inputs, grad)
+
+        return iterate
+
+    def errors(self, impl: str, case: Case, dtype: torch.dtype, backend: str) -> Errors | None:
+        """Values, gradients and the choice of keys against the float64 reference, at a shorter T.
+
+        The limit is that of ``gate.check``: twice the reference's own error in the same dtype, and
+        ``ROUNDING_UNITS`` roundings. Another choice of keys counts as an error of 1.
+        """
+        if impl == "sdpa":
+            return None
+        small = replace(case, T=min(case.T, GATE_STEPS))
+        exact = _results("reference", small, torch.float64, "auto")
+        plain = relative_errors(_results("reference", small, dtype, "auto"), exact)
+        del plain["last"]
+        limit = 2 * max(plain.values()) + ROUNDING_UNITS * torch.finfo(dtype).eps
+        return Errors(relative_errors(_results(impl, small, dtype, backend), exact), limit)
+
+    def memory_arguments(self, case: Case) -> list[str]:
+        """The sizes in their order."""
+        return [str(value) for value in case.columns().values()]
+
+
+def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """Query, key, value and, for the additive score, its weight; leaves that need gradients."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(case.B, case.heads, case.T, case.D)] * 3
+    shapes += [(case.heads, case.D)] if case.score == "additive" else []
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    if case.score == "additive":
+        made[3] /= case.D**0.5
+    return [x.to(dtype).requires_grad_() for x in made]
+
+
+def _call(
+    impl: str, case: Case, inputs: list[Tensor], backend: str
+) -> tuple[Tensor, Tensor | None]:
+    query, key, value, *weight = inputs
+    if impl == "sdpa":
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True), None
+    return functional.relevancy_attention(
+        query,
+        key,
+        value,
+        case.window_size,
+        case.top_k,
+        score=case.score,  # type: ignore[arg-type]
+        score_weight=weight[0] if weight else None,
+        return_retained=True,
+        backend="reference" if impl == "reference" else backend,  # type: ignore[arg-type]
+    )
+
+
+def _results(impl: str, case: Case, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
+    # float64 holds the same numbers, so that the choice of keys can be compared.
+    inputs = [x.detach().to(dtype).requires_grad_() for x in _inputs(case, torch.float32)]
+    output, last = _call(impl, case, inputs, backend)
+    assert last is not None
+    names = ("d query", "d key", "d value", "d score_weight")
+    grads = torch.autograd.grad(output.square().sum(), inputs)
+    found = {"output": output.detach()} | dict(zip(names, grads, strict=False))
+    return {name: x.double() for name, x in found.items()} | {"last": last.double()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``bench relevancy``."""
+    add = parser.add_argument_group("shapes (all T)").add_argument
+    add("--T", type=arguments.positive, nargs="+", help="(512 ... 16384)")
+    for name, default in (("B", 2), ("heads", 4), ("D", 64), ("window-size", 64)):
+        add(f"--{name}", type=arguments.positive, default=default, help=f"({default})")
+    add("--top-k", type=arguments.natural, default=64, help="(64)")
+    add("--score", choices=("dot", "additive"), default="dot", help="(dot)")
+    versus.add_arguments(parser, Relevancy())
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the benchmark."""
+    if args.score == "additive" and "sdpa" in args.peers:
+        raise UsageError("--peers sdpa has no additive score: give --peers without it")
+    steps = args.T or [case.T for case in (QUICK if args.quick else DEFAULT)]
+    sizes = (args.B, args.heads, args.D, args.window_size, args.top_k, args.score)
+    return versus.run(args, Relevancy(), [Case(T, *sizes) for T in steps])
+
+
+def main(arguments: list[str]) -> None:
+    """Measures memory in this process: impl, the sizes of ``memory_arguments``, and the rest."""
+    impl, *sizes, score, dtype, backend, threads = arguments
+    case = Case(*(int(size) for size in sizes), score=score)
+    versus.print_growth(Relevancy(), replace(case, T=8), case, (impl, dtype, backend, threads))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
