@@ -1,0 +1,77 @@
+"""What the Triton kernels share: nonlinearities, block sizes, and the candidates of screening."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + e^-x); no overflow to NaN."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    """1 - 2 / (e^2x + 1); no overflow to NaN."""
+    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+def block(size: int, *, least: int = 1, most: int = 2**20) -> int:
+    """The power of two that covers ``size``, within bounds that are powers of two.
+
+    Example:
+        >>> block(20), block(3, least=16), block(300, most=64)
+        (32, 16, 64)
+    """
+    return int(min(most, max(least, triton.next_power_of_2(max(1, size)))))
+
+
+def memory_sizes(
+    length: int, prefix: int, retained: int, window_size: int, top_k: int
+) -> tuple[int, int]:
+    """Slots of the retained set and of the window after a call, as in ``throughtime.ops``."""
+    window = prefix - retained + length
+    leaving = max(0, window - (window_size - 1))
+    return min(top_k, retained + leaving), min(window_size - 1, window)
+
+
+def retained_positions(
+    last: Tensor, ends: Tensor, length: int, retained: int, window_size: int
+) -> Tensor:
+    """The retained set of every query, from the last query that attends each key.
+
+    Args:
+        last: int64 ``[N, S]``.
+        ends: int64 ``[N]``, queries of each sequence.
+        length: T.
+        retained: R, positions of an earlier call's retained set.
+        window_size: >= 1.
+
+    Returns:
+        int32 ``[N, T, K]``, K the largest set that occurs; -1 where empty.
+    """
+    rows, positions = last.shape
+    device = last.device
+    own = torch.arange(positions, device=device)
+    # The first query that finds a key in the retained set.
+    first = torch.where(own < retained, 0, own - (positions - length) + window_size)
+    until = torch.minimum(last, ends.unsqueeze(1) - 1)
+    count = (until - first + 1).clamp(min=0)
+    count = torch.where(last < 0, 0, count).flatten()
+    begin = count.cumsum(0) - count
+    source = torch.arange(count.numel(), device=device).repeat_interleave(count)
+    entry = torch.arange(len(source), device=device) - begin.repeat_interleave(count)
+    row, position = source // positions, source % positions
+    query = row * length + first[position] + entry
+    order = (query * positions + position).argsort()
+    query, position = query[order], position[order]
+    per_query = torch.bincount(query, minlength=rows * length)
+    slot = torch.arange(len(query), device=device) - (per_query.cumsum(0) - per_query)[query]
+    width = int(per_query.max()) if len(query) else 0
+    listed = torch.full((rows * length, width), -1, dtype=torch.int32, device=device)
+    listed[query, slot] = position.to(torch.int32)
+    return listed.view(rows, length, width)

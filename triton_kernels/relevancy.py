@@ -1,0 +1,431 @@
+"""Relevancy attention in Triton: the parallel parts and one serial pass for the choice of keys.
+
+Shapes: N = B * heads sequences, T queries, S = P + T positions of keys, features D and Dv.
+
+1. ``window_scores`` [parallel over N and blocks of queries]: scores of every query's window.
+2. ``select`` [a program per sequence, serial in T]: scores of the retained set, log-sum-exp, relevance
+   and the competition for the retained set. It writes what it retained for every query.
+3. ``attend`` [parallel over N and blocks of queries]: output.
+
+Backward, from ``last`` (see :mod:`throughtime.ops.relevancy`):
+
+4. ``query_gradient`` [parallel over N and blocks of queries]: dq and a block's part of dw.
+5. ``key_gradient`` [parallel over N and positions]: dk and dv of a key are sums over the unbroken run of
+   queries that attend it. No atomics; bit-equal from run to run.
+
+The window's relevance lies in a ring: the slot of position p is p % window_size, so that no value
+ever moves from one thread to another. Lengths are run-time arguments; nothing recompiles for
+another T. Offsets are 64-bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from throughtime.triton_kernels.common import block, memory_sizes, retained_positions, tanh
+
+QUERIES = 16  # queries of a program in the parallel passes
+
+_RUN_TIME = ["T", "S", "R", "W", "K", "CAPACITY"]
+
+
+@triton.jit
+def score(q, k, w, ADDITIVE: tl.constexpr):
+    """Scores of rows q and k ``[X, D]`` (either may be one row) -> ``[X]``."""
+    if ADDITIVE:
+        return tl.sum(w * tanh(q + k), axis=1)
+    return tl.sum(q * k, axis=1)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def window_scores(
+    query, key, weight, first, ends, scores, T, S, R, W, HEADS, D,
+    ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """scores [N, T, W]: query i and the key W - 1 - w steps before it; -inf where there is none."""
+    n = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_D)
+    begin, end = tl.load(first + n), tl.load(ends + n)
+    alive = i < end
+    features = d < D
+    q = tl.load(query + (n * T + i[:, None]) * D + d[None, :],
+                mask=alive[:, None] & features[None, :], other=0.0)  # fmt: skip
+    w_row = tl.zeros([1, BLOCK_D], q.dtype)
+    if ADDITIVE:
+        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+    for w in range(0, W):
+        position = S - T + i - W + 1 + w
+        valid = alive & (position >= begin)
+        k = tl.load(key + (n * S + position[:, None]) * D + d[None, :],
+                    mask=valid[:, None] & features[None, :], other=0.0)  # fmt: skip
+        s = score(q, k, w_row, ADDITIVE)
+        tl.store(scores + (n * T + i) * W + w, tl.where(valid, s, float("-inf")), mask=alive)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def select(
+    query, key, weight, relevance, first, ends, scores, kept_scores, kept_positions, lse, last,
+    final_positions, final_relevance, window_relevance, T, S, R, W, K, CAPACITY, HEADS, D,
+    ADDITIVE: tl.constexpr, KEEP_FIRST: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One sequence from its first query to its last: who is attended, and with which sum."""
+    n = tl.program_id(0).to(tl.int64)
+    P = S - T
+    begin, end = tl.load(first + n), tl.load(ends + n)
+    d, e, slot = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_K)
+    features = d < D
+    w_row = tl.zeros([1, BLOCK_D], tl.float32).to(query.dtype.element_ty)
+    if ADDITIVE:
+        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+
+    # The retained set: position (-1 empty) and relevance of every slot.
+    kept = tl.where(slot < R, slot, -1).to(tl.int64)
+    kept_relevance = tl.load(relevance + n * P + slot, mask=slot < R, other=-1.0)
+    kept = tl.where(kept_relevance < 0, -1, kept)
+    # The window of the step before the first: the last W positions before P.
+    position = P - 1 - (P - 1 - e + W) % W
+    known = (e < W) & (position >= begin)  # none if P is 0
+    ring = tl.load(relevance + n * P + position, mask=known, other=0.0)
+
+    for i in range(0, end):
+        own = P + i
+        position = own - (own - e + W) % W  # of ring slot e
+        valid = (e < W) & (position >= begin)
+        ring = tl.where(position == own, 0.0, ring)
+        w = position - own + W - 1
+        s = tl.load(scores + (n * T + i) * W + w, mask=valid, other=float("-inf"))
+
+        q = tl.load(query + (n * T + i) * D + d, mask=features, other=0.0)[None, :]
+        k = tl.load(key + (n * S + kept[:, None]) * D + d[None, :],
+                    mask=(kept >= 0)[:, None] & features[None, :], other=0.0)  # fmt: skip
+        r = tl.where(kept >= 0, score(q, k, w_row, ADDITIVE), float("-inf"))
+        tl.store(kept_positions + (n * T + i) * CAPACITY + slot, kept.to(tl.int32),
+                 mask=slot < CAPACITY)  # fmt: skip
+        tl.store(kept_scores + (n * T + i) * CAPACITY + slot, r, mask=slot < CAPACITY)
+        top = tl.maximum(tl.max(s, axis=0), tl.max(r, axis=0))
+        total = tl.sum(tl.exp(s - top), axis=0) + tl.sum(tl.exp(r - top), axis=0)
+        log_sum = top + tl.log(total)
+        tl.store(lse + n * T + i, log_sum)
+        if not KEEP_FIRST:
+            ring += tl.where(valid, tl.exp(s - log_sum), 0.0)
+
+        # The oldest of a full window competes.
+        leaving = own - W + 1
+        newcomer = tl.sum(tl.where(position == leaving, ring, 0.0), axis=0)
+        leaves = leaving >= begin
+        accepted = leaves & (newcomer >= 0)  # NaN is no relevance
+        count = tl.sum((kept >= 0).to(tl.int32), axis=0)
+        free = tl.min(tl.where(kept < 0, slot, BLOCK_K), axis=0)
+        lowest = tl.min(tl.where(kept >= 0, kept_relevance, float("inf")), axis=0)
+        loser = tl.max(tl.where((kept >= 0) & (kept_relevance == lowest), kept, -1), axis=0)
+        joins = accepted & (count < K)
+        replaces = accepted & (count >= K) & (newcomer > lowest)
+        forgotten = tl.where(replaces, loser, leaving)
+        tl.store(last + n * S + forgotten, i, mask=leaves & (joins == 0))
+        target = (joins & (slot == free)) | (replaces & (kept == loser))
+        kept = tl.where(target, leaving, kept)
+        kept_relevance = tl.where(target, newcomer, kept_relevance)
+
+    own = P + end - 1
+    position = own - (own - e + W) % W
+    window = (e < W) & (position >= begin)
+    if end > 0:  # whoever is left was attended by the last query
+        tl.store(last + n * S + kept, end - 1, mask=kept >= 0)
+        staying = window & (position > own - W + 1)
+        tl.store(last + n * S + position, end - 1, mask=staying)
+    tl.store(final_positions + n * CAPACITY + slot, kept, mask=slot < CAPACITY)
+    tl.store(final_relevance + n * CAPACITY + slot, kept_relevance, mask=slot < CAPACITY)
+    tl.store(window_relevance + n * S + position, ring, mask=window)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def attend(
+    value, first, ends, scores, kept_scores, kept_positions, lse, output, T, S, W, CAPACITY, DV,
+    BLOCK_Q: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """output [N, T, Dv] from the scores and their log-sum-exp."""
+    n = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_DV)
+    begin, end = tl.load(first + n), tl.load(ends + n)
+    alive, features = i < end, d < DV
+    log_sum = tl.load(lse + n * T + i, mask=alive, other=0.0)
+    out = tl.zeros([BLOCK_Q, BLOCK_DV], log_sum.dtype)
+    for c in range(0, W + CAPACITY):
+        if c < W:
+            position = S - T + i - W + 1 + c
+            valid = alive & (position >= begin)
+            s = tl.load(scores + (n * T + i) * W + c, mask=valid, other=float("-inf"))
+        else:
+            at = (n * T + i) * CAPACITY + c - W
+            position = tl.load(kept_positions + at, mask=alive, other=-1).to(tl.int64)
+            valid = alive & (position >= 0)
+            s = tl.load(kept_scores + at, mask=valid, other=float("-inf"))
+        p = tl.where(valid, tl.exp(s - log_sum), 0.0)
+        v = tl.load(value + (n * S + position[:, None]) * DV + d[None, :],
+                    mask=valid[:, None] & features[None, :], other=0.0)  # fmt: skip
+        out += p[:, None] * v
+    tl.store(output + (n * T + i[:, None]) * DV + d[None, :], out,
+             mask=(i < T)[:, None] & features[None, :])  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def query_gradient(
+    grad, query, key, value, weight, first, ends, kept_positions, lse, delta, grad_query,
+    grad_weight, T, S, W, CAPACITY, HEADS, D, DV, ADDITIVE: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """dq of a block of queries, and their part of dw."""
+    n = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    begin, end = tl.load(first + n), tl.load(ends + n)
+    alive, features = i < end, d < D
+    q = tl.load(query + (n * T + i[:, None]) * D + d[None, :],
+                mask=alive[:, None] & features[None, :], other=0.0)  # fmt: skip
+    go = tl.load(grad + (n * T + i[:, None]) * DV + dv[None, :],
+                 mask=alive[:, None] & (dv < DV)[None, :], other=0.0)  # fmt: skip
+    log_sum = tl.load(lse + n * T + i, mask=alive, other=0.0)
+    mean = tl.load(delta + n * T + i, mask=alive, other=0.0)
+    w_row = tl.zeros([1, BLOCK_D], q.dtype)
+    if ADDITIVE:
+        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+    dq = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
+    dw = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
+    for c in range(0, W + CAPACITY):
+        if c < W:
+            position = S - T + i - W + 1 + c
+            valid = alive & (position >= begin)
+        else:
+            at = (n * T + i) * CAPACITY + c - W
+            position = tl.load(kept_positions + at, mask=alive, other=-1).to(tl.int64)
+            valid = alive & (position >= 0)
+        k = tl.load(key + (n * S + position[:, None]) * D + d[None, :],
+                    mask=valid[:, None] & features[None, :], other=0.0)  # fmt: skip
+        v = tl.load(value + (n * S + position[:, None]) * DV + dv[None, :],
+                    mask=valid[:, None] & (dv < DV)[None, :], other=0.0)  # fmt: skip
+        p = tl.where(valid, tl.exp(score(q, k, w_row, ADDITIVE) - log_sum), 0.0)
+        ds = tl.where(valid, p * (tl.sum(go * v, axis=1) - mean), 0.0)
+        if ADDITIVE:
+            t = tanh(q + k)
+            dq += ds[:, None] * w_row * (1.0 - t * t)
+            dw += ds[:, None] * t
+        else:
+            dq += ds[:, None] * k
+    tl.store(grad_query + (n * T + i[:, None]) * D + d[None, :], dq,
+             mask=(i < T)[:, None] & features[None, :])  # fmt: skip
+    if ADDITIVE:
+        part = n * tl.num_programs(1) + tl.program_id(1)
+        tl.store(grad_weight + part * D + d, tl.sum(dw, axis=0), mask=features)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def key_gradient(
+    grad, query, key, value, weight, lse, delta, last, grad_key, grad_value, T, S, HEADS, D,
+    DV, ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of one position: a sum over the queries from its own to ``last``."""
+    at = tl.program_id(0).to(tl.int64)  # n * S + position
+    n, position = at // S, at % S
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    features, outputs = d < D, dv < DV
+    k = tl.load(key + at * D + d, mask=features, other=0.0)[None, :]
+    v = tl.load(value + at * DV + dv, mask=outputs, other=0.0)[None, :]
+    w_row = tl.zeros([1, BLOCK_D], k.dtype)
+    if ADDITIVE:
+        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+    dk = tl.zeros([BLOCK_D], k.dtype)
+    dvalue = tl.zeros([BLOCK_DV], k.dtype)
+    until = tl.load(last + at)
+    begin = tl.maximum(position - (S - T), 0)
+    for start in range(begin, until + 1, BLOCK_Q):
+        i = start + tl.arange(0, BLOCK_Q)
+        attends = i <= until
+        q = tl.load(query + (n * T + i[:, None]) * D + d[None, :],
+                    mask=attends[:, None] & features[None, :], other=0.0)  # fmt: skip
+        go = tl.load(grad + (n * T + i[:, None]) * DV + dv[None, :],
+                     mask=attends[:, None] & outputs[None, :], other=0.0)  # fmt: skip
+        log_sum = tl.load(lse + n * T + i, mask=attends, other=0.0)
+        mean = tl.load(delta + n * T + i, mask=attends, other=0.0)
+        p = tl.where(attends, tl.exp(score(q, k, w_row, ADDITIVE) - log_sum), 0.0)
+        ds = tl.where(attends, p * (tl.sum(go * v, axis=1) - mean), 0.0)
+        if ADDITIVE:
+            t = tanh(q + k)
+            dk += tl.sum(ds[:, None] * w_row * (1.0 - t * t), axis=0)
+        else:
+            dk += tl.sum(ds[:, None] * q, axis=0)
+        dvalue += tl.sum(p[:, None] * go, axis=0)
+    tl.store(grad_key + at * D + d, dk, mask=features)
+    tl.store(grad_value + at * DV + dv, dvalue, mask=outputs)
+
+
+class _Call:
+    """The sizes of a call, its tensors as sequences, and where each one begins and ends."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        score_weight: Tensor | None,
+        lengths: Tensor | None,
+        window_size: int,
+        scale: float,
+    ) -> None:
+        self.B, self.heads, self.T, self.D = query.shape
+        self.S, self.Dv = key.size(2), value.size(3)
+        self.N = self.B * self.heads
+        self.W = min(window_size, self.S + 1)  # of S positions none leaves a longer window
+        self.additive = score_weight is not None
+        # Scaled once, here: a float argument of a kernel would be rounded to float32.
+        query = query if self.additive else query * scale
+        self.query, self.key, self.value = (x.contiguous() for x in (query, key, value))
+        self.weight = self.query if score_weight is None else score_weight.contiguous()
+        if lengths is None:
+            lengths = torch.full((self.B,), self.T, device=query.device)
+        self.ends = lengths.to(torch.int64).repeat_interleave(self.heads)
+        self.blocks: dict[str, Any] = {
+            "ADDITIVE": self.additive,
+            "BLOCK_Q": QUERIES,
+            "BLOCK_D": block(self.D),
+        }
+        self.grid = (self.N, triton.cdiv(self.T, QUERIES))
+
+    def first(self, taken: Tensor, retained: int) -> Tensor:
+        """First position of each window, given where a position of the prefix is taken ``[N, P]``."""
+        window = taken[:, retained:].to(torch.int64)
+        return retained + window.size(1) - window.sum(1)
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    relevance: Tensor | None,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    scale: float,
+    keep_first: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``throughtime::relevancy_forward``: see :mod:`throughtime.ops.relevancy`."""
+    c = _Call(query, key, value, score_weight, lengths, window_size, scale)
+    P = c.S - c.T
+    before = query.new_zeros(c.N, 0) if relevance is None else relevance.reshape(c.N, P)
+    kept_after, window_after = memory_sizes(c.T, P, retained, window_size, top_k)
+    capacity = max(1, min(top_k, c.S))
+    output = query.new_zeros(c.B, c.heads, c.T, c.Dv)
+    lse = query.new_zeros(c.B, c.heads, c.T)
+    last = torch.full((c.N, c.S), -1, dtype=torch.int64, device=query.device)
+    first = c.first(~(before < 0), retained)
+    # Where nothing comes to pass the memory of the earlier call is what is left.
+    final = torch.full((c.N, capacity), -1, dtype=torch.int64, device=query.device)
+    final_relevance = query.new_full((c.N, capacity), -1.0)
+    rings = torch.cat([before, before.new_zeros(c.N, c.T)], 1)
+    if c.N > 0:
+        scores = query.new_empty(c.N, c.T, c.W)
+        kept_scores = query.new_empty(c.N, c.T, capacity)
+        kept_positions = torch.empty(
+            c.N, c.T, capacity, dtype=torch.int32, device=query.device
+        )
+        prefix = before.contiguous()
+        if c.T > 0:
+            window_scores[c.grid](
+                c.query, c.key, c.weight, first, c.ends, scores, c.T, c.S, retained, c.W,
+                c.heads, c.D, **c.blocks,
+            )  # fmt: skip
+        select[(c.N,)](
+            c.query, c.key, c.weight, prefix, first, c.ends, scores, kept_scores, kept_positions,
+            lse, last, final, final_relevance, rings, c.T, c.S, retained, c.W,
+            min(top_k, capacity), capacity, c.heads, c.D, ADDITIVE=c.additive,
+            KEEP_FIRST=keep_first, BLOCK_W=block(c.W), BLOCK_K=block(capacity),
+            BLOCK_D=block(c.D),
+        )  # fmt: skip
+        if c.T > 0:
+            attend[c.grid](
+                c.value, first, c.ends, scores, kept_scores, kept_positions, lse, output, c.T, c.S,
+                c.W, capacity, c.Dv, BLOCK_Q=QUERIES, BLOCK_DV=block(c.Dv),
+            )  # fmt: skip
+    index, left = _memory(c, final, final_relevance, rings, first, kept_after, window_after)
+    shape = (c.B, c.heads)
+    return (
+        output,
+        lse,
+        last.view(*shape, c.S),
+        index.view(*shape, -1),
+        left.view(*shape, -1),
+    )
+
+
+def _memory(
+    c: _Call,
+    final: Tensor,
+    final_relevance: Tensor,
+    rings: Tensor,
+    first: Tensor,
+    kept_after: int,
+    window_after: int,
+) -> tuple[Tensor, Tensor]:
+    """Retained set, oldest first, then window: positions and relevance ``[N, P']``."""
+    oldest_first = torch.where(final < 0, c.S, final).argsort(1)[:, :kept_after]
+    kept = final.gather(1, oldest_first)
+    kept_relevance = final_relevance.gather(1, oldest_first).masked_fill(kept < 0, -1.0)
+    steps = torch.arange(-window_after, 0, device=final.device)
+    window = c.S - c.T + c.ends.unsqueeze(1) + steps
+    window = torch.where(window < first.unsqueeze(1), -1, window)
+    relevance = rings.gather(1, window.clamp(min=0)) if c.S else rings[:, :0]
+    relevance = relevance.masked_fill(window < 0, -1.0)
+    return torch.cat([kept, window], 1), torch.cat([kept_relevance, relevance], 1)
+
+
+def backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    output: Tensor,
+    lse: Tensor,
+    last: Tensor,
+    retained: int,
+    window_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``throughtime::relevancy_backward``: see :mod:`throughtime.ops.relevancy`."""
+    c = _Call(query, key, value, score_weight, lengths, window_size, scale)
+    grads = [torch.zeros_like(x) for x in (c.query, c.key, c.value)]
+    parts = query.new_zeros(c.N, c.grid[1], c.D)
+    if c.N > 0 and c.T > 0:
+        grad, lse = grad_output.contiguous(), lse.contiguous()
+        until = last.reshape(c.N, c.S).contiguous()
+        first = c.first(until[:, : c.S - c.T] >= 0, retained)
+        delta = torch.where(  # padding may hold anything
+            torch.arange(c.T, device=query.device) < c.ends.unsqueeze(1),
+            (grad * output).sum(-1).view(c.N, c.T),
+            0.0,
+        )
+        kept = retained_positions(until, c.ends, c.T, retained, window_size)
+        query_gradient[c.grid](
+            grad, c.query, c.key, c.value, c.weight, first, c.ends, kept, lse, delta, grads[0],
+            parts, c.T, c.S, c.W, kept.size(2), c.heads, c.D, c.Dv, **c.blocks,
+            BLOCK_DV=block(c.Dv),
+        )  # fmt: skip
+        key_gradient[(c.N * c.S,)](
+            grad, c.query, c.key, c.value, c.weight, lse, delta, until, grads[1], grads[2],
+            c.T, c.S, c.heads, c.D, c.Dv, **c.blocks, BLOCK_DV=block(c.Dv),
+        )  # fmt: skip
+    if score_weight is None:
+        grads[0] *= scale
+        return (*grads, query.new_zeros(0))  # type: ignore[return-value]
+    return (*grads, parts.sum(1).view(c.B, c.heads, c.D).sum(0))  # type: ignore[return-value]
