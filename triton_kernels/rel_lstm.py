@@ -1,0 +1,572 @@
+"""RelLSTM in Triton: a program per tile of samples walks through all steps in one launch.
+
+Shapes: T steps, S = P + T positions, B samples, H units, A attention units (see
+:mod:`throughtime.ops.rel_lstm`). The input projection before the walk and the weight gradients after
+it are large products of torch. In a step the tile's state goes through memory between blocks of units
+(a barrier between writing and reading), so that any H and A fit. Float32 products are true float32.
+
+Kept for the backward pass, in one flat tensor: hidden ``[S, B, H]``, keys ``[S, B, A]``, gates i, f,
+g, o and c ``[T, B, 5H]``, s ``[T, B, H]``, queries ``[T, B, A]``.
+
+Backward: what attention gives the gradient of a key and of its hidden state is added to rows of ``du``
+and ``dh`` by the one program that owns the sample: no atomics, bit-equal from run to run.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from throughtime.triton_kernels.common import (
+    block,
+    memory_sizes,
+    retained_positions,
+    sigmoid,
+    tanh,
+)
+
+SAMPLES = 16  # of a program: the least that a matrix unit takes
+
+_RUN_TIME = ["T", "S", "R", "W", "K", "CAPACITY", "B"]
+
+
+@triton.jit
+def rows_times_weight(
+    acc, rows, row, row_mask, weight, column, column_mask, depth, stride_column, stride_depth,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """acc [BB, BN] += rows [BB, depth] @ weight [depth, BN], by blocks of the depth.
+
+    ``row`` are the offsets of the rows, ``column`` the columns of the weight.
+    """
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < depth
+        a = tl.load(rows + row[:, None] + k[None, :],
+                    mask=row_mask[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        w = tl.load(weight + k[:, None] * stride_depth + column[None, :] * stride_column,
+                    mask=inside[:, None] & column_mask[None, :], other=0.0)  # fmt: skip
+        acc += tl.dot(a, w, input_precision="ieee", out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit
+def key_scores(
+    queries, query_row, alive, keys, key_row, valid, weight_score, A, BLOCK_N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """w . tanh(q + u) of one candidate per sample ``[BB]``; -inf where there is none."""
+    total = tl.zeros([BLOCK_B], queries.dtype.element_ty)
+    for start in range(0, A, BLOCK_N):
+        a = start + tl.arange(0, BLOCK_N)
+        inside = a < A
+        q = tl.load(queries + query_row[:, None] * A + a[None, :],
+                    mask=alive[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        u = tl.load(keys + key_row[:, None] * A + a[None, :],
+                    mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        w = tl.load(weight_score + a, mask=inside, other=0.0)
+        total += tl.sum(w[None, :] * tanh(q + u), axis=1)
+    return tl.where(valid, total, float("-inf"))
+
+
+@triton.jit
+def column_of(tile, columns, index):
+    """Column ``index`` of a tile ``[BB, C]``."""
+    return tl.sum(tl.where(columns[None, :] == index, tile, 0), axis=1)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def walk_forward(
+    x_gates, h_0, cells, context, weight_hh, weight_query, weight_key, weight_score, relevance,
+    first, ends, hidden, keys, gates, states, queries, last, final_positions, final_relevance,
+    rings, T, S, R, W, K, CAPACITY, B, H, A, KEEP_FIRST: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """All steps of a tile of samples; ``cells`` and ``context`` begin as the initial state."""
+    b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = b < B
+    P = S - T
+    begin = tl.load(first + b, mask=present, other=0)
+    end = tl.load(ends + b, mask=present, other=0)
+    e, slot = tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_C)
+
+    # The retained set of every sample: position (-1 empty) and relevance of every slot.
+    kept_relevance = tl.load(relevance + slot[None, :].to(tl.int64) * B + b[:, None],
+                             mask=present[:, None] & (slot < R)[None, :], other=-1.0)  # fmt: skip
+    kept = tl.where((kept_relevance < 0) | (slot >= R)[None, :], -1, slot[None, :]).to(tl.int64)
+    # Relevance of the window in a ring: position p has slot p % W.
+    position = P - 1 - (P - 1 - e + W) % W
+    known = present[:, None] & ((e < W)[None, :] & (position[None, :] >= begin[:, None]))
+    ring = tl.load(relevance + position[None, :].to(tl.int64) * B + b[:, None], mask=known,
+                   other=0.0)  # fmt: skip
+
+    for t in range(0, tl.max(end, axis=0)):
+        own = P + t
+        alive = t < end
+        row = t * B + b  # 64-bit, as b and t are
+        own_row = own * B + b
+        for start in range(0, H, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            mask = alive[:, None] & (n < H)[None, :]
+            if t > 0:
+                h = tl.load(hidden + (own_row - B)[:, None] * H + n[None, :], mask=mask, other=0.0)
+            else:
+                h = tl.load(h_0 + b[:, None] * H + n[None, :], mask=mask, other=0.0)
+            o = tl.load(context + b[:, None] * H + n[None, :], mask=mask, other=0.0)
+            tl.store(states + row[:, None] * H + n[None, :], 0.5 * (h + o), mask=mask)
+        tl.debug_barrier()
+
+        for start in range(0, H, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            inside = n < H
+            mask = alive[:, None] & inside[None, :]
+            at = x_gates + row[:, None] * (4 * H) + n[None, :]
+            zi = rows_times_weight(tl.load(at, mask=mask, other=0.0), states, row * H, alive,
+                                   weight_hh, n, inside, H, H, 1, BLOCK_K)  # fmt: skip
+            zf = rows_times_weight(tl.load(at + H, mask=mask, other=0.0), states, row * H, alive,
+                                   weight_hh + H * H, n, inside, H, H, 1, BLOCK_K)  # fmt: skip
+            zg = rows_times_weight(tl.load(at + 2 * H, mask=mask, other=0.0), states, row * H,
+                                   alive, weight_hh + 2 * H * H, n, inside, H, H, 1,
+                                   BLOCK_K)  # fmt: skip
+            zo = rows_times_weight(tl.load(at + 3 * H, mask=mask, other=0.0), states, row * H,
+                                   alive, weight_hh + 3 * H * H, n, inside, H, H, 1,
+                                   BLOCK_K)  # fmt: skip
+            i, f, g, o = sigmoid(zi), sigmoid(zf), tanh(zg), sigmoid(zo)
+            c = f * tl.load(cells + b[:, None] * H + n[None, :], mask=mask, other=0.0) + i * g
+            tl.store(cells + b[:, None] * H + n[None, :], c, mask=mask)
+            tl.store(hidden + own_row[:, None] * H + n[None, :], o * tanh(c), mask=mask)
+            saved = gates + row[:, None] * (5 * H) + n[None, :]
+            tl.store(saved, i, mask=mask)
+            tl.store(saved + H, f, mask=mask)
+            tl.store(saved + 2 * H, g, mask=mask)
+            tl.store(saved + 3 * H, o, mask=mask)
+            tl.store(saved + 4 * H, c, mask=mask)
+        tl.debug_barrier()
+
+        for start in range(0, A, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            inside = n < A
+            mask = alive[:, None] & inside[None, :]
+            zero = tl.zeros([BLOCK_B, BLOCK_N], hidden.dtype.element_ty)
+            q = rows_times_weight(zero, states, row * H, alive, weight_query, n, inside, H, H, 1,
+                                  BLOCK_K)  # fmt: skip
+            u = rows_times_weight(zero, hidden, own_row * H, alive, weight_key, n, inside, H, H, 1,
+                                  BLOCK_K)  # fmt: skip
+            tl.store(queries + row[:, None] * A + n[None, :], q, mask=mask)
+            tl.store(keys + own_row[:, None] * A + n[None, :], u, mask=mask)
+        tl.debug_barrier()
+
+        # Scores of the window (by ring slot) and of the retained set (by slot).
+        s = tl.full([BLOCK_B, BLOCK_W], float("-inf"), ring.dtype)
+        r = tl.full([BLOCK_B, BLOCK_C], float("-inf"), ring.dtype)
+        for c in range(0, W):
+            place = own - (own - c + W) % W + 0 * b
+            valid = alive & (place >= begin)
+            one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
+                             BLOCK_N, BLOCK_B)  # fmt: skip
+            s = tl.where((e == c)[None, :], one[:, None], s)
+        for c in range(0, CAPACITY):
+            place = column_of(kept, slot, c)
+            valid = alive & (place >= 0)
+            one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
+                             BLOCK_N, BLOCK_B)  # fmt: skip
+            r = tl.where((slot == c)[None, :], one[:, None], r)
+        top = tl.maximum(tl.max(s, axis=1), tl.max(r, axis=1))
+        top = tl.where(alive, top, 0.0)
+        s, r = tl.exp(s - top[:, None]), tl.exp(r - top[:, None])
+        total = tl.where(alive, tl.sum(s, axis=1) + tl.sum(r, axis=1), 1.0)
+        s, r = s / total[:, None], r / total[:, None]
+
+        for start in range(0, H, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            inside = n < H
+            out = tl.zeros([BLOCK_B, BLOCK_N], ring.dtype)
+            for c in range(0, W):
+                place = own - (own - c + W) % W + 0 * b
+                valid = alive & (place >= begin)
+                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
+                            mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                out += column_of(s, e, c)[:, None] * h
+            for c in range(0, CAPACITY):
+                place = column_of(kept, slot, c)
+                valid = alive & (place >= 0)
+                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
+                            mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                out += column_of(r, slot, c)[:, None] * h
+            tl.store(context + b[:, None] * H + n[None, :], out,
+                     mask=alive[:, None] & inside[None, :])  # fmt: skip
+
+        # Relevance, and the competition for the retained set.
+        position = own - (own - e + W) % W
+        ring = tl.where(alive[:, None] & (position == own)[None, :], 0.0, ring)
+        if not KEEP_FIRST:
+            ring += tl.where(alive[:, None], s, 0.0)
+        leaving = own - W + 1
+        newcomer = tl.sum(tl.where((position == leaving)[None, :], ring, 0.0), axis=1)
+        leaves = alive & (leaving >= begin)
+        accepted = leaves & (newcomer >= 0)  # NaN is no relevance
+        count = tl.sum((kept >= 0).to(tl.int32), axis=1)
+        free = tl.min(tl.where(kept < 0, slot[None, :], BLOCK_C), axis=1)
+        lowest = tl.min(tl.where(kept >= 0, kept_relevance, float("inf")), axis=1)
+        equal = (kept >= 0) & (kept_relevance == lowest[:, None])
+        loser = tl.max(tl.where(equal, kept, -1), axis=1)
+        joins = accepted & (count < K)
+        replaces = accepted & (count >= K) & (newcomer > lowest)
+        forgotten = tl.where(replaces, loser, leaving)
+        tl.store(last + forgotten * B + b, own_row * 0 + t, mask=leaves & (joins == 0))
+        target = (joins[:, None] & (slot[None, :] == free[:, None])) | (
+            replaces[:, None] & (kept == loser[:, None])
+        )
+        kept = tl.where(target, leaving, kept)
+        kept_relevance = tl.where(target, newcomer[:, None], kept_relevance)
+        tl.debug_barrier()
+
+    ran = end > 0
+    own = P + end - 1
+    position = own[:, None] - (own[:, None] - e[None, :] + W) % W
+    window = present[:, None] & (e < W)[None, :] & (position >= begin[:, None])
+    tl.store(last + kept * B + b[:, None], (end - 1)[:, None] + 0 * kept,
+             mask=(kept >= 0) & ran[:, None])  # fmt: skip
+    tl.store(last + position * B + b[:, None], (end - 1)[:, None] + 0 * position,
+             mask=window & ran[:, None] & (position > (own - W + 1)[:, None]))  # fmt: skip
+    listed = present[:, None] & (slot < CAPACITY)[None, :]
+    tl.store(final_positions + b[:, None] * CAPACITY + slot[None, :], kept, mask=listed)
+    tl.store(final_relevance + b[:, None] * CAPACITY + slot[None, :], kept_relevance, mask=listed)
+    tl.store(rings + b[:, None] * S + position, ring, mask=window)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def walk_backward(
+    grad, weight_hh, weight_query, weight_key, weight_score, first, ends, cuts, c_0, hidden, keys,
+    gates, queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, CAPACITY, B, H, A,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """All steps of a tile, the last one first.
+
+    ``direct``, ``cells`` and ``context`` begin as the gradients of the final h, c and o, and end as
+    those of the initial ones.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    b = program * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = b < B
+    P = S - T
+    begin = tl.load(first + b, mask=present, other=0)
+    end = tl.load(ends + b, mask=present, other=0)
+    e, slot = tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_C)
+    longest = tl.max(end, axis=0)
+    for back in range(0, longest):
+        t = longest - 1 - back
+        own = P + t
+        alive = t < end
+        row = t * B + b
+        own_row = own * B + b
+
+        # Scores, and gradients of the weights: dp_c = do . h_c.
+        s = tl.full([BLOCK_B, BLOCK_W], float("-inf"), dw.dtype.element_ty)
+        r = tl.full([BLOCK_B, BLOCK_C], float("-inf"), dw.dtype.element_ty)
+        ds = tl.zeros([BLOCK_B, BLOCK_W], dw.dtype.element_ty)
+        dr = tl.zeros([BLOCK_B, BLOCK_C], dw.dtype.element_ty)
+        for c in range(0, W + CAPACITY):
+            if c < W:
+                place = own - W + 1 + c + 0 * b
+                valid = alive & (place >= begin)
+            else:
+                place = tl.load(kept + (b * T + t) * CAPACITY + c - W, mask=alive, other=-1)
+                place = place.to(tl.int64)
+                valid = alive & (place >= 0)
+            one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
+                             BLOCK_N, BLOCK_B)  # fmt: skip
+            dp = tl.zeros([BLOCK_B], dw.dtype.element_ty)
+            for start in range(0, H, BLOCK_N):
+                n = start + tl.arange(0, BLOCK_N)
+                mask = valid[:, None] & (n < H)[None, :]
+                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :], mask=mask,
+                            other=0.0)  # fmt: skip
+                go = tl.load(context + b[:, None] * H + n[None, :], mask=mask, other=0.0)
+                dp += tl.sum(h * go, axis=1)
+            if c < W:
+                s = tl.where((e == c)[None, :], one[:, None], s)
+                ds = tl.where((e == c)[None, :], dp[:, None], ds)
+            else:
+                r = tl.where((slot == c - W)[None, :], one[:, None], r)
+                dr = tl.where((slot == c - W)[None, :], dp[:, None], dr)
+        top = tl.maximum(tl.max(s, axis=1), tl.max(r, axis=1))
+        top = tl.where(alive, top, 0.0)
+        s, r = tl.exp(s - top[:, None]), tl.exp(r - top[:, None])
+        total = tl.where(alive, tl.sum(s, axis=1) + tl.sum(r, axis=1), 1.0)
+        s, r = s / total[:, None], r / total[:, None]
+        mean = tl.sum(s * ds, axis=1) + tl.sum(r * dr, axis=1)
+        ds, dr = s * (ds - mean[:, None]), r * (dr - mean[:, None])
+
+        for start in range(0, A, BLOCK_N):
+            a = start + tl.arange(0, BLOCK_N)
+            inside = a < A
+            mask = alive[:, None] & inside[None, :]
+            q = tl.load(queries + row[:, None] * A + a[None, :], mask=mask, other=0.0)
+            w = tl.load(weight_score + a, mask=inside, other=0.0)
+            to_q = tl.zeros([BLOCK_B, BLOCK_N], dw.dtype.element_ty)
+            to_w = tl.load(dw + program * A + a, mask=inside, other=0.0)
+            for c in range(0, W + CAPACITY):
+                if c < W:
+                    place = own - W + 1 + c + 0 * b
+                    valid = alive & (place >= begin)
+                    part = column_of(ds, e, c)
+                else:
+                    place = tl.load(kept + (b * T + t) * CAPACITY + c - W, mask=alive, other=-1)
+                    place = place.to(tl.int64)
+                    valid = alive & (place >= 0)
+                    part = column_of(dr, slot, c - W)
+                there = (place * B + b)[:, None] * A + a[None, :]
+                mask = valid[:, None] & inside[None, :]
+                part = tl.where(valid, part, 0.0)[:, None]
+                tanh_u = tanh(q + tl.load(keys + there, mask=mask, other=0.0))
+                g = part * w[None, :] * (1.0 - tanh_u * tanh_u)
+                to_q += g
+                to_w += tl.sum(part * tanh_u, axis=0)
+                tl.store(du + there, tl.load(du + there, mask=mask, other=0.0) + g, mask=mask)
+            tl.store(dq + row[:, None] * A + a[None, :], to_q,
+                     mask=alive[:, None] & inside[None, :])  # fmt: skip
+            tl.store(dw + program * A + a, to_w, mask=inside)
+        for start in range(0, H, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            inside = n < H
+            go = tl.load(context + b[:, None] * H + n[None, :],
+                         mask=alive[:, None] & inside[None, :], other=0.0)  # fmt: skip
+            for c in range(0, W + CAPACITY):
+                if c < W:
+                    place = own - W + 1 + c + 0 * b
+                    valid = alive & (place >= begin)
+                    part = column_of(s, e, c)
+                else:
+                    place = tl.load(kept + (b * T + t) * CAPACITY + c - W, mask=alive, other=-1)
+                    place = place.to(tl.int64)
+                    valid = alive & (place >= 0)
+                    part = column_of(r, slot, c - W)
+                there = (place * B + b)[:, None] * H + n[None, :]
+                mask = valid[:, None] & inside[None, :]
+                tl.store(dh + there, tl.load(dh + there, mask=mask, other=0.0) + part[:, None] * go,
+                         mask=mask)  # fmt: skip
+        tl.debug_barrier()
+
+        # No later step attends this one: its du and dh are whole. Through the cell.
+        for start in range(0, H, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            inside = n < H
+            mask = alive[:, None] & inside[None, :]
+            state = b[:, None] * H + n[None, :]
+            d = tl.load(dh + own_row[:, None] * H + n[None, :], mask=mask, other=0.0)
+            d = rows_times_weight(d, du, own_row * A, alive, weight_key, n, inside, A, 1, H,
+                                  BLOCK_K)  # fmt: skip
+            d += tl.load(direct + state, mask=mask, other=0.0)
+            d += tl.load(grad + row[:, None] * H + n[None, :], mask=mask, other=0.0)
+            saved = gates + row[:, None] * (5 * H) + n[None, :]
+            i = tl.load(saved, mask=mask, other=0.0)
+            f = tl.load(saved + H, mask=mask, other=0.0)
+            g = tl.load(saved + 2 * H, mask=mask, other=0.0)
+            o = tl.load(saved + 3 * H, mask=mask, other=0.0)
+            tanh_c = tanh(tl.load(saved + 4 * H, mask=mask, other=0.0))
+            if t > 0:
+                before = tl.load(saved - B * 5 * H + 4 * H, mask=mask, other=0.0)
+            else:
+                before = tl.load(c_0 + state, mask=mask, other=0.0)
+            dc = tl.load(cells + state, mask=mask, other=0.0) + d * o * (1.0 - tanh_c * tanh_c)
+            tl.store(cells + state, dc * f, mask=mask)
+            at = da + row[:, None] * (4 * H) + n[None, :]
+            tl.store(at, dc * g * i * (1.0 - i), mask=mask)
+            tl.store(at + H, dc * before * f * (1.0 - f), mask=mask)
+            tl.store(at + 2 * H, dc * i * (1.0 - g * g), mask=mask)
+            tl.store(at + 3 * H, d * tanh_c * o * (1.0 - o), mask=mask)
+        tl.debug_barrier()
+
+        cut = tl.load(cuts + row, mask=alive, other=0) != 0
+        for start in range(0, H, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            inside = n < H
+            half = tl.zeros([BLOCK_B, BLOCK_N], dw.dtype.element_ty)
+            half = rows_times_weight(half, da, row * (4 * H), alive, weight_hh, n, inside, 4 * H, 1,
+                                     H, BLOCK_K)  # fmt: skip
+            half = 0.5 * rows_times_weight(half, dq, row * A, alive, weight_query, n, inside, A, 1,
+                                           H, BLOCK_K)  # fmt: skip
+            mask = alive[:, None] & inside[None, :]
+            state = b[:, None] * H + n[None, :]
+            tl.store(context + state, half, mask=mask)
+            tl.store(direct + state, tl.where(cut[:, None], 0.0, half), mask=mask)
+        tl.debug_barrier()
+
+
+def saved_numbers(length: int, batch: int, prefix: int, hidden: int, attention: int) -> int:
+    """Size of the flat tensor that the forward pass leaves for the backward pass."""
+    keys = (prefix + length) * (hidden + attention)
+    return batch * (keys + length * (6 * hidden + attention))
+
+
+def _views(saved: Tensor, T: int, B: int, S: int, H: int, A: int) -> list[Tensor]:
+    """hidden, keys, gates, states, queries."""
+    shapes = ((S, B, H), (S, B, A), (T, B, 5 * H), (T, B, H), (T, B, A))
+    sizes = [a * b * c for a, b, c in shapes]
+    return [x.view(shape) for x, shape in zip(saved.split(sizes), shapes, strict=True)]
+
+
+def _blocks(H: int, A: int, W: int, capacity: int) -> dict[str, int]:
+    widest = max(H, A)
+    return {
+        "BLOCK_B": SAMPLES,
+        "BLOCK_N": block(widest, least=16, most=32),
+        "BLOCK_K": block(widest, least=16, most=32),
+        "BLOCK_W": block(W),
+        "BLOCK_C": block(capacity),
+    }
+
+
+def _ends(lengths: Tensor | None, T: int, B: int, device: torch.device) -> Tensor:
+    if lengths is None:
+        return torch.full((B,), T, device=device)
+    return lengths.to(torch.int64).contiguous()
+
+
+def forward(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    context_0: Tensor,
+    memory: Tensor | None,
+    relevance: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    weight_query: Tensor,
+    weight_key: Tensor,
+    weight_score: Tensor,
+    lengths: Tensor | None,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    keep_first: bool,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    """``throughtime::rel_lstm_forward``: see :mod:`throughtime.ops.rel_lstm`."""
+    (T, B, _), H, A = input.shape, weight_hh.size(1), weight_score.size(0)
+    P = 0 if memory is None else memory.size(0)
+    S, device = P + T, input.device
+    W = min(window_size, S + 1)  # of S positions none leaves a longer window
+    capacity = max(1, min(top_k, S))
+    ends = _ends(lengths, T, B, device)
+    alive = torch.arange(T, device=device).unsqueeze(1) < ends
+    x = torch.where(alive.unsqueeze(2), input, 0.0)  # padding may hold anything
+    # Rows past a sample's end stay zero: the weight gradients sum over all rows.
+    saved = input.new_zeros(saved_numbers(T, B, P, H, A))
+    hidden, keys, gates, states, queries = _views(saved, T, B, S, H, A)
+    before = input.new_zeros(0, B) if relevance is None else relevance
+    if memory is not None:
+        hidden[:P] = torch.where((before < 0).unsqueeze(2), 0.0, memory)
+        keys[:P] = hidden[:P] @ weight_key.T
+    taken = (~(before[retained:] < 0)).sum(0)
+    first = P - taken
+    cells, context = c_0.clone(), context_0.clone(memory_format=torch.contiguous_format)
+    cells = cells.contiguous()
+    last = torch.full((S, B), -1, dtype=torch.int64, device=device)
+    final = torch.full((B, capacity), -1, dtype=torch.int64, device=device)
+    final_relevance = input.new_full((B, capacity), -1.0)
+    rings = torch.cat([before.T, before.new_zeros(B, T)], 1)
+    initial = h_0.contiguous()
+    if B > 0:
+        x_gates = x @ weight_ih.T
+        x_gates = x_gates if bias is None else x_gates + bias
+        walk_forward[(triton.cdiv(B, SAMPLES),)](
+            x_gates, initial, cells, context, weight_hh.contiguous(), weight_query.contiguous(),
+            weight_key.contiguous(), weight_score.contiguous(), before.contiguous(), first, ends,
+            hidden, keys, gates, states, queries, last, final, final_relevance, rings, T, S,
+            retained, W, min(top_k, capacity), capacity, B, H, A, KEEP_FIRST=keep_first,
+            **_blocks(H, A, W, capacity),
+        )  # fmt: skip
+    output = hidden[P:].clone()
+    at = (P + ends - 1).clamp(min=0).view(1, B, 1).expand(1, B, H)
+    h_n = torch.where((ends > 0).unsqueeze(1), hidden.gather(0, at)[0], initial)
+    kept_after, window_after = memory_sizes(T, P, retained, window_size, top_k)
+    oldest_first = torch.where(final < 0, S, final).argsort(1)[:, :kept_after]
+    kept = final.gather(1, oldest_first)
+    kept_relevance = final_relevance.gather(1, oldest_first).masked_fill(kept < 0, -1.0)
+    window = P + ends.unsqueeze(1) + torch.arange(-window_after, 0, device=device)
+    window = torch.where(window < first.unsqueeze(1), -1, window)
+    ring = rings.gather(1, window.clamp(min=0)).masked_fill(window < 0, -1.0)
+    index = torch.cat([kept, window], 1).T.contiguous()
+    left = torch.cat([kept_relevance, ring], 1).T.contiguous()
+    saved = saved if save else input.new_empty(0)
+    return output, h_n, cells, context, last, index, left, saved
+
+
+def backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_context_n: Tensor | None,
+    input: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_query: Tensor,
+    weight_key: Tensor,
+    weight_score: Tensor,
+    lengths: Tensor | None,
+    detach_mask: Tensor | None,
+    last: Tensor,
+    saved: Tensor,
+    retained: int,
+    window_size: int,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, ...]:
+    """``throughtime::rel_lstm_backward``: see :mod:`throughtime.ops.rel_lstm`."""
+    (T, B, I), H, A = input.shape, weight_hh.size(1), weight_score.size(0)  # noqa: E741
+    S, device = last.size(0), input.device
+    P = S - T
+    W = min(window_size, S + 1)
+    ends = _ends(lengths, T, B, device)
+    hidden, keys, gates, states, queries = _views(saved, T, B, S, H, A)
+
+    def begun(grad: Tensor | None, *shape: int) -> Tensor:
+        if grad is None:
+            return input.new_zeros(shape)
+        return grad.clone(memory_format=torch.contiguous_format)
+
+    direct, cells, context = (begun(g, B, H) for g in (grad_h_n, grad_c_n, grad_context_n))
+    grad = input.new_zeros(T, B, H) if grad_output is None else grad_output.contiguous()
+    if detach_mask is None:
+        cuts = torch.zeros(T, B, dtype=torch.int32, device=device)
+    else:
+        mask = detach_mask if detach_mask.dim() == 2 else detach_mask.unsqueeze(1)
+        cuts = mask.expand(T, B).to(torch.int32).contiguous()
+    da, dq = input.new_zeros(T, B, 4 * H), input.new_zeros(T, B, A)
+    du, dh = input.new_zeros(S, B, A), input.new_zeros(S, B, H)
+    programs = triton.cdiv(B, SAMPLES)
+    dw = input.new_zeros(programs, A)
+    if B > 0:
+        first = P - (last[retained:P] >= 0).sum(0)
+        # A key without a query has none before it in the window either.
+        kept = retained_positions(last.T.contiguous(), ends, T, retained, window_size)
+        walk_backward[(programs,)](
+            grad, weight_hh.contiguous(), weight_query.contiguous(), weight_key.contiguous(),
+            weight_score.contiguous(), first, ends, cuts, c_0.contiguous(), hidden, keys, gates,
+            queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, kept.size(2), B, H,
+            A, **_blocks(H, A, W, kept.size(2)),
+        )  # fmt: skip
+    none = input.new_empty(0)
+    grads = [da @ weight_ih if need_input else none, direct, cells, context]
+    grads.append(dh[:P] + du[:P] @ weight_key)
+    if not need_weights:
+        return (*grads, none, none, none, none, none, none)
+    alive = torch.arange(T, device=device).unsqueeze(1) < ends
+    x = torch.where(alive.unsqueeze(2), input, 0.0).reshape(T * B, I)
+    rows, s = da.view(T * B, 4 * H), states.view(T * B, H)
+    return (
+        *grads,
+        rows.T @ x,
+        rows.T @ s,
+        rows.sum(0),
+        dq.view(T * B, A).T @ s,
+        du.view(S * B, A).T @ hidden.view(S * B, H),
+        dw.sum(0),
+    )
