@@ -28,6 +28,7 @@ from throughtime.triton_kernels.common import (
 )
 
 SAMPLES = 16  # of a program: the least that a matrix unit takes
+WARPS = 8  # with 4 the walks spill registers
 
 _RUN_TIME = ["T", "S", "R", "W", "K", "CAPACITY", "B"]
 
@@ -97,9 +98,9 @@ def walk_forward(
                              mask=present[:, None] & (slot < R)[None, :], other=-1.0)  # fmt: skip
     kept = tl.where((kept_relevance < 0) | (slot >= R)[None, :], -1, slot[None, :]).to(tl.int64)
     # Relevance of the window in a ring: position p has slot p % W.
-    position = P - 1 - (P - 1 - e + W) % W
-    known = present[:, None] & ((e < W)[None, :] & (position[None, :] >= begin[:, None]))
-    ring = tl.load(relevance + position[None, :].to(tl.int64) * B + b[:, None], mask=known,
+    earlier = P - 1 - (P - 1 - e + W) % W
+    known = present[:, None] & ((e < W)[None, :] & (earlier[None, :] >= begin[:, None]))
+    ring = tl.load(relevance + earlier[None, :].to(tl.int64) * B + b[:, None], mask=known,
                    other=0.0)  # fmt: skip
 
     for t in range(0, tl.max(end, axis=0)):
@@ -224,17 +225,17 @@ def walk_forward(
         tl.debug_barrier()
 
     ran = end > 0
-    own = P + end - 1
-    position = own[:, None] - (own[:, None] - e[None, :] + W) % W
-    window = present[:, None] & (e < W)[None, :] & (position >= begin[:, None])
+    newest = P + end - 1
+    place = newest[:, None] - (newest[:, None] - e[None, :] + W) % W
+    window = present[:, None] & (e < W)[None, :] & (place >= begin[:, None])
     tl.store(last + kept * B + b[:, None], (end - 1)[:, None] + 0 * kept,
              mask=(kept >= 0) & ran[:, None])  # fmt: skip
-    tl.store(last + position * B + b[:, None], (end - 1)[:, None] + 0 * position,
-             mask=window & ran[:, None] & (position > (own - W + 1)[:, None]))  # fmt: skip
+    tl.store(last + place * B + b[:, None], (end - 1)[:, None] + 0 * place,
+             mask=window & ran[:, None] & (place > (newest - W + 1)[:, None]))  # fmt: skip
     listed = present[:, None] & (slot < CAPACITY)[None, :]
     tl.store(final_positions + b[:, None] * CAPACITY + slot[None, :], kept, mask=listed)
     tl.store(final_relevance + b[:, None] * CAPACITY + slot[None, :], kept_relevance, mask=listed)
-    tl.store(rings + b[:, None] * S + position, ring, mask=window)
+    tl.store(rings + b[:, None] * S + place, ring, mask=window)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -410,7 +411,7 @@ def _views(saved: Tensor, T: int, B: int, S: int, H: int, A: int) -> list[Tensor
     return [x.view(shape) for x, shape in zip(saved.split(sizes), shapes, strict=True)]
 
 
-def _blocks(H: int, A: int, W: int, capacity: int) -> dict[str, int]:
+def blocks(H: int, A: int, W: int, capacity: int) -> dict[str, int]:
     widest = max(H, A)
     return {
         "BLOCK_B": SAMPLES,
@@ -480,7 +481,7 @@ def forward(
             weight_key.contiguous(), weight_score.contiguous(), before.contiguous(), first, ends,
             hidden, keys, gates, states, queries, last, final, final_relevance, rings, T, S,
             retained, W, min(top_k, capacity), capacity, B, H, A, KEEP_FIRST=keep_first,
-            **_blocks(H, A, W, capacity),
+            **blocks(H, A, W, capacity), num_warps=WARPS,
         )  # fmt: skip
     output = hidden[P:].clone()
     at = (P + ends - 1).clamp(min=0).view(1, B, 1).expand(1, B, H)
@@ -551,7 +552,7 @@ def backward(
             grad, weight_hh.contiguous(), weight_query.contiguous(), weight_key.contiguous(),
             weight_score.contiguous(), first, ends, cuts, c_0.contiguous(), hidden, keys, gates,
             queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, kept.size(2), B, H,
-            A, **_blocks(H, A, W, kept.size(2)),
+            A, **blocks(H, A, W, kept.size(2)), num_warps=WARPS,
         )  # fmt: skip
     none = input.new_empty(0)
     grads = [da @ weight_ih if need_input else none, direct, cells, context]

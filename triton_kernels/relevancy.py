@@ -31,6 +31,12 @@ from throughtime.triton_kernels.common import block, memory_sizes, retained_posi
 
 QUERIES = 16  # queries of a program in the parallel passes
 
+
+def warps(features: int) -> int:
+    """Warps of a program, for its registers to hold rows of so many features."""
+    return 4 if features <= 64 else 8
+
+
 _RUN_TIME = ["T", "S", "R", "W", "K", "CAPACITY"]
 
 
@@ -90,9 +96,9 @@ def select(
     kept_relevance = tl.load(relevance + n * P + slot, mask=slot < R, other=-1.0)
     kept = tl.where(kept_relevance < 0, -1, kept)
     # The window of the step before the first: the last W positions before P.
-    position = P - 1 - (P - 1 - e + W) % W
-    known = (e < W) & (position >= begin)  # none if P is 0
-    ring = tl.load(relevance + n * P + position, mask=known, other=0.0)
+    earlier = P - 1 - (P - 1 - e + W) % W
+    known = (e < W) & (earlier >= begin)  # none if P is 0
+    ring = tl.load(relevance + n * P + earlier, mask=known, other=0.0)
 
     for i in range(0, end):
         own = P + i
@@ -292,7 +298,9 @@ class _Call:
         if lengths is None:
             lengths = torch.full((self.B,), self.T, device=query.device)
         self.ends = lengths.to(torch.int64).repeat_interleave(self.heads)
+        self.warps = warps(max(self.D, self.Dv))
         self.blocks: dict[str, Any] = {
+            "num_warps": self.warps,
             "ADDITIVE": self.additive,
             "BLOCK_Q": QUERIES,
             "BLOCK_D": block(self.D),
@@ -349,12 +357,12 @@ def forward(
             lse, last, final, final_relevance, rings, c.T, c.S, retained, c.W,
             min(top_k, capacity), capacity, c.heads, c.D, ADDITIVE=c.additive,
             KEEP_FIRST=keep_first, BLOCK_W=block(c.W), BLOCK_K=block(capacity),
-            BLOCK_D=block(c.D),
+            BLOCK_D=block(c.D), num_warps=c.warps,
         )  # fmt: skip
         if c.T > 0:
             attend[c.grid](
                 c.value, first, c.ends, scores, kept_scores, kept_positions, lse, output, c.T, c.S,
-                c.W, capacity, c.Dv, BLOCK_Q=QUERIES, BLOCK_DV=block(c.Dv),
+                c.W, capacity, c.Dv, BLOCK_Q=QUERIES, BLOCK_DV=block(c.Dv), num_warps=c.warps,
             )  # fmt: skip
     index, left = _memory(c, final, final_relevance, rings, first, kept_after, window_after)
     shape = (c.B, c.heads)
