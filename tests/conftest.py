@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Triton decides when a kernel is defined whether the interpreter will run it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from cases import runnable
 

@@ -255,7 +255,12 @@ def test_explain_follows_the_choice() -> None:
     ("argument", "options", "kind", "message"),
     [
         ("lstm", {}, TypeError, "hidden_size is required when an operator is named"),
-        ("gru", {"hidden_size": 3}, ValueError, "operator should be one of 'lstm', .*'relevancy_attention', got 'gru'"),
+        (
+            "gru",
+            {"hidden_size": 3},
+            ValueError,
+            "operator should be one of 'lstm', .*'relevancy_attention', got 'gru'",
+        ),
         (torch.nn.LSTM(2, 3), {}, TypeError, "got LSTM; LSTM.from_torch converts an nn.LSTM"),
     ],
 )

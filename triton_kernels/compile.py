@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from throughtime.triton_kernels import rel_lstm, relevancy
 from throughtime.triton_kernels.common import block
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 TARGETS = (80, 90, 100)  # compute capability of A100, H100 and H200, B200
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from throughtime.triton_kernels.common import (
     block,
     memory_sizes,
@@ -26,6 +24,7 @@ from throughtime.triton_kernels.common import (
     sigmoid,
     tanh,
 )
+from torch import Tensor
 
 SAMPLES = 16  # of a program: the least that a matrix unit takes
 WARPS = 8  # with 4 the walks spill registers
@@ -38,7 +37,7 @@ def rows_times_weight(
     acc, rows, row, row_mask, weight, column, column_mask, depth, stride_column, stride_depth,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc [BB, BN] += rows [BB, depth] @ weight [depth, BN], by blocks of the depth.
+    """Acc [BB, BN] += rows [BB, depth] @ weight [depth, BN], by blocks of the depth.
 
     ``row`` are the offsets of the rows, ``column`` the columns of the weight.
     """
@@ -58,7 +57,7 @@ def key_scores(
     queries, query_row, alive, keys, key_row, valid, weight_score, A, BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """w . tanh(q + u) of one candidate per sample ``[BB]``; -inf where there is none."""
+    """W . tanh(q + u) of one candidate per sample ``[BB]``; -inf where there is none."""
     total = tl.zeros([BLOCK_B], queries.dtype.element_ty)
     for start in range(0, A, BLOCK_N):
         a = start + tl.arange(0, BLOCK_N)
@@ -103,7 +102,7 @@ def walk_forward(
     ring = tl.load(relevance + earlier[None, :].to(tl.int64) * B + b[:, None], mask=known,
                    other=0.0)  # fmt: skip
 
-    for t in range(0, tl.max(end, axis=0)):
+    for t in range(tl.max(end, axis=0)):
         own = P + t
         alive = t < end
         row = t * B + b  # 64-bit, as b and t are
@@ -162,13 +161,13 @@ def walk_forward(
         # Scores of the window (by ring slot) and of the retained set (by slot).
         s = tl.full([BLOCK_B, BLOCK_W], float("-inf"), ring.dtype)
         r = tl.full([BLOCK_B, BLOCK_C], float("-inf"), ring.dtype)
-        for c in range(0, W):
+        for c in range(W):
             place = own - (own - c + W) % W + 0 * b
             valid = alive & (place >= begin)
             one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
                              BLOCK_N, BLOCK_B)  # fmt: skip
             s = tl.where((e == c)[None, :], one[:, None], s)
-        for c in range(0, CAPACITY):
+        for c in range(CAPACITY):
             place = column_of(kept, slot, c)
             valid = alive & (place >= 0)
             one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
@@ -184,13 +183,13 @@ def walk_forward(
             n = start + tl.arange(0, BLOCK_N)
             inside = n < H
             out = tl.zeros([BLOCK_B, BLOCK_N], ring.dtype)
-            for c in range(0, W):
+            for c in range(W):
                 place = own - (own - c + W) % W + 0 * b
                 valid = alive & (place >= begin)
                 h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
                             mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
                 out += column_of(s, e, c)[:, None] * h
-            for c in range(0, CAPACITY):
+            for c in range(CAPACITY):
                 place = column_of(kept, slot, c)
                 valid = alive & (place >= 0)
                 h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
@@ -258,7 +257,7 @@ def walk_backward(
     end = tl.load(ends + b, mask=present, other=0)
     e, slot = tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_C)
     longest = tl.max(end, axis=0)
-    for back in range(0, longest):
+    for back in range(longest):
         t = longest - 1 - back
         own = P + t
         alive = t < end
@@ -270,7 +269,7 @@ def walk_backward(
         r = tl.full([BLOCK_B, BLOCK_C], float("-inf"), dw.dtype.element_ty)
         ds = tl.zeros([BLOCK_B, BLOCK_W], dw.dtype.element_ty)
         dr = tl.zeros([BLOCK_B, BLOCK_C], dw.dtype.element_ty)
-        for c in range(0, W + CAPACITY):
+        for c in range(W + CAPACITY):
             if c < W:
                 place = own - W + 1 + c + 0 * b
                 valid = alive & (place >= begin)
@@ -310,7 +309,7 @@ def walk_backward(
             w = tl.load(weight_score + a, mask=inside, other=0.0)
             to_q = tl.zeros([BLOCK_B, BLOCK_N], dw.dtype.element_ty)
             to_w = tl.load(dw + program * A + a, mask=inside, other=0.0)
-            for c in range(0, W + CAPACITY):
+            for c in range(W + CAPACITY):
                 if c < W:
                     place = own - W + 1 + c + 0 * b
                     valid = alive & (place >= begin)
@@ -336,7 +335,7 @@ def walk_backward(
             inside = n < H
             go = tl.load(context + b[:, None] * H + n[None, :],
                          mask=alive[:, None] & inside[None, :], other=0.0)  # fmt: skip
-            for c in range(0, W + CAPACITY):
+            for c in range(W + CAPACITY):
                 if c < W:
                     place = own - W + 1 + c + 0 * b
                     valid = alive & (place >= begin)

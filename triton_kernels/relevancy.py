@@ -25,9 +25,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from throughtime.triton_kernels.common import block, memory_sizes, retained_positions, tanh
+from torch import Tensor
 
 QUERIES = 16  # queries of a program in the parallel passes
 
@@ -53,7 +52,7 @@ def window_scores(
     query, key, weight, first, ends, scores, T, S, R, W, HEADS, D,
     ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """scores [N, T, W]: query i and the key W - 1 - w steps before it; -inf where there is none."""
+    """Scores [N, T, W]: query i and the key W - 1 - w steps before it; -inf where there is none."""
     n = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
@@ -65,7 +64,7 @@ def window_scores(
     w_row = tl.zeros([1, BLOCK_D], q.dtype)
     if ADDITIVE:
         w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
-    for w in range(0, W):
+    for w in range(W):
         position = S - T + i - W + 1 + w
         valid = alive & (position >= begin)
         k = tl.load(key + (n * S + position[:, None]) * D + d[None, :],
@@ -100,7 +99,7 @@ def select(
     known = (e < W) & (earlier >= begin)  # none if P is 0
     ring = tl.load(relevance + n * P + earlier, mask=known, other=0.0)
 
-    for i in range(0, end):
+    for i in range(end):
         own = P + i
         position = own - (own - e + W) % W  # of ring slot e
         valid = (e < W) & (position >= begin)
@@ -156,7 +155,7 @@ def attend(
     value, first, ends, scores, kept_scores, kept_positions, lse, output, T, S, W, CAPACITY, DV,
     BLOCK_Q: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """output [N, T, Dv] from the scores and their log-sum-exp."""
+    """Output [N, T, Dv] from the scores and their log-sum-exp."""
     n = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_DV)
@@ -164,7 +163,7 @@ def attend(
     alive, features = i < end, d < DV
     log_sum = tl.load(lse + n * T + i, mask=alive, other=0.0)
     out = tl.zeros([BLOCK_Q, BLOCK_DV], log_sum.dtype)
-    for c in range(0, W + CAPACITY):
+    for c in range(W + CAPACITY):
         if c < W:
             position = S - T + i - W + 1 + c
             valid = alive & (position >= begin)
@@ -188,7 +187,7 @@ def query_gradient(
     grad_weight, T, S, W, CAPACITY, HEADS, D, DV, ADDITIVE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """dq of a block of queries, and their part of dw."""
+    """Dq of a block of queries, and their part of dw."""
     n = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
@@ -205,7 +204,7 @@ def query_gradient(
         w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
     dq = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
     dw = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
-    for c in range(0, W + CAPACITY):
+    for c in range(W + CAPACITY):
         if c < W:
             position = S - T + i - W + 1 + c
             valid = alive & (position >= begin)
@@ -238,7 +237,7 @@ def key_gradient(
     DV, ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of one position: a sum over the queries from its own to ``last``."""
+    """Dk and dv of one position: a sum over the queries from its own to ``last``."""
     at = tl.program_id(0).to(tl.int64)  # n * S + position
     n, position = at // S, at % S
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
@@ -343,9 +342,7 @@ def forward(
     if c.N > 0:
         scores = query.new_empty(c.N, c.T, c.W)
         kept_scores = query.new_empty(c.N, c.T, capacity)
-        kept_positions = torch.empty(
-            c.N, c.T, capacity, dtype=torch.int32, device=query.device
-        )
+        kept_positions = torch.empty(c.N, c.T, capacity, dtype=torch.int32, device=query.device)
         prefix = before.contiguous()
         if c.T > 0:
             window_scores[c.grid](

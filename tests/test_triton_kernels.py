@@ -1,0 +1,139 @@
+"""The Triton kernels of relevancy screening: in the interpreter, and compiled without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import throughtime
+from cases import random
+from cases_relevancy import (
+    EVERYTHING,
+    Attention,
+    Layer,
+    assert_same,
+    attention_inputs,
+    doubled,
+    expect_attention,
+    expect_layer,
+    flat,
+    layer_grads,
+    layer_inputs,
+    run_attention,
+    run_layer,
+)
+from throughtime import functional
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+# The interpreter takes milliseconds per operation: few and small.
+ATTENTION = (
+    Attention(1, 1, 1, 1, 1, 1, 0),
+    Attention(2, 2, 11, 4, 3, 3, 2),
+    Attention(1, 2, 12, 5, 4, 2, 3, additive=True, lengths=True, before=7),
+    Attention(3, 1, 5, 3, 3, 9, 3, before=4, lengths=True),
+    Attention(2, 1, 9, 3, 2, 1, 50, additive=True),
+    Attention(2, 1, 18, 3, 3, 3, 2, keep_first=True),
+)
+LAYERS = (
+    Layer(1, 1, 1, 1, 1, 1, 0),
+    Layer(7, 3, 2, 19, 18, 2, 2, mask="T"),
+    Layer(6, 3, 2, 4, 3, 2, 3, lengths=True, mask="TB", before=5),
+    Layer(4, 2, 1, 3, 3, 6, EVERYTHING, before=3),
+    Layer(6, 17, 1, 3, 2, 2, 1, lengths=True, keep_first=True),  # two tiles of samples
+)
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_attention_matches_the_reference(case: Attention) -> None:
+    given, grad = attention_inputs(case), random(case.B, case.heads, case.T, case.Dv, seed=9)
+    found = run_attention(case, given, grad, "_triton")
+    assert_same(found, expect_attention(case, given, grad))
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_layer_matches_the_reference(case: Layer) -> None:
+    given, grads = layer_inputs(case), layer_grads(case)
+    assert_same(run_layer(case, given, grads, "_triton"), expect_layer(case, given, grads))
+
+
+def test_float32() -> None:
+    attention, layer = ATTENTION[2], LAYERS[2]
+    given = attention_inputs(attention, torch.float32)
+    grad = random(1, 2, 12, 4, seed=9, dtype=torch.float32)
+    exact = expect_attention(attention, doubled(given), grad.double())
+    plain = expect_attention(attention, given, grad)
+    assert_same(run_attention(attention, given, grad, "_triton"), exact, plain)
+    given, grads = layer_inputs(layer, torch.float32), layer_grads(layer, torch.float32)
+    exact = expect_layer(layer, doubled(given), [g.double() for g in grads])
+    plain = expect_layer(layer, given, grads)
+    assert_same(run_layer(layer, given, grads, "_triton"), exact, plain)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")  # how numpy, the interpreter, takes maxima
+def test_ties_and_nan() -> None:
+    ones = torch.ones(1, 2, 12, 2)
+    ones[0, 1, 5] = torch.nan
+    forward = torch.ops.throughtime.relevancy_forward_triton
+    output, _, last, index, _ = forward(ones, ones, ones, None, None, None, 0, 1, 3, 0.5, False)
+    assert index[0, 0].tolist() == [0, 1, 2], "of equals the earlier keys stay"
+    assert last[0, 0].tolist() == [11, 11, 11, *range(3, 12)]
+    assert output[0, 0].isfinite().all() and output[0, 1, :5].isfinite().all()
+    assert output[0, 1, 5].isnan().all() and (last < 12).all()
+
+
+def test_nothing_past_the_end_is_read() -> None:
+    case = Layer(6, 3, 2, 4, 3, 2, 3, lengths=True)
+    given, grads = layer_inputs(case), layer_grads(case)
+    clean = flat(run_layer(case, given, grads, "_triton"))
+    past = torch.arange(6).unsqueeze(1) >= given["lengths"]
+    assert past.any()
+    with torch.no_grad():
+        given["input"][past] = torch.nan
+        grads[0][past] = torch.nan
+    for name, tensor in flat(run_layer(case, given, grads, "_triton")).items():
+        assert torch.equal(tensor, clean[name]), name
+
+
+def test_public_functions_and_gradients() -> None:
+    """An explicit backend runs Triton; "auto" never takes its interpreter."""
+    assert throughtime.explain("rel_lstm", hidden_size=4).chosen != "triton"
+    q, k, v = (random(1, 1, 7, 2, seed=s).requires_grad_() for s in range(3))
+    results = []
+    for backend in ("triton", "reference"):
+        output = functional.relevancy_attention(q, k, v, 2, 2, backend=backend)
+        results.append((output, *torch.autograd.grad(output.square().sum(), (q, k, v))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    layer = throughtime.RelLSTM(2, 3, window_size=2, top_k=2, backend="triton")
+    same = throughtime.RelLSTM(2, 3, window_size=2, top_k=2, backend="reference")
+    same.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 2, 2)
+    (one, state), (other, expected) = layer(x), same(x)
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(state.memory, expected.memory)
+
+
+def test_every_kernel_compiles_for_every_gpu_without_spills() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "throughtime.triton_kernels.compile"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout)
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 14 * 3
+    assert {row[2].strip() for row in rows} == {"sm_80", "sm_90", "sm_100"}
+    assert len({row[0] for row in rows}) == 7
+    assert all(int(row[3]) > 0 and int(row[5]) == 0 for row in rows)
