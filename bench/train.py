@@ -57,9 +57,8 @@ _RECALL = {
     "anneal": 0,
     "one_hot": True,
     "train_size": 0,
-    "epochs": 120,
+    "epochs": 100,
     "updates_per_epoch": 500,
-    "stop_at": 0.999,
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "copying": {"quick": {**_RECALL, "window_size": 10, "top_k": 15}},

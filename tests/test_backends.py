@@ -259,7 +259,7 @@ def test_explain_follows_the_choice() -> None:
             "gru",
             {"hidden_size": 3},
             ValueError,
-            "operator should be one of 'lstm', .*'relevancy_attention', got 'gru'",
+            "operator should be one of 'lstm', .*, got 'gru'",
         ),
         (torch.nn.LSTM(2, 3), {}, TypeError, "got LSTM; LSTM.from_torch converts an nn.LSTM"),
     ],

@@ -85,9 +85,7 @@ def test_bad_arguments(options: dict[str, object], message: str) -> None:
 
 
 def test_a_model_without_layers() -> None:
-    with pytest.raises(
-        ValueError, match=r"Linear has no throughtime.LSTM or RelLSTM; throughtime.replace"
-    ):
+    with pytest.raises(ValueError, match=r"Linear has no throughtime.LSTM or RelLSTM; .*replace"):
         DetachSchedule(nn.Linear(2, 3), 5)
 
 

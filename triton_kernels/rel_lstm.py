@@ -1,15 +1,16 @@
 """RelLSTM in Triton: a program per tile of samples walks through all steps in one launch.
 
 Shapes: T steps, S = P + T positions, B samples, H units, A attention units (see
-:mod:`throughtime.ops.rel_lstm`). The input projection before the walk and the weight gradients after
-it are large products of torch. In a step the tile's state goes through memory between blocks of units
-(a barrier between writing and reading), so that any H and A fit. Float32 products are true float32.
+:mod:`throughtime.ops.rel_lstm`). The input projection before the walk and the weight gradients
+after it are large products of torch. In a step the tile's state goes through memory between blocks
+of units (a barrier between writing and reading), so that any H and A fit. Float32 products are true
+float32.
 
-Kept for the backward pass, in one flat tensor: hidden ``[S, B, H]``, keys ``[S, B, A]``, gates i, f,
-g, o and c ``[T, B, 5H]``, s ``[T, B, H]``, queries ``[T, B, A]``.
+Kept for the backward pass, in one flat tensor: hidden ``[S, B, H]``, keys ``[S, B, A]``, gates i,
+f, g, o and c ``[T, B, 5H]``, s ``[T, B, H]``, queries ``[T, B, A]``.
 
-Backward: what attention gives the gradient of a key and of its hidden state is added to rows of ``du``
-and ``dh`` by the one program that owns the sample: no atomics, bit-equal from run to run.
+Backward: what attention gives the gradient of a key and of its hidden state is added to rows of
+``du`` and ``dh`` by the one program that owns the sample: no atomics, bit-equal from run to run.
 """
 
 from __future__ import annotations

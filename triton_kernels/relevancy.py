@@ -3,15 +3,15 @@
 Shapes: N = B * heads sequences, T queries, S = P + T positions of keys, features D and Dv.
 
 1. ``window_scores`` [parallel over N and blocks of queries]: scores of every query's window.
-2. ``select`` [a program per sequence, serial in T]: scores of the retained set, log-sum-exp, relevance
-   and the competition for the retained set. It writes what it retained for every query.
+2. ``select`` [a program per sequence, serial in T]: scores of the retained set, log-sum-exp,
+   relevance and the competition for the retained set. It writes what it retained for every query.
 3. ``attend`` [parallel over N and blocks of queries]: output.
 
 Backward, from ``last`` (see :mod:`throughtime.ops.relevancy`):
 
 4. ``query_gradient`` [parallel over N and blocks of queries]: dq and a block's part of dw.
-5. ``key_gradient`` [parallel over N and positions]: dk and dv of a key are sums over the unbroken run of
-   queries that attend it. No atomics; bit-equal from run to run.
+5. ``key_gradient`` [parallel over N and positions]: dk and dv of a key are sums over the unbroken
+   run of queries that attend it. No atomics; bit-equal from run to run.
 
 The window's relevance lies in a ring: the slot of position p is p % window_size, so that no value
 ever moves from one thread to another. Lengths are run-time arguments; nothing recompiles for
@@ -307,7 +307,7 @@ class _Call:
         self.grid = (self.N, triton.cdiv(self.T, QUERIES))
 
     def first(self, taken: Tensor, retained: int) -> Tensor:
-        """First position of each window, given where a position of the prefix is taken ``[N, P]``."""
+        """First position of each window; ``taken [N, P]`` says which of the prefix are."""
         window = taken[:, retained:].to(torch.int64)
         return retained + window.size(1) - window.sum(1)
 

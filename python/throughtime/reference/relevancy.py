@@ -94,7 +94,7 @@ def relevancy_attention(
     query = torch.where(alive.view(batch, heads, length, 1), query, 0.0)  # padding may be NaN
     q, k, v = (x.reshape(rows, *x.shape[2:]) for x in (query, key, value))
     screening = Screening(
-        relevance.reshape(rows, -1), retained, length, window_size, top_k, keep_first
+        relevance.reshape(rows, relevance.size(2)), retained, length, window_size, top_k, keep_first
     )
 
     chosen = []
@@ -106,8 +106,9 @@ def relevancy_attention(
             screening.advance(step, alive[:, step], attention)
             chosen.append(positions)
         width = max((x.size(1) for x in chosen), default=0)
-        padded = [torch.nn.functional.pad(x, (0, width - x.size(1)), value=-1) for x in chosen]
-        positions = torch.stack(padded, 1)  # [N, T, C]
+        positions = q.new_full((rows, length, width), -1, dtype=torch.int64)  # [N, T, C]
+        for step, x in enumerate(chosen):
+            positions[:, step, : x.size(1)] = x
 
     flat = positions.flatten(1)
     keys, values = (_gather(x, flat).unflatten(1, positions.shape[1:]) for x in (k, v))
