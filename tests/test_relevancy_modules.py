@@ -1,0 +1,464 @@
+"""RelLSTM and RelevancyAttention as modules: conventions of torch.nn, states, errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import throughtime
+from cases import random
+from closeness import assert_close
+from throughtime import DetachSchedule, RelevancyAttention, RelevancyCache, RelLSTM, RelState
+from throughtime.functional import rel_lstm, relevancy_attention, retained_positions
+
+
+def small(**options: Any) -> RelLSTM:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"window_size": 2, "top_k": 2, "dtype": torch.float64} | options
+    return RelLSTM(3, 4, **sizes)
+
+
+def test_parameters_have_the_documented_names_order_and_scale() -> None:
+    layer = RelLSTM(3, 40, num_layers=2, attention_size=60, window_size=2, top_k=2)
+    shapes = {name: tuple(x.shape) for name, x in layer.named_parameters()}
+    assert list(shapes)[:7] == [
+        "weight_ih_l0",
+        "weight_hh_l0",
+        "bias_ih_l0",
+        "bias_hh_l0",
+        "weight_query_l0",
+        "weight_key_l0",
+        "weight_score_l0",
+    ]
+    assert shapes["weight_ih_l1"] == (160, 40) and shapes["weight_key_l1"] == (60, 40)
+    assert not layer.bias_ih_l0.any() and abs(layer.weight_score_l0.std() - 1) < 0.4
+    assert layer.weight_query_l0.std().item() == pytest.approx(2 * (2 / 100) ** 0.5, rel=0.1)
+    assert layer.weight_hh_l0.std().item() == pytest.approx((2 / 80) ** 0.5, rel=0.1)
+    assert len(list(RelLSTM(3, 4, bias=False).parameters())) == 5
+
+
+def test_a_seed_gives_the_same_weights() -> None:
+    one, other = small(), small()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    other.reset_parameters()
+    assert not torch.equal(one.weight_hh_l0, other.weight_hh_l0)
+
+
+def test_layers_are_stacked(backend: str) -> None:
+    layer = small(num_layers=2, backend=backend)
+    x = random(9, 2, 3, seed=0)
+    output, state = layer(x)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    names += ("weight_query", "weight_key", "weight_score")
+    for k in range(2):
+        weights = [getattr(layer, f"{name}_l{k}") for name in names]
+        x, own = rel_lstm(x, None, *weights, 2, 2)
+        assert_close(state.h[k], own.h)
+        assert torch.equal(state.position[k], own.position)
+    assert_close(output, x)
+    assert state.memory.shape == (2, 3, 2, 4) and state.retained == 2
+
+
+def test_batch_first_and_unbatched() -> None:
+    layer, x = small(), random(9, 2, 3, seed=0)
+    output, _ = layer(x)
+    layer.batch_first = True
+    assert torch.equal(layer(x.transpose(0, 1))[0], output.transpose(0, 1))
+    single, state = layer(x[:, 1])
+    assert_close(single, output[:, 1])
+    assert state.h.shape == (1, 1, 4)
+    assert layer(x[:, 1], (state.h[:, 0], state.c[:, 0]))[0].shape == (9, 4)
+
+
+def test_packed_sequences_equal_single_ones(backend: str) -> None:
+    layer = small(num_layers=2, backend=backend)
+    sequences = [random(n, 3, seed=n) for n in (3, 8, 1, 5)]
+    output, state = layer(pack_sequence(sequences, enforce_sorted=False))
+    assert isinstance(output, PackedSequence) and state.length.tolist() == [3, 8, 1, 5]
+    padded, _ = nn.utils.rnn.pad_packed_sequence(output)
+    again, later = layer(pack_sequence(sequences, enforce_sorted=False), state)
+    for b, x in enumerate(sequences):
+        alone, end = layer(x.unsqueeze(1))
+        assert_close(padded[: len(x), b], alone[:, 0])
+        assert_close(state.h[:, b], end.h[:, 0])
+        held = state.position[:, :, b]
+        for k in range(2):
+            own = end.position[k, :, 0]
+            assert held[k][held[k] >= 0].tolist() == own[own >= 0].tolist()
+        twice, _ = layer(x.unsqueeze(1), end)
+        assert_close(nn.utils.rnn.pad_packed_sequence(again)[0][: len(x), b], twice[:, 0])
+    assert later.length.tolist() == [6, 16, 2, 10]
+
+
+def test_states_continue_and_can_be_detached() -> None:
+    layer, x = small(num_layers=2), random(11, 2, 3, seed=0).requires_grad_()
+    whole, _ = layer(x)
+    first, state = layer(x[:5])
+    assert isinstance(state, RelState) and state.length.tolist() == [5, 5]
+    second, _ = layer(x[5:], state)
+    assert_close(torch.cat([first, second]), whole)
+    assert torch.autograd.grad(second.sum(), x)[0][:5].any()
+    cut, _ = layer(x[5:], state.detach())
+    assert torch.equal(cut, second)
+    assert not torch.autograd.grad(cut.sum(), x)[0][:5].any()
+    swapped, _ = layer(x[5:].flip(1), state.index_select(torch.tensor([1, 0])))
+    assert_close(swapped, second.flip(1))
+
+
+def test_a_pair_of_states_starts_afresh() -> None:
+    layer, x = small(), random(5, 2, 3, seed=0)
+    h, c = random(1, 2, 4, seed=1), random(1, 2, 4, seed=2)
+    assert not torch.equal(layer(x, (h, c))[0], layer(x)[0])
+    zeros = torch.zeros_like(h)
+    assert torch.equal(layer(x, (zeros, zeros))[0], layer(x)[0])
+
+
+def test_masks_are_drawn_in_training_only() -> None:
+    layer, x = small(num_layers=2, detach_prob=0.5), random(20, 2, 3, seed=0)
+    h = torch.zeros(2, 2, 4, dtype=torch.float64, requires_grad=True)
+
+    def gradient() -> Tensor:
+        output, _ = layer(x, (h, torch.zeros_like(h)))
+        return torch.autograd.grad(output.sum(), layer.weight_hh_l0)[0]
+
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(gradient())
+    assert torch.equal(*states)
+    assert not torch.equal(gradient(), states[0])
+    layer.eval()
+    before = torch.get_rng_state()
+    plain = gradient()
+    assert torch.equal(before, torch.get_rng_state()) and torch.equal(plain, gradient())
+    mask = torch.ones(2, 20, 1, dtype=torch.bool)
+    cut = torch.autograd.grad(layer(x, detach_mask=mask)[0].sum(), layer.weight_hh_l0)[0]
+    assert not torch.equal(cut, plain)
+    schedule = DetachSchedule(layer, 4, final_steps=3)
+    schedule.step()
+    assert layer.detach_prob == 0
+
+
+def test_dropout_between_layers_only() -> None:
+    layer, x = small(num_layers=2, dropout=1.0), random(6, 2, 3, seed=0)
+    output, state = layer(x)
+    fed = torch.zeros(6, 2, 4, dtype=torch.float64)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    names += ("weight_query", "weight_key", "weight_score")
+    expected, _ = rel_lstm(fed, None, *(getattr(layer, f"{n}_l1") for n in names), 2, 2)
+    assert_close(output, expected)
+    assert state.h[0].any()
+
+
+def test_copies_and_replaced_weights() -> None:
+    layer, x = small(detach_prob=0.25), random(6, 2, 3, seed=0)
+    layer.eval()
+    output, _ = layer(x)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x)[0], output) and twin.detach_prob == 0.25
+    doubled = {name: 2 * p for name, p in layer.named_parameters()}
+    changed = torch.func.functional_call(layer, doubled, (x,))[0]
+    assert not torch.equal(changed, output)
+
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    for name in list(doubled):
+        parametrize.register_parametrization(layer, name, Twice())
+    assert torch.equal(layer(x)[0], changed)
+
+
+def test_every_parameter_gets_a_gradient(backend: str) -> None:
+    layer = small(num_layers=2, backend=backend)
+    layer(random(9, 2, 3, seed=0))[0].square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_dtypes_and_autocast() -> None:
+    layer = small().to(torch.bfloat16)
+    output, state = layer(random(5, 2, 3, seed=0).bfloat16())
+    assert output.dtype == state.memory.dtype == torch.bfloat16
+    layer = small().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state = layer(torch.randn(5, 2, 3))
+        layer(torch.randn(5, 2, 3), state)
+    assert output.dtype == torch.bfloat16
+
+
+def test_text() -> None:
+    assert repr(RelLSTM(3, 4)) == "RelLSTM(3, 4, window_size=10, top_k=15)"
+    layer = RelLSTM(3, 4, 2, bias=False, window_size=5, top_k=None, cell="tanh", detach_prob=0.5)
+    assert repr(layer) == (
+        "RelLSTM(3, 4, num_layers=2, bias=False, window_size=5, top_k=None, cell='tanh', "
+        "detach_prob=0.5)"
+    )
+    text = repr(RelevancyAttention(8, 2, 3, 1, score="additive"))
+    assert text.startswith("RelevancyAttention(\n  8, 2, 3, 1, score='additive'")
+
+
+def test_explain_tells_of_both_layers() -> None:
+    assert throughtime.explain(RelLSTM(3, 4, cell="tanh")).chosen == "reference"
+    table = throughtime.explain(RelevancyAttention(8, 2, 3, 1), backend="cpu")
+    assert table.request.op == "relevancy_attention" and table.request.hidden_size == 4
+    with pytest.raises(RuntimeError, match="cell='tanh' runs on backend 'reference' only"):
+        RelLSTM(3, 4, cell="tanh", backend="cpu")
+
+
+def test_attention_takes_the_weights_of_multihead_attention() -> None:
+    torch.manual_seed(0)
+    dense = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
+    dense.in_proj_bias.data.normal_()
+    sparse = RelevancyAttention(8, 2, window_size=20, top_k=0, dtype=torch.float64)
+    sparse.load_state_dict(dense.state_dict())
+    x = random(3, 12, 8, seed=0)
+    mask = torch.ones(12, 12, dtype=torch.bool).triu(1)
+    assert_close(sparse(x), dense(x, x, x, attn_mask=mask, need_weights=False)[0])
+    time_first = RelevancyAttention(8, 2, 20, 0, batch_first=False, dtype=torch.float64)
+    time_first.load_state_dict(dense.state_dict())
+    assert_close(time_first(x.transpose(0, 1)).transpose(0, 1), sparse(x))
+
+
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_attention_streams(score: Any) -> None:
+    attention = RelevancyAttention(8, 2, 3, 2, score=score, dtype=torch.float64)
+    x, cache = random(2, 10, 8, seed=0), RelevancyCache()
+    parts = [attention(chunk, cache=cache) for chunk in x.split([4, 1, 5], 1)]
+    assert_close(torch.cat(parts, 1), attention(x))
+    attention(x).sum().backward()
+    assert all(p.grad is not None for p in attention.parameters())
+
+
+# Errors name the argument, what was wanted, what was given, and the way out.
+
+Q = torch.zeros(2, 3, 5, 4)
+ATTENTION_ERRORS: dict[str, tuple[type[Exception], tuple[Any, ...], dict[str, Any]]] = {
+    "window_size should be 1 or more, got 0": (ValueError, (Q, Q, Q, 0, 1), {}),
+    "top_k should be 0 or more, got -1": (ValueError, (Q, Q, Q, 1, -1), {}),
+    "top_k should be of type int, got float": (TypeError, (Q, Q, Q, 1, 1.0), {}),
+    "window_size should be of type int, got bool": (TypeError, (Q, Q, Q, True, 1), {}),
+    "query should be a Tensor, got list": (TypeError, ([1.0], Q, Q, 1, 1), {}),
+    "value should have a floating point dtype, got torch.int64; convert it: value.float()": (
+        ValueError,
+        (Q, Q, Q.long(), 1, 1),
+        {},
+    ),
+    "query should have shape [B, heads, T, D], got [3, 5, 4]": (
+        RuntimeError,
+        (Q[0], Q, Q, 1, 1),
+        {},
+    ),
+    "key should have shape the query's shape [2, 3, 5, 4], got [2, 1, 5, 4]": (
+        RuntimeError,
+        (Q, Q[:, :1], Q, 1, 1),
+        {},
+    ),
+    "value should have shape [2, 3, 5, Dv] (B, heads and T of the query), got [2, 3, 4, 4]": (
+        RuntimeError,
+        (Q, Q, Q[:, :, :4], 1, 1),
+        {},
+    ),
+    "key should have the query's dtype torch.float32, got torch.float64; convert it: key.to(": (
+        ValueError,
+        (Q, Q.double(), Q, 1, 1),
+        {},
+    ),
+    "score should be one of 'dot', 'additive', got 'cosine'": (
+        ValueError,
+        (Q, Q, Q, 1, 1),
+        {"score": "cosine"},
+    ),
+    "score='additive' needs score_weight; give score_weight=w": (
+        ValueError,
+        (Q, Q, Q, 1, 1),
+        {"score": "additive"},
+    ),
+    "score='dot' takes no score_weight; leave it out": (
+        ValueError,
+        (Q, Q, Q, 1, 1),
+        {"score_weight": Q[0, 0, 0]},
+    ),
+    "score_weight should have shape [4] or [3, 4] ([D] or [heads, D]), got [5]": (
+        RuntimeError,
+        (Q, Q, Q, 1, 1),
+        {"score": "additive", "score_weight": torch.zeros(5)},
+    ),
+    "retain should be one of 'relevant', 'first', got 'last'": (
+        ValueError,
+        (Q, Q, Q, 1, 1),
+        {"retain": "last"},
+    ),
+    "scale should be a number or None, got str": (TypeError, (Q, Q, Q, 1, 1), {"scale": "1"}),
+    "lengths should have shape [2], one per sample, got [3]": (
+        RuntimeError,
+        (Q, Q, Q, 1, 1),
+        {"lengths": torch.zeros(3, dtype=torch.int64)},
+    ),
+    "lengths should be between 0 and the number of steps 5": (
+        ValueError,
+        (Q, Q, Q, 1, 1),
+        {"lengths": torch.tensor([6, 1])},
+    ),
+    "cache should be a RelevancyCache, got dict": (TypeError, (Q, Q, Q, 1, 1), {"cache": {}}),
+    "query should have shape [B, heads, T, D] with D >= 1, got [2, 3, 5, 0]": (
+        RuntimeError,
+        (Q[..., :0], Q[..., :0], Q, 1, 1),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", ATTENTION_ERRORS)
+def test_attention_errors(message: str) -> None:
+    kind, args, options = ATTENTION_ERRORS[message]
+    with pytest.raises(kind) as error:
+        relevancy_attention(*args, **options)
+    assert str(error.value).startswith("relevancy_attention: ") and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"x": Q[:1]},
+            "cache holds keys of (B, heads, features) = (2, 3, 4), but key has (1, 3, 4)",
+        ),
+        ({"x": Q[:, :2]}, "cache holds keys of (B, heads, features) = (2, 3, 4), but key has"),
+        (
+            {"x": Q.double()},
+            "cache holds keys in torch.float32 on cpu, but key is in torch.float64",
+        ),
+        (
+            {"window_size": 3},
+            "cache was begun with (window_size, top_k, score, scale, retain) = (2,",
+        ),
+        ({"top_k": 3}, "go on with the same, or begin a new sequence with a new RelevancyCache()"),
+    ],
+)
+def test_a_cache_of_something_else(change: dict[str, Any], message: str) -> None:
+    cache = RelevancyCache()
+    relevancy_attention(Q, Q, Q, 2, 2, cache=cache)
+    x = change.get("x", Q)
+    sizes = (change.get("window_size", 2), change.get("top_k", 2))
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        relevancy_attention(x, x, x, *sizes, cache=cache)
+    assert message in str(error.value) and "RelevancyCache()" in str(error.value)
+
+
+LAYER_ERRORS: dict[str, tuple[type[Exception], dict[str, Any]]] = {
+    "input_size should be 1 or more, got 0": (ValueError, {"input_size": 0}),
+    "hidden_size should be of type int, got str": (TypeError, {"hidden_size": "4"}),
+    "num_layers should be 1 or more, got 0": (ValueError, {"num_layers": 0}),
+    "bias should be of type bool, got: int": (TypeError, {"bias": 1}),
+    "dropout should be a number in range [0, 1], got 2": (ValueError, {"dropout": 2}),
+    "window_size should be 1 or more, got 0": (ValueError, {"window_size": 0}),
+    "top_k should be 0 or more, got -1": (ValueError, {"top_k": -1}),
+    "attention_size should be 1 or more, got 0": (ValueError, {"attention_size": 0}),
+    "cell should be one of 'lstm', 'tanh', got 'gru'": (ValueError, {"cell": "gru"}),
+    "retain should be one of 'relevant', 'first', got 'all'": (ValueError, {"retain": "all"}),
+    "detach_prob should be a number in range [0, 1], got -1": (ValueError, {"detach_prob": -1}),
+    "backend should be one of": (ValueError, {"backend": "gpu"}),
+}
+
+
+@pytest.mark.parametrize("message", LAYER_ERRORS)
+def test_layer_errors(message: str) -> None:
+    kind, options = LAYER_ERRORS[message]
+    with pytest.raises(kind) as error:
+        RelLSTM(**{"input_size": 3, "hidden_size": 4, **options})
+    assert message in str(error.value)
+
+
+def test_attention_layer_errors() -> None:
+    with pytest.raises(ValueError, match="embed_dim should be divisible by num_heads, got 8 and 3"):
+        RelevancyAttention(8, 3, 2, 2)
+    with pytest.raises(ValueError, match="window_size should be 1 or more, got 0"):
+        RelevancyAttention(8, 2, 0, 2)
+    with pytest.raises(RuntimeError, match=r"input should have shape \[B, T, E\] with E = 8"):
+        RelevancyAttention(8, 2, 2, 2)(torch.zeros(2, 3, 7))
+
+
+CALL_ERRORS: dict[str, tuple[type[Exception], Any, Any]] = {
+    "Expected input to be 2D or 3D, got 1D": (ValueError, torch.zeros(3), None),
+    "Expected 3, got 2": (RuntimeError, torch.zeros(5, 2, 2), None),
+    "Expected sequence length to be larger than 0": (RuntimeError, torch.zeros(0, 2, 3), None),
+    "Convert input: input.to(torch.float32)": (ValueError, torch.zeros(5, 2, 3).double(), None),
+    "Expected hidden[0] size (1, 2, 4), got [1, 3, 4]": (
+        RuntimeError,
+        torch.zeros(5, 2, 3),
+        (torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)),
+    ),
+    "hx should be a RelState, a pair (h_0, c_0) of tensors or None, got Tensor": (
+        TypeError,
+        torch.zeros(5, 2, 3),
+        torch.zeros(1, 2, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", CALL_ERRORS)
+def test_call_errors(message: str) -> None:
+    kind, x, hx = CALL_ERRORS[message]
+    with pytest.raises(kind) as error:
+        RelLSTM(3, 4, window_size=2, top_k=2)(x, hx)
+    assert message in str(error.value)
+
+
+def test_a_state_that_does_not_fit() -> None:
+    x = torch.zeros(9, 2, 3)
+    _, state = RelLSTM(3, 4, window_size=4, top_k=3)(x)
+    with pytest.raises(ValueError, match=r"hx holds 3 retained states and 3 of the window"):
+        RelLSTM(3, 4, window_size=2, top_k=3)(x, state)
+    with pytest.raises(RuntimeError, match=r"Expected hx.h size \(3, 4\), got \[2, 4\]"):
+        RelLSTM(3, 4, window_size=4, top_k=3)(torch.zeros(9, 3, 3), state)
+    with pytest.raises(ValueError, match=r"Convert the state: hx.h.to\(torch.float64\)"):
+        RelLSTM(3, 4, window_size=4, top_k=3).double()(x.double(), state)
+
+
+WEIGHTS = {
+    "weight_ih": torch.zeros(16, 3),
+    "weight_hh": torch.zeros(16, 4),
+    "bias_ih": torch.zeros(16),
+    "bias_hh": None,
+    "weight_query": torch.zeros(5, 4),
+    "weight_key": torch.zeros(5, 4),
+    "weight_score": torch.zeros(5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("weight_hh", torch.zeros(12, 4), "weight_hh should have shape [4H, H], got [12, 4]"),
+        ("weight_ih", torch.zeros(16, 2), "input.size(-1) must be equal to input_size. Expected 2"),
+        ("weight_query", torch.zeros(4, 4), "weight_query should have shape [5, 4], got [4, 4]"),
+        ("weight_key", torch.zeros(5, 3), "weight_key should have shape [5, 4], got [5, 3]"),
+        ("weight_score", torch.zeros(5, 1), "weight_score should have shape [A], got [5, 1]"),
+        ("bias_ih", torch.zeros(15), "bias_ih should have shape [16], got [15]"),
+        ("weight_query", None, "weight_query should be a Tensor, got NoneType"),
+        ("weight_key", torch.zeros(5, 4).double(), "(torch.float64) of weight_key"),
+        ("detach_mask", torch.zeros(5), "detach_mask should have dtype torch.bool"),
+        ("detach_mask", torch.zeros(2, 5) > 0, "[5] or [5, 2] ([T] or [T, B], time first)"),
+        ("lengths", torch.zeros(2), "lengths should have dtype torch.int64, got torch.float32"),
+    ],
+)
+def test_weight_errors(name: str, value: Any, message: str) -> None:
+    arguments = {**WEIGHTS, name: value}
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as error:
+        rel_lstm(torch.zeros(5, 2, 3), None, **arguments, window_size=2, top_k=2)  # type: ignore[arg-type]
+    assert message in str(error.value)
+
+
+def test_retained_positions_errors() -> None:
+    with pytest.raises(TypeError, match=r"last should be an int64 Tensor, got torch.float32"):
+        retained_positions(torch.zeros(3), 1, 1)
+    with pytest.raises(ValueError, match="window_size should be 1 or more, got 0"):
+        retained_positions(torch.zeros(3, dtype=torch.int64), 0, 1)
