@@ -27,6 +27,12 @@ class LoopRelLSTM(throughtime.RelLSTM):
         torch.Size([5, 2, 4])
     """
 
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    weight_query_l0: Tensor
+    weight_key_l0: Tensor
+    weight_score_l0: Tensor
+
     def forward(self, input: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """Input ``[T, B, I]`` -> output ``[T, B, H]``."""
         batch, hidden = input.size(1), self.hidden_size

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from types import MappingProxyType
 
 import torch
 from throughtime.bench import arguments, versus
@@ -58,12 +58,12 @@ class RelLstm:
 
     name = "rel-lstm"
     heading = "T, B, I, H, window, top_k"
-    labels: ClassVar[dict[str, str]] = {
+    labels: Mapping[str, str] = MappingProxyType({
         "throughtime": "throughtime",
         "loop": "authors' loop",
         "torch": "nn.LSTM",
         "reference": "reference",
-    }
+    })  # fmt: skip
 
     def why_not(self, impl: str, case: Case) -> str | None:
         """The Python loops take long."""
@@ -155,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the benchmark."""
-    chosen = QUICK if args.quick else DEFAULT
+    chosen: tuple[Case, ...] = QUICK if args.quick else DEFAULT
     if args.T or args.B:
         rest = (args.I, args.H, args.window_size, args.top_k)
         chosen = tuple(Case(T, B, *rest) for T in args.T or [320] for B in args.B or [10])

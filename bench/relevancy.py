@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +62,11 @@ class Relevancy:
 
     name = "relevancy"
     heading = "T, B, heads, D, window, top_k"
-    labels: ClassVar[dict[str, str]] = {
+    labels: Mapping[str, str] = MappingProxyType({
         "throughtime": "throughtime",
         "sdpa": "full attention (sdpa)",
         "reference": "reference",
-    }
+    })  # fmt: skip
 
     def why_not(self, impl: str, case: Case) -> str | None:
         """Full attention is quadratic, the reference a Python loop: large cases take too long."""
@@ -119,7 +119,7 @@ class Relevancy:
 def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
     """Query, key, value and, for the additive score, its weight; leaves that need gradients."""
     generator = torch.Generator().manual_seed(3)
-    shapes = [(case.B, case.heads, case.T, case.D)] * 3
+    shapes: list[tuple[int, ...]] = [(case.B, case.heads, case.T, case.D)] * 3
     shapes += [(case.heads, case.D)] if case.score == "additive" else []
     made = [torch.randn(shape, generator=generator) for shape in shapes]
     if case.score == "additive":
@@ -133,17 +133,18 @@ def _call(
     query, key, value, *weight = inputs
     if impl == "sdpa":
         return F.scaled_dot_product_attention(query, key, value, is_causal=True), None
-    return functional.relevancy_attention(
+    output, last = functional.relevancy_attention(  # type: ignore[call-overload]
         query,
         key,
         value,
         case.window_size,
         case.top_k,
-        score=case.score,  # type: ignore[arg-type]
+        score=case.score,
         score_weight=weight[0] if weight else None,
         return_retained=True,
-        backend="reference" if impl == "reference" else backend,  # type: ignore[arg-type]
+        backend="reference" if impl == "reference" else backend,
     )
+    return output, last
 
 
 def _results(impl: str, case: Case, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
@@ -181,7 +182,8 @@ def run(args: argparse.Namespace) -> int:
 def main(arguments: list[str]) -> None:
     """Measures memory in this process: impl, the sizes of ``memory_arguments``, and the rest."""
     impl, *sizes, score, dtype, backend, threads = arguments
-    case = Case(*(int(size) for size in sizes), score=score)
+    T, B, heads, D, window_size, top_k = (int(size) for size in sizes)
+    case = Case(T, B, heads, D, window_size, top_k, score)
     versus.print_growth(Relevancy(), replace(case, T=8), case, (impl, dtype, backend, threads))
 
 

@@ -11,7 +11,7 @@ import datetime
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,8 +42,11 @@ class Operation(Protocol):
     """What the engine needs to know of an operation; ``throughtime`` is among ``labels``."""
 
     name: str
-    labels: dict[str, str]  # implementation -> name for people, ours first
     heading: str  # of the column of cases
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Implementation -> name for people, ours first."""
 
     def why_not(self, impl: str, case: Any) -> str | None:
         """Why an implementation is not measured at a case, or None."""

@@ -134,7 +134,7 @@ def attention_inputs(case: Attention, dtype: torch.dtype = torch.float64) -> dic
 
 
 def taken(rows: Tensor, memory: Memory) -> Tensor:
-    index = memory.index.clamp(min=0).unsqueeze(-1)
+    index = memory.positions.clamp(min=0).unsqueeze(-1)
     return rows.gather(2, index.expand(*index.shape[:-1], rows.size(-1)))
 
 
@@ -183,7 +183,7 @@ def expect_attention(case: Attention, given: dict[str, Any], grad: Tensor) -> di
     )
     grads = torch.autograd.grad(result.output, list(leaves.values()), grad, materialize_grads=True)
     found = {f"grad {n}": g for n, g in zip(leaves, grads, strict=True)}
-    memory = (result.memory.index, result.memory.relevance)
+    memory = (result.memory.positions, result.memory.relevance)
     return {"output": result.output.detach(), **found, "last": result.last, "memory": memory}
 
 
@@ -247,7 +247,7 @@ def layer_inputs(case: Layer, dtype: torch.dtype = torch.float64) -> dict[str, A
     if case.before:
         earlier = {**made, "input": random(case.before, B, case.I, seed=20)}
         left = run_reference(case, earlier, some_lengths(B, case.before, seed=21))
-        index = left.memory.index.clamp(min=0).unsqueeze(-1).expand(-1, -1, H)
+        index = left.memory.positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, H)
         made["memory"] = left.output.gather(0, index)
         relevance, retained = left.memory.relevance.to(dtype), left.memory.retained
     leaves = {name: x.to(dtype).requires_grad_() for name, x in made.items()}
@@ -340,7 +340,7 @@ def expect_layer(case: Layer, given: dict[str, Any], grads: list[Tensor]) -> dic
     )
     expected = {name: x.detach() for name, x in zip(OUTPUTS, result[:4], strict=True)}
     expected |= {f"grad {n}": g for n, g in zip(leaves, found, strict=True)}
-    memory = (result.memory.index, result.memory.relevance)
+    memory = (result.memory.positions, result.memory.relevance)
     return {**expected, "last": result.last, "memory": memory}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from throughtime.bench.tasks.trainer import Trainer
 from torch import Tensor
@@ -22,8 +24,9 @@ def attention_weights(layer: throughtime.RelLSTM, input: Tensor) -> tuple[Tensor
         retained set of the query.
     """
     zeros = input.new_zeros(1, layer.hidden_size)
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    names += ("weight_query", "weight_key", "weight_score")
+    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    names += ["weight_query", "weight_key", "weight_score"]
+    weights: list[Any] = [getattr(layer, f"{name}_l0", None) for name in names]
     with torch.no_grad():
         result = reference.rel_lstm(
             input,
@@ -32,7 +35,7 @@ def attention_weights(layer: throughtime.RelLSTM, input: Tensor) -> tuple[Tensor
             zeros,
             None,
             None,
-            *(getattr(layer, f"{name}_l0", None) for name in names),
+            *weights,
             window_size=layer.window_size,
             top_k=layer.top_k,
             keep_first=layer.retain == "first",

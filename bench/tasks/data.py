@@ -39,8 +39,11 @@ class Stream:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """As many new sequences as there are indices."""
-        generator = torch.Generator().manual_seed(int(indices[0]) * 2**16 + self.seed % 2**16)
-        return self.draw(len(indices), generator)
+        # torch's generator takes the low 32 bits of its seed and hardly mixes them: batches from
+        # seeds in arithmetic progression resemble each other.
+        mixed = (int(indices[0]) * 0x9E3779B97F4A7C15 + self.seed * 0xBF58476D1CE4E5B9) % 2**64
+        mixed = (mixed ^ (mixed >> 31)) * 0x94D049BB133111EB % 2**64
+        return self.draw(len(indices), torch.Generator().manual_seed(mixed >> 32))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ def make(config: Config) -> Task:
             mnist=None if config.mnist is None else Path(config.mnist),
             permute_seed=config.permute_seed if config.permute else None,
         )
-    task = copying if config.task == "copying" else denoise
-    return task.make(
+    make = copying.make if config.task == "copying" else denoise.make
+    return make(
         config.T,
         train_size=config.train_size,
         updates_per_epoch=config.updates_per_epoch,

@@ -115,14 +115,19 @@ class RelState:
         fields = zip(
             self.h, self.c, self.context, self.memory, self.relevance, self.position, strict=True
         )
-        return [RelState(*layer, self.length, self.retained) for layer in fields]
+        return [
+            dataclasses.replace(
+                self, h=h, c=c, context=o, memory=memory, relevance=relevance, position=position
+            )
+            for h, c, o, memory, relevance, position in fields
+        ]
 
     @staticmethod
     def stack(layers: list[RelState]) -> RelState:
         """The states of several layers as one."""
         names = ("h", "c", "context", "memory", "relevance", "position")
-        stacked = [torch.stack([getattr(layer, name) for layer in layers]) for name in names]
-        return RelState(*stacked, layers[0].length, layers[0].retained)
+        stacked = {name: torch.stack([getattr(layer, name) for layer in layers]) for name in names}
+        return dataclasses.replace(layers[0], **stacked)  # type: ignore[arg-type]
 
     def index_select(self, order: Tensor) -> RelState:
         """The samples ``order`` int64 ``[B']``; with or without the dimension L."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,23 @@ from throughtime.states import RelState
 
 Cell = Literal["lstm", "tanh"]
 States = tuple[Tensor, Tensor]
+
+
+class Weights(NamedTuple):
+    """The weights of one layer."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_query: Tensor
+    weight_key: Tensor
+    weight_score: Tensor
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        """All of them in another dtype."""
+        return Weights(*(as_dtype(x, dtype) for x in self))  # type: ignore[arg-type]
+
 
 # Where the number of retained keys is not bounded: more than any sequence has.
 EVERY_KEY = 2**62
@@ -107,16 +125,10 @@ def rel_lstm(
         check_size(_OP, "top_k", top_k, least=0)
     check_choice(_OP, "cell", cell, ("lstm", "tanh"))
     check_choice(_OP, "retain", retain, ("relevant", "first"))
-    weights: dict[str, Tensor | None] = {
-        "weight_ih": weight_ih,
-        "weight_hh": weight_hh,
-        "bias_ih": bias_ih,
-        "bias_hh": bias_hh,
-        "weight_query": weight_query,
-        "weight_key": weight_key,
-        "weight_score": weight_score,
-    }
-    _check_tensors(input, weights, 4 if cell == "lstm" else 1)
+    weights = Weights(
+        weight_ih, weight_hh, bias_ih, bias_hh, weight_query, weight_key, weight_score
+    )
+    _check_tensors(input, weights._asdict(), 4 if cell == "lstm" else 1)
     length, batch, _ = input.shape
     check_mask(_OP, "detach_mask", detach_mask, input, ((length,), (length, batch)))
     if lengths is not None:
@@ -125,8 +137,8 @@ def rel_lstm(
     dtype = autocast_dtype(input)
     if dtype is not None:
         input = input.to(dtype)
-        weights = {name: as_dtype(x, dtype) for name, x in weights.items()}
-    for name, x in weights.items():
+        weights = weights.to(dtype)
+    for name, x in weights._asdict().items():
         if x is not None and x.dtype != input.dtype:
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({x.dtype}) of "
@@ -163,7 +175,7 @@ def _run(
     backend: str,
     input: Tensor,
     state: RelState,
-    weights: dict[str, Tensor | None],
+    weights: Weights,
     lengths: Tensor | None,
     detach_mask: Tensor | None,
     window_size: int,
@@ -179,7 +191,7 @@ def _run(
             *initial,
             memory,
             relevance,
-            **weights,  # type: ignore[arg-type]
+            **weights._asdict(),
             lengths=lengths,
             detach_mask=detach_mask,
             retained=state.retained,
@@ -188,32 +200,38 @@ def _run(
             keep_first=keep_first,
             cell=cell,
         )
-        return RelLstmLayer(*full[:4], full.last, full.memory.index, full.memory.relevance)
+        return RelLstmLayer(
+            full.output,
+            full.h_n,
+            full.c_n,
+            full.context_n,
+            full.last,
+            full.memory.positions,
+            full.memory.relevance,
+        )
     dtype = input.dtype
-    low = dtype in LOW_PRECISION
-
-    def cast(x: Tensor | None) -> Tensor | None:
-        return as_dtype(x, torch.float32) if low else x
-
-    given = {name: cast(x) for name, x in weights.items()}
-    bias_ih, bias_hh = given.pop("bias_ih"), given.pop("bias_hh")
-    bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+    h, c, context = initial
+    if dtype in LOW_PRECISION:
+        input, h, c, context = input.float(), h.float(), c.float(), context.float()
+        memory, weights = as_dtype(memory, torch.float32), weights.to(torch.float32)
     # Dynamo does not trace an autograd.Function that gets the same tensor twice.
-    h, c, context = (cast(x) for x in initial)
-    if c is h:
-        c = h.clone()
-    if context is h or context is c:
-        context = context.clone()
+    c = h.clone() if c is h else c
+    context = context.clone() if context is h else context
+    bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
     layer = rel_lstm_layer(
         backend,
-        cast(input),
+        input,
         h,
         c,
         context,
-        cast(memory),
+        memory,
         relevance,
-        bias=bias,
-        **given,
+        weights.weight_ih,
+        weights.weight_hh,
+        bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh,
+        weights.weight_query,
+        weights.weight_key,
+        weights.weight_score,
         lengths=lengths,
         detach_mask=detach_mask,
         retained=state.retained,
@@ -221,10 +239,14 @@ def _run(
         top_k=EVERY_KEY if top_k is None else top_k,
         keep_first=keep_first,
     )
-    if not low:
+    if dtype not in LOW_PRECISION:
         return layer
-    outputs = (x.to(dtype) for x in layer[:4])
-    return RelLstmLayer(*outputs, *layer[4:])
+    return layer._replace(
+        output=layer.output.to(dtype),
+        h_n=layer.h_n.to(dtype),
+        c_n=layer.c_n.to(dtype),
+        context_n=layer.context_n.to(dtype),
+    )
 
 
 def _next_state(
@@ -268,8 +290,13 @@ def _initial(
         _check_state(hx, input, hidden, sizes, dtype)
         if dtype is None or hx.h.dtype == dtype:
             return hx
-        cast = (x.to(dtype) for x in (hx.h, hx.c, hx.context, hx.memory))
-        return RelState(*cast, hx.relevance, hx.position, hx.length, hx.retained)
+        return dataclasses.replace(
+            hx,
+            h=hx.h.to(dtype),
+            c=hx.c.to(dtype),
+            context=hx.context.to(dtype),
+            memory=hx.memory.to(dtype),
+        )
     if hx is None:
         h = c = input.new_zeros(batch, hidden)
     else:

@@ -297,7 +297,7 @@ def _update(
     cache: RelevancyCache, memory: Memory, key: Tensor, value: Tensor, lengths: Tensor | None
 ) -> None:
     """Put what a call left into the cache; ``key`` and ``value`` are this call's own."""
-    index = memory.index
+    index = memory.positions
     batch, _, length, _ = key.shape
     seen = index.new_zeros(batch) if cache.length is None else cache.length
     position = seen.view(-1, 1, 1) + torch.arange(length, device=index.device)

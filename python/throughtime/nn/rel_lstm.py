@@ -21,9 +21,6 @@ from throughtime.states import RelState
 
 States = tuple[Tensor, Tensor]
 
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_ATTENTION = ("weight_query", "weight_key", "weight_score")
-
 
 class RelLSTM(BackendChoice, nn.Module):
     r"""A multi-layer LSTM whose state is mixed with attention over its own screened past.
@@ -170,7 +167,7 @@ class RelLSTM(BackendChoice, nn.Module):
             elif name.startswith(("weight_query", "weight_key")):
                 nn.init.xavier_normal_(weight, gain=2.0)
             else:
-                for gate in weight.split(self.hidden_size):
+                for gate in torch.split(weight, self.hidden_size):
                     nn.init.xavier_normal_(gate)
 
     @overload
@@ -275,16 +272,16 @@ class RelLSTM(BackendChoice, nn.Module):
         states = []
         for layer in range(self.num_layers):
             # Read by attribute at every call: functional_call and parametrizations replace them.
-            gates = [
-                getattr(self, f"{name}_l{layer}") if self.bias or "bias" not in name else None
-                for name in _WEIGHTS
-            ]
-            attention = [getattr(self, f"{name}_l{layer}") for name in _ATTENTION]
             x, state = functional.rel_lstm(
                 x,
                 hx[layer],
-                *gates,
-                *attention,
+                getattr(self, f"weight_ih_l{layer}"),
+                getattr(self, f"weight_hh_l{layer}"),
+                getattr(self, f"bias_ih_l{layer}") if self.bias else None,
+                getattr(self, f"bias_hh_l{layer}") if self.bias else None,
+                getattr(self, f"weight_query_l{layer}"),
+                getattr(self, f"weight_key_l{layer}"),
+                getattr(self, f"weight_score_l{layer}"),
                 self.window_size,
                 self.top_k,
                 cell=self.cell,

@@ -157,7 +157,9 @@ class RelevancyAttention(BackendChoice, nn.Module):
             retain=self.retain,
             backend=self.backend,
         )
-        output = self.out_proj(output.transpose(1, 2).flatten(2))
+        output = F.linear(
+            output.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias
+        )
         return output if self.batch_first else output.transpose(0, 1)
 
     def extra_repr(self) -> str:

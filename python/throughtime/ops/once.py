@@ -50,4 +50,5 @@ def look_up_signature(function: type[torch.autograd.Function]) -> None:
 
     ``apply`` binds its arguments to it at every call: a third of a small call's time.
     """
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[union-attr]
+    forward: Any = function.forward
+    forward.__signature__ = inspect.signature(forward)

@@ -172,7 +172,7 @@ def rel_lstm(
         c.to(out_dtype),
         context.to(out_dtype),
         screening.last.T,
-        Memory(left.index.T, left.relevance.T, left.retained),
+        Memory(left.positions.T, left.relevance.T, left.retained),
         torch.stack(weights, 1).to(out_dtype) if need_weights else None,
     )
 

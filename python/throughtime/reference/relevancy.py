@@ -111,7 +111,7 @@ def relevancy_attention(
             positions[:, step, : x.size(1)] = x
 
     flat = positions.flatten(1)
-    keys, values = (_gather(x, flat).unflatten(1, positions.shape[1:]) for x in (k, v))
+    keys, values = (_gather(x, flat).view(*positions.shape, x.size(2)) for x in (k, v))
     attention = attend(q, keys, positions >= 0, None if w is None else w.unsqueeze(1), scale)
     output = (attention.unsqueeze(-1) * values).sum(-2)
     memory = screening.memory(ends)
@@ -119,7 +119,7 @@ def relevancy_attention(
     def shaped(x: Tensor) -> Tensor:
         return x.view(batch, heads, *x.shape[1:])
 
-    state = Memory(shaped(memory.index), shaped(memory.relevance), memory.retained)
+    state = Memory(shaped(memory.positions), shaped(memory.relevance), memory.retained)
     return RelevancyResult(shaped(output).to(out_dtype), shaped(screening.last), state)
 
 

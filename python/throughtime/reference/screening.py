@@ -21,13 +21,13 @@ class Memory(NamedTuple):
     """What one call leaves for the next; N is any batch.
 
     Attributes:
-        index: int64 ``[N, R + V]``, positions on this call's axis, -1 where a slot is empty: the
+        positions: int64 ``[N, R + V]``, on this call's axis, -1 where a slot is empty: the
             retained set, oldest first, then the window, whose last slot holds the newest key.
         relevance: ``[N, R + V]``, negative where a slot is empty.
         retained: R.
     """
 
-    index: Tensor
+    positions: Tensor
     relevance: Tensor
     retained: int
 

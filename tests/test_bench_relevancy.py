@@ -1,0 +1,283 @@
+"""Benchmarks and training tasks of relevancy screening."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from throughtime.bench import loop_rel_lstm, memory, rel_lstm, relevancy, train, versus
+from throughtime.bench.tasks import attention, copying, denoise, transfer
+from throughtime.bench.tasks.config import Config
+from throughtime.bench.tasks.data import Stream
+from throughtime.bench.tasks.layers import LAYERS
+
+import throughtime
+from closeness import assert_close
+from throughtime.__main__ import main
+
+TINY = Config(
+    "copying",
+    layer="rel-lstm",
+    T=3,
+    hidden=8,
+    batch=4,
+    p=0.0,
+    epochs=2,
+    updates_per_epoch=3,
+    threads=1,
+    one_hot=True,
+    window_size=2,
+    top_k=3,
+)
+SHORT = ["--hidden", "8", "--batch", "4", "--updates-per-epoch", "3", "--T", "3", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _small_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for task in (copying, denoise):
+        monkeypatch.setattr(task, "VALIDATION_SIZE", 30)
+        monkeypatch.setattr(task, "TEST_SIZE", 40)
+    monkeypatch.setattr(transfer, "SEQUENCES", 20)
+    monkeypatch.chdir(tmp_path)
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    with Path(path).open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(("window_size", "top_k"), [(2, 2), (3, 0), (30, 2), (1, 1)])
+def test_the_authors_loop_computes_the_same(window_size: int, top_k: int) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"window_size": window_size, "top_k": top_k, "dtype": torch.float64}
+    loop = loop_rel_lstm.LoopRelLSTM(3, 5, **sizes)
+    ours = throughtime.RelLSTM(3, 5, **sizes)
+    ours.load_state_dict(loop.state_dict())
+    x = torch.randn(14, 3, 3, dtype=torch.float64)
+    found, expected = loop(x)[0], ours(x)[0]
+    assert_close(found, expected)
+    grads = [
+        torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+        for y, layer in ((found, loop), (expected, ours))
+    ]
+    for one, other in zip(*grads, strict=True):
+        assert_close(one, other)
+
+
+def test_bench_relevancy_writes_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench relevancy --T 16 40 --B 1 --heads 2 --D 8 --window-size 4 --top-k 3"
+    words += " --peers sdpa reference --modes forward+backward inference --repeats 1 --no-memory"
+    assert main([*words.split(), "--csv", "r.csv", "--plot", "r.svg"]) == 0
+    out = capsys.readouterr().out
+    assert "| 16, 1, 2, 8, 4, 3" in out and "full attention (sdpa) ms" in out
+    rows = read_csv("r.csv")
+    assert [row["impl"] for row in rows[:3]] == ["throughtime", "sdpa", "reference"]
+    assert len(rows) == 2 * 2 * 3 and all(float(row["median_ms"]) > 0 for row in rows)
+    assert rows[0]["ratio"] == "1" and float(rows[0]["error"]) < 1e-4
+    assert rows[1]["error"] == "", "full attention computes another function"
+    wanted = float(rows[0]["median_ms"]) * 1e3 / (16 * 2)
+    assert float(rows[0]["us_per_query"]) == pytest.approx(wanted, rel=1e-3)
+    assert Path("r.svg").read_text().startswith("<?xml")
+
+
+def test_bench_rel_lstm(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench rel-lstm --T 12 --B 2 --I 2 --H 5 --window-size 3 --top-k 2 --repeats 1"
+    assert main([*words.split(), "--no-memory", "--csv", "l.csv", "--plot", "l.png"]) == 0
+    assert "authors' loop ms" in capsys.readouterr().out
+    rows = {row["impl"]: row for row in read_csv("l.csv")}
+    assert set(rows) == {"throughtime", "loop", "torch", "reference"}
+    assert rows["torch"]["error"] == "" and float(rows["loop"]["error"]) < 1e-4
+    assert Path("l.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["output", "last"])
+def test_wrong_results_get_no_speed(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = relevancy._results
+
+    def wrong(impl: str, *rest: Any) -> dict[str, torch.Tensor]:
+        found = right(impl, *rest)
+        if impl == "throughtime":
+            found[name] = found[name] + (found[name].abs().max() * 0.01)
+        return found
+
+    monkeypatch.setattr(relevancy, "_results", wrong)
+    words = "bench relevancy --T 12 --D 4 --window-size 3 --top-k 2 --peers sdpa --repeats 1"
+    assert main([*words.split(), "--no-memory", "--csv", "w.csv"]) == 1
+    assert f"WRONG RESULTS, no speed reported: error of {name}" in capsys.readouterr().out
+    rows = read_csv("w.csv")
+    assert rows[0]["median_ms"] == "" and rows[0]["note"].startswith("WRONG")
+
+
+def test_a_peer_that_would_take_too_long_is_a_row_with_the_reason() -> None:
+    case = relevancy.Case(131072)
+    for impl in ("sdpa", "reference"):
+        reason = relevancy.Relevancy().why_not(impl, case)
+        assert reason is not None and reason.startswith("not measured: ")
+    assert relevancy.Relevancy().why_not("throughtime", case) is None
+    assert relevancy.Relevancy().why_not("sdpa", relevancy.Case(16384)) is None
+
+
+def test_memory_of_relevancy_is_linear() -> None:
+    """Quadratic attention at T = 4096 would hold 64 MB of weights per head."""
+    operation = relevancy.Relevancy()
+
+    def peak(steps: int) -> float:
+        case = relevancy.Case(steps, B=1, heads=1, D=32, window_size=16, top_k=16)
+        options = ["throughtime", *operation.memory_arguments(case), "float32", "auto"]
+        grown = memory.in_new_process("throughtime.bench.relevancy", options)
+        assert grown is not None
+        return grown
+
+    assert 0 < peak(16384) < 40  # inputs, outputs and gradients are about 18 MB
+
+
+def test_additive_score_has_no_full_attention_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "relevancy", "--score", "additive", "--T", "4"]) == 2
+    assert "--peers sdpa has no additive score" in capsys.readouterr().err
+
+
+# Tasks
+
+
+@pytest.mark.parametrize("delay", [1, 7, 60])
+def test_denoise_layout(delay: int) -> None:
+    task = denoise.make(delay, train_size=20, updates_per_epoch=1, seed=0)
+    x, y = task.train.batch(torch.arange(20))
+    assert x.shape == (delay + 20, 20, 11) and (x.sum(2) == 1).all()
+    symbols = x.argmax(2)
+    assert (symbols[delay + 9] == 10).all() and not symbols[delay + 10 :].any()
+    for k in range(20):
+        shown = symbols[: delay + 9, k]
+        shown = shown[shown > 0]
+        assert len(shown) == 10 and (shown <= 8).all() and torch.equal(shown, y[-10:, k])
+        assert not y[:-10, k].any()
+    places = task.train.places  # type: ignore[attr-defined]
+    assert (places.diff(dim=1) > 0).all() and places.max() < delay + 9
+    assert task.classes == 10 and task.target_steps == delay + 20
+
+
+def test_the_first_steps_of_denoise_hold_few_symbols() -> None:
+    """A policy that keeps the first 15 states must fail: they show 15 of 209 steps."""
+    x, _ = denoise.make(200, train_size=200, updates_per_epoch=1, seed=0).train.batch(
+        torch.arange(200)
+    )
+    shown = (x[:15].argmax(2) > 0).float().sum(0).mean()
+    assert 0.3 < shown < 1.2
+
+
+def test_one_hot_copying_shows_the_same_symbols() -> None:
+    plain, hot = (
+        copying.make(5, train_size=6, updates_per_epoch=1, seed=3, one_hot=one_hot)
+        for one_hot in (False, True)
+    )
+    (x, y), (z, w) = (task.train.batch(torch.arange(6)) for task in (plain, hot))
+    assert torch.equal(x[..., 0].long(), z.argmax(2)) and torch.equal(y, w)
+    assert hot.input_size == 10 and z.shape[2] == 10
+
+
+@pytest.mark.parametrize("task", [copying, denoise])
+def test_a_stream_never_repeats_and_depends_on_its_indices_alone(task: Any) -> None:
+    one, other = (task.make(4, train_size=0, updates_per_epoch=9, seed=s).train for s in (0, 1))
+    assert isinstance(one, Stream)
+    index = torch.tensor([7, 1])
+    assert torch.equal(one.batch(index)[0], one.batch(index)[0])
+    assert not torch.equal(one.batch(index)[1], other.batch(index)[1])
+    # Neighbouring indices give unrelated symbols: 1 of 8 agrees by chance.
+    batches = [one.batch(torch.tensor([k] * 50))[1][-10:] for k in range(40)]
+    agree = [(a == b).float().mean().item() for a, b in itertools.pairwise(batches)]
+    assert abs(sum(agree) / len(agree) - 1 / 8) < 0.01
+
+
+@pytest.mark.parametrize("layer", [name for name, layer in LAYERS.items() if layer.screens])
+def test_every_screening_layer_trains(layer: str) -> None:
+    config = Config(**{**TINY.__dict__, "layer": layer, "epochs": 3, "updates_per_epoch": 20})
+    trainer = train.make_trainer(config)
+    trainer.run(on_epoch=lambda epoch: None)
+    losses = [epoch.loss for epoch in trainer.history]
+    assert losses[-1] < losses[0]
+    built = trainer.model.layer
+    assert isinstance(built, throughtime.RelLSTM) and built.window_size == 2
+    assert (built.top_k is None) == layer.startswith("mem")
+    assert (built.retain == "first") == (layer == "rel-first")
+    assert (built.cell == "tanh") == layer.endswith("rnn")
+
+
+def test_a_stream_continues_bit_for_bit_after_resume() -> None:
+    whole = train.make_trainer(Config(**{**TINY.__dict__, "epochs": 4}))
+    whole.run(on_epoch=lambda epoch: None)
+    first = train.make_trainer(TINY)
+    first.run(on_epoch=lambda epoch: None)
+    rest = train.make_trainer(Config(**{**TINY.__dict__, "epochs": 4}))
+    rest.load_state_dict(first.state_dict())
+    rest.run(on_epoch=lambda epoch: None)
+    for one, other in zip(whole.model.parameters(), rest.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_training_ends_when_it_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = train.make_trainer(Config(**{**TINY.__dict__, "epochs": 9, "stop_at": 0.5}))
+    accuracies = iter([0.6, 0.0, 0.4, 0.0, 0.5, 0.0, 0.5, 0.0, 1.0, 1.0])
+    monkeypatch.setattr(trainer, "accuracy", lambda *a, **k: next(accuracies))
+    trainer.run(on_epoch=lambda epoch: None)
+    assert len(trainer.history) == 4  # validation 0.6, 0.4, 0.5, 0.5
+
+
+def test_preset_transfer_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "copying", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
+    words += ["--epochs", "1", "--transfer", "6", "9", "--plot", "attention", "--out", "run"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "accuracy at T = 9 without further training" in out
+    rows = read_csv("run/transfer.csv")
+    assert [row["T"] for row in rows] == ["3", "6", "9"] and rows[0]["updates"] == "3"
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    for suffix in ("svg", "png"):
+        assert Path(f"run/attention.{suffix}").stat().st_size > 1000
+
+
+def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
+    trainer = train.make_trainer(TINY)
+    drawn = attention.picture(trainer)
+    assert drawn is not None
+    weights, retained = drawn
+    assert weights.shape == retained.shape == (23, 23)
+    assert_close(weights.sum(1), torch.ones(23))
+    assert not weights.triu(1).any()
+    layer = trainer.model.layer
+    assert isinstance(layer, throughtime.RelLSTM) and layer.top_k is not None
+    per_query = retained.sum(1)
+    assert per_query.max() == layer.top_k and not retained[:2].any()
+    assert (weights[retained] > 0).all()
+    attended = (weights > 0).sum(1)
+    window = torch.arange(1, 24).clamp(max=layer.window_size)
+    assert torch.equal(attended, window + per_query)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layer", "torch", "--plot", "attention"], "--layer torch has no attention; use one of"),
+        (["--layer", "torch", "--p", "0.5"], "--layer torch has no h-detach"),
+    ],
+)
+def test_options_that_contradict(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "denoise", *SHORT, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_quick_cases_are_those_of_the_options() -> None:
+    assert [str(case) for case in rel_lstm.DEFAULT] == [
+        "320, 10, 10, 128, 10, 15",
+        "120, 64, 10, 128, 10, 15",
+        "784, 100, 1, 128, 10, 15",
+    ]
+    assert {case.T for case in relevancy.DEFAULT} >= {2048, 16384}
+    assert {field.name for field in versus.fields(versus.Row)} >= set(relevancy.Case(3).columns())
