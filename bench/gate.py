@@ -13,6 +13,8 @@ from torch import Tensor
 
 GATE_STEPS = 16
 GATE_GFLOP = 10.0
+SCREENED_STEPS = 32
+MOST_STEPS = 1024
 ROUNDING_UNITS = 32
 
 
@@ -62,6 +64,23 @@ def reduced(case: Case) -> Case:
     return dataclasses.replace(case, steps=steps)
 
 
+def screening_steps(steps: int, window_size: int, top_k: int) -> int:
+    """T of the gate of relevancy screening: long enough that retained states are replaced.
+
+    That takes more than ``window_size + top_k`` steps; ``MOST_STEPS`` bounds the reference's time.
+
+    Example:
+        >>> screening_steps(16384, 64, 64), screening_steps(20, 64, 64)
+        (160, 20)
+    """
+    return min(steps, window_size + top_k + SCREENED_STEPS, MOST_STEPS)
+
+
+def allowed(plain: dict[str, float], dtype: torch.dtype) -> float:
+    """The largest error that passes, from those of plain PyTorch in the same dtype."""
+    return 2 * max(plain.values()) + ROUNDING_UNITS * torch.finfo(dtype).eps
+
+
 def check(impl: str, case: Case, p: float, dtype: torch.dtype, *, backend: str = "auto") -> Errors:
     """Compares values and all gradients of one iteration with the float64 reference.
 
@@ -86,8 +105,7 @@ def check(impl: str, case: Case, p: float, dtype: torch.dtype, *, backend: str =
     loop = relative_errors(
         _results(Workload.make("loop", small, p, dtype, input_grad=True)), wanted
     )
-    limit = 2 * max(loop.values()) + ROUNDING_UNITS * torch.finfo(dtype).eps
-    return Errors(relative_errors(_results(work), wanted), limit)
+    return Errors(relative_errors(_results(work), wanted), allowed(loop, dtype))
 
 
 def _results(work: Workload) -> dict[str, Tensor]:

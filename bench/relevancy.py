@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from throughtime.bench import arguments, versus
 from throughtime.bench.errors import UsageError
-from throughtime.bench.gate import ROUNDING_UNITS, Errors, relative_errors
+from throughtime.bench.gate import Errors, allowed, relative_errors, screening_steps
 from torch import Tensor
 
 from throughtime import functional
 
-GATE_STEPS = 160
-SDPA_QUERIES = 32768**2  # T^2 heads B beyond which a call of full attention takes half a minute
+SDPA_SCORES = 8 * 32768**2  # B * heads * T^2 beyond which a call takes minutes (at this: 26 s)
+REFERENCE_STEPS = 1024
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Relevancy:
 
     def why_not(self, impl: str, case: Case) -> str | None:
         """Full attention is quadratic, the reference a Python loop: large cases take too long."""
-        if impl == "sdpa" and case.T**2 * case.heads * case.B > 8 * SDPA_QUERIES:
+        if impl == "sdpa" and case.queries * case.T > SDPA_SCORES:
             return "not measured: its time grows with T^2, one call would take minutes"
-        if impl == "reference" and case.T > 1024:
+        if impl == "reference" and case.T > REFERENCE_STEPS:
             return "not measured: a Python loop over T, one call would take many seconds"
         return None
 
@@ -99,17 +99,18 @@ class Relevancy:
     def errors(self, impl: str, case: Case, dtype: torch.dtype, backend: str) -> Errors | None:
         """Values, gradients and the choice of keys against the float64 reference, at a shorter T.
 
-        The limit is that of ``gate.check``: twice the reference's own error in the same dtype, and
-        ``ROUNDING_UNITS`` roundings. Another choice of keys counts as an error of 1.
+        The limit is that of ``gate.check``, with the reference as the plain loop. ``last`` holds
+        whole numbers below T, so that one key chosen otherwise is far beyond the limit.
         """
         if impl == "sdpa":
             return None
-        small = replace(case, T=min(case.T, GATE_STEPS))
+        steps = screening_steps(case.T, case.window_size, case.top_k)
+        small = replace(case, T=steps)
         exact = _results("reference", small, torch.float64, "auto")
         plain = relative_errors(_results("reference", small, dtype, "auto"), exact)
         del plain["last"]
-        limit = 2 * max(plain.values()) + ROUNDING_UNITS * torch.finfo(dtype).eps
-        return Errors(relative_errors(_results(impl, small, dtype, backend), exact), limit)
+        found = relative_errors(_results(impl, small, dtype, backend), exact)
+        return Errors(found, allowed(plain, dtype))
 
     def memory_arguments(self, case: Case) -> list[str]:
         """The sizes in their order."""
@@ -154,7 +155,11 @@ def _results(impl: str, case: Case, dtype: torch.dtype, backend: str) -> dict[st
     assert last is not None
     names = ("d query", "d key", "d value", "d score_weight")
     grads = torch.autograd.grad(output.square().sum(), inputs)
-    found = {"output": output.detach()} | dict(zip(names, grads, strict=False))
+    with torch.inference_mode():
+        inferred = _call(impl, case, inputs, backend)[0]
+    found = {"output": output.detach(), "inference": inferred} | dict(
+        zip(names, grads, strict=False)
+    )
     return {name: x.double() for name, x in found.items()} | {"last": last.double()}
 
 

@@ -14,7 +14,7 @@ import torch
 from throughtime.bench import arguments
 from throughtime.bench.errors import UsageError, require
 from throughtime.bench.tasks import attention, model, tasks, transfer
-from throughtime.bench.tasks.config import Config
+from throughtime.bench.tasks.config import Config, option
 from throughtime.bench.tasks.layers import LAYERS
 from throughtime.bench.tasks.record import Epoch, RunFolder, best
 from throughtime.bench.tasks.trainer import NonFiniteLossError, Trainer
@@ -97,13 +97,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="The relevancy screening paper's denoise task.",
     )
     for task_parser, delay in ((copying_parser, 100), (denoise_parser, 200)):
-        option = task_parser.add_argument
-        option("--T", type=arguments.positive, metavar="N", help=f"delay ({delay})")
-        option("--updates-per-epoch", type=arguments.positive, metavar="N")
-        option("--train-size", type=arguments.natural, metavar="N", help="0: new at every update")
-        option("--one-hot", action="store_true", default=None, help="one-hot symbols, not numbers")
-        option("--preset", choices=("quick",), help="T 50, H 64, batch 10: minutes on two cores")
-        option(
+        add_option = task_parser.add_argument
+        add_option("--T", type=arguments.positive, metavar="N", help=f"delay ({delay})")
+        add_option("--updates-per-epoch", type=arguments.positive, metavar="N")
+        add_option(
+            "--train-size", type=arguments.natural, metavar="N", help="0: new at every update"
+        )
+        add_option(
+            "--one-hot", action="store_true", default=None, help="one-hot symbols, not numbers"
+        )
+        add_option(
+            "--preset", choices=("quick",), help="T 50, H 64, batch 10: minutes on two cores"
+        )
+        add_option(
             "--transfer",
             type=arguments.positive,
             nargs="+",
@@ -130,7 +136,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--stop-at", type=arguments.probability, metavar="A", help="validation accuracy to end at"
     )
     parser.add_argument(
-        "--window-size", type=arguments.positive, metavar="N", help="of rel-* layers (10)"
+        "--window-size",
+        type=arguments.positive,
+        metavar="N",
+        help="of rel-* layers (10; denoise 15)",
     )
     parser.add_argument("--top-k", type=arguments.natural, metavar="N", help="of rel-* layers (15)")
     parser.add_argument(
@@ -156,6 +165,8 @@ def make_config(args: argparse.Namespace) -> Config:
     kind = "mnist" if getattr(args, "mnist", None) else args.task
     values: dict[str, Any] = {"task": args.task, "threads": torch.get_num_threads()}
     values.update(DEFAULTS[kind])
+    if args.quick and getattr(args, "preset", None):
+        raise UsageError("--quick and --preset both say how long to train: give one of them")
     if args.quick:
         values.update(QUICK[kind])
     if getattr(args, "preset", None):
@@ -175,6 +186,13 @@ def make_config(args: argparse.Namespace) -> Config:
         raise UsageError(
             f"--plot attention: --layer {config.layer} has no attention; use one of {screening}"
         )
+    for name in ("window_size", "top_k"):
+        if getattr(args, name) is not None and name not in layer.options:
+            using = ", ".join(key for key, other in LAYERS.items() if name in other.options)
+            raise UsageError(
+                f"{option(name)} makes no difference to --layer {config.layer}: "
+                f"leave it out, or use one of {using}"
+            )
     if config.p > 0 and not layer.detaches:
         raise UsageError(
             f"--layer {config.layer} has no h-detach, so --p must be 0, got {config.p:g}; "

@@ -148,6 +148,8 @@ def run(args: argparse.Namespace, operation: Operation, chosen: Sequence[Any]) -
     for row in rows:
         if row.note:
             print(f"\n{operation.labels[row.impl]}, T = {row.T}, B = {row.B}: {row.note}")
+    for impl in dict.fromkeys(r.impl for r in rows if r.median_ms is not None and r.error is None):
+        print(f"\n{operation.labels[impl]} computes another function: a peer in speed only")
     if args.csv is not None:
         write_csv(args.csv, rows)
         print(f"\nmeasurements: {args.csv}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from throughtime.bench import loop_rel_lstm, memory, rel_lstm, relevancy, train, versus
+from throughtime.bench import gate, loop_rel_lstm, memory, plots, rel_lstm, relevancy, train, versus
 from throughtime.bench.tasks import attention, copying, denoise, transfer
 from throughtime.bench.tasks.config import Config
 from throughtime.bench.tasks.data import Stream
@@ -17,7 +18,8 @@ from throughtime.bench.tasks.layers import LAYERS
 
 import throughtime
 from closeness import assert_close
-from throughtime.__main__ import main
+from throughtime import functional
+from throughtime.__main__ import main, make_parser
 
 TINY = Config(
     "copying",
@@ -55,7 +57,7 @@ def test_the_authors_loop_computes_the_same(window_size: int, top_k: int) -> Non
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"window_size": window_size, "top_k": top_k, "dtype": torch.float64}
     loop = loop_rel_lstm.LoopRelLSTM(3, 5, **sizes)
-    ours = throughtime.RelLSTM(3, 5, **sizes)
+    ours = throughtime.RelLSTM(3, 5, **sizes, backend="reference")
     ours.load_state_dict(loop.state_dict())
     x = torch.randn(14, 3, 3, dtype=torch.float64)
     found, expected = loop(x)[0], ours(x)[0]
@@ -87,7 +89,10 @@ def test_bench_relevancy_writes_what_it_prints(capsys: pytest.CaptureFixture[str
 def test_bench_rel_lstm(capsys: pytest.CaptureFixture[str]) -> None:
     words = "bench rel-lstm --T 12 --B 2 --I 2 --H 5 --window-size 3 --top-k 2 --repeats 1"
     assert main([*words.split(), "--no-memory", "--csv", "l.csv", "--plot", "l.png"]) == 0
-    assert "authors' loop ms" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "authors' loop ms" in out
+    assert "nn.LSTM computes another function: a peer in speed only" in out
+    assert "authors' loop computes another" not in out
     rows = {row["impl"]: row for row in read_csv("l.csv")}
     assert set(rows) == {"throughtime", "loop", "torch", "reference"}
     assert rows["torch"]["error"] == "" and float(rows["loop"]["error"]) < 1e-4
@@ -112,6 +117,60 @@ def test_wrong_results_get_no_speed(
     assert f"WRONG RESULTS, no speed reported: error of {name}" in capsys.readouterr().out
     rows = read_csv("w.csv")
     assert rows[0]["median_ms"] == "" and rows[0]["note"].startswith("WRONG")
+
+
+def test_a_broken_loop_gets_no_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its retained set is left empty: only steps after the window show that."""
+    monkeypatch.setattr(loop_rel_lstm.LoopRelLSTM, "_retain", lambda *arguments: None)
+    words = "bench rel-lstm --T 9 --B 2 --I 2 --H 5 --window-size 3 --top-k 2 --peers loop"
+    assert main([*words.split(), "--repeats", "1", "--no-memory", "--csv", "w.csv"]) == 1
+    assert "authors' loop, T = 9, B = 2: WRONG RESULTS" in capsys.readouterr().out
+    ours, loop = read_csv("w.csv")
+    assert float(ours["median_ms"]) > 0 and loop["median_ms"] == loop["ratio"] == ""
+
+
+def test_among_equals_the_loop_drops_the_newest() -> None:
+    layer = loop_rel_lstm.LoopRelLSTM(1, 1, window_size=1, top_k=2)
+    kept: list[list[torch.Tensor]] = [[]]
+    relevances: list[list[float]] = [[]]
+    for step, relevance in enumerate([1.0, 1.0, 1.0, 2.0]):
+        state = torch.full((1, 1), float(step))
+        layer._retain(state, torch.tensor([relevance]), kept, relevances)
+    assert [int(state) for state in kept[0]] == [0, 3] and relevances == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("name", ["relevancy", "rel-lstm"])
+def test_the_gate_checks_inference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small: Any = {"window_size": 3, "top_k": 2}
+    operation: Any = relevancy.Relevancy()
+    case: Any = relevancy.Case(9, 1, 1, 4, **small)
+    module, function = functional, "relevancy_attention"
+    if name == "rel-lstm":
+        operation, case = rel_lstm.RelLstm(), rel_lstm.Case(9, 2, 2, 5, **small)
+        module, function = throughtime.RelLSTM, "forward"
+    assert operation.errors("throughtime", case, torch.float32, "auto").passed
+    right = getattr(module, function)
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        output, rest = right(*arguments, **options)
+        scale = 1.01 if torch.is_inference_mode_enabled() and output.dtype == torch.float32 else 1
+        return output * scale, rest
+
+    monkeypatch.setattr(module, function, wrong)
+    errors = operation.errors("throughtime", case, torch.float32, "auto")
+    assert errors.worst == "inference" and errors.largest > 0.005
+
+
+def test_the_gate_is_long_enough_that_keys_are_replaced() -> None:
+    """The first keys have an advantage: the softmax of their queries has few terms."""
+    sizes: dict[str, Any] = {"B": 1, "heads": 2, "D": 64, "window_size": 16, "top_k": 16}
+    steps = gate.screening_steps(4096, window_size=16, top_k=16)
+    found = relevancy._results("reference", relevancy.Case(steps, **sizes), torch.float64, "auto")
+    old = torch.arange(steps) <= steps - 1 - 16
+    kept = old & (found["last"][0] == steps - 1)
+    assert (kept.sum(1) == 16).all() and kept[:, 16:].any(1).all()
 
 
 def test_a_peer_that_would_take_too_long_is_a_row_with_the_reason() -> None:
@@ -188,6 +247,8 @@ def test_a_stream_never_repeats_and_depends_on_its_indices_alone(task: Any) -> N
     index = torch.tensor([7, 1])
     assert torch.equal(one.batch(index)[0], one.batch(index)[0])
     assert not torch.equal(one.batch(index)[1], other.batch(index)[1])
+    for step in (1, 2**16, 2**32):
+        assert not torch.equal(one.batch(index)[0], one.batch(index + step)[0])
     # Neighbouring indices give unrelated symbols: 1 of 8 agrees by chance.
     batches = [one.batch(torch.tensor([k] * 50))[1][-10:] for k in range(40)]
     agree = [(a == b).float().mean().item() for a, b in itertools.pairwise(batches)]
@@ -235,10 +296,54 @@ def test_preset_transfer_and_picture(capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "accuracy at T = 9 without further training" in out
     rows = read_csv("run/transfer.csv")
+    columns = ["task", "layer", "seed", "trained_T", "updates", "T", "accuracy", "count"]
+    assert list(rows[0]) == columns
     assert [row["T"] for row in rows] == ["3", "6", "9"] and rows[0]["updates"] == "3"
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
     for suffix in ("svg", "png"):
         assert Path(f"run/attention.{suffix}").stat().st_size > 1000
+
+
+def test_the_preset_ends_with_transfer_to_500_and_5000() -> None:
+    words = ["train", "denoise", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
+    assert main([*words, "--epochs", "1", "--out", "run"]) == 0
+    assert [row["T"] for row in read_csv("run/transfer.csv")] == ["3", "500", "5000"]
+
+
+def test_transfer_measures_the_test_set_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = train.make_trainer(TINY)
+    seen = []
+
+    def accuracy(sequences: Any, *, count: int, batch: int) -> float:
+        seen.append((sequences.delay, count))
+        return 0.5
+
+    monkeypatch.setattr(trainer, "accuracy", accuracy)
+    assert transfer.accuracies(trainer, [9, 3]) == {3: 0.5, 9: 0.5}
+    assert seen == [(3, 20), (9, 20)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "one_hot"), [("rel-rnn", True), ("mem-lstm", True), ("torch", False)]
+)
+def test_screening_layers_read_copying_one_hot(layer: str, one_hot: bool) -> None:
+    words = ["train", "copying", "--layer", layer]
+    assert train.make_config(make_parser().parse_args(words)).one_hot is one_hot
+
+
+@pytest.mark.parametrize("layer", ["rel-lstm", "rel-first"])
+def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
+    trainer = train.make_trainer(Config(**{**TINY.__dict__, "layer": layer}))
+    with torch.no_grad():  # so far from uniform that later keys win over the first ones
+        trainer.model.layer.weight_score_l0.mul_(-30)  # type: ignore[operator,union-attr]
+    drawn = attention.picture(trainer)
+    assert drawn is not None
+    x, _ = trainer.task.test.batch(torch.tensor([0]))
+    with torch.no_grad():
+        _, state = trainer.model.layer(x[:-1])
+    kept = state.position[0, : state.retained, 0].tolist()
+    assert drawn[1][-1].nonzero().flatten().tolist() == sorted(kept)
+    assert (sorted(kept) == [0, 1, 2]) == (layer == "rel-first")
 
 
 def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
@@ -258,26 +363,59 @@ def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
     window = torch.arange(1, 24).clamp(max=layer.window_size)
     assert torch.equal(attended, window + per_query)
 
+    canvas = plots.attention(weights.numpy(), retained.numpy(), "a title")
+    panel = canvas.axes[0]
+    (marks,) = panel.lines
+    drawn_marks = {(int(query), int(key)) for key, query in zip(*marks.get_data(), strict=True)}
+    assert drawn_marks == {tuple(cell) for cell in retained.nonzero().tolist()} != set()
+    assert panel.images[0].get_array().count() == (weights > 0).sum()
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--layer", "torch", "--plot", "attention"], "--layer torch has no attention; use one of"),
         (["--layer", "torch", "--p", "0.5"], "--layer torch has no h-detach"),
+        (["--layer", "torch", "--top-k", "3"], "--top-k makes no difference to --layer torch"),
+        (["--layer", "mem-rnn", "--window-size", "3"], "--window-size makes no difference"),
+        (["--quick", "--preset", "quick"], "give one of them"),
+        (["--layer", "rel-gru"], "invalid choice: 'rel-gru'"),
+        (["--stop-at", "1.5"], "wanted a number from 0 to 1"),
+        (["--transfer", "0"], "wanted a whole number of 1 or more"),
     ],
 )
 def test_options_that_contradict(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "denoise", *SHORT, *words]) == 2
+    try:
+        code = main(["train", "denoise", *SHORT, *words])
+    except SystemExit as stop:  # argparse itself
+        code = int(stop.code or 0)
+    assert code == 2
     assert message in capsys.readouterr().err
 
 
-def test_quick_cases_are_those_of_the_options() -> None:
-    assert [str(case) for case in rel_lstm.DEFAULT] == [
-        "320, 10, 10, 128, 10, 15",
-        "120, 64, 10, 128, 10, 15",
-        "784, 100, 1, 128, 10, 15",
-    ]
-    assert {case.T for case in relevancy.DEFAULT} >= {2048, 16384}
-    assert {field.name for field in versus.fields(versus.Row)} >= set(relevancy.Case(3).columns())
+@pytest.mark.parametrize(
+    ("words", "cases"),
+    [
+        ("", "320, 10, 10, 128, 10, 15 | 120, 64, 10, 128, 10, 15 | 784, 100, 1, 128, 10, 15"),
+        ("--quick --H 64 --window-size 4", "120, 10, 10, 64, 4, 15"),
+        ("--T 30 40 --B 3 --I 2 --top-k 0", "30, 3, 2, 128, 10, 0 | 40, 3, 2, 128, 10, 0"),
+    ],
+)
+def test_shapes_of_bench_rel_lstm(words: str, cases: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+
+    def run(args: Any, operation: Any, measured: Any) -> int:
+        chosen.extend(str(case) for case in measured)
+        return 0
+
+    monkeypatch.setattr(versus, "run", run)
+    assert main(["bench", "rel-lstm", *words.split()]) == 0
+    assert " | ".join(chosen) == cases
+
+
+def test_every_size_of_a_case_is_a_column_of_the_csv() -> None:
+    columns = {field.name for field in dataclasses.fields(versus.Row)}
+    for case in (relevancy.Case(3), rel_lstm.Case(3, 1, 1)):
+        assert columns >= set(case.columns())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.config
+from torch import Tensor
 
 from cases import random, runnable
 from cases_relevancy import ATTENTION, LAYERS, Attention, Layer, attention_inputs, layer_inputs, ops
 from closeness import assert_close
-from throughtime import RelevancyAttention, RelLSTM
+from throughtime import RelevancyAttention, RelevancyCache, RelLSTM, RelState
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch warns of its own compiler
@@ -103,6 +105,47 @@ def test_attention_compiles_once_for_many_lengths() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for length in (9, 30, 17):
             check(length)
+
+
+def test_a_stream_of_a_layer_compiles_no_longer_once_its_memory_is_full() -> None:
+    layer = RelLSTM(3, 4, num_layers=2, window_size=2, top_k=2, backend="cpu")
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    state: RelState | None = None
+    expected: RelState | None = None
+
+    def check(length: int) -> None:
+        nonlocal state, expected
+        x = random(length, 2, 3, seed=length, dtype=torch.float32)
+        found, state = compiled(x, state)
+        wanted, expected = layer(x, expected)
+        state, expected = state.detach(), expected.detach()
+        assert_close(found, wanted)
+        assert torch.equal(state.position, expected.position)
+        assert state.retained == expected.retained
+
+    for length in (8, 11, 9, 7):
+        check(length)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for length in (30, 5, 17):
+            check(length)
+
+
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_a_stream_of_queries_compiles_no_longer_once_its_cache_is_full(score: Any) -> None:
+    attention = RelevancyAttention(8, 2, 3, 2, score=score, backend="cpu")
+
+    def step(x: Tensor, cache: RelevancyCache) -> Tensor:
+        return attention(x, cache=cache)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    x = random(2, 16, 8, seed=0, dtype=torch.float32)
+    cache = RelevancyCache()
+    with torch.no_grad():
+        parts = [compiled(x[:, t : t + 1], cache) for t in range(8)]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            parts += [compiled(x[:, t : t + 1], cache) for t in range(8, 16)]
+        assert_close(torch.cat(parts, 1), attention(x))
+    assert cache.length is not None and cache.length.tolist() == [16, 16]
 
 
 def test_export_keeps_the_operator_as_one_node() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -179,11 +180,12 @@ def test_a_detached_cache_cuts_the_graph() -> None:
     detached = cache.detach()
     assert "retained=2" in repr(cache) and repr(RelevancyCache()) == "RelevancyCache(empty)"
     now = [x[:, :, 3:] for x in (q, k, v)]
-    gradients = [
-        torch.autograd.grad(relevancy_attention(*now, 2, 2, cache=c).sum(), v)[0]
-        for c in (detached, cache)
-    ]
-    assert not gradients[0][:, :, :3].any() and gradients[1][:, :, :3].any()
+    for leaf in (k, v):
+        gradients = [
+            torch.autograd.grad(relevancy_attention(*now, 2, 2, cache=c).square().sum(), leaf)[0]
+            for c in (copy.copy(detached), copy.copy(cache))
+        ]
+        assert not gradients[0][:, :, :3].any() and gradients[1][:, :, :3].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

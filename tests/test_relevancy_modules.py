@@ -417,7 +417,7 @@ def test_a_state_that_does_not_fit() -> None:
     _, state = RelLSTM(3, 4, window_size=4, top_k=3)(x)
     with pytest.raises(ValueError, match=r"hx holds 3 retained states and 3 of the window"):
         RelLSTM(3, 4, window_size=2, top_k=3)(x, state)
-    with pytest.raises(RuntimeError, match=r"Expected hx.h size \(3, 4\), got \[2, 4\]"):
+    with pytest.raises(RuntimeError, match=r"Expected hx.h size \(1, 3, 4\), got \[1, 2, 4\]"):
         RelLSTM(3, 4, window_size=4, top_k=3)(torch.zeros(9, 3, 3), state)
     with pytest.raises(ValueError, match=r"Convert the state: hx.h.to\(torch.float64\)"):
         RelLSTM(3, 4, window_size=4, top_k=3).double()(x.double(), state)

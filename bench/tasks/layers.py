@@ -18,13 +18,15 @@ class Layer:
     """One kind of layer.
 
     ``make(input_size, hidden_size, *, detach_prob, window_size, top_k, backend)`` returns a module
-    that maps ``[T, B, features]`` to ``(output [T, B, H], states)``.
+    that maps ``[T, B, features]`` to ``(output [T, B, H], states)``. ``options`` names what of
+    ``window_size`` and ``top_k`` makes a difference.
     """
 
     label: str
     make: Callable[..., nn.Module]
     detaches: bool
     screens: bool = False
+    options: tuple[str, ...] = ()
 
 
 def _peer(
@@ -47,7 +49,14 @@ def _rel(
 
 
 def _screening(label: str, **options: Any) -> Layer:
-    return Layer(label, functools.partial(_rel, options), detaches=True, screens=True)
+    everything = "top_k" in options  # is None: what leaves the window is kept all the same
+    return Layer(
+        label,
+        functools.partial(_rel, options),
+        detaches=True,
+        screens=True,
+        options=() if everything else ("window_size", "top_k"),
+    )
 
 
 LAYERS = {

@@ -91,8 +91,7 @@ class Screening {
     const int64_t end = shape_.P + length_;
     if (length_ > 0) {
       for (int64_t c = 0; c < now.kept_count; ++c) last_[now.kept[c]] = length_ - 1;
-      const bool full = now.window_end - now.window_begin == shape_.window_size;
-      for (int64_t p = now.window_begin + (full ? 1 : 0); p < end; ++p) last_[p] = length_ - 1;
+      for (int64_t p = now.window_begin; p < end; ++p) last_[p] = length_ - 1;
     }
     for (int64_t slot = 0; slot < retained; ++slot)
       put(slot, slot < now.kept_count ? now.kept[slot] : -1, index, relevance);

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(eq=False)  # tensors have no truth value, so states are equal to themselves only
 class RelevancyCache:
     """Window, retained set and relevance of :func:`throughtime.functional.relevancy_attention`.
 
@@ -64,7 +64,7 @@ class RelevancyCache:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelState:
     """What a :class:`throughtime.RelLSTM` needs to go on where an earlier call ended.
 

@@ -344,6 +344,21 @@ def _check_state(
     for name, x in (("relevance", state.relevance), ("position", state.position)):
         if tuple(x.shape) != (slots, batch):
             wrong_shape(_OP, f"hx.{name}", f"{[slots, batch]}", x)
+    if tuple(state.length.shape) != (batch,):
+        wrong_shape(_OP, "hx.length", f"[{batch}], one per sample", state.length)
+    for name in ("relevance", "position", "length"):
+        x = getattr(state, name)
+        if x.device != input.device:
+            raise RuntimeError(
+                f"{_OP}: hx.{name} should be on the input's device {input.device}, got {x.device}; "
+                f"move it: hx.{name}.to({str(input.device)!r})"
+            )
+    wanted = torch.float32 if input.dtype in LOW_PRECISION else input.dtype
+    if state.relevance.dtype != wanted:
+        raise ValueError(
+            f"{_OP}: hx.relevance should have dtype {wanted} for an input of {input.dtype}, got "
+            f"{state.relevance.dtype}; convert it: hx.relevance.to({wanted})"
+        )
     window = slots - state.retained
     if window > window_size - 1 or (top_k is not None and state.retained > top_k):
         raise ValueError(

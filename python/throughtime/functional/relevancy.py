@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Literal, NoReturn, overload
 
@@ -211,6 +212,7 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
 
     Raises:
         TypeError: if ``last`` is no int64 tensor.
+        ValueError: if a size is wrong: ``last`` names more keys than that call can have retained.
 
     Example:
         >>> import torch
@@ -220,10 +222,12 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
     if not isinstance(last, Tensor) or last.dtype != torch.int64:
         got = last.dtype if isinstance(last, Tensor) else type(last).__name__
         raise TypeError(f"retained_positions: last should be an int64 Tensor, got {got}")
+    if last.dim() == 0:
+        raise ValueError("retained_positions: last should have shape [..., T], got []")
     check_size("retained_positions", "window_size", window_size, least=1)
     check_size("retained_positions", "top_k", top_k, least=0)
     length = last.size(-1)
-    rows = last.reshape(-1, length)
+    rows = last.reshape(math.prod(last.shape[:-1]), length)
     key = torch.arange(length, device=last.device).expand_as(rows)
     # Key j is retained for the queries j + window_size .. last[j]: one entry for each of them.
     count = (rows - key - window_size + 1).clamp(min=0).flatten()
@@ -237,6 +241,12 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
     per_query = torch.bincount(query, minlength=rows.numel())
     slot = torch.arange(len(query), device=last.device) - (per_query.cumsum(0) - per_query)[query]
     width = min(top_k, length)
+    if bool((slot >= width).any()):
+        raise ValueError(
+            f"retained_positions: top_k should be {int(slot.max()) + 1} or more with window_size = "
+            f"{window_size}, as last names so many retained keys of one query, got {top_k}; give "
+            "both as in the call that made it"
+        )
     listed = last.new_full((rows.numel(), width), -1)
     listed[query, slot] = position
     return listed.view(*last.shape, width)

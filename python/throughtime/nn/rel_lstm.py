@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import overload
 
@@ -110,6 +111,13 @@ class RelLSTM(BackendChoice, nn.Module):
         self.attention_size = hidden_size if attention_size is None else attention_size
         self.bias, self.batch_first = bias, batch_first
         self.dropout = masks.check_probability(dropout, "dropout")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(  # in the words of nn.LSTM
+                "dropout option adds dropout after all but last recurrent layer, so non-zero "
+                f"dropout expects num_layers greater than 1, but got dropout={dropout} and "
+                f"num_layers={num_layers}",
+                stacklevel=2,
+            )
         self.window_size, self.top_k = window_size, top_k
         self.cell, self.retain = cell, retain
         self.detach_prob = detach_prob
@@ -222,6 +230,7 @@ class RelLSTM(BackendChoice, nn.Module):
         if input.dim() not in (2, 3):
             raise ValueError(f"RelLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
+        _check_kind(hx)
         if not batched:
             input = input.unsqueeze(1)
             if isinstance(hx, (tuple, list)) and all(x.dim() == 2 for x in hx):
@@ -230,8 +239,9 @@ class RelLSTM(BackendChoice, nn.Module):
             input = input.transpose(0, 1)
         self._check_input(input)
         length, batch, _ = input.shape
+        self._check_states(hx, batch)
         cuts = self._masks(detach_mask, length, batch, input.device, generator)
-        output, state = self._run(input, self._per_layer(hx, batch), cuts, None)
+        output, state = self._run(input, self._per_layer(hx), cuts, None)
         if not batched:
             return output.squeeze(1), state
         return output.transpose(0, 1) if self.batch_first else output, state
@@ -245,6 +255,8 @@ class RelLSTM(BackendChoice, nn.Module):
     ) -> tuple[PackedSequence, RelState]:
         self._check_input(packed.data.unsqueeze(1))
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
+        _check_kind(hx)
+        self._check_states(hx, batch)  # sorting them would hide a batch that is too large
         cuts = self._masks(detach_mask, length, batch, packed.data.device, generator)
         order = packed.sorted_indices
         if order is not None:
@@ -257,7 +269,7 @@ class RelLSTM(BackendChoice, nn.Module):
                 for cut in cuts
             ]
         padded, lengths = unpack(packed)
-        output, state = self._run(padded, self._per_layer(hx, batch), cuts, lengths)
+        output, state = self._run(padded, self._per_layer(hx), cuts, lengths)
         if packed.unsorted_indices is not None:
             state = state.index_select(packed.unsorted_indices)
         return repack(output, lengths, like=packed), state
@@ -295,29 +307,24 @@ class RelLSTM(BackendChoice, nn.Module):
                 x = F.dropout(x, self.dropout)
         return x, RelState.stack(states)
 
-    def _per_layer(
-        self, hx: RelState | States | None, batch: int
-    ) -> Sequence[RelState | States | None]:
-        count, size = self.num_layers, self.hidden_size
+    def _per_layer(self, hx: RelState | States | None) -> Sequence[RelState | States | None]:
         if hx is None:
-            return [None] * count
+            return [None] * self.num_layers
         if isinstance(hx, RelState):
-            if hx.h.dim() != 3 or hx.h.size(0) != count:
-                raise RuntimeError(
-                    f"Expected hx.h size {(count, batch, size)}, got {list(hx.h.shape)}"
-                )
             return hx.unstack()
-        if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-            raise TypeError(
-                "RelLSTM: hx should be a RelState, a pair (h_0, c_0) of tensors or None, got "
-                f"{type(hx).__name__}"
-            )
-        for k, x in enumerate(hx):
-            if tuple(x.shape) != (count, batch, size):
-                raise RuntimeError(
-                    f"Expected hidden[{k}] size {(count, batch, size)}, got {list(x.shape)}"
-                )
         return list(zip(hx[0], hx[1], strict=True))
+
+    def _check_states(self, hx: RelState | States | None, batch: int) -> None:
+        """Check the sizes; the rest of a RelState is checked per layer."""
+        if hx is None:
+            return
+        wanted = (self.num_layers, batch, self.hidden_size)
+        named = {"hx.h": hx.h} if isinstance(hx, RelState) else {"hidden[0]": hx[0]}
+        if not isinstance(hx, RelState):
+            named["hidden[1]"] = hx[1]
+        for name, x in named.items():
+            if tuple(x.shape) != wanted:
+                raise RuntimeError(f"Expected {name} size {wanted}, got {list(x.shape)}")
 
     def _masks(
         self,
@@ -375,3 +382,18 @@ class RelLSTM(BackendChoice, nn.Module):
             if value != default or name == "top_k":
                 text += f", {name}={value!r}"
         return text
+
+
+def _check_kind(hx: object) -> None:
+    """Check that ``hx`` is None, a RelState or a pair of tensors."""
+    if hx is None or isinstance(hx, RelState):
+        return
+    if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
+        got = type(hx).__name__
+    elif not all(isinstance(x, Tensor) for x in hx):
+        got = f"a pair of {type(hx[0]).__name__} and {type(hx[1]).__name__}"
+    else:
+        return
+    raise TypeError(
+        f"RelLSTM: hx should be a RelState, a pair (h_0, c_0) of tensors or None, got {got}"
+    )

@@ -70,6 +70,11 @@ class RelevancyAttention(BackendChoice, nn.Module):
             check_size(name, argument, value, least=1)
         check_size(name, "window_size", window_size, least=1)
         check_size(name, "top_k", top_k, least=0)
+        for argument, flag in (("bias", bias), ("batch_first", batch_first)):
+            if not isinstance(flag, bool):
+                raise TypeError(
+                    f"{name}: {argument} should be of type bool, got {type(flag).__name__}"
+                )
         if embed_dim % num_heads:
             raise ValueError(
                 f"{name}: embed_dim should be divisible by num_heads, got {embed_dim} and "
@@ -127,18 +132,30 @@ class RelevancyAttention(BackendChoice, nn.Module):
 
         Raises:
             RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
+            TypeError: if an argument has the wrong type.
             ValueError: if a dtype, a length or the cache is wrong.
         """
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"RelevancyAttention: input should be a Tensor, got {type(input).__name__}"
+            )
         if input.dim() != 3 or input.size(2) != self.embed_dim:
             letters = "[B, T, E]" if self.batch_first else "[T, B, E]"
             raise RuntimeError(
                 f"RelevancyAttention: input should have shape {letters} with E = "
                 f"{self.embed_dim}, got {list(input.shape)}"
             )
+        weight = self.in_proj_weight
+        cast = input.is_floating_point() and functional.autocast_dtype(input) is not None
+        if input.dtype != weight.dtype and not cast:
+            raise ValueError(
+                f"RelevancyAttention: input should have the weights' dtype {weight.dtype}, got "
+                f"{input.dtype}; convert it: input.to({weight.dtype})"
+            )
         if not self.batch_first:
             input = input.transpose(0, 1)
         batch, length, _ = input.shape
-        projected = F.linear(input, self.in_proj_weight, self.in_proj_bias)
+        projected = F.linear(input, weight, self.in_proj_bias)
         query, key, value = (
             projected.view(batch, length, 3, self.num_heads, self.head_dim)
             .permute(2, 0, 3, 1, 4)
