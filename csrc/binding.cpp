@@ -7,7 +7,7 @@
 
 #include "common/cpu.h"
 #include "common/pool.h"
-#include "lstm/plan.h"
+#include "lstm/cpu_plan.h"
 
 namespace {
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.backends import ORDER, Request, can_run
+from throughtime.backends import ORDER, Request, passed_over
 
 Result = tuple[Tensor, tuple[Tensor, Tensor]]
 
@@ -51,9 +51,9 @@ NAMES = ("input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", 
 
 
 def runnable(proj_size: int = 0, dtype: torch.dtype = torch.float32) -> list[str]:
-    """The backends that can run on the CPU of this machine."""
+    """The backends that are meant for the CPU of this machine: not Triton's interpreter."""
     request = Request("lstm", 8, proj_size, torch.device("cpu"), dtype)
-    return [name for name in ORDER if can_run(name, request) is None]
+    return [name for name in ORDER if passed_over(name, request) is None]
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -19,9 +19,9 @@
 #pragma once
 
 #include "cpu_pack.h"
+#include "cpu_plan.h"
 #include "cpu_ring.h"
 #include "cpu_weight_gradients.h"
-#include "plan.h"
 
 namespace throughtime {
 namespace {

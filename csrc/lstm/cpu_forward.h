@@ -17,8 +17,8 @@
 #include "../common/team.h"
 #include "../common/tile.h"
 #include "cpu_pack.h"
+#include "cpu_plan.h"
 #include "params.h"
-#include "plan.h"
 
 namespace throughtime {
 namespace {

@@ -3,8 +3,8 @@
 
 #include "../common/team.h"
 #include "../common/tile.h"
+#include "cpu_plan.h"
 #include "params.h"
-#include "plan.h"
 
 namespace throughtime {
 namespace {

@@ -6,8 +6,8 @@
 // each other; in the end they are added in the order of groups.
 #pragma once
 
+#include "cpu_plan.h"
 #include "cpu_ring.h"
-#include "plan.h"
 
 namespace throughtime {
 namespace {

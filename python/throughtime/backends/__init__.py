@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from throughtime.backends.explanation import Explanation, explain
-from throughtime.backends.predicates import NAMES, ORDER, BackendName, Request, can_run
+from throughtime.backends.predicates import (
+    NAMES,
+    ORDER,
+    BackendName,
+    Request,
+    can_run,
+    passed_over,
+)
 from throughtime.backends.selection import backend, choose
 
 __all__ = [
@@ -16,4 +23,5 @@ __all__ = [
     "can_run",
     "choose",
     "explain",
+    "passed_over",
 ]

@@ -79,8 +79,8 @@ def _cuda(request: Request) -> str | None:
 
 
 def _triton(request: Request) -> str | None:
-    if request.op == "lstm":
-        return f"there are no Triton kernels for {request.op} in this version yet; {_WAY_OUT}"
+    if request.proj_size:
+        return f"proj_size={request.proj_size} is not supported by the Triton kernels; {_WAY_OUT}"
     if request.cell != "lstm":
         return _no_cell(request)
     if request.dtype is not None and request.dtype not in _COMPILED_DTYPES:

@@ -19,6 +19,7 @@ from throughtime.functional.checks import (
     check_mask,
     wrong_shape,
 )
+from throughtime.ops import lstm_gpu
 from throughtime.ops.lstm import lstm_layer
 
 States = tuple[Tensor, Tensor]
@@ -174,7 +175,47 @@ def _cpu(
     return output, (h_n, c_n)
 
 
-_RUN: dict[str, Callable[..., tuple[Tensor, States]]] = {"reference": reference.lstm, "cpu": _cpu}
+def _triton(
+    input: Tensor,
+    hx: States | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    *,
+    detach_mask: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, States]:
+    """Call Triton's kernels, which keep c in float32 for 16-bit numbers."""
+    assert weight_hr is None
+    if hx is None:
+        zeros = input.new_zeros((input.size(1), weight_hh.size(1)))
+        hx = (zeros, zeros.clone())
+    bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
+    c_0 = hx[1].float() if input.dtype in LOW_PRECISION else hx[1]
+    output, h_n, c_n = lstm_gpu.lstm_layer(
+        input,
+        hx[0],
+        c_0 if c_0 is not hx[0] else c_0.clone(),
+        weight_ih,
+        weight_hh,
+        bias,
+        lengths,
+        reset,
+        detach_mask,
+        reverse,
+    )
+    return output, (h_n, c_n.to(input.dtype))
+
+
+_RUN: dict[str, Callable[..., tuple[Tensor, States]]] = {
+    "reference": reference.lstm,
+    "cpu": _cpu,
+    "triton": _triton,
+}
 
 
 def _named(

@@ -1,0 +1,97 @@
+// Where things lie in the shared memory of the GPU kernels: used by the kernels and by plan().
+#pragma once
+
+namespace throughtime {
+
+constexpr int kSlabUnits = 8;  // units that a warp owns; also samples of a tile
+constexpr int kTileK = 32;     // of the inner dimension of a product
+
+// Numbers from one sample's row of a product's operand to the next, so that a wide load of a warp
+// meets all banks: 64 bytes past a multiple of 128 (16-bit), 16 past a multiple of 128 (float).
+constexpr int operand_stride(int k, int scalar_bytes) {
+  return scalar_bytes == 2 ? (k + 63) / 64 * 64 + 32 : (k + 31) / 32 * 32 + 4;
+}
+
+struct SharedLayout {
+  int tail;  // weights that are not in registers, warp by warp; the operand lies before them
+  int sums;  // sums of products
+  int bytes;
+  int warp_tail;  // bytes of a warp's weights
+};
+
+// [operand: copies x samples x stride][tail][sums]
+constexpr SharedLayout shared_layout(int copies, int samples, int k, int warps, int warp_tiles,
+                                     int held, int sum_bytes, int scalar_bytes) {
+  const int operand = copies * samples * operand_stride(k, scalar_bytes) * scalar_bytes;
+  const int beyond = warp_tiles > held ? warp_tiles - held : 0;
+  SharedLayout layout{};
+  layout.warp_tail = beyond * 32 * kTileK * scalar_bytes;
+  layout.tail = (operand + 127) / 128 * 128;
+  layout.sums = layout.tail + warps * layout.warp_tail;
+  layout.bytes = layout.sums + sum_bytes;
+  return layout;
+}
+
+// Which instances of the kernels are built: what registers hold without spilling.
+constexpr bool instance_exists(int scalar_bytes, bool backward, int tiles_n, int held) {
+  if (tiles_n == 4) return held == 0 && !(backward && scalar_bytes == 2);
+  if (held == 0) return tiles_n == 1 || tiles_n == 2;
+  return scalar_bytes == 2 && (held == 4 || (held == 8 && tiles_n == 1));
+}
+
+// Threads of a block, at most: 128, 168 or 255 registers each.
+constexpr int most_threads(int tiles_n, int held) {
+  if (held > 0 || tiles_n == 4) return 256;
+  return tiles_n == 1 ? 512 : 384;
+}
+
+struct Split {
+  int tiles;  // of the inner dimension
+  int run;    // of them, one part's; the last part may have fewer
+};
+constexpr Split split_k(int k, int parts) {
+  const int tiles = (k + kTileK - 1) / kTileK;
+  return {tiles, (tiles + parts - 1) / parts};
+}
+
+// Sums travel as one Pair (two samples) per lane: per slab of 8 units and tile of 8 samples.
+constexpr int kPairBytes = 8;
+constexpr int slab_sum_bytes(int tiles_n) { return tiles_n * 32 * kPairBytes; }
+
+// Forward. Operand: h, twice in a cluster (read and written at the same time). Sums: the parts
+// beyond the first, of 4 gates.
+constexpr SharedLayout forward_layout(int H, int units, int parts, bool grid, int tiles_n, int held,
+                                      int scalar_bytes) {
+  const int slabs = units / kSlabUnits;
+  return shared_layout(grid ? 1 : 2, 8 * tiles_n, H, slabs * parts, split_k(H, parts).run, held,
+                       (parts - 1) * slabs * 4 * slab_sum_bytes(tiles_n), scalar_bytes);
+}
+
+// Backward. A job is the product for 32 of all H units with one part of the block's own 4 * units
+// gate rows; job i belongs to warp i % warps. Parts are equal: units / 8 is a multiple of them.
+struct Jobs {
+  int slabs32;  // slabs of 32 units, of all H
+  int all;
+  int of_warp;  // at most
+  int run;      // tiles of one
+};
+constexpr Jobs backward_jobs(int H, int units, int parts, int warps) {
+  const int slabs32 = (H + 31) / 32, all = slabs32 * parts;
+  return {slabs32, all, (all + warps - 1) / warps, 4 * units / kTileK / parts};
+}
+
+// What one block receives in an exchange: [source block and part][slab][tile][lane] Pair.
+constexpr int received_bytes(int units, int ranks, int parts, int tiles_n) {
+  return ranks * parts * units / kSlabUnits * slab_sum_bytes(tiles_n);
+}
+
+// Operand: gradients of the block's gates. Sums: received, twice; with `grid` they are in global
+// memory instead.
+constexpr SharedLayout backward_layout(int H, int units, int ranks, int parts, int warps, bool grid,
+                                       int tiles_n, int held, int scalar_bytes) {
+  const Jobs jobs = backward_jobs(H, units, parts, warps);
+  return shared_layout(1, 8 * tiles_n, 4 * units, warps, jobs.of_warp * jobs.run, held,
+                       grid ? 0 : 2 * received_bytes(units, ranks, parts, tiles_n), scalar_bytes);
+}
+
+}  // namespace throughtime

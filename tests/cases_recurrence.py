@@ -1,0 +1,135 @@
+"""The recurrence of one LSTM layer in one direction, as GPU kernels take it: cases and values.
+
+Expected values come from a loop over single samples in float64, gradients from autograd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cases import random, random_mask
+from closeness import TOLERANCE, assert_close
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one run through the recurrence."""
+
+    T: int
+    B: int
+    H: int
+    dtype: torch.dtype = torch.float64
+    lengths: bool = False
+    reset: bool = False
+    reverse: bool = False
+    mask: str = ""  # "T", "TB", or none
+    grads: str = "output h c"
+
+    @property
+    def sums(self) -> torch.dtype:
+        """The dtype of sums and of c."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def __str__(self) -> str:
+        flags = [name for name in ("lengths", "reset", "reverse") if getattr(self, name)]
+        flags += [f"mask{self.mask}"] if self.mask else []
+        return "-".join([f"T{self.T}", f"B{self.B}", f"H{self.H}", str(self.dtype)[6:], *flags])
+
+
+@dataclass
+class Given:
+    """What a case is run on; gradients that are not given are None."""
+
+    projected: Tensor
+    h_0: Tensor
+    c_0: Tensor
+    weight_hh: Tensor
+    lengths: Tensor | None
+    reset: Tensor | None
+    detach_mask: Tensor | None
+    grads: list[Tensor | None]
+
+    @property
+    def past(self) -> Tensor:
+        """[T, B], True past a sample's end."""
+        T, B, _ = self.projected.shape
+        ends = torch.full((B,), T) if self.lengths is None else self.lengths
+        return torch.arange(T).unsqueeze(1) >= ends
+
+
+def inputs(case: Case) -> Given:
+    T, B, H, S, A = case.T, case.B, case.H, case.dtype, case.sums
+    # One sample without a step, one with all, the others between.
+    ends = torch.tensor([T - 1, 0, T] + [2, 3, 1] * B)[:B].clamp(max=T)
+    mask = {"": None, "T": random_mask(T, p=0.4, seed=5), "TB": random_mask(T, B, p=0.4, seed=6)}
+    shapes = {"output": (T, B, H), "h": (B, H), "c": (B, H)}
+    return Given(
+        random(T, B, 4 * H, seed=1, dtype=A),
+        random(B, H, seed=2, dtype=S),
+        random(B, H, seed=3, dtype=A),
+        (1.5 / H**0.5 * random(4 * H, H, seed=4)).to(S),
+        ends if case.lengths else None,
+        random_mask(T, B, p=0.3, seed=7) if case.reset else None,
+        mask[case.mask],
+        [
+            random(*shape, seed=k, dtype=A if name == "c" else S) if name in case.grads else None
+            for k, (name, shape) in enumerate(shapes.items(), 8)
+        ],
+    )
+
+
+def expect(case: Case, given: Given) -> dict[str, Tensor]:
+    """The same in float64, sample by sample; every choice is a Python ``if``."""
+    x, h_0, c_0 = (
+        value.double().requires_grad_() for value in (given.projected, given.h_0, given.c_0)
+    )
+    weight = given.weight_hh.double()
+    rows = [[torch.zeros(case.H, dtype=torch.float64)] * case.B for _ in range(case.T)]
+    final_h, final_c = [], []
+    for b in range(case.B):
+        h, c = h_0[b], c_0[b]
+        end = case.T if given.lengths is None else int(given.lengths[b])
+        for t in reversed(range(end)) if case.reverse else range(end):
+            if given.reset is not None and given.reset[t, b]:
+                h, c = torch.zeros_like(h), torch.zeros_like(c)
+            mask = given.detach_mask
+            if mask is not None and (mask[t] if mask.dim() == 1 else mask[t, b]):
+                h = h.detach()
+            i, f, g, o = (x[t, b] + weight @ h).chunk(4)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            rows[t][b] = h
+        final_h.append(h)
+        final_c.append(c)
+    results = [torch.stack([torch.stack(r) for r in rows]), torch.stack(final_h),
+               torch.stack(final_c)]  # fmt: skip
+    loss = sum(
+        (value * grad.double()).sum()
+        for value, grad in zip(results, given.grads, strict=True)
+        if grad is not None
+    )
+    wanted = torch.autograd.grad(loss, (x, h_0, c_0), allow_unused=True, materialize_grads=True)
+    names = ("output", "h_n", "c_n", "grad_gates", "grad_h_0", "grad_c_0")
+    dtypes = (case.dtype, case.dtype, case.sums, case.dtype, case.sums, case.sums)
+    values = (*(value.detach() for value in results), *wanted)
+    return {n: v.to(d) for n, d, v in zip(names, dtypes, values, strict=True)}
+
+
+def assert_matches(
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    dtype: torch.dtype,
+    low_precision: dict[torch.dtype, float],
+) -> None:
+    """Relative to the largest entry, within the dtype's tolerance or ``low_precision``."""
+    for name, wanted in expected.items():
+        if dtype in TOLERANCE:
+            assert_close(found[name], wanted, name)
+            continue
+        assert found[name].dtype == wanted.dtype, name
+        scale = max(1.0, wanted.abs().max().item())
+        error = (found[name].double() - wanted.double()).abs().max().item() / scale
+        assert error <= low_precision[dtype], f"{name}: {error:.2e}"

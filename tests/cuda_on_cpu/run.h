@@ -1,0 +1,92 @@
+// Runs the LSTM's GPU kernels on the CPU.
+#pragma once
+
+#include <vector>
+
+#include "../../csrc/lstm/persistent.cuh"
+#include "../../csrc/lstm/stepwise.cuh"
+
+namespace throughtime {
+
+template <typename S>
+constexpr bool kIsBackward = false;
+template <typename S>
+constexpr bool kIsBackward<RecurrenceBackward<S>> = true;
+
+template <typename S, template <typename> class Params>
+bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
+  constexpr bool backward = kIsBackward<Params<S>>;
+  const RecurrenceShape shape{p.in.T, p.in.B, p.in.H, sizeof(S), backward};
+  std::vector<unsigned> arrivals(plan.groups, 0);
+  std::vector<char> exchange(plan.exchange_bytes(shape), '\xff');
+  p.in.cut = plan.cut;
+  p.in.cut.arrivals = arrivals.data();
+  p.in.cut.exchange = exchange.data();
+  return launch_persistent(plan, p, [&](auto kernel, const auto& arguments) {
+    device::launch(kernel, arguments, plan.blocks(), plan.threads, plan.cluster(),
+                   plan.shared_bytes, plan.tier == Tier::kGrid);
+  });
+}
+
+// product [rows, columns] = a [rows, inner] b, where b(k, column).
+template <typename S, typename Right>
+void multiply(const S* a, int64_t rows, int64_t inner, int64_t columns, const Right& b,
+              float* product) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      float sum = 0;
+      for (int64_t k = 0; k < inner; ++k) {
+        sum += device::to_float(a[i * inner + k]) * device::to_float(b(k, j));
+      }
+      product[i * columns + j] = sum;
+    }
+  }
+}
+
+inline auto launch_steps(int64_t threads) {
+  return [=](auto kernel, const auto& arguments) {
+    const auto blocks = static_cast<int>((threads + kStepThreads - 1) / kStepThreads);
+    device::launch(kernel, arguments, blocks, kStepThreads, 1, 0, false);
+  };
+}
+
+template <typename S>
+void run_stepwise(const RecurrenceForward<S>& p) {
+  const int64_t B = p.in.B, H = p.in.H;
+  std::vector<float> product(B * 4 * H);
+  launch_stepwise(
+      p, product.data(),
+      [&](const S* h, float* to) {
+        multiply(h, B, H, 4 * H, [&](int64_t k, int64_t j) { return p.in.weight[j * H + k]; }, to);
+      },
+      launch_steps(B * H));
+}
+
+template <typename S>
+void run_stepwise(const RecurrenceBackward<S>& p) {
+  const int64_t B = p.in.B, H = p.in.H;
+  std::vector<float> product(B * H);
+  launch_stepwise(
+      p, product.data(),
+      [&](int64_t t) {
+        if (!p.detach) return true;
+        for (int64_t n = 0; n < B; ++n) {
+          if (!p.detach[t * p.detach_stride_t + n * p.detach_stride_b]) return true;
+        }
+        return false;
+      },
+      [&](const S* da, float* to) {
+        multiply(da, B, 4 * H, H, [&](int64_t k, int64_t j) { return p.in.weight[k * H + j]; }, to);
+      },
+      launch_steps(B * H));
+}
+
+// By the plan's tier; false where the plan's instance does not exist. The stepwise tier finds the
+// state in h_n and c_n, or in dh0 and dc0.
+template <typename Params>
+bool run(const RecurrencePlan& plan, const Params& p) {
+  if (plan.tier == Tier::kStepwise) return run_stepwise(p), true;
+  return run_persistent(plan, p);
+}
+
+}  // namespace throughtime

@@ -1,0 +1,311 @@
+"""The LSTM's GPU kernels, run on the CPU by tests/cuda_on_cpu: against a loop, and sanitizers.
+
+See csrc/common/device.cuh: the kernels' sources are the ones that nvcc compiles.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pybind11
+import pytest
+import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cases_recurrence import Case, Given, assert_matches, expect, inputs
+
+SOURCES = Path(__file__).parent / "cuda_on_cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
+RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/plan.h
+SITES = ("start", "forward parts", "forward step", "forward copy", "backward gates",
+         "backward step")  # fmt: skip
+# Which cases of main.cpp pass which barriers: one block, a cluster, a grid.
+BARRIERS = [
+    *((site, case) for site in (0, 2, 5) for case in (0, 2, 4)),
+    (1, 0), (1, 4), (3, 4), (4, 0), (4, 2), (4, 4),
+]  # fmt: skip
+PLAIN, THREAD, ADDRESS = [], ["-fsanitize=thread"], ["-fsanitize=address,undefined"]
+
+
+def compile_with(flags: list[str], source: str, to: Path) -> subprocess.Popen[str]:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    command = [compiler, "-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    command += [*flags, f"-I{SOURCES}", str(SOURCES / source), "-o", str(to)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the module and the programs, all compiled at once."""
+    folder = tmp_path_factory.mktemp("cuda_on_cpu")
+    include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    running = [
+        compile_with(["-fPIC", "-shared", *include], "module.cpp", folder / "cuda_on_cpu.so"),
+        compile_with(THREAD, "main.cpp", folder / "thread"),
+        compile_with([*ADDRESS, "-fno-sanitize-recover"], "main.cpp", folder / "address"),
+    ]
+    for compiler in running:
+        _, errors = compiler.communicate()
+        assert compiler.returncode == 0, errors
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kernels(built: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cuda_on_cpu", built / "cuda_on_cpu.so")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+Cut = dict[str, int]
+
+
+def cut(
+    kernels: ModuleType,
+    case: Case,
+    backward: bool,
+    tier: int,
+    ranks: int = 1,
+    tiles_n: int = 1,
+    held: int = 0,
+    parts: int = 1,
+    warps: int | None = None,
+) -> Cut:
+    """A plan by hand: plan() would not make several blocks of so few units."""
+    units = -(-case.H // ranks // 8) * 8 if case.H % ranks == 0 else -(-case.H // (8 * ranks)) * 8
+    slabs = units // 8
+    warps = (warps or slabs) if backward else slabs * parts
+    size = case.dtype.itemsize
+    return {
+        "tier": tier, "ranks": ranks, "units": units, "parts": parts, "tiles_n": tiles_n,
+        "held": held, "groups": -(-case.B // (8 * tiles_n)), "threads": 32 * warps,
+        "shared_bytes": kernels.shared_bytes(
+            backward, case.H, units, ranks, parts, warps, tier == GRID, tiles_n, held, size),
+    }  # fmt: skip
+
+
+def run(kernels: ModuleType, case: Case, given: Given, cuts: tuple[Cut, Cut]) -> dict[str, Tensor]:
+    T, B, H, S = case.T, case.B, case.H, case.dtype
+
+    def unset(*shape: int, dtype: torch.dtype = S) -> Tensor:
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    def addresses(tensors: dict[str, Tensor | None]) -> dict[str, int]:
+        return {name: x.data_ptr() for name, x in tensors.items() if x is not None}
+
+    common: dict[str, Tensor | None] = {
+        "weight_hh": given.weight_hh, "c_0": given.c_0, "lengths": given.lengths,
+        "reset": given.reset,
+    }  # fmt: skip
+    numbers = {"T": T, "B": B, "H": H, "reverse": int(case.reverse)}
+    result = {
+        "output": unset(T, B, H),
+        "h_n": given.h_0.clone(),
+        "c_n": given.c_0.clone(),
+        "gates": unset(T, B, 4 * H),
+        "cells": unset(T, B, H, dtype=torch.float32),
+    }
+    bias = given.projected[0, 0].clone().nan_to_num()
+    forward = common | {"projected": given.projected - bias, "bias": bias, "h_0": given.h_0}
+    dtype = str(S).removeprefix("torch.")
+    kernels.run(dtype, False, addresses(forward | result), numbers | cuts[0])
+
+    output, h_n, c_n = given.grads
+    zeros = torch.zeros(B, H)
+    grads = {
+        "grad_gates": unset(T, B, 4 * H),
+        "grad_h_0": zeros.clone() if h_n is None else h_n.float().clone(),
+        "grad_c_0": zeros.clone() if c_n is None else c_n.clone(),
+    }
+    backward = common | {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n}
+    backward |= {"detach_mask": given.detach_mask, "gates": result["gates"]}
+    backward |= {"cells": result["cells"], **grads}
+    mask = given.detach_mask
+    strides = (0, 0) if mask is None else (*mask.stride(), 0)[:2]
+    numbers |= {"detach_stride_t": strides[0], "detach_stride_b": strides[1]}
+    kernels.run(dtype, True, addresses(backward), numbers | cuts[1])
+    return {name: result[name] for name in ("output", "h_n", "c_n")} | grads
+
+
+# Tier, what both cuts share, what the backward has of its own, sizes and options.
+CUTS: list[tuple[str, int, dict[str, int], dict[str, int], dict[str, Any]]] = [
+    ("stepwise", STEPWISE, {}, {}, {"T": 4, "B": 3, "H": 8, "reset": True, "mask": "TB"}),
+    ("stepwise reverse", STEPWISE, {}, {},
+     {"T": 4, "B": 3, "H": 8, "lengths": True, "reset": True, "mask": "T", "reverse": True}),
+    ("block", RESIDENT, {}, {}, {"T": 5, "B": 3, "H": 16, "mask": "T"}),
+    ("block, whole options", RESIDENT, {"tiles_n": 2}, {"tiles_n": 2, "warps": 5},
+     {"T": 4, "B": 17, "H": 24, "lengths": True, "reset": True, "mask": "TB"}),
+    ("block, tiles", RESIDENT, {"tiles_n": 4}, {"tiles_n": 2},
+     {"T": 2, "B": 33, "H": 8, "lengths": True, "mask": "TB"}),
+    ("block, parts", RESIDENT, {"parts": 2}, {"parts": 3, "warps": 9},
+     {"T": 3, "B": 3, "H": 72, "reset": True, "mask": "T"}),
+    ("block, held", RESIDENT, {"held": 4}, {"held": 8},
+     {"T": 3, "B": 2, "H": 40, "lengths": True, "reverse": True, "mask": "TB"}),
+    ("cluster, held and tail", RESIDENT, {"ranks": 4, "held": 4}, {"ranks": 4, "held": 4},
+     {"T": 2, "B": 1, "H": 136, "reset": True, "mask": "T"}),
+    ("block, tiles held", RESIDENT, {"tiles_n": 2, "held": 4}, {"tiles_n": 2, "held": 4},
+     {"T": 3, "B": 9, "H": 40, "reset": True}),
+    ("cluster of 2", RESIDENT, {"ranks": 2, "held": 4}, {"ranks": 2, "held": 4},
+     {"T": 4, "B": 3, "H": 40, "lengths": True, "reset": True, "mask": "TB"}),
+    ("cluster of 2, reverse", RESIDENT, {"ranks": 2, "parts": 2}, {"ranks": 2, "warps": 4},
+     {"T": 4, "B": 9, "H": 40, "lengths": True, "reset": True, "mask": "TB", "reverse": True}),
+    ("cluster of 4", RESIDENT, {"ranks": 4}, {"ranks": 4, "parts": 2},
+     {"T": 3, "B": 3, "H": 64, "reset": True, "mask": "T"}),
+    ("cluster of 4, last one short", RESIDENT, {"ranks": 4}, {"ranks": 4, "warps": 3},
+     {"T": 3, "B": 11, "H": 56, "lengths": True, "mask": "TB", "grads": "output"}),
+    ("grid of 3", GRID, {"ranks": 3, "parts": 2}, {"ranks": 3, "parts": 2},
+     {"T": 4, "B": 9, "H": 40, "lengths": True, "reset": True, "mask": "TB"}),
+    ("grid of 3, reverse", GRID, {"ranks": 3}, {"ranks": 3, "warps": 2},
+     {"T": 4, "B": 2, "H": 24, "lengths": True, "reset": True, "mask": "T", "reverse": True}),
+    ("grid of 3, no output's gradient", GRID, {"ranks": 3}, {"ranks": 3},
+     {"T": 3, "B": 2, "H": 24, "grads": "h"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(("name", "tier", "forward", "backward", "sizes"), CUTS, ids=lambda x: (
+    x if isinstance(x, str) else ""))  # fmt: skip
+def test_kernels_match_the_loop(
+    name: str,
+    tier: int,
+    forward: dict[str, int],
+    backward: dict[str, int],
+    sizes: dict[str, Any],
+    dtype: torch.dtype,
+    kernels: ModuleType,
+) -> None:
+    case = Case(**sizes, dtype=dtype)
+    if dtype == torch.float32:  # its weights are not held in registers
+        forward, backward = ({**x, "held": 0} for x in (forward, backward))
+    given = inputs(case)
+    if given.lengths is not None:  # nothing of this may be read
+        given.projected[given.past] = torch.nan
+        if given.grads[0] is not None:
+            given.grads[0][given.past] = torch.nan
+    if forward.get("tiles_n") == 4 and dtype == torch.float32:
+        backward = {**backward, "tiles_n": 4}
+    cuts = (cut(kernels, case, False, tier, **forward), cut(kernels, case, True, tier, **backward))
+    found = run(kernels, case, given, cuts)
+    again = run(kernels, case, given, cuts)
+    assert all(torch.equal(x, again[name]) for name, x in found.items())
+    given = inputs(case)
+    assert_matches(found, expect(case, given), dtype, LOW_PRECISION)
+
+
+H100 = {"compute": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster": 16}
+A100 = {"compute": 80, "multiprocessors": 108, "shared_bytes": 166912, "cluster": 1}
+SMALL = {"compute": 90, "multiprocessors": 12, "shared_bytes": 48 << 10, "cluster": 4}
+
+
+def plan(kernels: ModuleType, gpu: dict[str, int], backward: bool, **shape: int) -> dict[str, Any]:
+    found: dict[str, Any] = kernels.plan(**shape, backward=backward, **gpu)
+    return found
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("gpu", "H", "B", "scalar_bytes", "tier"),
+    [
+        (H100, 128, 16, 2, RESIDENT),
+        (H100, 256, 64, 2, RESIDENT),
+        (H100, 1024, 16, 2, GRID),
+        (H100, 4096, 16, 2, STEPWISE),
+        (H100, 2048, 128, 4, STEPWISE),
+        (A100, 96, 16, 2, RESIDENT),  # a cluster of one block
+        (A100, 512, 16, 2, GRID),
+        (SMALL, 2048, 16, 4, STEPWISE),
+    ],
+)
+def test_plan_takes_the_tier_that_fits(
+    gpu: dict[str, int], H: int, B: int, scalar_bytes: int, tier: int, backward: bool,
+    kernels: ModuleType,
+) -> None:  # fmt: skip
+    found = plan(kernels, gpu, backward, T=1024, B=B, H=H, scalar_bytes=scalar_bytes)
+    assert found["tier"] == tier, found
+
+
+def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
+    old = {**H100, "compute": 75}
+    found = plan(kernels, old, False, T=1, B=1, H=8, scalar_bytes=2)
+    assert found["tier"] == 0 and "8.0" in found["reason"]
+    for shape in ((0, 1, 8), (1, 0, 8), (1, 1, 0), (1, 1, 12), (2**31, 1, 8)):
+        found = plan(kernels, H100, False, **dict(zip("TBH", shape, strict=True)), scalar_bytes=2)
+        assert found["tier"] == 0 and "multiple of 8" in found["reason"], shape
+
+
+@settings(max_examples=200, deadline=None)
+@drawn(
+    T=st.integers(1, 10_000),
+    B=st.integers(1, 3_000),
+    H=st.integers(1, 1_200).map(lambda n: 8 * n),
+    scalar_bytes=st.sampled_from([2, 4]),
+    backward=st.booleans(),
+    gpu=st.fixed_dictionaries({
+        "compute": st.sampled_from([80, 86, 90, 100]),
+        "multiprocessors": st.integers(1, 160),
+        "shared_bytes": st.sampled_from([8 << 10, 48 << 10, 99 << 10, 163 << 10, 227 << 10]),
+        "cluster": st.sampled_from([1, 8, 16]),
+    }),
+)  # fmt: skip
+def test_every_plan_is_runnable(
+    T: int, B: int, H: int, scalar_bytes: int, backward: bool, gpu: dict[str, int],
+    kernels: ModuleType,
+) -> None:  # fmt: skip
+    found = plan(kernels, gpu, backward, T=T, B=B, H=H, scalar_bytes=scalar_bytes)
+    if found["tier"] == STEPWISE:
+        return
+    assert found["exists"] and found["threads"] <= found["most_threads"]
+    assert 0 < found["shared_bytes"] <= gpu["shared_bytes"]
+    assert found["groups"] * 8 * found["tiles_n"] >= B
+    assert (found["ranks"] - 1) * found["units"] < H <= found["ranks"] * found["units"]
+    if found["tier"] == GRID:
+        assert found["groups"] * found["ranks"] <= gpu["multiprocessors"]
+    else:
+        assert found["ranks"] <= gpu["cluster"]
+    warps, slabs = found["threads"] // 32, found["units"] // 8
+    assert warps >= slabs and slabs % found["parts"] == 0 if backward else (
+        warps == slabs * found["parts"])  # fmt: skip
+
+
+def test_planned_cuts_run(kernels: ModuleType) -> None:
+    """More units than a block has warps for: a cluster, and without clusters a grid."""
+    case = Case(2, 3, 136, torch.bfloat16, lengths=True, reset=True, mask="TB")
+    sizes = {"T": case.T, "B": case.B, "H": case.H, "scalar_bytes": 2}
+    for cluster, tier in ((4, RESIDENT), (1, GRID)):
+        gpu = {**SMALL, "cluster": cluster}
+        plans = [plan(kernels, gpu, backward, **sizes) for backward in (False, True)]
+        assert all(p["tier"] == tier and p["ranks"] > 1 for p in plans), plans
+        cuts = [{k: v for k, v in p.items() if isinstance(v, int)} for p in plans]
+        found = run(kernels, case, inputs(case), (cuts[0], cuts[1]))
+        assert_matches(found, expect(case, inputs(case)), case.dtype, LOW_PRECISION)
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_sanitizers_are_silent(sanitizer: str, built: Path) -> None:
+    done = subprocess.run([built / sanitizer], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == "equal\n" and not done.stderr, (
+        done.stdout + done.stderr
+    )
+
+
+@pytest.mark.parametrize(("site", "case"), BARRIERS)
+def test_a_missing_barrier_is_noticed(site: int, case: int, built: Path) -> None:
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    command = [built / "thread", str(site), str(case)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0, f"nobody noticed that barrier {SITES[site]!r} was left out"

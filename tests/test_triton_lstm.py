@@ -1,0 +1,153 @@
+"""The LSTM's recurrence in Triton, in the interpreter, against a loop over single samples."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import random
+from cases_recurrence import Case, Given, assert_matches, expect, inputs
+from closeness import assert_close
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from throughtime.triton_kernels import lstm
+
+# Relative to the largest entry. The interpreter truncates to bfloat16 where a GPU rounds.
+LOW_PRECISION = {torch.float16: 4e-3, torch.bfloat16: 6e-2}
+
+
+# The interpreter takes milliseconds per operation: few and small.
+CASES = (
+    Case(1, 1, 1),
+    Case(4, 3, 5, reset=True),
+    Case(4, 3, 5, lengths=True, mask="T"),
+    Case(4, 3, 5, reverse=True, reset=True, mask="T"),
+    Case(5, 3, 5, lengths=True, reset=True, reverse=True, mask="TB"),
+    Case(3, 17, 20, lengths=True, reset=True, mask="TB"),
+    Case(3, 17, 20, torch.float32, lengths=True, reset=True, reverse=True, mask="TB"),
+    Case(4, 1, 20, torch.float16, mask="T"),
+    Case(4, 3, 5, torch.float16, lengths=True, reverse=True, mask="TB"),
+    Case(4, 3, 20, torch.bfloat16, lengths=True, reset=True, mask="TB"),
+    Case(4, 3, 5, grads="h"),
+    Case(4, 3, 5, lengths=True, grads="c"),
+    Case(4, 3, 5, reverse=True, grads="output"),
+)
+MANY_UNITS = (  # above what a walk takes
+    Case(3, 3, 65, lengths=True, reset=True, mask="TB"),
+    Case(3, 3, 65, lengths=True, reset=True, reverse=True, mask="T", grads="output c"),
+    Case(2, 1, 129, torch.float32, mask="TB"),
+    Case(2, 1, 257, torch.bfloat16),
+)
+
+
+def run(case: Case, given: Given) -> dict[str, Tensor]:
+    bias = random(4 * case.H, seed=20, dtype=case.dtype)
+    output, h_n, c_n, gates, cells = lstm.recurrence_forward(
+        given.projected - bias, bias, given.h_0, given.c_0, given.weight_hh, given.lengths,
+        given.reset, case.reverse, True,
+    )  # fmt: skip
+    da, dh, dc = lstm.recurrence_backward(
+        *given.grads, given.c_0, given.weight_hh, gates, cells, given.lengths, given.reset,
+        given.detach_mask, case.reverse,
+    )  # fmt: skip
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    return found | {"grad_gates": da, "grad_h_0": dh, "grad_c_0": dc}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_walk_matches_the_loop(case: Case) -> None:
+    assert lstm.fused(case.H, case.dtype)
+    given = inputs(case)
+    assert_matches(run(case, given), expect(case, given), case.dtype, LOW_PRECISION)
+
+
+@pytest.mark.parametrize("case", CASES[4:10:2] + MANY_UNITS, ids=str)
+def test_single_steps_match_the_loop(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    if case in MANY_UNITS:
+        assert not lstm.fused(case.H, case.dtype)
+    else:
+        monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), 0))
+    given = inputs(case)
+    assert_matches(run(case, given), expect(case, given), case.dtype, LOW_PRECISION)
+
+
+@pytest.mark.parametrize("units", [1024, 0], ids=["walk", "steps"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nothing_past_the_end_is_read(
+    units: int, reverse: bool, monkeypatch: pytest.MonkeyPatch, poison: None
+) -> None:
+    monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), units))
+    case = Case(4, 3, 5, lengths=True, reset=True, reverse=reverse, mask="TB")
+    given = inputs(case)
+    clean = run(case, given)
+    assert given.past.any()
+    given.projected[given.past] = torch.nan
+    assert given.grads[0] is not None
+    given.grads[0][given.past] = torch.nan
+    for name, tensor in run(case, given).items():
+        assert torch.equal(tensor, clean[name]), name
+    for name in ("output", "grad_gates"):
+        assert (clean[name][given.past] == 0).all(), name
+
+
+@pytest.mark.parametrize("units", [1024, 0], ids=["walk", "steps"])
+def test_a_cut_of_all_samples_spares_the_product(
+    units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight of NaN shows where it was read: only at steps that some sample does not cut."""
+    monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), units))
+    given = inputs(Case(4, 3, 5))
+    forward = lstm.recurrence_forward(
+        given.projected, None, given.h_0, given.c_0, given.weight_hh, None, None, False, True
+    )
+    nan = torch.full_like(given.weight_hh, torch.nan)
+    none = torch.zeros(4, 3, dtype=torch.bool)
+    whole = torch.ones(4, dtype=torch.bool)
+    most = whole.unsqueeze(1).repeat(1, 3)
+    most[2, 1] = False
+    for mask, reset, spared in (
+        (whole, None, True),
+        (None, most | whole.unsqueeze(1), True),
+        (most, most.logical_not(), True),
+        (most, none, False),
+        (None, None, False),
+    ):
+        found = lstm.recurrence_backward(
+            *given.grads, given.c_0, nan, *forward[3:], None, reset, mask, False
+        )
+        assert all(x.isfinite().all() for x in found) == spared
+
+
+@pytest.mark.parametrize("units", [1024, 0], ids=["walk", "steps"])
+def test_repeats_are_bit_equal_and_inputs_are_left_alone(
+    units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), units))
+    case = Case(3, 3, 5, torch.float32, lengths=True, mask="T")
+    given, same = inputs(case), inputs(case)
+    one, other = run(case, given), run(case, given)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for name in ("projected", "h_0", "c_0", "weight_hh"):
+        assert torch.equal(getattr(given, name), getattr(same, name)), name
+    assert all(torch.equal(a, b) for a, b in zip(given.grads, same.grads, strict=True))
+
+
+def test_without_save_and_with_an_empty_batch() -> None:
+    case = Case(3, 3, 5)
+    given = inputs(case)
+    found = lstm.recurrence_forward(
+        given.projected, None, given.h_0, given.c_0, given.weight_hh, None, None, False, False
+    )
+    assert found[3].numel() == found[4].numel() == 0
+    expected = expect(case, given)
+    for name, tensor in zip(("output", "h_n", "c_n"), found, strict=False):
+        assert_close(tensor, expected[name], name)
+    for H in (5, 65):
+        empty = run(Case(3, 0, H), inputs(Case(3, 0, H)))
+        shapes = [(3, 0, H), (0, H), (0, H), (3, 0, 4 * H), (0, H), (0, H)]
+        assert [tuple(x.shape) for x in empty.values()] == shapes
