@@ -71,27 +71,36 @@ TT_DEVICE char* shared_memory() {
 // ---- Barriers ----
 TT_DEVICE void block_barrier(Site) { __syncthreads(); }
 
-// All threads of the cluster; what any of them wrote before is visible to all after.
-TT_DEVICE void cluster_barrier(Site) {
+// Between all threads of the cluster: what any of them wrote before its arrival is visible to all after
+// their wait. What is stored between the two delays nobody.
+TT_DEVICE void cluster_arrive(Site) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #else
   __trap();  // plan() makes clusters for sm_90 and later only
 #endif
 }
+TT_DEVICE void cluster_wait(Site) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
 
-// All threads of `blocks` co-resident blocks that share *arrivals, which starts at 0; `round` counts
-// their barriers from 1.
-TT_DEVICE void grid_barrier(Site, unsigned* arrivals, unsigned blocks, unsigned round) {
+// The same between all threads of co-resident blocks that share *arrivals, which starts at 0 and is to
+// reach the number of blocks times that of their barriers so far.
+TT_DEVICE void grid_arrive(Site, unsigned* arrivals) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
+  }
+}
+TT_DEVICE void grid_wait(Site, const unsigned* arrivals, unsigned all) {
+  if (threadIdx.x == 0) {
     unsigned seen;
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrivals) : "memory");
-    } while (seen < blocks * round);
+    } while (seen < all);
     __threadfence();
   }
   __syncthreads();

@@ -51,7 +51,7 @@ class BackwardBlock {
     for (int s = T_ - 1; s >= 0; --s) {
       const Flags flagged = next_flags;
       const bool exchange = flagged.open != 0;
-      if (owner) step(time(s), next, flagged, exchange);
+      if (owner) step(samples_.time(in_, s), next, flagged, exchange);
       if (s > 0) {
         next_flags = flags(s - 1);
         if (owner) load(next, s - 1);
@@ -77,13 +77,13 @@ class BackwardBlock {
     uint32_t reset;
   };
 
-  TT_DEVICE int time(int s) const { return in_.reverse ? T_ - 1 - s : s; }
-
   TT_DEVICE void barrier(Site site) {
     if (in_.cut.grid) {
-      grid_barrier(site, in_.cut.arrivals + group_, in_.cut.ranks, ++round_);
+      grid_arrive(site, in_.cut.arrivals + group_);
+      grid_wait(site, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
     } else if (in_.cut.ranks > 1) {
-      cluster_barrier(site);
+      cluster_arrive(site);
+      cluster_wait(site);
     } else {
       block_barrier(site);
     }
@@ -120,7 +120,8 @@ class BackwardBlock {
                     const int k = (part * jobs_.run + tile % jobs_.run) * kTileK + lane() % 4 * 8;
                     const auto element = [&](int at) {  // gate at % 4 of a unit of this block
                       const int unit = rank_ * in_.cut.units + at / 4;
-                      const int64_t row = static_cast<int64_t>(at % 4) * H_ + unit;
+                      const int64_t row =
+                          (samples_.direction * 4 + static_cast<int64_t>(at % 4)) * H_ + unit;
                       return unit < H_ && to < H_ ? in_.weight[row * H_ + to] : S{};
                     };
                     if constexpr (kMatrixUnit<S>) {
@@ -145,27 +146,30 @@ class BackwardBlock {
   }
 
   TT_DEVICE void load_state() {
-    const int64_t t = time(T_ - 1);
+    const int64_t t = samples_.time(in_, T_ - 1);
     TT_UNROLL
     for (int j = 0; j < kTiles; ++j) {
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int64_t n = samples_.at(j, e), at = n * H_ + unit0_ + lane() / 4;
-        const bool inside = n < in_.B;
+        const int64_t n = samples_.at(j, e), unit = unit0_ + lane() / 4;
+        const int64_t at = samples_.states(in_).at(n) * H_ + unit;
+        const bool inside = n < in_.B, active = t < samples_.length[j][e];
         dh_[j][e] = inside && p_.dh_n ? to_float(p_.dh_n[at]) : 0.0f;
         dc_[j][e] = inside && p_.dc_n ? p_.dc_n[at] : 0.0f;
-        c_[j][e] = t < samples_.length[j][e] ? p_.cells[t * in_.B * H_ + at] : 0.0f;
+        c_[j][e] = active ? p_.cells[samples_.rows(in_, t).at(n) * H_ + unit] : 0.0f;
       }
     }
   }
 
   TT_DEVICE Flags flags(int s) const {
-    const int64_t t = time(s), n = samples_.first + lane();
+    const int64_t t = samples_.time(in_, s), n = samples_.first + lane();
+    const int64_t row = (samples_.direction * in_.T + t) * in_.B + n;
     const bool inside = lane() < 8 * kTiles && n < in_.B;
     const bool active = inside && (!in_.lengths || t < in_.lengths[n]);
-    const bool reset = active && in_.reset && in_.reset[t * in_.B + n];
-    const bool detach =
-        active && p_.detach && p_.detach[t * p_.detach_stride_t + n * p_.detach_stride_b];
+    const bool reset = active && in_.reset && in_.reset[row];
+    const bool detach = active && p_.detach &&
+                        p_.detach[samples_.direction * p_.detach_stride_d + t * p_.detach_stride_t +
+                                  n * p_.detach_stride_b];
     return {warp_ballot(active && !reset && !detach), warp_ballot(reset)};
   }
   TT_DEVICE static bool bit(uint32_t flags, int j, int e) {
@@ -173,25 +177,26 @@ class BackwardBlock {
   }
 
   TT_DEVICE void load(Loaded& to, int s) const {
-    const int64_t t = time(s), before = in_.reverse ? t + 1 : t - 1, B = in_.B, H = H_;
-    const int64_t later = s < kPrefetchSteps ? 0 : (time(s - kPrefetchSteps) - t) * B * H;
+    const int64_t t = samples_.time(in_, s), before = samples_.time(in_, s - 1), B = in_.B, H = H_;
+    const int64_t steps = s < kPrefetchSteps ? 0 : samples_.time(in_, s - kPrefetchSteps) - t;
+    const int64_t later = steps * B * in_.D * H;
+    const Rows rows = samples_.rows(in_, t);
     TT_UNROLL
     for (int j = 0; j < kTiles; ++j) {
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        to.gates[j][r] =
-            fetch(p_.gates + t * B * 4 * H, B, 4 * H, r * H + unit0_, samples_, j, 4 * later);
+        to.gates[j][r] = fetch(p_.gates, B, rows, 4 * H, r * H + unit0_, samples_, j, 4 * later);
       }
-      to.dy[j] = p_.dy ? fetch(p_.dy + t * B * H, B, H, unit0_, samples_, j, later) : Fetched<S>{};
+      to.dy[j] = p_.dy ? fetch(p_.dy, B, rows, H, unit0_, samples_, j, later) : Fetched<S>{};
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int64_t n = samples_.at(j, e), at = n * H + unit0_ + lane() / 4;
+        const int64_t n = samples_.at(j, e), unit = unit0_ + lane() / 4;
         if (n >= B) {
           to.before[j][e] = 0.0f;
         } else if (before < 0 || before >= samples_.length[j][e]) {
-          to.before[j][e] = in_.c0[at];
+          to.before[j][e] = in_.c0[samples_.states(in_).at(n) * H + unit];
         } else {
-          const float* p = p_.cells + before * B * H + at;
+          const float* p = p_.cells + samples_.rows(in_, before).at(n) * H + unit;
           to.before[j][e] = *p;
           if (s > kPrefetchSteps) prefetch(p + later);
         }
@@ -227,7 +232,7 @@ class BackwardBlock {
       }
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        store(p_.dgates + t * B * 4 * H, B, 4 * H, r * H + unit0_, samples_, j, da[r]);
+        store(p_.dgates, B, samples_.rows(in_, t), 4 * H, r * H + unit0_, samples_, j, da[r]);
       }
       if (exchange) write_operand(j, da);
     }
@@ -292,7 +297,8 @@ class BackwardBlock {
     for (int j = 0; j < kTiles; ++j) {
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int64_t at = samples_.at(j, e) * H_ + unit0_ + lane() / 4;
+        const int64_t row = samples_.states(in_).at(samples_.at(j, e));
+        const int64_t at = row * H_ + unit0_ + lane() / 4;
         if (samples_.at(j, e) < in_.B) {
           p_.dh0[at] = dh_[j][e];
           p_.dc0[at] = dc_[j][e];

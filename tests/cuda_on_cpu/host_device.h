@@ -1,9 +1,10 @@
 // The device layer on the CPU: one thread per CUDA thread, real barriers, and collectives that move
-// data between lanes in the hardware's own fragment layouts. See csrc/common/device.cuh.
+// data between lanes in the hardware's own fragment layouts. See csrc/common/device.cuh. C++20.
 //
 // Shared memory starts out as NaN, so that a kernel which reads what nobody wrote is found.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -55,13 +56,37 @@ struct Block {
   std::vector<Line> shared;
 };
 
+// A barrier in two halves. Arrivals release and do not acquire, as on the GPU: a thread that reads what
+// others wrote before it has waited is a race, and ThreadSanitizer says so.
+class SplitBarrier {
+ public:
+  explicit SplitBarrier(unsigned threads) : threads_(threads) {}
+  void arrive() {
+    if ((arrivals_.fetch_add(1, std::memory_order_release) + 1) % threads_ == 0) {
+      arrivals_.notify_all();
+    }
+  }
+  // For the end of the barrier number `round`, from 1.
+  void wait(unsigned round) {
+    for (;;) {
+      const unsigned seen = arrivals_.load(std::memory_order_acquire);
+      if (seen >= round * threads_) return;
+      arrivals_.wait(seen, std::memory_order_acquire);
+    }
+  }
+
+ private:
+  const unsigned threads_;
+  std::atomic<unsigned> arrivals_{0};
+};
+
 struct Cluster {
   Cluster(int blocks, int threads, size_t shared_bytes) : barrier(blocks * threads) {
     for (int i = 0; i < blocks; ++i) {
       this->blocks.push_back(std::make_unique<Block>(threads, shared_bytes));
     }
   }
-  Barrier barrier;
+  SplitBarrier barrier;
   std::vector<std::unique_ptr<Block>> blocks;
 };
 
@@ -69,7 +94,8 @@ struct Here {
   Cluster* cluster;
   Block* block;
   int block_index, thread, threads;
-  int turn;  // which set of slots the next collective takes
+  int turn;                // which set of slots the next collective takes
+  unsigned cluster_round;  // barriers of the cluster so far
 };
 inline thread_local Here here;
 
@@ -86,18 +112,22 @@ inline char* shared_memory() { return here.block->shared.front().bytes; }
 inline void block_barrier(Site site) {
   if (site != dropped) here.block->barrier.wait();
 }
-inline void cluster_barrier(Site site) {
-  if (site != dropped) here.cluster->barrier.wait();
+inline void cluster_arrive(Site site) {
+  if (site != dropped) here.cluster->barrier.arrive();
 }
-inline void grid_barrier(Site site, unsigned* arrivals, unsigned blocks, unsigned round) {
-  if (site == dropped) {  // counted, or all later barriers would wait for ever
-    if (here.thread == 0) __atomic_fetch_add(arrivals, 1u, __ATOMIC_RELAXED);
-    return;
-  }
-  here.block->barrier.wait();
+inline void cluster_wait(Site site) {
+  if (site != dropped) here.cluster->barrier.wait(++here.cluster_round);
+}
+inline void grid_arrive(Site site, unsigned* arrivals) {
+  if (site != dropped) here.block->barrier.wait();
+  // Counted even if left out, or all later barriers would wait for ever.
+  const int order = site == dropped ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
+  if (here.thread == 0) __atomic_fetch_add(arrivals, 1u, order);
+}
+inline void grid_wait(Site site, const unsigned* arrivals, unsigned all) {
+  if (site == dropped) return;
   if (here.thread == 0) {
-    __atomic_fetch_add(arrivals, 1u, __ATOMIC_RELEASE);
-    while (__atomic_load_n(arrivals, __ATOMIC_ACQUIRE) < blocks * round) sched_yield();
+    while (__atomic_load_n(arrivals, __ATOMIC_ACQUIRE) < all) sched_yield();
   }
   here.block->barrier.wait();
 }
@@ -238,7 +268,7 @@ void launch(void (*kernel)(Params), const Params& params, int blocks, int thread
     for (int b = 0; b < cluster; ++b) {
       for (int t = 0; t < threads; ++t) {
         running.emplace_back([=] {
-          here = {c, c->blocks[b].get(), first + b, t, threads, 0};
+          here = {c, c->blocks[b].get(), first + b, t, threads, 0, 0};
           kernel(params);
         });
       }
