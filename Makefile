@@ -57,7 +57,7 @@ format: install
 
 clean:
 	rm -rf $(VENV) build dist throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f python/throughtime/_build_info.py python/throughtime/_C.*
+	rm -f python/throughtime/_build_info.py python/throughtime/_C*.so
 	find bench csrc python tests triton_kernels -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A normal installation, not an editable one: what is tested is what a user gets.

@@ -43,7 +43,7 @@ def compile_with(flags: list[str], source: str, to: Path) -> subprocess.Popen[st
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
-    command = [compiler, "-O1", "-g", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    command = [compiler, "-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
     command += [*flags, f"-I{SOURCES}", str(SOURCES / source), "-o", str(to)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 

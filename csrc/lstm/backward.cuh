@@ -47,7 +47,7 @@ class BackwardBlock {
       load_state();
       load(next, T_ - 1);
     }
-    barrier(Site::kStart);
+    begin();
     for (int s = T_ - 1; s >= 0; --s) {
       const Flags flagged = next_flags;
       const bool exchange = flagged.open != 0;
@@ -59,7 +59,7 @@ class BackwardBlock {
       if (!exchange) continue;
       block_barrier(Site::kBackwardGates);
       multiply();
-      barrier(Site::kBackwardStep);
+      wait();
       if (owner) receive(flagged);
       ++exchanges_;
     }
@@ -77,21 +77,54 @@ class BackwardBlock {
     uint32_t reset;
   };
 
-  TT_DEVICE void barrier(Site site) {
+  TT_DEVICE Mailbox* mailbox() const {
+    return reinterpret_cast<Mailbox*>(shared_memory() + layout_.mail) + exchanges_ % 2;
+  }
+  // What an exchange brings this block: its units of everybody's products.
+  TT_DEVICE uint32_t mail_bytes() const {
+    const int left = (H_ - rank_ * in_.cut.units) / kSlabUnits;
+    const int slabs = left < slabs_ ? left : slabs_;
+    return in_.cut.ranks * in_.cut.parts * slabs * slab_sum_bytes(kTiles);
+  }
+
+  // All that start() does is seen by the group.
+  TT_DEVICE void begin() {
     if (in_.cut.grid) {
-      grid_arrive(site, in_.cut.arrivals + group_);
-      grid_wait(site, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
+      grid_barrier(Site::kStart);
     } else if (in_.cut.ranks > 1) {
-      cluster_arrive(site);
-      cluster_wait(site);
+      if (thread() == 0) {
+        open_mailbox(mailbox(), mail_bytes());
+        open_mailbox(mailbox() + 1, mail_bytes());
+      }
+      cluster_barrier(Site::kStart);
     } else {
-      block_barrier(site);
+      block_barrier(Site::kStart);
     }
   }
 
-  TT_DEVICE S* operand() const { return reinterpret_cast<S*>(shared_memory()); }
+  // For the end of an exchange. Mail says nothing of warps of this block that multiply for others yet:
+  // they read another operand than the next exchange's.
+  TT_DEVICE void wait() {
+    if (in_.cut.grid) {
+      grid_barrier(Site::kBackwardStep);
+    } else if (in_.cut.ranks > 1) {
+      wait_for_mail(Site::kBackwardStep, mailbox(), exchanges_ / 2, mail_bytes());
+      if (thread() == 0) expect_mail(mailbox(), mail_bytes());
+    } else {
+      block_barrier(Site::kBackwardStep);
+    }
+  }
+  TT_DEVICE void grid_barrier(Site site) {
+    grid_arrive(site, in_.cut.arrivals + group_);
+    grid_wait(site, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
+  }
 
-  // Where block `rank` receives, as others and it itself address it.
+  TT_DEVICE S* operand(int exchange) const {
+    const int copy = !in_.cut.grid && in_.cut.ranks > 1 ? exchange % 2 : 0;
+    return reinterpret_cast<S*>(shared_memory()) + copy * 8 * kTiles * stride_;
+  }
+
+  // Where block `rank` receives; in a cluster everybody does so at the same place.
   TT_DEVICE Pair* received(int rank) const {
     const int bytes = received_bytes(in_.cut.units, in_.cut.ranks, in_.cut.parts, kTiles);
     const int turn = exchanges_ % 2;
@@ -99,8 +132,7 @@ class BackwardBlock {
       const int64_t at = (static_cast<int64_t>(group_) * 2 + turn) * in_.cut.ranks + rank;
       return reinterpret_cast<Pair*>(static_cast<char*>(in_.cut.exchange) + at * bytes);
     }
-    Pair* own = reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
-    return rank == rank_ ? own : at_rank(own, rank);
+    return reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
   }
   TT_DEVICE int place(int source, int slab, int j) const {
     return ((source * slabs_ + slab) * kTiles + j) * 32 + lane();
@@ -137,10 +169,12 @@ class BackwardBlock {
                     }
                   });
     if (warp() < slabs_ && unit0_ >= H_) {
-      TT_UNROLL
-      for (int j = 0; j < kTiles; ++j) {
-        const float zeros[4][2] = {};
-        write_operand(j, zeros);
+      for (int exchange = 0; exchange < 2; ++exchange) {
+        TT_UNROLL
+        for (int j = 0; j < kTiles; ++j) {
+          const float zeros[4][2] = {};
+          write_operand(exchange, j, zeros);
+        }
       }
     }
   }
@@ -234,14 +268,14 @@ class BackwardBlock {
       for (int r = 0; r < 4; ++r) {
         store(p_.dgates, B, samples_.rows(in_, t), 4 * H, r * H + unit0_, samples_, j, da[r]);
       }
-      if (exchange) write_operand(j, da);
+      if (exchange) write_operand(exchanges_, j, da);
     }
   }
 
-  TT_DEVICE void write_operand(int j, const float (&da)[4][2]) {
+  TT_DEVICE void write_operand(int exchange, int j, const float (&da)[4][2]) {
     TT_UNROLL
     for (int e = 0; e < 2; ++e) {
-      S* to = operand() + (8 * j + 2 * (lane() % 4) + e) * stride_ +
+      S* to = operand(exchange) + (8 * j + 2 * (lane() % 4) + e) * stride_ +
               (warp() * kSlabUnits + lane() / 4) * 4;
       if constexpr (kMatrixUnit<S>) {
         *reinterpret_cast<PackedGates*>(to) = {pack<S>(da[0][e], da[1][e]),
@@ -256,7 +290,9 @@ class BackwardBlock {
   TT_DEVICE void multiply() {
     product_.multiply(
         tiles_, jobs_.run, stride_,
-        [&](int index) { return operand() + job(index) / jobs_.slabs32 * jobs_.run * kTileK; },
+        [&](int index) {
+          return operand(exchanges_) + job(index) / jobs_.slabs32 * jobs_.run * kTileK;
+        },
         [&](int index) {
           const int of = job(index);
           const int source = rank_ * in_.cut.parts + of / jobs_.slabs32;
@@ -264,11 +300,16 @@ class BackwardBlock {
           for (int r = 0; r < 4; ++r) {
             const int slab = of % jobs_.slabs32 * 4 + r;
             if (slab * kSlabUnits >= H_) break;
-            Pair* to = received(slab / slabs_);
+            const int rank = slab / slabs_;
             TT_UNROLL
             for (int j = 0; j < kTiles; ++j) {
-              to[place(source, slab % slabs_, j)] = {product_.sum(j, 2 * r),
-                                                     product_.sum(j, 2 * r + 1)};
+              Pair* to = received(rank) + place(source, slab % slabs_, j);
+              const Pair sums{product_.sum(j, 2 * r), product_.sum(j, 2 * r + 1)};
+              if (in_.cut.grid || in_.cut.ranks == 1) {
+                *to = sums;
+              } else {
+                send(to, sums, mailbox(), rank);
+              }
             }
           }
         });

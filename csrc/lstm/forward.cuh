@@ -9,11 +9,13 @@
 // the gates' sums stay in its registers. The inner dimension of the product may be cut among `parts`
 // warps; then the first of them adds up and owns the units.
 //
-// A step: product of the block's rows of W_hh with h (shared memory), the cell, and h_t pushed into
-// every block of the group: by remote stores in a cluster (h is double-buffered, so one barrier per
-// step is enough), through global memory between blocks of a grid. What else leaves is stored after
-// the arrival at the barrier, which would wait for it; projected of the next step is loaded there too,
-// and was asked into the L2 cache several steps before.
+// A step: product of the block's rows of W_hh with h (shared memory), the cell, and h_t sent into every
+// block of the group: by mail in a cluster, through global memory and a barrier between blocks of a
+// grid. What else leaves is stored afterwards, since a barrier would wait for it; projected of the next
+// step is loaded then too, and was asked into the L2 cache several steps before.
+//
+// Mail needs no barrier, as h has two places: whoever has all mail of a step knows that every block has
+// read what lies where the next mail goes, because a block sends only after it has read.
 //
 // Rounded to S: what leaves (y, h_n, gates) and h_{t-1} as the product's operand. A sample past its end
 // keeps its state; what is loaded for it is never used.
@@ -48,32 +50,37 @@ class ForwardBlock {
     Loaded now;
     if (owner) {
       load_state();
-      load(now, 0);
+      if (kLoadEarly) load(now, 0);
     }
-    arrive(Site::kStart);
-    wait(Site::kStart);
-    for (int s = 0; s < T_; ++s) {
+    begin();
+    // Nobody needs a warp without units that shares no product, and nobody would wait for it.
+    const bool idle = unit0_ >= H_ && in_.cut.parts == 1 && !in_.cut.grid && in_.cut.ranks > 1;
+    for (int s = 0; s < T_ && !idle; ++s) {
       const bool last = s + 1 == T_;
+      if (!kLoadEarly && owner) load(now, s);
       float sums[kTiles][8];
       multiply(in_.cut.grid ? 0 : s & 1, sums);
       if (in_.cut.parts > 1) add_parts(sums);
       if (owner) {
         step(samples_.time(in_, s), now, sums);
-        if (!last) push((s + 1) & 1);
+        if (!last) push(s);
       }
-      if (!last) arrive(Site::kForwardStep);
+      if (!last) arrive();
       if (owner) {
         record(samples_.time(in_, s), sums);
-        if (!last) load(now, s + 1);
+        if (kLoadEarly && !last) load(now, s + 1);
       }
       if (last) break;
-      wait(Site::kForwardStep);
+      wait(s, Site::kForwardStep);
       if (in_.cut.grid) copy((s + 1) & 1);
     }
     if (owner) store_state();
   }
 
  private:
+  // Before the wait, unless registers would spill.
+  static constexpr bool kLoadEarly = kTiles < 4;
+
   struct Loaded {
     float projected[kTiles][8];
     bool reset[kTiles][2];
@@ -86,20 +93,37 @@ class ForwardBlock {
   TT_DEVICE S* exchanged(int copy) const {
     return static_cast<S*>(in_.cut.exchange) + (group_ * 2 + copy) * (8 * kTiles * in_.H);
   }
-  // A barrier of the group in two halves: what a thread wrote before its arrival is visible to all
-  // after their wait.
-  TT_DEVICE void arrive(Site site) {
+  TT_DEVICE Mailbox* mailbox(int s) const {
+    return reinterpret_cast<Mailbox*>(shared_memory() + layout_.mail) + s % 2;
+  }
+  TT_DEVICE uint32_t mail_bytes() const { return 8 * kTiles * H_ * sizeof(S); }
+
+  // All that start() does is seen by the group.
+  TT_DEVICE void begin() {
     if (in_.cut.grid) {
-      grid_arrive(site, in_.cut.arrivals + group_);
+      arrive();
+      wait(0, Site::kStart);
     } else if (in_.cut.ranks > 1) {
-      cluster_arrive(site);
+      if (thread() == 0) {
+        open_mailbox(mailbox(0), mail_bytes());
+        open_mailbox(mailbox(1), mail_bytes());
+      }
+      cluster_barrier(Site::kStart);
+    } else {
+      block_barrier(Site::kStart);
     }
   }
-  TT_DEVICE void wait(Site site) {
+
+  // What was sent before the arrival at the end of step s is there after the wait.
+  TT_DEVICE void arrive() {
+    if (in_.cut.grid) grid_arrive(Site::kForwardStep, in_.cut.arrivals + group_);
+  }
+  TT_DEVICE void wait(int s, Site site) {
     if (in_.cut.grid) {
       grid_wait(site, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
     } else if (in_.cut.ranks > 1) {
-      cluster_wait(site);
+      wait_for_mail(site, mailbox(s), s / 2, mail_bytes());
+      if (thread() == 0) expect_mail(mailbox(s), mail_bytes());
     } else {
       block_barrier(site);
     }
@@ -261,31 +285,31 @@ class ForwardBlock {
     }
   }
 
-  // h of this warp's units into copy `copy` of every block of the group.
-  TT_DEVICE void push(int copy) {
+  // h_s of this warp's units to every block of the group.
+  TT_DEVICE void push(int s) {
     TT_UNROLL
     for (int j = 0; j < kTiles; ++j) {
       if constexpr (kMatrixUnit<S>) {
         const uint32_t units = transpose_8x8(pack<S>(h_[j][0], h_[j][1]));
-        send(copy, 8 * j + lane() / 4, 2 * (lane() % 4), units);
+        push(s, 8 * j + lane() / 4, 2 * (lane() % 4), units);
       } else {
-        send(copy, 8 * j + 2 * (lane() % 4), lane() / 4, h_[j][0]);
-        send(copy, 8 * j + 2 * (lane() % 4) + 1, lane() / 4, h_[j][1]);
+        push(s, 8 * j + 2 * (lane() % 4), lane() / 4, bits_of(h_[j][0]));
+        push(s, 8 * j + 2 * (lane() % 4) + 1, lane() / 4, bits_of(h_[j][1]));
       }
     }
   }
 
-  template <typename V>
-  TT_DEVICE void send(int copy, int row, int unit, V value) {
+  TT_DEVICE void push(int s, int row, int unit, uint32_t value) {
+    const int copy = (s + 1) % 2;
     if (in_.cut.grid) {
-      *reinterpret_cast<V*>(exchanged(copy) + row * in_.H + unit0_ + unit) = value;
+      *reinterpret_cast<uint32_t*>(exchanged(copy) + row * in_.H + unit0_ + unit) = value;
       return;
     }
-    V* own = reinterpret_cast<V*>(operand(copy) + row * stride_ + unit0_ + unit);
+    auto* own = reinterpret_cast<uint32_t*>(operand(copy) + row * stride_ + unit0_ + unit);
     if (in_.cut.ranks == 1) {
       *own = value;
     } else {
-      for (int rank = 0; rank < in_.cut.ranks; ++rank) *at_rank(own, rank) = value;
+      for (int rank = 0; rank < in_.cut.ranks; ++rank) send(own, value, mailbox(s), rank);
     }
   }
 

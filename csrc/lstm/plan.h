@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "../common/sizes.h"
 #include "layout.h"
@@ -34,6 +35,20 @@ enum class Tier {
   kStepwise   // a library's product and one kernel per step
 };
 
+constexpr const char* kTierNames[] = {"none", "resident", "grid", "stepwise"};
+
+inline const char* tier_name(Tier tier) { return kTierNames[static_cast<int>(tier)]; }
+
+// False if no tier has that name; "" is kNone.
+inline bool tier_named(std::string_view name, Tier* tier) {
+  *tier = Tier::kNone;
+  if (name.empty()) return true;
+  for (const Tier t : {Tier::kResident, Tier::kGrid, Tier::kStepwise}) {
+    if (name == tier_name(t)) return *tier = t, true;
+  }
+  return false;
+}
+
 struct RecurrencePlan {
   Tier tier;
   const char* reason;  // with kNone
@@ -47,6 +62,8 @@ struct RecurrencePlan {
 
   int blocks() const { return directions * cut.groups * cut.ranks; }
   int cluster() const { return tier == Tier::kResident ? cut.ranks : 1; }
+  // Hand-overs between the blocks of a group in T steps.
+  int64_t barriers(int64_t T) const { return cut.ranks > 1 ? T : 0; }
   // Bytes behind cut.exchange; 0 without `grid`.
   int64_t exchange_bytes(const RecurrenceShape& s) const {
     if (tier != Tier::kGrid) return 0;
@@ -61,7 +78,7 @@ struct RecurrencePlan {
 namespace plan_detail {
 
 // Cycles. None was measured by us; sources in README.md.
-constexpr double kBlockBarrier = 80, kClusterBarrier = 1100, kGridBarrier = 2100;
+constexpr double kBlockBarrier = 80, kMail = 500, kGridBarrier = 2100;
 constexpr double kSharedBytesPerCycle = 128, kRemoteBytesPerCycle = 16, kL2BytesPerCycle = 38;
 constexpr double kL2Latency = 350;
 constexpr double kMatrixFlopsPerCycle = 2540;                   // mma.sync, 16-bit, of an SM
@@ -123,7 +140,7 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c)
                  (c.ranks > 1 ? c.ranks / kRemoteBytesPerCycle : 1 / kSharedBytesPerCycle);
     }
   }
-  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kClusterBarrier : kBlockBarrier;
+  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kMail : kBlockBarrier;
   const double pointwise = kStepLatency + kPointwisePerUnit * c.units * samples;
   const double step = (product + exchange + barrier + pointwise) / gpu.ghz / 1000;
 
@@ -194,12 +211,10 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     for (const int held : {0, 4, 8}) {
       int last_units = 0;
       for (int ranks = 1; ranks <= (grid ? gpu.multiprocessors : gpu.cluster); ++ranks) {
-        if (!grid && (ranks & (ranks - 1)) != 0) continue;  // clusters of 1, 2, 4, 8, 16
         const int units = static_cast<int>(round_up(divide_up(H, ranks), kSlabUnits));
         if (units == last_units) continue;
         last_units = units;
         const int used = static_cast<int>(divide_up(H, units));
-        if (!grid && used != ranks) continue;
         for (int parts = 1; parts <= 8; parts *= 2) {
           const int slabs = units / kSlabUnits;
           if (!s.backward) {
@@ -217,7 +232,8 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
   return best;
 }
 
-inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu) {
+// `only`, unless kNone, is the tier that is to be taken.
+inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only = Tier::kNone) {
   RecurrencePlan best{};
   if (gpu.compute < 80) {
     best.reason = "the kernels are built for GPUs of compute capability 8.0 and later";
@@ -228,6 +244,8 @@ inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu) {
     best.reason = "T, B and H should be at least 1, T below 2^31 - 1, H a multiple of 8, D 1 or 2";
     return best;
   }
+  if (only == Tier::kStepwise) return plan_stepwise(s, gpu);
+  if (only != Tier::kNone) return plan_persistent(s, gpu, only == Tier::kGrid);
   best = plan_stepwise(s, gpu);
   for (const bool grid : {false, true}) {
     const RecurrencePlan other = plan_persistent(s, gpu, grid);

@@ -1,10 +1,9 @@
 // The device layer on the CPU: one thread per CUDA thread, real barriers, and collectives that move
-// data between lanes in the hardware's own fragment layouts. See csrc/common/device.cuh. C++20.
+// data between lanes in the hardware's own fragment layouts. See csrc/common/device.cuh.
 //
 // Shared memory starts out as NaN, so that a kernel which reads what nobody wrote is found.
 #pragma once
 
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -56,37 +55,13 @@ struct Block {
   std::vector<Line> shared;
 };
 
-// A barrier in two halves. Arrivals release and do not acquire, as on the GPU: a thread that reads what
-// others wrote before it has waited is a race, and ThreadSanitizer says so.
-class SplitBarrier {
- public:
-  explicit SplitBarrier(unsigned threads) : threads_(threads) {}
-  void arrive() {
-    if ((arrivals_.fetch_add(1, std::memory_order_release) + 1) % threads_ == 0) {
-      arrivals_.notify_all();
-    }
-  }
-  // For the end of the barrier number `round`, from 1.
-  void wait(unsigned round) {
-    for (;;) {
-      const unsigned seen = arrivals_.load(std::memory_order_acquire);
-      if (seen >= round * threads_) return;
-      arrivals_.wait(seen, std::memory_order_acquire);
-    }
-  }
-
- private:
-  const unsigned threads_;
-  std::atomic<unsigned> arrivals_{0};
-};
-
 struct Cluster {
   Cluster(int blocks, int threads, size_t shared_bytes) : barrier(blocks * threads) {
     for (int i = 0; i < blocks; ++i) {
       this->blocks.push_back(std::make_unique<Block>(threads, shared_bytes));
     }
   }
-  SplitBarrier barrier;
+  Barrier barrier;
   std::vector<std::unique_ptr<Block>> blocks;
 };
 
@@ -94,8 +69,7 @@ struct Here {
   Cluster* cluster;
   Block* block;
   int block_index, thread, threads;
-  int turn;                // which set of slots the next collective takes
-  unsigned cluster_round;  // barriers of the cluster so far
+  int turn;  // which set of slots the next collective takes
 };
 inline thread_local Here here;
 
@@ -112,11 +86,8 @@ inline char* shared_memory() { return here.block->shared.front().bytes; }
 inline void block_barrier(Site site) {
   if (site != dropped) here.block->barrier.wait();
 }
-inline void cluster_arrive(Site site) {
-  if (site != dropped) here.cluster->barrier.arrive();
-}
-inline void cluster_wait(Site site) {
-  if (site != dropped) here.cluster->barrier.wait(++here.cluster_round);
+inline void cluster_barrier(Site site) {
+  if (site != dropped) here.cluster->barrier.wait();
 }
 inline void grid_arrive(Site site, unsigned* arrivals) {
   if (site != dropped) here.block->barrier.wait();
@@ -138,6 +109,21 @@ T* at_rank(T* p, int rank) {
   const auto offset = reinterpret_cast<char*>(p) - shared_memory();
   return reinterpret_cast<T*>(here.cluster->blocks[rank]->shared.front().bytes + offset);
 }
+
+// A mailbox holds all bytes that ever came. Sending releases and does not acquire, as on the GPU.
+inline void open_mailbox(Mailbox* box, uint32_t) { *box = 0; }
+inline void expect_mail(Mailbox*, uint32_t) {}
+template <typename T>
+void send(T* place, T value, Mailbox* box, int rank) {
+  *at_rank(place, rank) = value;
+  __atomic_fetch_add(at_rank(box, rank), sizeof(T), __ATOMIC_RELEASE);
+}
+inline void wait_for_mail(Site site, Mailbox* box, uint32_t round, uint32_t bytes) {
+  if (site == dropped) return;
+  const Mailbox all = (round + Mailbox{1}) * bytes;
+  while (__atomic_load_n(box, __ATOMIC_ACQUIRE) < all) sched_yield();
+}
+
 template <typename T>
 T load_fresh(const T* p) {
   return *p;
@@ -177,7 +163,7 @@ inline float from_bits(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
-inline uint32_t to_bits(float x) {
+inline uint32_t bits_of(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
@@ -190,7 +176,7 @@ inline float to_float(Float16 x) {
                  fraction = x.bits & 0x3ffu;
   if (exponent == 31) return from_bits(sign | 0x7f800000u | fraction << 13);
   if (exponent == 0) {  // subnormal: fraction * 2^-24
-    return from_bits(sign | to_bits(std::ldexp(static_cast<float>(fraction), -24)));
+    return from_bits(sign | bits_of(std::ldexp(static_cast<float>(fraction), -24)));
   }
   return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
@@ -203,13 +189,13 @@ inline float from_float<float>(float x) {
 }
 template <>
 inline BFloat16 from_float<BFloat16>(float x) {
-  const uint32_t bits = to_bits(x);
+  const uint32_t bits = bits_of(x);
   if (std::isnan(x)) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 template <>
 inline Float16 from_float<Float16>(float x) {
-  const uint32_t sign = to_bits(x) >> 16 & 0x8000u;
+  const uint32_t sign = bits_of(x) >> 16 & 0x8000u;
   const float size = std::fabs(x);
   if (std::isnan(x)) return {static_cast<uint16_t>(sign | 0x7e00u)};
   if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00u)};
@@ -217,7 +203,7 @@ inline Float16 from_float<Float16>(float x) {
     return {
         static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(std::ldexp(size, 24))))};
   }
-  const uint32_t bits = to_bits(size) - (112u << 23);
+  const uint32_t bits = bits_of(size) - (112u << 23);
   return {static_cast<uint16_t>(sign | (bits + 0xfffu + (bits >> 13 & 1u)) >> 13)};
 }
 
@@ -225,6 +211,7 @@ inline float exponential(float x) { return std::exp(x); }
 inline float fast_exponential(float x) { return std::exp(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float tangent(float x) { return std::tanh(x); }
+inline float fast_tangent(float x) { return std::tanh(x); }
 
 // ---- Matrix unit ----
 template <typename S>
@@ -268,7 +255,7 @@ void launch(void (*kernel)(Params), const Params& params, int blocks, int thread
     for (int b = 0; b < cluster; ++b) {
       for (int t = 0; t < threads; ++t) {
         running.emplace_back([=] {
-          here = {c, c->blocks[b].get(), first + b, t, threads, 0, 0};
+          here = {c, c->blocks[b].get(), first + b, t, threads, 0};
           kernel(params);
         });
       }
