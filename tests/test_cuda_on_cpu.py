@@ -5,27 +5,24 @@ See csrc/common/device.cuh: the kernels' sources are the ones that nvcc compiles
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
-import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pybind11
 import pytest
 import torch
+from hypothesis import example, settings
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cases_recurrence import Case, Given, assert_matches, expect, inputs
+from host_kernels import compile_program
 
-SOURCES = Path(__file__).parent / "cuda_on_cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/plan.h
@@ -36,41 +33,6 @@ BARRIERS = [
     *((site, case) for site in (0, 2, 5) for case in (0, 2, 4)),
     (1, 0), (1, 4), (3, 4), (4, 0), (4, 2), (4, 4),
 ]  # fmt: skip
-PLAIN, THREAD, ADDRESS = [], ["-fsanitize=thread"], ["-fsanitize=address,undefined"]
-
-
-def compile_with(flags: list[str], source: str, to: Path) -> subprocess.Popen[str]:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    command = [compiler, "-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    command += [*flags, f"-I{SOURCES}", str(SOURCES / source), "-o", str(to)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the module and the programs, all compiled at once."""
-    folder = tmp_path_factory.mktemp("cuda_on_cpu")
-    include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    running = [
-        compile_with(["-fPIC", "-shared", *include], "module.cpp", folder / "cuda_on_cpu.so"),
-        compile_with(THREAD, "main.cpp", folder / "thread"),
-        compile_with([*ADDRESS, "-fno-sanitize-recover"], "main.cpp", folder / "address"),
-    ]
-    for compiler in running:
-        _, errors = compiler.communicate()
-        assert compiler.returncode == 0, errors
-    return folder
-
-
-@pytest.fixture(scope="module")
-def kernels(built: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cuda_on_cpu", built / "cuda_on_cpu.so")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 Cut = dict[str, int]
@@ -228,7 +190,7 @@ def test_kernels_match_the_loop(
         if g.grads[0] is not None:
             g.grads[0][g.past] = torch.nan
     if forward.get("tiles_n") == 4 and dtype == torch.float32:
-        backward = {**backward, "tiles_n": 4}
+        forward, backward = backward, forward
     cuts = (cut(kernels, case, False, tier, **forward), cut(kernels, case, True, tier, **backward))
     found = run(kernels, case, given, cuts)
     again = run(kernels, case, given, cuts)
@@ -282,6 +244,10 @@ def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
 
 
 @settings(max_examples=200, deadline=None)
+@example(  # more blocks to a cluster than multiprocessors
+    T=1, B=1, D=1, H=64, scalar_bytes=2, backward=False,
+    gpu={"compute": 90, "multiprocessors": 1, "shared_bytes": 99 << 10, "cluster": 8},
+)  # fmt: skip
 @drawn(
     T=st.integers(1, 10_000),
     B=st.integers(1, 3_000),
@@ -329,17 +295,33 @@ def test_planned_cuts_run(kernels: ModuleType) -> None:
         assert_matches(found, expect(case, inputs(case)), case.dtype, LOW_PRECISION)
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """main.cpp under each sanitizer, compiled side by side."""
+    folder = tmp_path_factory.mktemp("sanitizers")
+    flags = {
+        "thread": ["-fsanitize=thread"],
+        "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover"],
+    }
+    with ThreadPoolExecutor() as pool:
+        made = {
+            name: pool.submit(compile_program, with_flags, "main.cpp", folder / name)
+            for name, with_flags in flags.items()
+        }
+    return {name: program.result() for name, program in made.items()}
+
+
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-def test_sanitizers_are_silent(sanitizer: str, built: Path) -> None:
-    done = subprocess.run([built / sanitizer], capture_output=True, text=True, timeout=300)
+def test_sanitizers_are_silent(sanitizer: str, programs: dict[str, Path]) -> None:
+    done = subprocess.run([programs[sanitizer]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "equal\n" and not done.stderr, (
         done.stdout + done.stderr
     )
 
 
 @pytest.mark.parametrize(("site", "case"), BARRIERS)
-def test_a_missing_barrier_is_noticed(site: int, case: int, built: Path) -> None:
+def test_a_missing_barrier_is_noticed(site: int, case: int, programs: dict[str, Path]) -> None:
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
-    command = [built / "thread", str(site), str(case)]
+    command = [programs["thread"], str(site), str(case)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0, f"nobody noticed that barrier {SITES[site]!r} was left out"

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-import throughtime.nn.lstm
 from cases import random, random_mask
 from closeness import assert_close
 from throughtime import LSTM

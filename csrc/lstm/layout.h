@@ -38,7 +38,7 @@ constexpr SharedLayout shared_layout(int copies, int samples, int k, int warps, 
 
 // Which instances of the kernels are built: what registers hold without spilling.
 constexpr bool instance_exists(int scalar_bytes, bool backward, int tiles_n, int held) {
-  if (tiles_n == 4) return held == 0 && !(backward && scalar_bytes == 2);
+  if (tiles_n == 4) return held == 0 && backward == (scalar_bytes == 4);
   if (held == 0) return tiles_n == 1 || tiles_n == 2;
   return scalar_bytes == 2 && (held == 4 || (held == 8 && tiles_n == 1));
 }

@@ -85,7 +85,7 @@ constexpr double kMatrixFlopsPerCycle = 2540;                   // mma.sync, 16-
 constexpr double kFmasPerCycle = 102;                           // float, of an SM
 constexpr double kMatrixLatency = 33;                           // of one mma
 constexpr double kStepLatency = 150, kPointwisePerUnit = 0.63;  // of a sample
-constexpr double kLaunchMicroseconds = 1.3;
+constexpr double kKernelMicroseconds = 3;  // of a small kernel, from its launch to its last store
 
 // Cycles of a product: `all` tiles in a block's warps, `most` in one of them, `tail` of all in shared
 // memory.
@@ -160,7 +160,7 @@ inline double stepwise_time(const RecurrenceShape& s, const Gpu& gpu) {
   const double work = 8.0 * s.D * s.B * s.H * s.H / (flops * gpu.multiprocessors * gpu.ghz * 1000);
   // Weights that are read at every step stay in the L2 cache, which is about thrice as fast.
   const double memory = bytes / (3 * gpu.memory_gbs * 1000);
-  return (1 + s.D) * kLaunchMicroseconds + (work > memory ? work : memory);
+  return (1 + s.D) * kKernelMicroseconds + (work > memory ? work : memory);
 }
 
 }  // namespace plan_detail

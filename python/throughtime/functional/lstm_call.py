@@ -116,7 +116,7 @@ def _cuda(*calls: LstmCall) -> tuple[Tensor, States]:
         calls = tuple(_padded(call, missing) for call in calls)
     output, (h_n, c_n) = _gpu("cuda", *calls)
     if missing:
-        output, h_n, c_n = (x[..., :hidden] for x in (output, h_n, c_n))
+        output, h_n, c_n = (x[..., :hidden].contiguous() for x in (output, h_n, c_n))
     output = output.flatten(2)
     if len(calls) == 1:
         return output, (h_n.squeeze(0), c_n.squeeze(0))
