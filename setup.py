@@ -132,11 +132,15 @@ def make_plan(mode: str) -> Plan:
         plan.left_out = {"cpu": reason, "cuda": reason}
         return plan
     try:
+        if mode == "cuda":
+            plan.cuda = toolchain.find_cuda()
         plan_cpu(plan)
     except CannotBuild as reason:
         if mode in ("cpu", "cuda"):
             stop(f"THROUGHTIME_BUILD={mode}: {reason}")
         plan.left_out["cpu"] = str(reason)
+    if mode == "cuda":
+        return plan
     if mode == "cpu":
         plan.left_out["cuda"] = (
             f"THROUGHTIME_BUILD=cpu was set: set it to cuda, then `{toolchain.again()}`"
@@ -147,8 +151,6 @@ def make_plan(mode: str) -> Plan:
             raise CannotBuild(plan.left_out["cpu"])
         plan.cuda = toolchain.find_cuda()
     except CannotBuild as reason:
-        if mode == "cuda":
-            stop(f"THROUGHTIME_BUILD=cuda: {reason}")
         plan.left_out["cuda"] = str(reason)
     return plan
 

@@ -85,7 +85,7 @@ def test_another_thread_keeps_its_own_choice() -> None:
 
 def test_an_explicit_choice_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "cuda"
-    reason = f"there are no CUDA kernels for lstm in this version yet; {WAY_OUT}"
+    reason = f"the tensors are on cpu, not on a GPU; move them, or {WAY_OUT}"
     x, weights = torch.randn(2, 1, 3), (torch.randn(4, 3), torch.randn(4, 1))
     with pytest.raises(RuntimeError) as caught:
         functional.lstm(x, None, *weights, backend=name)

@@ -34,14 +34,15 @@ def test_versions_and_machine() -> None:
 def test_backends_with_the_reason() -> None:
     text = env.report()
     assert row(text, "reference") == "can run"
-    assert row(text, "cuda").startswith("cannot run: there are no CUDA kernels")
+    assert row(text, "cuda") == f"cannot run: {_ext.why_missing('cuda')}"
     assert row(text, "cpu").startswith("can" if _ext.why_missing() is None else "cannot run: ")
     assert [line.split()[0] for line in text.split("Backends\n")[1].splitlines()[:4]] == list(ORDER)
 
 
 def test_missing_kernels_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ext, "_missing", "no kernels; `pip install .`")
-    assert row(env.report(), "cpu") == "cannot run: no kernels; `pip install .`"
+    for name, part in (("_missing", "cpu"), ("_missing_cuda", "cuda")):
+        monkeypatch.setattr(_ext, name, "no kernels; `pip install .`")
+        assert row(env.report(), part) == "cannot run: no kernels; `pip install .`"
 
 
 def test_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from cases import random_mask, runnable
-from throughtime import LSTM, functional, masks
+from throughtime import LSTM, _ext, functional, masks
 
 T, B = 6, 3
 
@@ -208,9 +208,11 @@ def test_detach_shared_and_extra_positional_arguments() -> None:
         LSTM(4, 5, 1, True, False, 0.0, False, 0, None, None, 0.5)
 
 
-def test_a_backend_that_can_never_run_is_refused_at_once() -> None:
-    reason = "there are no CUDA kernels for lstm in this version yet; use backend='reference' or "
-    message = re.escape(f"backend='cuda' cannot run this LSTM: {reason}'auto'")
+def test_a_backend_that_can_never_run_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ext, "_missing_cuda", "the CUDA kernels were not built; `pip install .`")
+    message = re.escape(
+        "backend='cuda' cannot run this LSTM: the CUDA kernels were not built; `pip install .`"
+    )
     with pytest.raises(RuntimeError, match=message):
         LSTM(4, 5, backend="cuda")
     lstm = LSTM(4, 5)

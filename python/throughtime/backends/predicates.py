@@ -24,6 +24,8 @@ OPS: tuple[str, ...] = ("lstm", "rel_lstm", "relevancy_attention")
 # Fastest first: "auto" takes the first that can run.
 ORDER: tuple[str, ...] = ("cuda", "triton", "cpu", "reference")
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # it is not imported for this
+
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -93,6 +95,7 @@ def _cuda(request: Request) -> str | None:
     return _gpu(torch.cuda.current_device() if index is None else index)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
 def _gpu(index: int) -> str | None:
     """Why the CUDA kernels do not run on a GPU."""
@@ -115,7 +118,7 @@ def _triton(request: Request) -> str | None:
         return _no_cell(request)
     if request.dtype is not None and request.dtype not in _COMPILED_DTYPES:
         return f"{request.dtype} is not supported by the Triton kernels; {_WAY_OUT}"
-    if not _has_triton():
+    if not _HAS_TRITON:
         return f"Triton is not installed: pip install triton, or {_WAY_OUT}"
     if request.device is None or request.device.type == "cuda":
         return None
@@ -125,11 +128,6 @@ def _triton(request: Request) -> str | None:
         f"the tensors are on {request.device}, and Triton needs a GPU (or its slow interpreter for "
         f"tests: TRITON_INTERPRET=1 before Triton is imported); {_WAY_OUT}"
     )
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _no_cell(request: Request) -> str:
