@@ -117,7 +117,9 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 def test_module_runs_where_it_is_asked_to() -> None:
-    layer = throughtime.LSTM(2, 3, num_layers=2, bidirectional=True, p=0.5, backend="triton")
+    layer = throughtime.LSTM(
+        2, 3, num_layers=2, bidirectional=True, detach_prob=0.5, backend="triton"
+    )
     x = torch.randn(4, 2, 2)
     mask = random_mask(4, 4, 1, p=0.5, seed=3)
     grads = []

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "../common/sizes.h"
 #include "layout.h"
@@ -96,7 +97,7 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c)
   const int H = static_cast<int>(s.H), slabs = c.units / kSlabUnits, samples = 8 * c.tiles_n;
   const int64_t groups = divide_up(s.B, samples), blocks = groups * c.ranks;
   if (c.shared_bytes > gpu.shared_bytes) return -1;
-  if (c.grid && blocks > gpu.multiprocessors) return -1;
+  if ((c.grid ? blocks : c.ranks) > gpu.multiprocessors) return -1;  // they wait for each other
 
   double product, exchange;
   if (s.backward) {

@@ -6,7 +6,6 @@ reason and the way out.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from typing import Literal, NamedTuple, get_args
@@ -23,6 +22,8 @@ OPS: tuple[str, ...] = ("lstm", "rel_lstm", "relevancy_attention")
 
 # Fastest first: "auto" takes the first that can run.
 ORDER: tuple[str, ...] = ("cuda", "triton", "cpu", "reference")
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # Dynamo traces no cached function
 
 _COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -85,7 +86,7 @@ def _triton(request: Request) -> str | None:
         return _no_cell(request)
     if request.dtype is not None and request.dtype not in _COMPILED_DTYPES:
         return f"{request.dtype} is not supported by the Triton kernels; {_WAY_OUT}"
-    if not _has_triton():
+    if not _HAS_TRITON:
         return f"Triton is not installed: pip install triton, or {_WAY_OUT}"
     if request.device is None or request.device.type == "cuda":
         return None
@@ -97,9 +98,6 @@ def _triton(request: Request) -> str | None:
     )
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _no_cell(request: Request) -> str:
