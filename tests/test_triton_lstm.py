@@ -71,7 +71,7 @@ def test_single_steps_match_the_loop(case: Case, monkeypatch: pytest.MonkeyPatch
     if case in MANY_UNITS:
         assert not lstm.fused(case.H, case.dtype)
     else:
-        monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), 0))
+        monkeypatch.setattr(lstm, "WALKED_UNITS", dict.fromkeys((2, 4, 8), 0))
     given = inputs(case)
     assert_matches(run(case, given), expect(case, given), case.dtype, LOW_PRECISION)
 
@@ -81,7 +81,7 @@ def test_single_steps_match_the_loop(case: Case, monkeypatch: pytest.MonkeyPatch
 def test_nothing_past_the_end_is_read(
     units: int, reverse: bool, monkeypatch: pytest.MonkeyPatch, poison: None
 ) -> None:
-    monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), units))
+    monkeypatch.setattr(lstm, "WALKED_UNITS", dict.fromkeys((2, 4, 8), units))
     case = Case(4, 3, 5, lengths=True, reset=True, reverse=reverse, mask="TB")
     given = inputs(case)
     clean = run(case, given)
@@ -100,7 +100,7 @@ def test_a_cut_of_all_samples_spares_the_product(
     units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A weight of NaN shows where it was read: only at steps that some sample does not cut."""
-    monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), units))
+    monkeypatch.setattr(lstm, "WALKED_UNITS", dict.fromkeys((2, 4, 8), units))
     given = inputs(Case(4, 3, 5))
     forward = lstm.recurrence_forward(
         given.projected, None, given.h_0, given.c_0, given.weight_hh, None, None, False, True
@@ -127,7 +127,7 @@ def test_a_cut_of_all_samples_spares_the_product(
 def test_repeats_are_bit_equal_and_inputs_are_left_alone(
     units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lstm, "FUSED_UNITS", dict.fromkeys((2, 4, 8), units))
+    monkeypatch.setattr(lstm, "WALKED_UNITS", dict.fromkeys((2, 4, 8), units))
     case = Case(3, 3, 5, torch.float32, lengths=True, mask="T")
     given, same = inputs(case), inputs(case)
     one, other = run(case, given), run(case, given)
