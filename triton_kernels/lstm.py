@@ -36,7 +36,8 @@ from throughtime.triton_kernels.lstm_steps import (
     backward_cell,
     flow,
     forward_cell,
-    input_gates,
+    load_bias,
+    load_gates,
     load_weights,
     state_before,
     step_of,
@@ -68,15 +69,17 @@ def walk_forward(
     h = tl.load(h_n + state, mask=mask, other=0.0)
     c = tl.load(c_n + state, mask=mask, other=0.0)
     nothing = tl.zeros_like(c)
+    bi, bf, bg, bo = load_bias(bias, n, H)
     if HELD:
-        wi, wf, wg, wo = load_weights(weight_hh, n, n, 1, H, H)
+        wi, wf, wg, wo = load_weights(weight_hh, n, 1, H, H)
     longest = tl.max(end, axis=0)
     for step in range(longest):
         t = tl.zeros_like(end) + (longest - 1 - step if REVERSE else step)
         row, active, carries = step_of(t, b, end, reset, B)
         here = active[:, None] & inside
-        # Asked for before the product, which hides how long they take.
-        xi, xf, xg, xo = input_gates(projected, bias, row, n, here, H)
+        # Asked for before the product, which hides how long they take; padding may hold anything.
+        xi, xf, xg, xo = load_gates(projected, row, n, here, H)
+        xi, xf, xg, xo = xi + bi, xf + bf, xg + bg, xo + bo
         if HELD:
             entering = tl.where(carries[:, None], h, tl.zeros_like(h))
             zi, zf = add_product(entering, wi, nothing), add_product(entering, wf, nothing)
@@ -113,10 +116,12 @@ def one_step_forward(
     inside = (n < H)[None, :]
     mask = active[:, None] & inside
     c = tl.load(c_n + state, mask=carries[:, None] & inside, other=0.0)
-    xi, xf, xg, xo = input_gates(projected, bias, row, n, mask, H)
+    xi, xf, xg, xo = load_gates(projected, row, n, mask, H)  # padding may hold anything
+    bi, bf, bg, bo = load_bias(bias, n, H)
     begins, before = state_before(t, b, row, end, B, REVERSE)
     source = tl.where(begins, h_0, output) + before * H
-    zi, zf, zg, zo = stream_forward(source, carries, n, weight_hh, xi, xf, xg, xo, H, BLOCK_K)
+    zi, zf, zg, zo = stream_forward(source, carries, n, weight_hh, xi + bi, xf + bf, xg + bg,
+                                    xo + bo, H, BLOCK_K)  # fmt: skip
     h_t, c_t = forward_cell(zi, zf, zg, zo, c, row, n, mask, output, gates, cells, H, SAVE)
     tl.store(h_n + state, h_t, mask=mask)
     tl.store(c_n + state, c_t, mask=mask)
@@ -140,7 +145,7 @@ def walk_backward(
     dh = tl.load(grad_h + state, mask=mask, other=0.0)
     dc = tl.load(grad_c + state, mask=mask, other=0.0)
     if HELD:
-        wi, wf, wg, wo = load_weights(weight_hh, n, n, H, 1, H)
+        wi, wf, wg, wo = load_weights(weight_hh, n, H, 1, H)
     longest = tl.max(end, axis=0)
     for step in range(longest):
         t = tl.zeros_like(end) + (step if REVERSE else longest - 1 - step)
@@ -215,7 +220,8 @@ def _shared_bytes(device: torch.device) -> int:
 def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
     """Blocks and warps of a walk, or of a step where units do not fit a walk.
 
-    All leave no register spilled, as :mod:`throughtime.triton_kernels.compile` shows.
+    The choice leaves no register spilled (ten at most per thread where H is no multiple
+    of 16), which ``python -m throughtime.triton_kernels.compile`` shows.
     """
     size = dtype.itemsize
     if fused(H, dtype):
@@ -228,7 +234,7 @@ def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[st
             "BLOCK_B": SAMPLES,
             "BLOCK_N": units,
             "BLOCK_K": max(8, 32 // size),
-            "num_warps": min(8, units // (16 if size == 2 else 8)),
+            "num_warps": max(1, min(8, units // (16 if size == 2 else 8))),
         }
     return {
         "BLOCK_B": block(B, least=16, most=32),

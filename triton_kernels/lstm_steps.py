@@ -45,17 +45,25 @@ def store_gates(target, row, n, i, f, g, o, mask, H):
 
 
 @triton.jit
-def load_weights(weight_hh, k, n, stride_k, stride_n, H):
-    """Four tiles ``[BK, BN]``, i, f, g, o: column n sums over k, the strides say what of W_hh."""
-    gate = tl.cast(H, tl.int64) * H
-    at = weight_hh + k[:, None] * stride_k + n[None, :] * stride_n
-    mask = (k < H)[:, None] & (n < H)[None, :]
-    return (
-        tl.load(at, mask=mask, other=0.0),
-        tl.load(at + gate, mask=mask, other=0.0),
-        tl.load(at + 2 * gate, mask=mask, other=0.0),
-        tl.load(at + 3 * gate, mask=mask, other=0.0),
-    )
+def load_weight(weight_hh, gate, k, n, stride_k, stride_n, H):
+    """A tile ``[BK, BN]`` of a gate: column n sums over k, the strides say what of W_hh."""
+    at = weight_hh + tl.cast(H, tl.int64) * H * gate
+    at = at + k[:, None] * stride_k + n[None, :] * stride_n
+    return tl.load(at, mask=(k < H)[:, None] & (n < H)[None, :], other=0.0)
+
+
+@triton.jit
+def load_weights(weight_hh, n, stride_k, stride_n, H):
+    """All of W_hh, a tile ``[BN, BN]`` of each gate; barriers, or all would be on their way at once
+    through registers.
+    """
+    wi = load_weight(weight_hh, 0, n, n, stride_k, stride_n, H)
+    tl.debug_barrier()
+    wf = load_weight(weight_hh, 1, n, n, stride_k, stride_n, H)
+    tl.debug_barrier()
+    wg = load_weight(weight_hh, 2, n, n, stride_k, stride_n, H)
+    tl.debug_barrier()
+    return wi, wf, wg, load_weight(weight_hh, 3, n, n, stride_k, stride_n, H)
 
 
 @triton.jit
@@ -87,20 +95,21 @@ def stream_forward(source, carries, n, weight_hh, zi, zf, zg, zo, H, BLOCK_K: tl
         h = tl.load(
             source[:, None] + k[None, :], mask=carries[:, None] & (k < H)[None, :], other=0.0
         )
-        wi, wf, wg, wo = load_weights(weight_hh, k, n, 1, H, H)
-        zi, zf = add_product(h, wi, zi), add_product(h, wf, zf)
-        zg, zo = add_product(h, wg, zg), add_product(h, wo, zo)
+        zi = add_product(h, load_weight(weight_hh, 0, k, n, 1, H, H), zi)
+        zf = add_product(h, load_weight(weight_hh, 1, k, n, 1, H, H), zf)
+        zg = add_product(h, load_weight(weight_hh, 2, k, n, 1, H, H), zg)
+        zo = add_product(h, load_weight(weight_hh, 3, k, n, 1, H, H), zo)
     return zi, zf, zg, zo
 
 
 @triton.jit
-def input_gates(projected, bias, row, n, mask, H):
-    """Projected + bias, four tiles."""
-    xi, xf, xg, xo = load_gates(projected, row, n, mask, H)  # padding may hold anything
-    if bias is not None:
-        bi, bf, bg, bo = load_gates(bias, tl.zeros([1], tl.int32), n, (n < H)[None, :], H)
-        xi, xf, xg, xo = xi + bi, xf + bf, xg + bg, xo + bo
-    return xi, xf, xg, xo
+def load_bias(bias, n, H):
+    """Four tiles ``[1, BN]``, or zeros."""
+    if bias is None:
+        tiles = 0.0, 0.0, 0.0, 0.0
+    else:
+        tiles = load_gates(bias, tl.zeros([1], tl.int32), n, (n < H)[None, :], H)
+    return tiles
 
 
 @triton.jit
