@@ -83,11 +83,11 @@ class Usage:
 
     @property
     def spills(self) -> bool:
-        """Whether local memory holds registers, of more than a few where H is no multiple of 16.
+        """Whether local memory holds registers; of an odd H, more than 16 of them.
 
-        Those variants address numbers one by one, and ptxas keeps more addresses than fit.
+        There numbers are loaded one by one, and the addresses of all are more than fit.
         """
-        return self.local_bytes > (40 if self.variant.odd else 0)
+        return self.local_bytes > (64 if self.variant.odd else 0)
 
 
 def variants() -> list[Variant]:
