@@ -239,7 +239,7 @@ def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[st
     return {
         "BLOCK_B": block(B, least=16, most=32),
         "BLOCK_N": 32,
-        "BLOCK_K": 128 // size,
+        "BLOCK_K": 64 if size == 2 else 16,
         "num_warps": 4 if size == 2 else 8,
     }
 
