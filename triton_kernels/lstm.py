@@ -234,7 +234,7 @@ def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[st
             "BLOCK_B": SAMPLES,
             "BLOCK_N": units,
             "BLOCK_K": max(8, 32 // size),
-            "num_warps": max(1, min(8, units // (16 if size == 2 else 8))),
+            "num_warps": max(1, min(8, units // (8 if size == 8 else 16))),
         }
     return {
         "BLOCK_B": block(B, least=16, most=32),

@@ -98,8 +98,6 @@ def _triton(request: Request) -> str | None:
     )
 
 
-
-
 def _no_cell(request: Request) -> str:
     return f"cell={request.cell!r} runs on backend 'reference' only; {_WAY_OUT}"
 
