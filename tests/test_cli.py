@@ -46,11 +46,12 @@ def test_env(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
-    shape = "--H 64 --I 3 --T 100 --B 8 --dtype bfloat16 --device cuda --backend reference"
+    shape = "--H 64 --T 100 --B 8 --dtype bfloat16 --device cuda --backend reference --gpu H100"
     assert main(["explain", *shape.split()]) == 0
     out = capsys.readouterr().out
     assert "hidden_size=64, torch.bfloat16 on cuda" in out
     assert "| reference | yes     | *" in out
+    assert "CUDA kernels on H100, T=100, B=8, D=1, H=64, torch.bfloat16" in out
 
 
 def test_module_runs_as_a_program() -> None:

@@ -107,6 +107,37 @@ def test_strides_one_state_for_both_and_no_grad() -> None:
     assert_all_close({"output": found}, {"output": wanted.detach()})
 
 
+def spread(x: Tensor) -> Tensor:
+    """The same values, each between two that are not."""
+    if x.dtype == torch.bool:
+        return torch.stack((~x, x, ~x), -1)[..., 1]
+    return torch.stack((torch.full_like(x, 9), x, torch.full_like(x, 9)), -1)[..., 1]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_operators_take_any_strides(reverse: bool) -> None:
+    T, B, H = 4, 3, 5
+    forward = torch.ops.throughtime.lstm_recurrence_forward_triton
+    backward = torch.ops.throughtime.lstm_recurrence_backward_triton
+    bias, h_0, c_0, weight_hh = (
+        random(*shape, seed=k) for k, shape in enumerate(((4 * H,), (B, H), (B, H), (4 * H, H)))
+    )
+    whole = random(T, 1, 4 * H, seed=5).expand(T, B, -1)
+    mask = MASK[:, :1].expand(T, B)
+    given = (whole, bias, h_0, c_0, weight_hh, LENGTHS, mask)
+    assert not (whole.is_contiguous() or mask.is_contiguous())
+    dense = forward(*(x.contiguous() for x in given), reverse, True)
+    strided = forward(*given[:1], *map(spread, given[1:]), reverse, True)
+    valid = torch.arange(T).unsqueeze(1) < LENGTHS
+    for one, other in zip(dense, strided, strict=True):
+        assert torch.equal(*((x[valid] if x.dim() == 3 else x) for x in (one, other)))
+    grads = (random(B, T, H, seed=6).transpose(0, 1), random(B, H, seed=7), random(B, H, seed=8))
+    after = (*grads, c_0, weight_hh, *(x.nan_to_num() for x in dense[3:]), LENGTHS, mask, mask)
+    found = backward(*after[:1], *map(spread, after[1:]), reverse)
+    for one, other in zip(backward(*(x.contiguous() for x in after), reverse), found, strict=True):
+        assert torch.equal(one, other) and one.any()
+
+
 def test_a_second_derivative_is_refused() -> None:
     given = tensors(SHAPE)
     weights = [given[name] for name in NAMES[3:7]]
@@ -117,7 +148,9 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 def test_module_runs_where_it_is_asked_to() -> None:
-    layer = throughtime.LSTM(2, 3, num_layers=2, bidirectional=True, p=0.5, backend="triton")
+    layer = throughtime.LSTM(
+        2, 3, num_layers=2, bidirectional=True, detach_prob=0.5, backend="triton"
+    )
     x = torch.randn(4, 2, 2)
     mask = random_mask(4, 4, 1, p=0.5, seed=3)
     grads = []

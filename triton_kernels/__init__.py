@@ -1,4 +1,4 @@
-"""Triton kernels, one module per operator; there are none in this version."""
+"""Triton kernels, one module per operator, and what they share."""
 
 from __future__ import annotations
 

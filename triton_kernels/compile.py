@@ -1,29 +1,38 @@
-"""``python -m throughtime.triton_kernels.compile``: every kernel as a cubin, without a GPU.
+"""``python -m throughtime.triton_kernels.compile``: every kernel for every GPU, without a GPU.
 
 Prints a Markdown table of registers, shared memory and spills per kernel and target; returns 1 if a
-kernel spills registers to memory.
+kernel spills. For AMD, on which nothing has run, one variant of each kernel
+shows that it uses nothing of CUDA.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
-from throughtime.triton_kernels import rel_lstm, relevancy
+from throughtime.triton_kernels import lstm, rel_lstm, relevancy
 from throughtime.triton_kernels.common import block
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TARGETS = (80, 90, 100)  # compute capability of A100, H100 and H200, B200
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),  # A100
+    "sm_90": GPUTarget("cuda", 90, 32),  # H100 and H200
+    "sm_100": GPUTarget("cuda", 100, 32),  # B200
+    "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300
+}
 
 # What a pointer of that name points at, where it is no float32.
 _INTEGERS = {
@@ -34,8 +43,14 @@ _INTEGERS = {
     "kept_positions": "*i32",
     "kept": "*i32",
     "cuts": "*i32",
+    "reset": "*u8",
+    "detach_mask": "*u8",
 }
-_SIZES = ("T", "S", "R", "W", "K", "CAPACITY", "HEADS", "D", "DV", "B", "H", "A")
+_SIZES = ("T", "S", "R", "W", "K", "CAPACITY", "HEADS", "D", "DV", "B", "H", "A", "t", "cut_step",
+          "cut_sample")  # fmt: skip
+# Pointers of the LSTM's kernels at the dtype of sums; the others are at S, or integers.
+_SUMS = ("projected", "c_0", "c_n", "cells", "grad_h", "grad_c")
+_OPTIONAL = ("bias", "reset", "detach_mask", "grad_output")
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,9 @@ class Variant:
     sizes: str
     constants: dict[str, Any]
     warps: int
+    pointers: dict[str, str] = field(default_factory=dict)  # where not as in _INTEGERS, or float32
+    aligned: bool = False  # pointers and H by 16, which the launcher tells the compiler
+    odd: bool = False  # the LSTM where H is no multiple of 16
 
     @property
     def name(self) -> str:
@@ -55,13 +73,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a kernel needs on one target; ``local_bytes`` above 0 means spilled registers."""
+    """What a kernel needs on one target."""
 
     variant: Variant
-    target: int
+    target: str
     registers: int
     shared_bytes: int
     local_bytes: int
+
+    @property
+    def spills(self) -> bool:
+        """Whether local memory holds registers; of an odd H, more than 16 of them.
+
+        There numbers are loaded one by one, and the addresses of all are more than fit.
+        """
+        return self.local_bytes > (64 if self.variant.odd else 0)
 
 
 def variants() -> list[Variant]:
@@ -93,23 +119,73 @@ def variants() -> list[Variant]:
     return made
 
 
-def compile_all(targets: tuple[int, ...] = TARGETS) -> Iterator[Usage]:
-    """Compiles every variant for every target."""
-    for variant in variants():
-        for target in targets:
-            source = ASTSource(
-                fn=variant.kernel,
-                signature=_signature(variant),
-                constexprs={(_position(variant, k),): v for k, v in variant.constants.items()},
-            )
-            gpu = GPUTarget("cuda", target, 32)
-            compiled = triton.compile(source, target=gpu, options={"num_warps": variant.warps})
-            registers, local = _resources(compiled.asm["cubin"])
-            yield Usage(variant, target, registers, compiled.metadata.shared, local)
+def lstm_variants() -> list[Variant]:
+    """What ``lstm.options`` chooses: with every option, and with none for odd sizes."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    largest = [(half, 128), (single, 128), (double, 64), (torch.float16, 128)]
+    others = [(half, 64), (half, 16), (single, 64), (double, 16)]
+    stepwise = [(half, 512), (single, 512), (double, 512)]
+    made = []
+    for dtype, H in (*others, *largest, *stepwise):
+        chosen = lstm.options(64, H, dtype, torch.device("cpu"))
+        made += _lstm_passes(dtype, H, chosen, bare=False)
+        if (dtype, H) in largest[:3]:
+            made += _lstm_passes(dtype, H, chosen, bare=True)
+    # Of a GPU whose shared memory does not hold the weights.
+    chosen = lstm.options(64, 128, half, torch.device("cpu")) | {"HELD": False}
+    return made + _lstm_passes(half, 128, chosen, bare=False)
 
 
-def _position(variant: Variant, name: str) -> int:
-    return list(variant.kernel.arg_names).index(name)
+def _lstm_passes(dtype: torch.dtype, H: int, chosen: dict[str, int], bare: bool) -> list[Variant]:
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(dtype, "fp64")
+    way = ("held" if chosen["HELD"] else "streamed") if "HELD" in chosen else "stepwise"
+    sizes = f"{name}, H {f'{H - 1} of ' if bare else ''}{H}, {way}{', no options' if bare else ''}"
+    blocks: dict[str, Any] = {key: n for key, n in chosen.items() if key != "num_warps"}
+    made = []
+    for kernel in (
+        (lstm.one_step_forward, lstm.one_step_backward)
+        if way == "stepwise"
+        else (lstm.walk_forward, lstm.walk_backward)
+    ):
+        names = kernel.arg_names
+        constants = blocks | {"REVERSE": bare} | ({"SAVE": not bare} if "SAVE" in names else {})
+        if bare:
+            constants |= {key: None for key in _OPTIONAL if key in names}
+        pointers = {key: f"*{name}" for key in names if key not in _INTEGERS}
+        pointers |= dict.fromkeys(_SUMS, "*fp64" if name == "fp64" else "*fp32")
+        made.append(
+            Variant(kernel, sizes, constants, chosen["num_warps"], pointers, not bare, bare)
+        )
+    return made
+
+
+def compile_all(targets: Iterable[str] = tuple(TARGETS)) -> Iterator[Usage]:
+    """Compiles every variant for every target, several at once; ptxas is a process of its own."""
+    work = []
+    for target in targets:
+        wanted = variants() + lstm_variants()
+        if TARGETS[target].backend == "hip":  # the first variant of each kernel
+            wanted = list({variant.name: variant for variant in reversed(wanted)}.values())
+        work += [(variant, target) for variant in wanted]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(_compile, *zip(*work, strict=True))
+
+
+def _compile(variant: Variant, target: str) -> Usage:
+    names = list(variant.kernel.arg_names)
+    signature = _signature(variant)
+    aligned = [n for n in names if signature[n].startswith("*") or n == "H"]
+    source = ASTSource(
+        fn=variant.kernel,
+        signature=signature,
+        constexprs={(names.index(k),): v for k, v in variant.constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned if variant.aligned},
+    )
+    gpu = TARGETS[target]
+    compiled = triton.compile(source, target=gpu, options={"num_warps": variant.warps})
+    resources = _of_amdgcn if gpu.backend == "hip" else _of_cubin
+    registers, local = resources(compiled.asm)
+    return Usage(variant, target, registers, compiled.metadata.shared, local)
 
 
 def _signature(variant: Variant) -> dict[str, str]:
@@ -120,12 +196,19 @@ def _signature(variant: Variant) -> dict[str, str]:
             return "constexpr"
         if name in _SIZES:
             return "i32"
-        return _INTEGERS.get(name, "*fp32")
+        return variant.pointers.get(name) or _INTEGERS.get(name, "*fp32")
 
     return {name: kind(name) for name in variant.kernel.arg_names}
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
+def _of_amdgcn(asm: dict[str, Any]) -> tuple[int, int]:
+    """Vector registers per thread, and bytes of its memory for spills and stack."""
+    kinds = ("vgpr_count", "private_segment_fixed_size")
+    registers, local = (re.findall(rf"\.{kind}: +(\d+)", asm["amdgcn"]) for kind in kinds)
+    return int(registers[0]), int(local[0])
+
+
+def _of_cubin(asm: dict[str, Any]) -> tuple[int, int]:
     """Registers per thread, and bytes of local memory (spills, stack) of the kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     command = str(tool) if tool.exists() else shutil.which("cuobjdump")
@@ -133,7 +216,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         raise FileNotFoundError("cuobjdump is neither in Triton's package nor on PATH")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
+        path.write_bytes(asm["cubin"])
         text = subprocess.run(
             [command, "-res-usage", str(path)], check=True, capture_output=True, text=True
         ).stdout
@@ -146,15 +229,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m throughtime.triton_kernels.compile", description=__doc__
     )
-    parser.add_argument("--targets", type=int, nargs="+", default=TARGETS, metavar="SM")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     args = parser.parse_args(arguments)
     print("| kernel | sizes | target | registers | shared bytes | spilled bytes |")
     print("| --- | --- | --- | --- | --- | --- |")
     spilled = False
-    for usage in compile_all(tuple(args.targets)):
-        cells = (usage.variant.name, usage.variant.sizes, f"sm_{usage.target}", usage.registers)
+    for usage in compile_all(args.targets):
+        cells = (usage.variant.name, usage.variant.sizes, usage.target, usage.registers)
         print("|", *(f"{x} |" for x in (*cells, usage.shared_bytes, usage.local_bytes)), flush=True)
-        spilled = spilled or usage.local_bytes > 0
+        spilled = spilled or usage.spills
     return 1 if spilled else 0
 
 

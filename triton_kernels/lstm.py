@@ -10,128 +10,94 @@ T steps, B samples, H units. S is the dtype of what is stored, A that of sums an
 float64 for float64). The input projection before, and the gradients of weights, bias and input
 after, are large products of torch; see :mod:`throughtime.ops.lstm_gpu`.
 
-* ``walk_forward``, ``walk_backward`` [a program per tile of samples]: all steps in one launch, for
-  units that fit one tile (``FUSED_UNITS``). c, dc and dh stay in registers; h, and da as S, go
-  through the memory in which they are returned, with one barrier per step.
+* ``walk_forward``, ``walk_backward`` [a program per tile of samples]: all steps in one launch; h,
+  c, dh and dc stay in registers. HELD: W_hh is read once and stays on the chip (shared memory on
+  NVIDIA), and a step touches only its own inputs and results. Otherwise a step streams W_hh from
+  the L2 cache in slices, and with them h_{t-1} or da_t from where they were stored, a barrier ago.
 * ``one_step_forward``, ``one_step_backward`` [tiles of samples x tiles of units]: one launch per
   step, for more units; c, dc and dh lie in the tensors in which they are returned.
 
-A step costs 8 B H^2 operations either way. The backward pass leaves those out for every tile whose
-samples are all detached, reset or past their end. Every number is summed by one program in one
-order: no atomics, bit-equal from run to run. T, B and t are run-time arguments; nothing recompiles
-for another length. Offsets are 64-bit.
+A step costs 8 B H^2 operations either way. The backward pass leaves those out, and the barrier, for
+every tile whose samples are all detached, reset or past their end. Every number is summed by
+one program in one order: no atomics, bit-equal from run to run. T, B and t are run-time arguments:
+nothing recompiles for another length. Offsets are 64-bit.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block, sigmoid, tanh
+from throughtime.triton_kernels.common import block
+from throughtime.triton_kernels.lstm_steps import (
+    add_product,
+    backward_cell,
+    flow,
+    forward_cell,
+    load_bias,
+    load_gates,
+    load_weights,
+    state_before,
+    step_of,
+    stream_backward,
+    stream_forward,
+)
 from torch import Tensor
 
-FUSED_UNITS = {2: 256, 4: 128, 8: 64}  # by the bytes of S: what leaves no register spilled
+# Units of a walk by the bytes of S. Twice as many spill registers with any number of warps.
+WALKED_UNITS = {2: 128, 4: 128, 8: 64}
 SAMPLES = 16  # of a program of a walk: the least that a matrix unit takes
 
-# The interpreter keeps bfloat16 as bare 16 bits, and multiplies those.
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _RUN_TIME = ["T", "B", "t", "cut_step", "cut_sample"]
-
-
-@triton.jit
-def add_product(rows, weight, acc):
-    """Acc [BB, BN] + rows [BB, BK] @ weight [BK, BN], summed in the dtype of acc."""
-    if _INTERPRETED:
-        rows, weight = rows.to(acc.dtype), weight.to(acc.dtype)
-    return tl.dot(rows, weight, acc, input_precision="ieee", out_dtype=acc.dtype)
-
-
-@triton.jit
-def forward_step(
-    t, b, n, end, c, projected, bias, h_0, weight_hh, reset, output, h_n, gates, cells, B, H,
-    REVERSE: tl.constexpr, SAVE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Step t of samples b ``[BB]`` and units n ``[BN]``: stores all of it but c_t, returned."""
-    t = tl.zeros_like(end) + t
-    active = t < end
-    row = t * B + b
-    if REVERSE:
-        first, last = t == end - 1, active & (t == 0)
-        before = tl.where(first, b, row + B)
-    else:
-        first, last = active & (t == 0), t == end - 1
-        before = tl.where(first, b, row - B)
-    carries = active
-    if reset is not None:
-        carries = active & (tl.load(reset + row, mask=active, other=0) == 0)
-    inside = n < H
-    mask = active[:, None] & inside[None, :]
-
-    # Asked for before the product, which hides how long they take.
-    at = projected + row[:, None] * (4 * H) + n[None, :]
-    xi = tl.load(at, mask=mask, other=0.0)  # padding may hold anything
-    xf = tl.load(at + H, mask=mask, other=0.0)
-    xg = tl.load(at + 2 * H, mask=mask, other=0.0)
-    xo = tl.load(at + 3 * H, mask=mask, other=0.0)
-
-    if bias is not None:
-        xi += tl.load(bias + n, mask=inside, other=0.0).to(c.dtype)[None, :]
-        xf += tl.load(bias + H + n, mask=inside, other=0.0).to(c.dtype)[None, :]
-        xg += tl.load(bias + 2 * H + n, mask=inside, other=0.0).to(c.dtype)[None, :]
-        xo += tl.load(bias + 3 * H + n, mask=inside, other=0.0).to(c.dtype)[None, :]
-
-    zi = tl.zeros([BLOCK_B, BLOCK_N], c.dtype)
-    zf = tl.zeros([BLOCK_B, BLOCK_N], c.dtype)
-    zg = tl.zeros([BLOCK_B, BLOCK_N], c.dtype)
-    zo = tl.zeros([BLOCK_B, BLOCK_N], c.dtype)
-    gate = tl.cast(H, tl.int64) * H  # weights of a gate
-    source = tl.where(first[:, None], h_0, output) + before[:, None] * H
-    for start in range(0, H, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        h = tl.load(source + k[None, :], mask=carries[:, None] & (k < H)[None, :], other=0.0)
-        w = weight_hh + n[None, :] * H + k[:, None]
-        known = (k < H)[:, None] & inside[None, :]
-        zi = add_product(h, tl.load(w, mask=known, other=0.0), zi)
-        zf = add_product(h, tl.load(w + gate, mask=known, other=0.0), zf)
-        zg = add_product(h, tl.load(w + 2 * gate, mask=known, other=0.0), zg)
-        zo = add_product(h, tl.load(w + 3 * gate, mask=known, other=0.0), zo)
-
-    i, f, g, o = sigmoid(zi + xi), sigmoid(zf + xf), tanh(zg + xg), sigmoid(zo + xo)
-    c_t = f * tl.where(carries[:, None], c, 0.0) + i * g
-    h_t = o * tanh(c_t)
-    tl.store(output + row[:, None] * H + n[None, :], h_t, mask=mask)
-    tl.store(h_n + b[:, None] * H + n[None, :], h_t, mask=last[:, None] & inside[None, :])
-    if SAVE:
-        at = gates + row[:, None] * (4 * H) + n[None, :]
-        tl.store(at, i, mask=mask)
-        tl.store(at + H, f, mask=mask)
-        tl.store(at + 2 * H, g, mask=mask)
-        tl.store(at + 3 * H, o, mask=mask)
-        tl.store(cells + row[:, None] * H + n[None, :], c_t, mask=mask)
-    return tl.where(active[:, None], c_t, c)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def walk_forward(
     projected, bias, h_0, weight_hh, ends, reset, output, h_n, c_n, gates, cells, B, H,
-    REVERSE: tl.constexpr, SAVE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    REVERSE: tl.constexpr, SAVE: tl.constexpr, HELD: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """All steps of a tile of samples; ``h_n`` and ``c_n`` begin as the initial state."""
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     n = tl.arange(0, BLOCK_N)
     end = tl.load(ends + b, mask=b < B, other=0)
-    state = c_n + b[:, None] * H + n[None, :]
-    mask = (b < B)[:, None] & (n < H)[None, :]
-    c = tl.load(state, mask=mask, other=0.0)
+    state = b[:, None] * H + n[None, :]
+    inside = (n < H)[None, :]
+    mask = (b < B)[:, None] & inside
+    h = tl.load(h_n + state, mask=mask, other=0.0)
+    c = tl.load(c_n + state, mask=mask, other=0.0)
+    nothing = tl.zeros_like(c)
+    bi, bf, bg, bo = load_bias(bias, n, H)
+    if HELD:
+        wi, wf, wg, wo = load_weights(weight_hh, n, 1, H, H)
     longest = tl.max(end, axis=0)
     for step in range(longest):
-        t = longest - 1 - step if REVERSE else step
-        c = forward_step(t, b, n, end, c, projected, bias, h_0, weight_hh, reset, output, h_n,
-                         gates, cells, B, H, REVERSE, SAVE, BLOCK_B, BLOCK_N, BLOCK_K)  # fmt: skip
-        tl.debug_barrier()  # the next step reads h_t of all units
-    tl.store(state, c, mask=mask)
+        t = tl.zeros_like(end) + (longest - 1 - step if REVERSE else step)
+        row, active, carries = step_of(t, b, end, reset, B)
+        here = active[:, None] & inside
+        # Asked for before the product, which hides how long they take; padding may hold anything.
+        xi, xf, xg, xo = load_gates(projected, row, n, here, H)
+        xi, xf, xg, xo = xi + bi, xf + bf, xg + bg, xo + bo
+        if HELD:
+            entering = tl.where(carries[:, None], h, tl.zeros_like(h))
+            zi, zf = add_product(entering, wi, nothing), add_product(entering, wf, nothing)
+            zg, zo = add_product(entering, wg, nothing), add_product(entering, wo, nothing)
+            zi, zf, zg, zo = zi + xi, zf + xf, zg + xg, zo + xo
+        else:
+            begins, before = state_before(t, b, row, end, B, REVERSE)
+            source = tl.where(begins, h_0, output) + before * H
+            zi, zf, zg, zo = stream_forward(source, carries, n, weight_hh, xi, xf, xg, xo, H,
+                                            BLOCK_K)  # fmt: skip
+        entering_c = tl.where(carries[:, None], c, 0.0)
+        h_t, c_t = forward_cell(zi, zf, zg, zo, entering_c, row, n, here, output, gates, cells, H,
+                                SAVE)  # fmt: skip
+        h, c = tl.where(active[:, None], h_t, h), tl.where(active[:, None], c_t, c)
+        if not HELD:
+            tl.debug_barrier()  # the next step reads h_t of all units
+    tl.store(h_n + state, h, mask=mask)
+    tl.store(c_n + state, c, mask=mask)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -144,90 +110,28 @@ def one_step_forward(
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     end = tl.load(ends + b, mask=b < B, other=0)
-    state = c_n + b[:, None] * H + n[None, :]
-    mask = (b < B)[:, None] & (n < H)[None, :]
-    c = tl.load(state, mask=mask, other=0.0)
-    c = forward_step(t, b, n, end, c, projected, bias, h_0, weight_hh, reset, output, h_n,
-                     gates, cells, B, H, REVERSE, SAVE, BLOCK_B, BLOCK_N, BLOCK_K)  # fmt: skip
-    tl.store(state, c, mask=mask)
-
-
-@triton.jit
-def backward_step(
-    t, b, n, end, dh, dc, grad_output, c_0, weight_hh, gates, cells, reset, detach_mask, cut_step,
-    cut_sample, grad_gates, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Step t of samples b ``[BB]`` and units n ``[BN]``, after the step that follows in travel.
-
-    dh and dc are gradients of h_t and c_t, but for what the following step's gates give h_t, which
-    is added first: by then da of all its units is in memory. Returned are those of the state before
-    step t, again but for what the gates of t give. A walk therefore ends with one step more, with t
-    outside of all samples, which only adds.
-    """
+    state = b[:, None] * H + n[None, :]
     t = tl.zeros_like(end) + t
-    active = (t >= 0) & (t < end)
-    row = t * B + b
-    if REVERSE:
-        first, later = t == end - 1, t - 1
-        before = tl.where(first, b, row + B)
-    else:
-        first, later = active & (t == 0), t + 1
-        before = tl.where(first, b, row - B)
-    carries = active
-    if reset is not None:
-        carries = active & (tl.load(reset + row, mask=active, other=0) == 0)
-    inside = n < H
-    mask = active[:, None] & inside[None, :]
-
-    # Asked for before the product, which hides how long they take.
-    at = gates + row[:, None] * (4 * H) + n[None, :]
-    i = tl.load(at, mask=mask, other=0.0).to(dc.dtype)
-    f = tl.load(at + H, mask=mask, other=0.0).to(dc.dtype)
-    g = tl.load(at + 2 * H, mask=mask, other=0.0).to(dc.dtype)
-    o = tl.load(at + 3 * H, mask=mask, other=0.0).to(dc.dtype)
-    c = tl.load(cells + row[:, None] * H + n[None, :], mask=mask, other=0.0)
-    c_before = tl.load(tl.where(first[:, None], c_0, cells) + before[:, None] * H + n[None, :],
-                       mask=carries[:, None] & inside[None, :], other=0.0)  # fmt: skip
-
-    followed = (later >= 0) & (later < end)
-    later_row = later * B + b
-    flows = followed
-    if reset is not None:
-        flows = flows & (tl.load(reset + later_row, mask=followed, other=1) == 0)
-    if detach_mask is not None:
-        cut = tl.load(detach_mask + later * cut_step + b * cut_sample, mask=followed, other=1)
-        flows = flows & (cut == 0)
-    given = tl.zeros([BLOCK_B, BLOCK_N], dc.dtype)
-    if tl.max(flows.to(tl.int32), axis=0) > 0:  # else h-detach spares the product
-        for start in range(0, 4 * H, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K).to(tl.int64)
-            known = k < 4 * H
-            da = tl.load(grad_gates + later_row[:, None] * (4 * H) + k[None, :],
-                         mask=flows[:, None] & known[None, :], other=0.0)  # fmt: skip
-            w = tl.load(weight_hh + k[:, None] * H + n[None, :],
-                        mask=known[:, None] & inside[None, :], other=0.0)  # fmt: skip
-            given = add_product(da, w, given)
-    dh = tl.where(followed[:, None], given, dh)
-
-    if grad_output is not None:
-        dh += tl.load(grad_output + row[:, None] * H + n[None, :], mask=mask, other=0.0)
-    tanh_c = tanh(c)
-    dc_t = dc + dh * o * (1.0 - tanh_c * tanh_c)
-    at = grad_gates + row[:, None] * (4 * H) + n[None, :]
-    tl.store(at, dc_t * g * i * (1.0 - i), mask=mask)
-    tl.store(at + H, dc_t * c_before * f * (1.0 - f), mask=mask)
-    tl.store(at + 2 * H, dc_t * i * (1.0 - g * g), mask=mask)
-    tl.store(at + 3 * H, dh * tanh_c * o * (1.0 - o), mask=mask)
-    dc = tl.where(active[:, None], tl.where(carries[:, None], dc_t * f, 0.0), dc)
-    return dh, dc
+    row, active, carries = step_of(t, b, end, reset, B)
+    inside = (n < H)[None, :]
+    mask = active[:, None] & inside
+    c = tl.load(c_n + state, mask=carries[:, None] & inside, other=0.0)
+    xi, xf, xg, xo = load_gates(projected, row, n, mask, H)  # padding may hold anything
+    bi, bf, bg, bo = load_bias(bias, n, H)
+    begins, before = state_before(t, b, row, end, B, REVERSE)
+    source = tl.where(begins, h_0, output) + before * H
+    zi, zf, zg, zo = stream_forward(source, carries, n, weight_hh, xi + bi, xf + bf, xg + bg,
+                                    xo + bo, H, BLOCK_K)  # fmt: skip
+    h_t, c_t = forward_cell(zi, zf, zg, zo, c, row, n, mask, output, gates, cells, H, SAVE)
+    tl.store(h_n + state, h_t, mask=mask)
+    tl.store(c_n + state, c_t, mask=mask)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def walk_backward(
     grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask, cut_step, cut_sample,
-    grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, HELD: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """All steps of a tile of samples.
 
@@ -240,13 +144,28 @@ def walk_backward(
     mask = (b < B)[:, None] & (n < H)[None, :]
     dh = tl.load(grad_h + state, mask=mask, other=0.0)
     dc = tl.load(grad_c + state, mask=mask, other=0.0)
+    if HELD:
+        wi, wf, wg, wo = load_weights(weight_hh, n, H, 1, H)
     longest = tl.max(end, axis=0)
-    for step in range(longest + 1):
-        t = step if REVERSE else longest - 1 - step
-        dh, dc = backward_step(t, b, n, end, dh, dc, grad_output, c_0, weight_hh, gates, cells,
-                               reset, detach_mask, cut_step, cut_sample, grad_gates, B, H, REVERSE,
-                               BLOCK_B, BLOCK_N, BLOCK_K)  # fmt: skip
-        tl.debug_barrier()  # the next step reads da of all units
+    for step in range(longest):
+        t = tl.zeros_like(end) + (step if REVERSE else longest - 1 - step)
+        row, active, carries = step_of(t, b, end, reset, B)
+        flows = flow(carries, detach_mask, t, b, cut_step, cut_sample)
+        ai, af, ag, ao, dc_before = backward_cell(dh, dc, t, b, row, end, n, active, carries,
+            grad_output, c_0, gates, cells, grad_gates, B, H, REVERSE)  # fmt: skip
+        given = tl.zeros_like(dh)
+        # At most one round, none where h-detach spares the product. No `if`: Triton moves changes
+        # of layout into that, at every step, but out of loops, so that W_hh takes its layout once.
+        for _ in range(tl.max(flows.to(tl.int32), axis=0)):
+            if HELD:
+                given = add_product(af, wf, add_product(ai, wi, given))
+                given = add_product(ao, wo, add_product(ag, wg, given))
+            else:
+                tl.debug_barrier()  # da_t of all units is read
+                given = stream_backward(row, flows, n, weight_hh, grad_gates, given, H, BLOCK_K)
+        given = tl.where(flows[:, None], given, 0.0)
+        dh = tl.where(active[:, None], given, dh)
+        dc = tl.where(active[:, None], dc_before, dc)
     tl.store(grad_h + state, dh, mask=mask)
     tl.store(grad_c + state, dc, mask=mask)
 
@@ -257,7 +176,11 @@ def one_step_backward(
     grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Step t of a tile of samples and units; ``grad_h`` and ``grad_c`` hold dh and dc."""
+    """Step t of a tile of samples and units, after what the step that follows in travel gives h_t.
+
+    By then da of all its units is in memory. The last launch, with t outside of all samples, only
+    adds. ``grad_h`` and ``grad_c`` hold dh and dc, as in :func:`walk_backward`.
+    """
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     end = tl.load(ends + b, mask=b < B, other=0)
@@ -265,33 +188,59 @@ def one_step_backward(
     mask = (b < B)[:, None] & (n < H)[None, :]
     dh = tl.load(grad_h + state, mask=mask, other=0.0)
     dc = tl.load(grad_c + state, mask=mask, other=0.0)
-    dh, dc = backward_step(t, b, n, end, dh, dc, grad_output, c_0, weight_hh, gates,
-                           cells, reset, detach_mask, cut_step, cut_sample, grad_gates, B, H,
-                           REVERSE, BLOCK_B, BLOCK_N, BLOCK_K)  # fmt: skip
+    t = tl.zeros_like(end) + t
+    later = t - 1 if REVERSE else t + 1
+    row, followed, carries = step_of(later, b, end, reset, B)
+    flows = flow(carries, detach_mask, later, b, cut_step, cut_sample)
+    given = tl.zeros_like(dh)
+    if tl.max(flows.to(tl.int32), axis=0) > 0:  # else h-detach spares the product
+        given = stream_backward(row, flows, n, weight_hh, grad_gates, given, H, BLOCK_K)
+    dh = tl.where(followed[:, None], given, dh)
+    row, active, carries = step_of(t, b, end, reset, B)
+    _, _, _, _, dc_before = backward_cell(dh, dc, t, b, row, end, n, active, carries, grad_output,
+                                          c_0, gates, cells, grad_gates, B, H, REVERSE)  # fmt: skip
     tl.store(grad_h + state, dh, mask=mask)
-    tl.store(grad_c + state, dc, mask=mask)
+    tl.store(grad_c + state, tl.where(active[:, None], dc_before, dc), mask=mask)
 
 
 def fused(H: int, dtype: torch.dtype) -> bool:
-    """Whether one program holds all units, and walks through all steps."""
-    return FUSED_UNITS[dtype.itemsize] >= H
+    """Whether one program takes all units, and walks through all steps."""
+    return WALKED_UNITS[dtype.itemsize] >= H
 
 
-def options(B: int, H: int, dtype: torch.dtype) -> dict[str, int]:
-    """Blocks and warps of a walk, or of a step where units do not fit a walk."""
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Of shared memory, what one program may have."""
+    if device.type == "cpu":  # the interpreter
+        return 2**30
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return int(properties["max_shared_mem"])
+
+
+def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
+    """Blocks and warps of a walk, or of a step where units do not fit a walk.
+
+    It leaves no register spilled (16 at most per thread where H is no multiple of 16), as
+    ``python -m throughtime.triton_kernels.compile`` shows.
+    """
+    size = dtype.itemsize
     if fused(H, dtype):
-        units = block(H, least=16)
+        # Tiles of fewer float32 spill on sm_80.
+        units = block(H, least=64 if size == 4 else 16)
+        # More than 16 bits are no operands of a matrix unit here: their layout has no room to stay.
+        held = size == 2 and 4 * size * units**2 + 128 * units <= _shared_bytes(device)
         return {
+            "HELD": held,
             "BLOCK_B": SAMPLES,
             "BLOCK_N": units,
-            "BLOCK_K": min(units, 64 // dtype.itemsize),
-            "num_warps": max(1, min(8, units // 16)),
+            "BLOCK_K": max(8, 32 // size),
+            "num_warps": max(1, min(8, units // (8 if size == 8 else 16))),
         }
     return {
         "BLOCK_B": block(B, least=16, most=32),
         "BLOCK_N": 32,
-        "BLOCK_K": 128 // dtype.itemsize,
-        "num_warps": 4,
+        "BLOCK_K": 64 if size == 2 else 16,
+        "num_warps": 4 if size == 2 else 8,
     }
 
 
@@ -342,7 +291,7 @@ def recurrence_forward(
             projected, bias, h_0, weight_hh, _ends(lengths, T, B, h_0.device), _bytes(reset),
             output, h_n, c_n, gates, cells, B, H,
         )  # fmt: skip
-        chosen = {"REVERSE": reverse, "SAVE": save, **options(B, H, dtype)}
+        chosen = {"REVERSE": reverse, "SAVE": save, **options(B, H, dtype, h_0.device)}
         samples = triton.cdiv(B, chosen["BLOCK_B"])
         if fused(H, dtype):
             walk_forward[(samples,)](*arguments, **chosen)
@@ -392,7 +341,7 @@ def recurrence_backward(
             _bytes(reset), _bytes(detach_mask), B if per_sample else 1, int(per_sample),
             grad_gates, grad_h, grad_c, B, H,
         )  # fmt: skip
-        chosen = {"REVERSE": reverse, **options(B, H, dtype)}
+        chosen = {"REVERSE": reverse, **options(B, H, dtype, c_0.device)}
         samples = triton.cdiv(B, chosen["BLOCK_B"])
         if fused(H, dtype):
             walk_backward[(samples,)](*arguments, **chosen)

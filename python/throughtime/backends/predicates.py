@@ -24,7 +24,7 @@ OPS: tuple[str, ...] = ("lstm", "rel_lstm", "relevancy_attention")
 # Fastest first: "auto" takes the first that can run.
 ORDER: tuple[str, ...] = ("cuda", "triton", "cpu", "reference")
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None  # it is not imported for this
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # Dynamo warns of cached functions
 
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
