@@ -215,7 +215,7 @@ def test_bench_schema(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_of_ours_measured_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--T 2 --B 1 --H 2 --backends cuda --repeats 1 --no-memory --csv rows.csv"
+    options = "--T 2 --B 1 --H 2 --p 0 --backends cuda --repeats 1 --no-memory --csv rows.csv"
     assert main(["bench", "lstm", *options.split()]) == 1
     assert "error: nothing of ours was measured" in capsys.readouterr().err
     ours, torch_ = read_csv(Path("rows.csv"))
