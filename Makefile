@@ -7,6 +7,8 @@ VENV ?= .venv
 TORCH_CUDA ?= torch==2.14.1
 VENV_CUDA ?= .venv-cuda
 PYTEST_ARGS ?=
+QUICK ?=
+RESULTS ?=
 THROUGHTIME_BUILD ?= cpu
 export THROUGHTIME_BUILD
 
@@ -14,9 +16,9 @@ BIN := $(VENV)/bin
 # what the installed package is made of: a change of any of it makes the installation stale
 SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels -type f \
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
-CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-cuda-build install format clean FORCE
+.PHONY: help demo test test-cuda-build bench install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -24,11 +26,14 @@ help:
 	@echo "make test     install into $(VENV), then every check and every test"
 	@echo "make test-cuda-build  install with the CUDA kernels beside a torch for CUDA ($(VENV_CUDA),"
 	@echo "              several GB), and see them load; needs nvcc, no GPU"
+	@echo "make bench    install into $(VENV), measure every operation, write tables, plots and a page"
 	@echo "make install  install into $(VENV) only"
 	@echo "make format   format the Python and C++ sources"
 	@echo "make clean    remove $(VENV) and all that was built"
 	@echo
 	@echo "PYTHON=$(PYTHON)  TORCH=$(TORCH)  THROUGHTIME_BUILD=$(THROUGHTIME_BUILD)  PYTEST_ARGS=$(PYTEST_ARGS)"
+	@echo "QUICK=1 makes bench take a minute; RESULTS=FOLDER is where it writes, instead of"
+	@echo "bench/results/MACHINE (with QUICK=1 runs/bench/MACHINE)"
 	@echo "may be set, as in: make test TORCH=torch==2.12.0 PYTEST_ARGS='-k functional'"
 
 demo: install
@@ -62,6 +67,21 @@ test-cuda-build:
 	  --no-deps --force-reinstall .; \
 	$(VENV_CUDA)/bin/python tests/check_cuda_build.py; \
 	printf '== make test-cuda-build: passed in %s s\n' $$(( $$(date +%s) - begin ))
+
+# The folder is named after processor and cores, so that machines stand side by side. What QUICK=1
+# measures is not worth keeping, and must not replace what is kept.
+bench: install
+	@set -e; results="$(RESULTS)"; \
+	if [ -z "$$results" ]; then \
+	  slug=$$($(BIN)/python -c 'from throughtime.bench import machine; print(machine.slug())'); \
+	  results="$(if $(QUICK),runs/bench,bench/results)/$$slug"; \
+	fi; \
+	for op in lstm rel-lstm relevancy; do \
+	  $(BIN)/python -m throughtime bench $$op $(if $(QUICK),--quick) \
+	    --csv "$$results/$$op.csv" --plot "$$results/$$op.svg"; \
+	done; \
+	$(BIN)/python -m throughtime bench report "$$results"/lstm.csv "$$results"/rel-lstm.csv \
+	  "$$results"/relevancy.csv --out "$$results/benchmark.html"
 
 install: $(VENV)/installed
 
