@@ -1,0 +1,223 @@
+"""Where the tests of the GPU backends run, on what, and how close their results must come.
+
+Without a GPU they are skipped. THROUGHTIME_TEST_GPU_ON=cpu (or reference, or triton: in its
+interpreter) runs the same tests on that backend of the CPU, but for those that need CUDA itself:
+that proves the tests, not the kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime
+from cases import LOW_PRECISION, Result, Shape, call, options_for, plain_lstm, random, tensors
+from closeness import TOLERANCE
+from throughtime import functional
+from throughtime.backends import Request, can_run
+
+VARIABLE = "THROUGHTIME_TEST_GPU_ON"
+STAND_IN = os.environ.get(VARIABLE)
+if STAND_IN not in (None, "cpu", "reference", "triton"):
+    raise ValueError(f"{VARIABLE} should be cpu, reference or triton, got {STAND_IN!r}: unset it")
+
+DEVICE = torch.device("cpu" if STAND_IN else "cuda")
+BACKENDS = (STAND_IN,) if STAND_IN else ("cuda", "triton")
+_PRESENT = STAND_IN is not None or torch.cuda.is_available()
+
+gpu = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not _PRESENT, reason="there is no GPU: torch.cuda.is_available() is False"),
+)
+needs_cuda = pytest.mark.skipif(
+    STAND_IN is not None, reason=f"needs CUDA itself, and {VARIABLE} has put the CPU in its place"
+)
+# A kernel that waits for ever keeps Python from seeing a signal: only the thread method ends it.
+may_hang = pytest.mark.timeout(120, method="thread")
+
+_interpreted = pytest.mark.skipif(
+    STAND_IN is None and os.environ.get("TRITON_INTERPRET") == "1",
+    reason="TRITON_INTERPRET=1 would run Triton on the CPU: TRITON_INTERPRET=0 pytest -m gpu",
+)
+
+DTYPES = (torch.float64, torch.float32, *LOW_PRECISION)
+
+# Two roundings of the largest entry for 16-bit numbers: a single result may be rounded luckily by
+# plain PyTorch, so twice its error can be next to nothing. The others are closeness.py's.
+FLOOR = TOLERANCE | {dtype: 2 * torch.finfo(dtype).eps for dtype in LOW_PRECISION}
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not(backend: str, dtype: torch.dtype, proj_size: int = 0) -> str | None:
+    return can_run(backend, Request("lstm", 128, proj_size, DEVICE, dtype))
+
+
+def runs(backends: tuple[str, ...] = BACKENDS, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Any:
+    """A decorator: once per backend and dtype that it has.
+
+    A backend that is missing altogether is told of by test_gpu.py's first test.
+    """
+    found = [
+        pytest.param(
+            backend,
+            dtype,
+            id=f"{backend}-{short(dtype)}",
+            marks=_interpreted if backend == "triton" else (),
+        )
+        for dtype in dtypes
+        for backend in backends
+        if not _PRESENT or why_not(backend, dtype) is None
+    ]
+    return pytest.mark.parametrize(("backend", "dtype"), found)
+
+
+# The recurrence of each of these is cut otherwise, on an H100 as the model of csrc/lstm/plan.h has
+# it: tier, dtype, shape. The lead's hook for a forced tier belongs here (see plan_of).
+TIERS = (
+    ("resident", torch.float32, Shape(6, 5, 3, 40)),  # one block
+    ("resident", torch.bfloat16, Shape(6, 17, 8, 128)),  # clusters
+    ("grid", torch.float32, Shape(5, 16, 8, 256)),
+    ("grid", torch.bfloat16, Shape(4, 16, 8, 1024)),
+    ("stepwise", torch.float32, Shape(4, 3, 8, 1024)),
+    ("stepwise", torch.bfloat16, Shape(3, 17, 8, 2048)),
+)
+
+
+def tiers() -> Any:
+    """A decorator: once per backend and tier."""
+    found = [
+        pytest.param(
+            backend,
+            tier,
+            dtype,
+            shape,
+            id=f"{backend}-{tier}-{short(dtype)}",
+            marks=[
+                *([_interpreted] if backend == "triton" else []),
+                *([pytest.mark.slow] if shape.H >= 1024 else []),
+            ],
+        )
+        for tier, dtype, shape in TIERS
+        for backend in BACKENDS
+        if not _PRESENT or why_not(backend, dtype) is None
+    ]
+    return pytest.mark.parametrize(("backend", "tier", "dtype", "shape"), found)
+
+
+def plan_of(shape: Shape, dtype: torch.dtype) -> str | None:
+    """The tier that ``throughtime.explain`` names for a shape on backend cuda; None if it is mute.
+
+    ``explain`` takes no T and B yet; when it does they are passed here.
+    """
+    table = str(
+        throughtime.explain("lstm", hidden_size=shape.H, dtype=dtype, device=DEVICE, backend="cuda")
+    )
+    named = {tier for tier, *_ in TIERS if tier in table}
+    return named.pop() if len(named) == 1 else None
+
+
+def on_device(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors moved, leaves again; what is no tensor as it is."""
+    return {
+        name: x.detach().to(DEVICE).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+        for name, x in values.items()
+    }
+
+
+def leaves(shape: Shape, dtype: torch.dtype, bias: bool = True) -> dict[str, Tensor]:
+    return on_device(tensors(shape, dtype, bias))
+
+
+def as_leaves(named: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: x.detach().to(dtype).requires_grad_() for name, x in named.items()}
+
+
+def results(
+    function: Callable[..., Result], named: dict[str, Tensor], **options: Any
+) -> dict[str, Tensor]:
+    """Outputs, states, and the gradients of all leaves through all three of them."""
+    output, (h_n, c_n) = call(function, named, **options)
+    return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+
+
+def with_gradients(found: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the gradients of the leaves for random gradients of the results."""
+    incoming = {
+        name: random(*x.shape, seed=100 + k, dtype=x.dtype).to(x.device)
+        for k, (name, x) in enumerate(found.items())
+    }
+    # Of no step at all, an output is zeros without a history.
+    reached = {name: x for name, x in found.items() if x.requires_grad}
+    # What everything is cut from, as h_0 may be, has a gradient of zero.
+    gradients = torch.autograd.grad(
+        list(reached.values()),
+        list(named.values()),
+        [incoming[name] for name in reached],
+        materialize_grads=True,
+    )
+    values = {name: x.detach() for name, x in found.items()}
+    return values | {f"grad {name}": x for name, x in zip(named, gradients, strict=True)}
+
+
+@functools.lru_cache(maxsize=4)
+def expected(
+    shape: Shape, dtype: torch.dtype, option: str, bias: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Plain PyTorch sample by sample, in ``dtype`` and, from the same numbers, in float64."""
+    named, options = leaves(shape, dtype, bias), options_for(shape)[option]  # read by Python's if
+    plain = results(plain_lstm, named, **options)
+    if dtype == torch.float64:
+        return plain, plain
+    return plain, results(plain_lstm, as_leaves(named, torch.float64), **options)
+
+
+def check(
+    backend: str, dtype: torch.dtype, shape: Shape, option: str = "all", bias: bool = True
+) -> None:
+    """Values and gradients of one call against ``expected``."""
+    named, options = leaves(shape, dtype, bias), on_device(options_for(shape)[option])
+    found = results(functional.lstm, named, backend=backend, **options)
+    assert_as_close_as_plain(found, *expected(shape, dtype, option, bias))
+
+
+def assert_as_close_as_plain(
+    actual: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> None:
+    """FlashAttention's rule: at most twice plain PyTorch's error in the same dtype, and a floor."""
+    assert list(actual) == list(plain) == list(exact)
+    for name, wanted in exact.items():
+        got = actual[name]
+        assert (got.shape, got.dtype) == (wanted.shape, plain[name].dtype), name
+        if not wanted.numel():
+            continue
+        assert torch.isfinite(got).all(), f"{name}: not finite"
+        scale = max(1e-3, wanted.abs().max().item())
+        error, theirs = (
+            (x.double() - wanted.double()).abs().max().item() / scale for x in (got, plain[name])
+        )
+        allowed = 2 * theirs + FLOOR[got.dtype]
+        assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.2e}"
+
+
+def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert list(actual) == list(expected)
+    different = [name for name, x in actual.items() if not torch.equal(x, expected[name])]
+    assert not different, f"not bit-equal: {', '.join(different)}"
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """What torch allocates uninitialised is NaN; libraries that are not deterministic may stay."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
