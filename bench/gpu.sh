@@ -117,7 +117,7 @@ stage_test() {
   local more=()
   mapfile -t more < <(xargs -r -n 1 <<< "${PYTEST_ARGS:-}")  # xargs knows quotes
   # tests/conftest.py turns Triton's interpreter on where nothing is said about it.
-  run env TRITON_INTERPRET=0 CUBLAS_WORKSPACE_CONFIG=:4096:8 "$python" -m pytest -m gpu \
+  run env TRITON_INTERPRET=0 CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 580 "$python" -m pytest -m gpu \
     -p no:cacheprovider --durations=15 "${GPU_TESTS[@]}" "${more[@]}"
 }
 
@@ -143,9 +143,9 @@ stage_sanitize() {
     filter=()
     if [[ $tool == racecheck ]]; then filter=(--kernel-name kns=lstm); fi
     # torch's caching allocator would hide what is written past the end of a tensor.
-    run env TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 180 \
+    run env TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTEST_TIMEOUT=0 timeout 180 \
       compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 "${filter[@]}" \
-      "$python" -m pytest -m gpu -p no:cacheprovider -o timeout=0 tests/test_gpu.py \
+      "$python" -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py \
       -k sanitizer || failed=1
   done
   return "$failed"
@@ -261,8 +261,8 @@ print(torch.cuda.get_device_name(0))
   gpu=$(tail -n 1 <<< "$gpu")
 fi
 if [[ -z $out ]]; then
-  slug=$(tr -c '[:alnum:]\n' - <<< "${gpu,,}")
-  out=bench/results/$slug
+  slug=$(tr -cs '[:alnum:]\n' - <<< "${gpu,,}")
+  out=bench/results/${slug%-}
 fi
 
 root=$PWD

@@ -39,10 +39,11 @@ needs_cuda = pytest.mark.skipif(
     STAND_IN is not None, reason=f"needs CUDA itself, and {VARIABLE} has put the CPU in its place"
 )
 # A kernel that waits for ever keeps Python from seeing a signal: only the thread method ends it.
-may_hang = pytest.mark.timeout(120, method="thread")
+may_hang = pytest.mark.timeout(float(os.environ.get("PYTEST_TIMEOUT", "120")), method="thread")
 
-_interpreted = pytest.mark.skipif(
-    STAND_IN is None and os.environ.get("TRITON_INTERPRET") == "1",
+# tests/conftest.py asks for the interpreter where nothing else is said.
+not_interpreted = pytest.mark.skipif(
+    not STAND_IN and _PRESENT and os.environ.get("TRITON_INTERPRET") == "1",
     reason="TRITON_INTERPRET=1 would run Triton on the CPU: TRITON_INTERPRET=0 pytest -m gpu",
 )
 
@@ -61,7 +62,7 @@ def why_not(backend: str, dtype: torch.dtype, proj_size: int = 0) -> str | None:
     return can_run(backend, Request("lstm", 128, proj_size, DEVICE, dtype))
 
 
-def runs(backends: tuple[str, ...] = BACKENDS, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Any:
+def runs(dtypes: tuple[torch.dtype, ...] = DTYPES) -> pytest.MarkDecorator:
     """A decorator: once per backend and dtype that it has.
 
     A backend that is missing altogether is told of by test_gpu.py's first test.
@@ -71,10 +72,10 @@ def runs(backends: tuple[str, ...] = BACKENDS, dtypes: tuple[torch.dtype, ...] =
             backend,
             dtype,
             id=f"{backend}-{short(dtype)}",
-            marks=_interpreted if backend == "triton" else (),
+            marks=not_interpreted if backend == "triton" else (),
         )
         for dtype in dtypes
-        for backend in backends
+        for backend in BACKENDS
         if not _PRESENT or why_not(backend, dtype) is None
     ]
     return pytest.mark.parametrize(("backend", "dtype"), found)
@@ -92,7 +93,7 @@ TIERS = (
 )
 
 
-def tiers() -> Any:
+def tiers() -> pytest.MarkDecorator:
     """A decorator: once per backend and tier."""
     found = [
         pytest.param(
@@ -102,7 +103,7 @@ def tiers() -> Any:
             shape,
             id=f"{backend}-{tier}-{short(dtype)}",
             marks=[
-                *([_interpreted] if backend == "triton" else []),
+                *([not_interpreted] if backend == "triton" else []),
                 *([pytest.mark.slow] if shape.H >= 1024 else []),
             ],
         )
@@ -216,8 +217,11 @@ def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 @pytest.fixture
-def poison() -> Iterator[None]:
-    """What torch allocates uninitialised is NaN; libraries that are not deterministic may stay."""
+def gpu_poison() -> Iterator[None]:
+    """What torch allocates uninitialised is NaN.
+
+    Not conftest's: that one makes an error of every library call that is not deterministic.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -23,6 +23,7 @@ from cases_gpu import (
     check,
     expected,
     gpu,
+    gpu_poison,  # noqa: F401
     leaves,
     may_hang,
     needs_cuda,
@@ -40,7 +41,7 @@ from throughtime import functional
 pytestmark = [
     *gpu,
     may_hang,
-    pytest.mark.usefixtures("poison"),
+    pytest.mark.usefixtures("gpu_poison"),
     pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
 ]
 
@@ -285,7 +286,7 @@ def test_without_gradients_the_values_are_the_same(backend: str, dtype: torch.dt
 @needs_cuda
 @pytest.mark.slow
 @only_float32
-def test_more_numbers_than_int32_counts(backend: str, dtype: torch.dtype) -> None:
+def test_more_numbers_than_int32_counts(backend: Any, dtype: torch.dtype) -> None:
     """[T, B, 4H] of 2.2e9 entries, against the same in two halves, none of which is as long."""
     shape = Shape(4200, 1024, 1, 128)
     assert 4 * shape.T * shape.B * shape.H > 2**31
