@@ -301,6 +301,6 @@ for name in "${chosen[@]}"; do
   "$dry_run" || printf '== %s\n' "${summary[-1]}" | tee -a "$log"
 done
 if ! "$dry_run"; then
-  printf '\n%s\n' "${summary[@]}" "all of it: $log" | tee -a "$log"
+  printf '%s\n' '' "${summary[@]}" "all of it: $log" | tee -a "$log"
 fi
 exit "$code"

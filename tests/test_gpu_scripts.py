@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,37 @@ def test_latency_compiles_without_warnings(arch: str, tmp_path: Path) -> None:
     assert len(re.findall(r"Compiling entry function", text)) >= 15
     spilled = re.findall(r"[1-9]\d* bytes spill", text)
     assert not spilled, "what is spilled is measured too"
+
+
+# Kernel, instruction, how many at least: what is measured has to be left by the compiler.
+MEASURED = (
+    ("fma_kernel", "FFMA", 64),
+    ("mma_kernel", "HMMA", 4),
+    ("l2_read_kernel", "LDG.E.128", 8),
+    ("block_barrier_kernel", "BAR.SYNC", 8),
+    ("cluster_barrier_kernel", "UCGABAR_ARV", 2),
+    ("exchange_kernelILNS_5MeansE1E", "STAS", 1),
+    ("stream_kernelILb1E", "ST.E.128", 8),
+    ("stream_kernelILb0E", "LD.E.128", 8),
+    ("grid_barrier_kernel", "REDG", 1),
+)
+
+
+@pytest.mark.slow
+def test_latency_measures_what_it_names(tmp_path: Path) -> None:
+    triton = find_spec("triton")
+    beside = Path(triton.origin).parent if triton and triton.origin else tmp_path
+    cuobjdump = shutil.which("cuobjdump", path=str(beside / "backends/nvidia/bin"))
+    cuobjdump = shutil.which("cuobjdump") or cuobjdump
+    if cuobjdump is None:
+        pytest.skip("cuobjdump is not installed, nor Triton, which has one")
+    assert nvcc("-cubin", "-arch=sm_90", "-o", str(tmp_path / "cubin")).returncode == 0
+    code = subprocess.check_output([cuobjdump, "-sass", str(tmp_path / "cubin")], text=True)
+    for kernel, instruction, least in MEASURED:
+        bodies = [body for body in code.split("Function : ") if kernel in body.split("\n")[0]]
+        assert bodies, kernel
+        for body in bodies:
+            assert body.count(f" {instruction}") >= least, (kernel, instruction)
 
 
 @pytest.mark.slow
