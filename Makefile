@@ -4,6 +4,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+TORCH_CUDA ?= torch==2.14.1
+VENV_CUDA ?= .venv-cuda
 PYTEST_ARGS ?=
 THROUGHTIME_BUILD ?= cpu
 export THROUGHTIME_BUILD
@@ -14,12 +16,14 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test install format clean FORCE
+.PHONY: help demo test test-cuda-build install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     install into $(VENV), train on real data with ours and with nn.LSTM, compare"
 	@echo "make test     install into $(VENV), then every check and every test"
+	@echo "make test-cuda-build  install with the CUDA kernels beside a torch for CUDA ($(VENV_CUDA),"
+	@echo "              several GB), and see them load; needs nvcc, no GPU"
 	@echo "make install  install into $(VENV) only"
 	@echo "make format   format the Python and C++ sources"
 	@echo "make clean    remove $(VENV) and all that was built"
@@ -48,6 +52,17 @@ test:
 	part pytest $(BIN)/pytest $(PYTEST_ARGS); \
 	printf '\nmake test: all passed in %s s\n' $$(( $$(date +%s) - begin ))
 
+# No GPU is needed: the kernels are compiled, linked and loaded.
+test-cuda-build:
+	@begin=$$(date +%s); set -e; \
+	test -x $(VENV_CUDA)/bin/python || "$(PYTHON)" -m venv $(VENV_CUDA); \
+	$(VENV_CUDA)/bin/python -m pip install --quiet "$(TORCH_CUDA)" "setuptools>=77" ninja numpy; \
+	printf '== torch for CUDA is there after %s s\n' $$(( $$(date +%s) - begin )); \
+	THROUGHTIME_BUILD=cuda $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation \
+	  --no-deps --force-reinstall .; \
+	$(VENV_CUDA)/bin/python tests/check_cuda_build.py; \
+	printf '== make test-cuda-build: passed in %s s\n' $$(( $$(date +%s) - begin ))
+
 install: $(VENV)/installed
 
 format: install
@@ -56,8 +71,8 @@ format: install
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) build dist throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f python/throughtime/_build_info.py python/throughtime/_C.*
+	rm -rf $(VENV) $(VENV_CUDA) build dist throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f python/throughtime/_build_info.py python/throughtime/_C*.so
 	find bench csrc python tests triton_kernels -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A normal installation, not an editable one: what is tested is what a user gets.

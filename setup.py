@@ -6,6 +6,8 @@ THROUGHTIME_BUILD selects what is compiled:
     cpu    the CPU kernels, or stop with the reason
     cuda   the CPU and CUDA kernels, or stop with the reason
 
+CUDA_HOME and TORCH_CUDA_ARCH_LIST say with what and for which GPUs (by default those of this
+machine, without one 8.0, 9.0a and 10.0+PTX).
 CXX, CPPFLAGS, CFLAGS, CXXFLAGS, LDFLAGS and MAX_JOBS are honoured.
 """
 
@@ -29,7 +31,9 @@ from setuptools.errors import CompileError
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "csrc"))
 
+import ninja_file
 import toolchain
+from ninja_file import Module, Object
 from toolchain import CannotBuild
 
 PACKAGES = {
@@ -52,6 +56,7 @@ BASELINE_SOURCES = [  # for the smallest instruction set
     "csrc/binding.cpp",
     "csrc/common/cpu.cpp",
     "csrc/common/pool.cpp",
+    "csrc/common/pooled.cpp",
     "csrc/common/row_order.cpp",
     "csrc/common/tensors.cpp",
     "csrc/lstm/cpu.cpp",
@@ -63,6 +68,13 @@ KERNEL_SOURCES = [  # once per instruction set, without torch's headers
     "csrc/rel_lstm/cpu_kernels.cpp",
     "csrc/relevancy/cpu_kernels.cpp",
 ]
+CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
+    "csrc/common/tensors.cpp",
+    "csrc/lstm/cuda.cpp",
+    "csrc/lstm/gpu.cpp",
+]
+CUDA_KERNEL_SOURCES = ["csrc/lstm/launch.cu"]  # by nvcc, once per dtype, without torch's headers
+CUDA_SCALARS = ["float", "device::BFloat16", "device::Float16"]
 
 FLAGS = [
     "-O3",
@@ -78,6 +90,14 @@ FLAGS = [
     "-Wextra",
     "-Wno-psabi",  # wide vectors cross no public interface, so their changing ABI is no news
 ]
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "--expt-relaxed-constexpr",  # plan.h's pure functions, on both sides
+    "-Werror=all-warnings",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+]
+INCLUDE = f"-I{HERE / 'csrc'}"
 USER_FLAGS = ("CPPFLAGS", "CFLAGS", "CXXFLAGS")
 
 PYTHON_ABI = (3, 10)
@@ -93,9 +113,13 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
     compiler: toolchain.Compiler | None = None
     instruction_sets: list[tuple[str, list[str]]] = field(default_factory=list)
+    cuda: toolchain.Cuda | None = None
 
-    @property
-    def names(self) -> str:
+    def names(self, part: str) -> str:
+        """What a part holds code for."""
+        if part == "cuda":
+            assert self.cuda is not None
+            return ", ".join(f"sm_{name}" for name in self.cuda.architectures)
         return ", ".join(name for name, _ in self.instruction_sets)
 
 
@@ -107,15 +131,25 @@ def make_plan(mode: str) -> Plan:
         reason = f"THROUGHTIME_BUILD=none was set: unset it, then `{toolchain.again()}`"
         plan.left_out = {"cpu": reason, "cuda": reason}
         return plan
-    if mode == "cuda":
-        stop(f"THROUGHTIME_BUILD=cuda: {toolchain.why_no_cuda()}: use auto or cpu")
-    plan.left_out["cuda"] = toolchain.why_no_cuda()
     try:
         plan_cpu(plan)
     except CannotBuild as reason:
-        if mode == "cpu":
-            stop(f"THROUGHTIME_BUILD=cpu: {reason}")
+        if mode in ("cpu", "cuda"):
+            stop(f"THROUGHTIME_BUILD={mode}: {reason}")
         plan.left_out["cpu"] = str(reason)
+    if mode == "cpu":
+        plan.left_out["cuda"] = (
+            f"THROUGHTIME_BUILD=cpu was set: set it to cuda, then `{toolchain.again()}`"
+        )
+        return plan
+    try:
+        if "cpu" in plan.left_out:
+            raise CannotBuild(plan.left_out["cpu"])
+        plan.cuda = toolchain.find_cuda()
+    except CannotBuild as reason:
+        if mode == "cuda":
+            stop(f"THROUGHTIME_BUILD=cuda: {reason}")
+        plan.left_out["cuda"] = str(reason)
     return plan
 
 
@@ -151,97 +185,100 @@ def user_flags() -> list[str]:
     return [word for name in USER_FLAGS for word in shlex.split(os.environ.get(name, ""))]
 
 
-def objects(plan: Plan) -> list[tuple[str, str, list[str]]]:
-    """(source, name, flags) of every object, in the order in which they are linked.
+def cpu_module(plan: Plan) -> Module:
+    """throughtime._C.
 
     The linker keeps the first of equal inline functions, so the smallest instruction set comes
     first: an inline function of the standard library must not be the AVX-512 one.
     """
+    have = [f"-DTT_HAVE_{name.upper()}" for name, _ in plan.instruction_sets]
+    baseline = [compiled(plan, source, "base", have) for source in BASELINE_SOURCES]
+    kernels = [
+        Object(HERE / source, name, (*FLAGS, *flags, f"-DTT_ISA={name}", INCLUDE, *user_flags()))
+        for name, flags in plan.instruction_sets
+        for source in KERNEL_SOURCES
+    ]
+    return Module("_C.so", (*baseline, *kernels), libraries("torch_cpu"))
+
+
+def cuda_module(plan: Plan) -> Module:
+    """throughtime._C_cuda: a module of its own, since a torch without CUDA cannot load it."""
+    cuda = plan.cuda
+    assert cuda is not None
+    include = ["-DUSE_CUDA", "-isystem", str(cuda.root / "include")]  # of torch's headers too
+    host = [compiled(plan, source, "cuda", include) for source in CUDA_SOURCES]
+    names = f'-DTT_ARCHITECTURES="{", ".join(f"sm_{name}" for name in cuda.architectures)}"'
+    kernels = []
+    for source in CUDA_KERNEL_SOURCES:
+        for k, scalar in enumerate(CUDA_SCALARS):
+            first = ["-DTT_FIRST_SCALAR", names] if k == 0 else []
+            flags = (*NVCC_FLAGS, *cuda.flags, f"-DTT_SCALAR={scalar}", *first, INCLUDE)
+            kernels.append(Object(HERE / source, scalar.rpartition(":")[2], flags, "nvcc"))
+    runtime = (f"-L{cuda.root / 'lib64'}", "-lcudart_static", "-ldl", "-lrt")
+    return Module(
+        "_C_cuda.so", (*host, *kernels), (*libraries("torch_cuda", "torch_cpu"), *runtime)
+    )
+
+
+def compiled(plan: Plan, source: str, name: str, flags: list[str]) -> Object:
+    """A source that sees torch and Python, for the smallest instruction set."""
     major, minor = toolchain.TORCH_AT_LEAST
     binding = [
-        *(f"-DTT_HAVE_{name.upper()}" for name, _ in plan.instruction_sets),
         f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000",
         *(["-DPy_LIMITED_API=0x{:02x}{:02x}0000".format(*PYTHON_ABI)] if LIMITED_API else []),
         *("-isystem", str(toolchain.find_torch().root / "include")),
         *("-isystem", str(toolchain.find_python_headers())),
     ]
     smallest = plan.instruction_sets[0][1]
-    baseline = [(source, "base", [*smallest, *binding]) for source in BASELINE_SOURCES]
-    kernels = [
-        (source, name, [*flags, f"-DTT_ISA={name}"])
-        for name, flags in plan.instruction_sets
-        for source in KERNEL_SOURCES
-    ]
-    return baseline + kernels
+    return Object(
+        HERE / source, name, (*FLAGS, *smallest, *flags, *binding, INCLUDE, *user_flags())
+    )
 
 
-def build_ninja(plan: Plan, module: str) -> str:
-    """The text of build.ninja."""
-    assert plan.compiler is not None
-
-    def words(*parts: str) -> str:
-        return shlex.join(parts).replace("$", "$$")
-
-    def path(name: str | Path) -> str:
-        return re.sub(r"([$ :])", r"$\1", str(name))
-
-    bundle = ["-bundle", "-undefined", "dynamic_lookup"]
-    link = [*(bundle if sys.platform == "darwin" else ["-shared"]), "-pthread"]
-    libraries = [f"-L{toolchain.find_torch().root / 'lib'}", "-ltorch_cpu"]
-    libraries += shlex.split(os.environ.get("LDFLAGS", ""))
-    compiler = words(*plan.compiler.command)
-    lines = [
-        "rule compile",
-        f"  command = {compiler} -MMD -MF $out.d $flags -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = {compiler} {words(*link)} $in -o $out {words(*libraries)}",
-    ]
-    include = f"-I{HERE / 'csrc'}"
-    outputs: list[str] = []
-    # Ninja starts in this order: the widest vectors take longest, so no core waits for them.
-    for source, name, flags in reversed(objects(plan)):
-        outputs.insert(0, f"{Path(source).with_suffix('')}.{name}.o")
-        lines += [
-            f"build {outputs[0]}: compile {path(HERE / source)}",
-            f"  flags = {words(*FLAGS, *flags, include, *user_flags())}",
-        ]
-    lines.append(f"build {module}: link {' '.join(outputs)}")
-    return "\n".join(lines) + "\n"
+def libraries(*names: str) -> tuple[str, ...]:
+    folder = toolchain.find_torch().root / "lib"
+    linked = [f"-l{name}" for name in names]
+    return (f"-L{folder}", *linked, *shlex.split(os.environ.get("LDFLAGS", "")))
 
 
-def compile_kernels(plan: Plan) -> Path:
+def compile_module(plan: Plan, module: Module) -> Path:
     """Compiles what changed since the last time; every kind of install shares the objects."""
     assert plan.compiler is not None
     folder = HERE / "build" / f"kernels-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text(build_ninja(plan, "_C.so"), encoding="utf-8")
+    nvcc = plan.cuda.nvcc if plan.cuda else "nvcc"
+    file = f"{Path(module.file).stem}.ninja"
+    text = ninja_file.text([module], HERE, plan.compiler.command, nvcc)
+    (folder / file).write_text(text, encoding="utf-8")
     jobs = os.environ.get("MAX_JOBS")
-    command = [toolchain.find_ninja(), "-C", str(folder), *(["-j", jobs] if jobs else [])]
-    print(f"throughtime: compiling for {plan.names} with {plan.compiler.name}", flush=True)
+    command = [toolchain.find_ninja(), "-C", str(folder), "-f", file]
+    command += ["-j", jobs] if jobs else []
+    print(f"throughtime: compiling {module.file} with {plan.compiler.name}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, flush=True)
     if done.returncode != 0:
         error = re.search(r"^.*(?:error|undefined reference).*$", done.stdout, re.MULTILINE)
         first = error[0] if error else done.stdout.splitlines()[-1]
+        part = "cuda" if module.file == "_C_cuda.so" else "cpu"
         raise CannotBuild(
             f"{plan.compiler.name} could not compile the kernels ({first.strip()}): see all of it "
-            f"by `THROUGHTIME_BUILD=cpu {toolchain.again()} --verbose`"
+            f"by `THROUGHTIME_BUILD={part} {toolchain.again()} --verbose`"
         )
-    return folder / "_C.so"
+    return folder / module.file
 
 
 def record(command: build_py, plan: Plan) -> None:
     """Writes throughtime/_build_info.py: pip hides what a build prints, so the package tells it."""
     in_source = command.get_package_dir("throughtime")
     folder = in_source if command.editable_mode else os.path.join(command.build_lib, "throughtime")
-    compiler, flags, torch = "", "", ""
+    compiler, flags, torch, nvcc = "", "", "", ""
     if plan.built:
         assert plan.compiler is not None
         compiler = plan.compiler.name
         flags = shlex.join([*FLAGS, *user_flags()])
         torch = toolchain.find_torch().version
+    if "cuda" in plan.built and plan.cuda:
+        nvcc = plan.cuda.version
     lines = [
         '"""What was compiled into this installation, and why the rest was not; by setup.py."""',
         "",
@@ -252,6 +289,7 @@ def record(command: build_py, plan: Plan) -> None:
         f"compiler: str = {compiler!r}",
         f"flags: str = {flags!r}",
         f"torch: str = {torch!r}",
+        f"nvcc: str = {nvcc!r}",
     ]
     Path(folder, "_build_info.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -262,7 +300,7 @@ class BuildPy(build_py):
     def run(self) -> None:
         # What an earlier build left would live on: a deleted module, a _C that none has asked for.
         if self.editable_mode:
-            for stale in Path(self.get_package_dir("throughtime")).glob("_C.*"):
+            for stale in Path(self.get_package_dir("throughtime")).glob("_C*.so"):
                 stale.unlink()
         else:
             shutil.rmtree(self.build_lib, ignore_errors=True)
@@ -274,23 +312,27 @@ class BuildExt(build_ext):
     """Compiles by ninja and records what came of it."""
 
     def build_extension(self, ext: Extension) -> None:
+        part = "cuda" if ext.name.endswith("_cuda") else "cpu"
         try:
-            module = compile_kernels(PLAN)
+            module = compile_module(PLAN, (cuda_module if part == "cuda" else cpu_module)(PLAN))
         except CannotBuild as reason:
             if not ext.optional:
-                stop(f"THROUGHTIME_BUILD=cpu: {reason}")
-            self.leave_out(str(reason))
+                stop(f"THROUGHTIME_BUILD={MODE}: {reason}")
+            self.leave_out(part, str(reason))
             raise CompileError(str(reason)) from None
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(module, target)
-        PLAN.built["cpu"] = PLAN.names
+        PLAN.built[part] = PLAN.names(part)
         record(self.get_finalized_command("build_py"), PLAN)
 
-    def leave_out(self, reason: str) -> None:
-        """Makes the wheel, which was to hold a module, a pure one."""
-        PLAN.left_out["cpu"] = reason
+    def leave_out(self, part: str, reason: str) -> None:
+        """Goes on without a module; without any, the wheel is a pure one."""
+        PLAN.left_out[part] = reason
         record(self.get_finalized_command("build_py"), PLAN)
+        if part == "cuda":
+            return
+        PLAN.left_out["cuda"] = reason
         self.distribution.ext_modules = []
         wheel = self.distribution.command_obj.get("bdist_wheel")
         if wheel is not None:
@@ -305,23 +347,27 @@ def packages() -> list[str]:
     ]
 
 
+def extension(part: str, name: str, sources: list[str]) -> list[Extension]:
+    """The extension that a part is built as, unless the plan leaves it out."""
+    if part in PLAN.left_out:
+        return []
+    return [Extension(name, sources, py_limited_api=LIMITED_API, optional=MODE == "auto")]
+
+
 MODE = os.environ.get("THROUGHTIME_BUILD", "auto")
 PLAN = make_plan(MODE)
-KERNELS = Extension(
-    "throughtime._C",
-    sources=[*BASELINE_SOURCES, *KERNEL_SOURCES],
-    py_limited_api=LIMITED_API,
-    optional=MODE == "auto",
-)
-COMPILED = "cpu" not in PLAN.left_out
+EXTENSIONS = [
+    *extension("cpu", "throughtime._C", [*BASELINE_SOURCES, *KERNEL_SOURCES]),
+    *extension("cuda", "throughtime._C_cuda", [*CUDA_SOURCES, *CUDA_KERNEL_SOURCES]),
+]
 
 setup(
     packages=packages(),
     package_dir=PACKAGES,
-    ext_modules=[KERNELS] if COMPILED else [],
+    ext_modules=EXTENSIONS,
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp{}{}".format(*PYTHON_ABI)}}
-    if COMPILED and LIMITED_API
+    if EXTENSIONS and LIMITED_API
     else {},
 )
 for part, reason in PLAN.left_out.items():

@@ -8,6 +8,7 @@
 #include "common/cpu.h"
 #include "common/pool.h"
 #include "lstm/cpu_plan.h"
+#include "lstm/plan.h"
 
 namespace {
 
@@ -60,6 +61,31 @@ PyObject* lstm_plan(PyObject*, PyObject* args) {
                        schedule.team);
 }
 
+PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
+  Py_ssize_t T, B, D, H;
+  int scalar_bytes, backward;
+  const char* tier;
+  Gpu gpu{};
+  if (!PyArg_ParseTuple(args, "nnnnips(iiiidd)", &T, &B, &D, &H, &scalar_bytes, &backward, &tier,
+                        &gpu.compute, &gpu.multiprocessors, &gpu.shared_bytes, &gpu.cluster,
+                        &gpu.ghz, &gpu.memory_gbs)) {
+    return nullptr;
+  }
+  Tier only = Tier::kNone;
+  if (!tier_named(tier, &only)) {
+    PyErr_Format(PyExc_ValueError, "tier should be '', resident, grid or stepwise, got '%s'", tier);
+    return nullptr;
+  }
+  const RecurrenceShape shape{T, B, D, H, scalar_bytes, backward != 0};
+  const RecurrencePlan p = plan(shape, gpu, only);
+  return Py_BuildValue(
+      "{s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:n,s:i,s:i,s:n,s:d}", "tier", tier_name(p.tier), "reason",
+      p.reason ? p.reason : "", "groups", p.cut.groups, "ranks", p.cut.ranks, "units", p.cut.units,
+      "parts", p.cut.parts, "samples", 8 * p.tiles_n, "held", p.held, "blocks",
+      static_cast<Py_ssize_t>(p.blocks()), "threads", p.threads, "shared_bytes", p.shared_bytes,
+      "barriers", static_cast<Py_ssize_t>(p.barriers(T)), "microseconds", p.microseconds);
+}
+
 PyObject* nonlinearity(PyObject*, PyObject* args) {
   unsigned long long address;
   Py_ssize_t count;
@@ -84,6 +110,9 @@ PyMethodDef methods[] = {
      "Bytes of the buffer cache: used_bytes, idle_bytes, peak_used_bytes."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
      "lstm_plan(T, B, I, H, scalar_bytes, threads): how the CPU kernels cut that work."},
+    {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
+     "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tier, gpu): how the GPU kernels cut that "
+     "work on a GPU (compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs)."},
     {"nonlinearity", nonlinearity, METH_VARARGS,
      "nonlinearity(address, count, is_double, is_tanh): the kernels' sigmoid or tanh, in place."},
     {nullptr, nullptr, 0, nullptr}};

@@ -163,6 +163,30 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
+@dataclass(frozen=True)
+class Cuda:
+    """A toolkit and what it compiles for."""
+
+    root: Path
+    version: str
+    architectures: tuple[str, ...]  # "90a": code for that GPU; "100+PTX": for later ones too
+
+    @property
+    def nvcc(self) -> str:
+        return str(self.root / "bin" / "nvcc")
+
+    @property
+    def flags(self) -> list[str]:
+        """Of nvcc, for all architectures."""
+        flags = []
+        for name in self.architectures:
+            number = name.removesuffix("+PTX")
+            kinds = ["sm", "compute"] if name.endswith("+PTX") else ["sm"]
+            codes = ",".join(f"{kind}_{number}" for kind in kinds)
+            flags.append(f"-gencode=arch=compute_{number},code=[{codes}]")
+        return flags
+
+
 def cuda_toolkit() -> Path | None:
     """The toolkit that nvcc really runs: the nvcc on PATH may be a script in another folder."""
     home = os.environ.get("CUDA_HOME")
@@ -175,16 +199,61 @@ def cuda_toolkit() -> Path | None:
     return toolkit if any(toolkit.glob("lib64/libcudart*")) else None
 
 
-def why_no_cuda() -> str:
-    """Why the CUDA kernels are left out: in this version always, as there are none."""
-    none_yet = "this version has no CUDA kernels yet"
+def find_cuda() -> Cuda:
+    """The CUDA toolkit, a torch with CUDA beside it, and the architectures to compile for."""
     toolkit = cuda_toolkit()
     if toolkit is None:
-        return f"{none_yet}, and no CUDA toolkit was found (by CUDA_HOME or nvcc on PATH)"
-    try:
-        torch = find_torch()
-    except CannotBuild:
-        return f"{none_yet}, and no torch was found beside the CUDA toolkit in {toolkit}"
+        raise CannotBuild(
+            "no CUDA toolkit was found (by CUDA_HOME or nvcc on PATH): install one or name it by "
+            f"CUDA_HOME, then `{again()}`"
+        )
+    torch = find_torch()
     if torch.cuda is None:
-        return f"{none_yet}, and torch {torch.version} is without CUDA (toolkit: {toolkit})"
-    return f"{none_yet} (toolkit: {toolkit}, torch {torch.version})"
+        raise CannotBuild(
+            f"torch {torch.version} is without CUDA (toolkit: {toolkit}): install a torch for "
+            f"CUDA, then `{again()}`"
+        )
+    if not any((toolkit / "lib64").glob("libcudart_static*")):
+        raise CannotBuild(
+            f"the CUDA toolkit in {toolkit} has no libcudart_static: install its development "
+            f"files, then `{again()}`"
+        )
+    nvcc = str(toolkit / "bin" / "nvcc")
+    version = re.search(r"release ([\d.]+)", output_of([nvcc, "--version"]) or "")
+    known = re.findall(r"compute_(\d+)", output_of([nvcc, "--list-gpu-arch"]) or "")
+    if version is None or not known:
+        raise CannotBuild(f"{nvcc} cannot be run: mend the CUDA toolkit, then `{again()}`")
+    return Cuda(toolkit, version[1], architectures(known))
+
+
+def architectures(known: list[str]) -> tuple[str, ...]:
+    """TORCH_CUDA_ARCH_LIST, or that of the GPUs here, or all that the kernels are made for.
+
+    Args:
+        known: what the toolkit can compile for, as in ``["80", "90", "100"]``.
+    """
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if named:
+        return tuple(_architecture(name, known) for name in named)
+    told = output_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
+    present = {number.replace(".", "") for number in re.findall(r"^\s*(\d+\.\d)\s*$", told, re.M)}
+    if present and all(int(number) >= 80 and number in known for number in present):
+        return tuple(sorted(("90a" if number == "90" else number for number in present), key=len))
+    made_for = [number for number in ("80", "90", "100") if number in known]
+    if not made_for:
+        raise CannotBuild(
+            f"this CUDA toolkit compiles for {', '.join(known)}, and the kernels need 80, 90 or "
+            f"100: install CUDA 12 or later, then `{again()}`"
+        )
+    names = ["90a" if number == "90" else number for number in made_for]
+    return (*names[:-1], f"{made_for[-1]}+PTX")
+
+
+def _architecture(name: str, known: list[str]) -> str:
+    found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+    if found is None or found[1] + found[2] not in known or int(found[1]) < 8:
+        raise CannotBuild(
+            "TORCH_CUDA_ARCH_LIST should name architectures from 8.0 on that this toolkit knows "
+            f"({', '.join(known)}), as in '8.0;9.0a;10.0+PTX', got {name!r}"
+        )
+    return found[1] + found[2] + found[3] + (found[4] or "")

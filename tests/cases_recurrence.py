@@ -60,23 +60,28 @@ class Given:
         return torch.arange(T).unsqueeze(1) >= ends
 
 
-def inputs(case: Case) -> Given:
+def inputs(case: Case, seed: int = 0) -> Given:
+    """What the case is run on; another ``seed`` for another direction of the same layer."""
     T, B, H, S, A = case.T, case.B, case.H, case.dtype, case.sums
     # One sample without a step, one with all, the others between.
     ends = torch.tensor([T - 1, 0, T] + [2, 3, 1] * B)[:B].clamp(max=T)
-    mask = {"": None, "T": random_mask(T, p=0.4, seed=5), "TB": random_mask(T, B, p=0.4, seed=6)}
+    mask = {
+        "": None,
+        "T": random_mask(T, p=0.4, seed=seed + 5),
+        "TB": random_mask(T, B, p=0.4, seed=seed + 6),
+    }
     shapes = {"output": (T, B, H), "h": (B, H), "c": (B, H)}
     return Given(
-        random(T, B, 4 * H, seed=1, dtype=A),
-        random(B, H, seed=2, dtype=S),
-        random(B, H, seed=3, dtype=A),
-        (1.5 / H**0.5 * random(4 * H, H, seed=4)).to(S),
+        random(T, B, 4 * H, seed=seed + 1, dtype=A),
+        random(B, H, seed=seed + 2, dtype=S),
+        random(B, H, seed=seed + 3, dtype=A),
+        (1.5 / H**0.5 * random(4 * H, H, seed=seed + 4)).to(S),
         ends if case.lengths else None,
-        random_mask(T, B, p=0.3, seed=7) if case.reset else None,
+        random_mask(T, B, p=0.3, seed=seed + 7) if case.reset else None,
         mask[case.mask],
         [
             random(*shape, seed=k, dtype=A if name == "c" else S) if name in case.grads else None
-            for k, (name, shape) in enumerate(shapes.items(), 8)
+            for k, (name, shape) in enumerate(shapes.items(), seed + 8)
         ],
     )
 

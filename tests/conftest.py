@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from cases import runnable
+from host_kernels import load_module
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +35,12 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The GPU kernels' sources as a module that runs them on the CPU; see tests/cuda_on_cpu."""
+    return load_module(tmp_path_factory.mktemp("cuda_on_cpu"))
 
 
 @pytest.fixture(params=runnable())

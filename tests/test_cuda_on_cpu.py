@@ -5,26 +5,24 @@ See csrc/common/device.cuh: the kernels' sources are the ones that nvcc compiles
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
-import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pybind11
 import pytest
 import torch
+from hypothesis import example, settings
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cases_recurrence import Case, Given, assert_matches, expect, inputs
+from host_kernels import compile_program
 
-SOURCES = Path(__file__).parent / "cuda_on_cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/plan.h
@@ -35,41 +33,6 @@ BARRIERS = [
     *((site, case) for site in (0, 2, 5) for case in (0, 2, 4)),
     (1, 0), (1, 4), (3, 4), (4, 0), (4, 2), (4, 4),
 ]  # fmt: skip
-PLAIN, THREAD, ADDRESS = [], ["-fsanitize=thread"], ["-fsanitize=address,undefined"]
-
-
-def compile_with(flags: list[str], source: str, to: Path) -> subprocess.Popen[str]:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    command = [compiler, "-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    command += [*flags, f"-I{SOURCES}", str(SOURCES / source), "-o", str(to)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the module and the programs, all compiled at once."""
-    folder = tmp_path_factory.mktemp("cuda_on_cpu")
-    include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    running = [
-        compile_with(["-fPIC", "-shared", *include], "module.cpp", folder / "cuda_on_cpu.so"),
-        compile_with(THREAD, "main.cpp", folder / "thread"),
-        compile_with([*ADDRESS, "-fno-sanitize-recover"], "main.cpp", folder / "address"),
-    ]
-    for compiler in running:
-        _, errors = compiler.communicate()
-        assert compiler.returncode == 0, errors
-    return folder
-
-
-@pytest.fixture(scope="module")
-def kernels(built: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cuda_on_cpu", built / "cuda_on_cpu.so")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 Cut = dict[str, int]
@@ -99,8 +62,11 @@ def cut(
     }  # fmt: skip
 
 
-def run(kernels: ModuleType, case: Case, given: Given, cuts: tuple[Cut, Cut]) -> dict[str, Tensor]:
-    T, B, H, S = case.T, case.B, case.H, case.dtype
+def run(
+    kernels: ModuleType, case: Case, given: list[Given], cuts: tuple[Cut, Cut]
+) -> list[dict[str, Tensor]]:
+    """Results per direction; with two of them the second travels against ``case.reverse``."""
+    T, B, D, H, S = case.T, case.B, len(given), case.H, case.dtype
 
     def unset(*shape: int, dtype: torch.dtype = S) -> Tensor:
         return torch.full(shape, torch.nan, dtype=dtype)
@@ -108,38 +74,50 @@ def run(kernels: ModuleType, case: Case, given: Given, cuts: tuple[Cut, Cut]) ->
     def addresses(tensors: dict[str, Tensor | None]) -> dict[str, int]:
         return {name: x.data_ptr() for name, x in tensors.items() if x is not None}
 
+    def together(values: list[Tensor | None], dim: int = 0) -> Tensor | None:
+        present = [value for value in values if value is not None]
+        return torch.stack(present, dim) if present else None
+
+    h_0, c_0 = torch.stack([g.h_0 for g in given]), torch.stack([g.c_0 for g in given])
     common: dict[str, Tensor | None] = {
-        "weight_hh": given.weight_hh, "c_0": given.c_0, "lengths": given.lengths,
-        "reset": given.reset,
+        "weight_hh": torch.stack([g.weight_hh for g in given]), "c_0": c_0,
+        "lengths": given[0].lengths, "reset": together([g.reset for g in given]),
     }  # fmt: skip
-    numbers = {"T": T, "B": B, "H": H, "reverse": int(case.reverse)}
+    numbers = {"T": T, "B": B, "D": D, "H": H, "reverse": int(case.reverse)}
     result = {
-        "output": unset(T, B, H),
-        "h_n": given.h_0.clone(),
-        "c_n": given.c_0.clone(),
-        "gates": unset(T, B, 4 * H),
-        "cells": unset(T, B, H, dtype=torch.float32),
+        "output": unset(T, B, D, H),
+        "h_n": h_0.clone(),
+        "c_n": c_0.clone(),
+        "gates": unset(T, B, D, 4 * H),
+        "cells": unset(T, B, D, H, dtype=torch.float32),
     }
-    bias = given.projected[0, 0].clone().nan_to_num()
-    forward = common | {"projected": given.projected - bias, "bias": bias, "h_0": given.h_0}
+    projected = torch.stack([g.projected for g in given], 2)
+    bias = projected[0, 0].clone().nan_to_num()
+    forward = common | {"projected": projected - bias, "bias": bias, "h_0": h_0}
     dtype = str(S).removeprefix("torch.")
     kernels.run(dtype, False, addresses(forward | result), numbers | cuts[0])
 
-    output, h_n, c_n = given.grads
-    zeros = torch.zeros(B, H)
+    output, h_n, c_n = (together([g.grads[i] for g in given], 0 if i else 2) for i in range(3))
+    zeros = torch.zeros(D, B, H)
     grads = {
-        "grad_gates": unset(T, B, 4 * H),
+        "grad_gates": unset(T, B, D, 4 * H),
         "grad_h_0": zeros.clone() if h_n is None else h_n.float().clone(),
         "grad_c_0": zeros.clone() if c_n is None else c_n.clone(),
     }
+    mask = together([g.detach_mask for g in given])
     backward = common | {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n}
-    backward |= {"detach_mask": given.detach_mask, "gates": result["gates"]}
+    backward |= {"detach_mask": mask, "gates": result["gates"]}
     backward |= {"cells": result["cells"], **grads}
-    mask = given.detach_mask
-    strides = (0, 0) if mask is None else (*mask.stride(), 0)[:2]
-    numbers |= {"detach_stride_t": strides[0], "detach_stride_b": strides[1]}
+    strides = (0, 0, 0) if mask is None else (*mask.stride(), 0)[:3]
+    numbers |= dict(zip(("detach_stride_d", "detach_stride_t", "detach_stride_b"), strides,
+                        strict=True))  # fmt: skip
     kernels.run(dtype, True, addresses(backward), numbers | cuts[1])
-    return {name: result[name] for name in ("output", "h_n", "c_n")} | grads
+    found = {name: result[name] for name in ("output", "h_n", "c_n")} | grads
+    per_step = ("output", "grad_gates")
+    return [
+        {name: x[:, :, d] if name in per_step else x[d] for name, x in found.items()}
+        for d in range(D)
+    ]
 
 
 # Tier, what both cuts share, what the backward has of its own, sizes and options.
@@ -172,6 +150,14 @@ CUTS: list[tuple[str, int, dict[str, int], dict[str, int], dict[str, Any]]] = [
      {"T": 4, "B": 9, "H": 40, "lengths": True, "reset": True, "mask": "TB"}),
     ("grid of 3, reverse", GRID, {"ranks": 3}, {"ranks": 3, "warps": 2},
      {"T": 4, "B": 2, "H": 24, "lengths": True, "reset": True, "mask": "T", "reverse": True}),
+    ("stepwise, both directions", STEPWISE, {}, {},
+     {"T": 4, "B": 3, "H": 8, "lengths": True, "reset": True, "mask": "T", "directions": 2}),
+    ("block, both directions", RESIDENT, {"parts": 2}, {"warps": 6},
+     {"T": 4, "B": 9, "H": 40, "lengths": True, "reset": True, "mask": "TB", "directions": 2}),
+    ("cluster of 2, both directions", RESIDENT, {"ranks": 2}, {"ranks": 2},
+     {"T": 3, "B": 9, "H": 32, "lengths": True, "mask": "T", "reverse": True, "directions": 2}),
+    ("grid of 2, both directions", GRID, {"ranks": 2}, {"ranks": 2},
+     {"T": 3, "B": 9, "H": 32, "reset": True, "mask": "TB", "directions": 2}),
     ("grid of 3, no output's gradient", GRID, {"ranks": 3}, {"ranks": 3},
      {"T": 3, "B": 2, "H": 24, "grads": "h"}),
 ]  # fmt: skip
@@ -189,22 +175,29 @@ def test_kernels_match_the_loop(
     dtype: torch.dtype,
     kernels: ModuleType,
 ) -> None:
+    sizes = dict(sizes)
+    directions = sizes.pop("directions", 1)
     case = Case(**sizes, dtype=dtype)
     if dtype == torch.float32:  # its weights are not held in registers
         forward, backward = ({**x, "held": 0} for x in (forward, backward))
-    given = inputs(case)
-    if given.lengths is not None:  # nothing of this may be read
-        given.projected[given.past] = torch.nan
-        if given.grads[0] is not None:
-            given.grads[0][given.past] = torch.nan
+
+    def draw() -> list[Given]:
+        return [inputs(case, seed=30 * d) for d in range(directions)]
+
+    given = draw()
+    for g in given if case.lengths else []:  # nothing of this may be read
+        g.projected[g.past] = torch.nan
+        if g.grads[0] is not None:
+            g.grads[0][g.past] = torch.nan
     if forward.get("tiles_n") == 4 and dtype == torch.float32:
-        backward = {**backward, "tiles_n": 4}
+        forward, backward = backward, forward
     cuts = (cut(kernels, case, False, tier, **forward), cut(kernels, case, True, tier, **backward))
     found = run(kernels, case, given, cuts)
     again = run(kernels, case, given, cuts)
-    assert all(torch.equal(x, again[name]) for name, x in found.items())
-    given = inputs(case)
-    assert_matches(found, expect(case, given), dtype, LOW_PRECISION)
+    for d, (one, other, anew) in enumerate(zip(found, again, draw(), strict=True)):
+        assert all(torch.equal(x, other[name]) for name, x in one.items())
+        travel = replace(case, reverse=case.reverse != (d == 1))
+        assert_matches(one, expect(travel, anew), dtype, LOW_PRECISION)
 
 
 H100 = {"compute": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster": 16}
@@ -213,7 +206,7 @@ SMALL = {"compute": 90, "multiprocessors": 12, "shared_bytes": 48 << 10, "cluste
 
 
 def plan(kernels: ModuleType, gpu: dict[str, int], backward: bool, **shape: int) -> dict[str, Any]:
-    found: dict[str, Any] = kernels.plan(**shape, backward=backward, **gpu)
+    found: dict[str, Any] = kernels.plan(**{"D": 1, **shape}, backward=backward, **gpu)
     return found
 
 
@@ -243,15 +236,22 @@ def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
     old = {**H100, "compute": 75}
     found = plan(kernels, old, False, T=1, B=1, H=8, scalar_bytes=2)
     assert found["tier"] == 0 and "8.0" in found["reason"]
-    for shape in ((0, 1, 8), (1, 0, 8), (1, 1, 0), (1, 1, 12), (2**31, 1, 8)):
-        found = plan(kernels, H100, False, **dict(zip("TBH", shape, strict=True)), scalar_bytes=2)
+    for shape in (
+        (0, 1, 1, 8), (1, 0, 1, 8), (1, 1, 1, 0), (1, 1, 1, 12), (2**31, 1, 1, 8), (1, 1, 3, 8),
+    ):  # fmt: skip
+        found = plan(kernels, H100, False, **dict(zip("TBDH", shape, strict=True)), scalar_bytes=2)
         assert found["tier"] == 0 and "multiple of 8" in found["reason"], shape
 
 
 @settings(max_examples=200, deadline=None)
+@example(  # more blocks to a cluster than multiprocessors
+    T=1, B=1, D=1, H=64, scalar_bytes=2, backward=False,
+    gpu={"compute": 90, "multiprocessors": 1, "shared_bytes": 99 << 10, "cluster": 8},
+)  # fmt: skip
 @drawn(
     T=st.integers(1, 10_000),
     B=st.integers(1, 3_000),
+    D=st.integers(1, 2),
     H=st.integers(1, 1_200).map(lambda n: 8 * n),
     scalar_bytes=st.sampled_from([2, 4]),
     backward=st.booleans(),
@@ -263,10 +263,10 @@ def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
     }),
 )  # fmt: skip
 def test_every_plan_is_runnable(
-    T: int, B: int, H: int, scalar_bytes: int, backward: bool, gpu: dict[str, int],
+    T: int, B: int, D: int, H: int, scalar_bytes: int, backward: bool, gpu: dict[str, int],
     kernels: ModuleType,
 ) -> None:  # fmt: skip
-    found = plan(kernels, gpu, backward, T=T, B=B, H=H, scalar_bytes=scalar_bytes)
+    found = plan(kernels, gpu, backward, T=T, B=B, D=D, H=H, scalar_bytes=scalar_bytes)
     if found["tier"] == STEPWISE:
         return
     assert found["exists"] and found["threads"] <= found["most_threads"]
@@ -274,7 +274,7 @@ def test_every_plan_is_runnable(
     assert found["groups"] * 8 * found["tiles_n"] >= B
     assert (found["ranks"] - 1) * found["units"] < H <= found["ranks"] * found["units"]
     if found["tier"] == GRID:
-        assert found["groups"] * found["ranks"] <= gpu["multiprocessors"]
+        assert D * found["groups"] * found["ranks"] <= gpu["multiprocessors"]
     else:
         assert found["ranks"] <= gpu["cluster"]
     warps, slabs = found["threads"] // 32, found["units"] // 8
@@ -291,21 +291,37 @@ def test_planned_cuts_run(kernels: ModuleType) -> None:
         plans = [plan(kernels, gpu, backward, **sizes) for backward in (False, True)]
         assert all(p["tier"] == tier and p["ranks"] > 1 for p in plans), plans
         cuts = [{k: v for k, v in p.items() if isinstance(v, int)} for p in plans]
-        found = run(kernels, case, inputs(case), (cuts[0], cuts[1]))
+        (found,) = run(kernels, case, [inputs(case)], (cuts[0], cuts[1]))
         assert_matches(found, expect(case, inputs(case)), case.dtype, LOW_PRECISION)
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """main.cpp under each sanitizer, compiled side by side."""
+    folder = tmp_path_factory.mktemp("sanitizers")
+    flags = {
+        "thread": ["-fsanitize=thread"],
+        "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover"],
+    }
+    with ThreadPoolExecutor() as pool:
+        made = {
+            name: pool.submit(compile_program, with_flags, "main.cpp", folder / name)
+            for name, with_flags in flags.items()
+        }
+    return {name: program.result() for name, program in made.items()}
+
+
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-def test_sanitizers_are_silent(sanitizer: str, built: Path) -> None:
-    done = subprocess.run([built / sanitizer], capture_output=True, text=True, timeout=300)
+def test_sanitizers_are_silent(sanitizer: str, programs: dict[str, Path]) -> None:
+    done = subprocess.run([programs[sanitizer]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "equal\n" and not done.stderr, (
         done.stdout + done.stderr
     )
 
 
 @pytest.mark.parametrize(("site", "case"), BARRIERS)
-def test_a_missing_barrier_is_noticed(site: int, case: int, built: Path) -> None:
+def test_a_missing_barrier_is_noticed(site: int, case: int, programs: dict[str, Path]) -> None:
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
-    command = [built / "thread", str(site), str(case)]
+    command = [programs["thread"], str(site), str(case)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0, f"nobody noticed that barrier {SITES[site]!r} was left out"

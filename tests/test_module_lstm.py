@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-import throughtime.nn.lstm
 from cases import random, random_mask
 from closeness import assert_close
 from throughtime import LSTM
+from throughtime.functional import lstm_call
 
 T, B = 6, 3
 
@@ -40,13 +41,14 @@ def gradient(lstm: LSTM, x: Tensor, hx: object = None, **options: object) -> Ten
 def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     """The mask that each layer and direction was run with, in order."""
     seen: list[Tensor | None] = []
-    original = throughtime.functional.lstm
+    original = lstm_call.run
 
-    def spy(*args: object, **options: object) -> object:
-        seen.append(options["detach_mask"])
-        return original(*args, **options)
+    def spy(backend: str, call: lstm_call.LstmCall) -> object:
+        seen.append(call.detach_mask)
+        return original(backend, call)
 
-    monkeypatch.setattr(throughtime.functional, "lstm", spy)
+    for module in (lstm_call, importlib.import_module("throughtime.functional.lstm")):
+        monkeypatch.setattr(module, "run", spy)
     return seen
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("80", "90a", "100")
-# Tiles of samples and of held weights. float: 1, 2, 4, none held. 16 bits, twice: forward the same
-# and (1, 4), (1, 8), (2, 4); backward those but for 4. A step kernel for each pass and dtype.
-INSTANCES = (3 + 3) + 2 * (6 + 5) + 3 * 2
+# Kernels of a dtype: tiles of samples and of held weights, forward and backward, and a step each.
+# float: 1, 2 tiles, and 4 backward; none held. 16 bits: 1, 2, and 4 forward; (1, 4), (1, 8), (2, 4).
+INSTANCES = {"float": 2 + 3 + 2, "device::BFloat16": 6 + 5 + 2, "device::Float16": 6 + 5 + 2}
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -22,34 +25,37 @@ KERNEL = re.compile(
 )
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What ptxas says, by architecture; all compiled at once."""
+def compile_kernels(arch: str, scalar: str, folder: Path) -> str:
+    """What ptxas says of csrc/lstm/launch.cu."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
-    folder = tmp_path_factory.mktemp("nvcc")
     flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Werror", "all-warnings"]
-    running = {
-        arch: subprocess.Popen(
-            [nvcc, *flags, "-Xptxas", "-v", "-cubin", f"-arch=sm_{arch}", "-o",
-             str(folder / f"{arch}.cubin"), str(ROOT / "csrc/lstm/kernels.cu")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for arch in ARCHITECTURES
-    }  # fmt: skip
-    said = {}
-    for arch, compiler in running.items():
-        said[arch], _ = compiler.communicate()
-        assert compiler.returncode == 0, said[arch]
-    return said
+    flags += ["-Xptxas", "-v", "-cubin", f"-arch=sm_{arch}", f"-DTT_SCALAR={scalar}"]
+    to = folder / f"{arch}-{scalar.rpartition(':')[2]}.cubin"
+    command = [nvcc, *flags, str(ROOT / "csrc/lstm/launch.cu"), "-o", str(to)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+    """By architecture and dtype; compiled side by side."""
+    folder = tmp_path_factory.mktemp("nvcc")
+    pairs = list(itertools.product(ARCHITECTURES, INSTANCES))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        said = pool.map(lambda pair: compile_kernels(*pair, folder), pairs)
+    return dict(zip(pairs, said, strict=True))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("scalar", INSTANCES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_no_kernel_spills(arch: str, compiled: dict[str, str]) -> None:
-    kernels = [match.groupdict() for match in KERNEL.finditer(compiled[arch])]
-    print(f"\nsm_{arch}: registers, stack, spilled bytes")
+def test_no_kernel_spills(arch: str, scalar: str, compiled: dict[tuple[str, str], str]) -> None:
+    kernels = [match.groupdict() for match in KERNEL.finditer(compiled[arch, scalar])]
+    print(f"\nsm_{arch}, {scalar}: registers, stack, spilled bytes")
     for k in kernels:
         print(f"{k['registers']:>4} {k['stack']:>4} {k['stores']:>4}  {k['name']}")
-    assert len(kernels) == INSTANCES
+    assert len(kernels) == INSTANCES[scalar]
     assert [k["name"] for k in kernels if k["stack"] + k["stores"] + k["loads"] != "000"] == []

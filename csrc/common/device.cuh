@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "scalars.h"
+
 namespace throughtime::device {
 
 // What each barrier separates.
@@ -23,13 +25,7 @@ enum class Site {
   kCount
 };
 
-// 16-bit floating point numbers as bits; arithmetic happens in float.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
+using Mailbox = uint64_t;
 
 struct alignas(8) Pair {
   float a, b;
@@ -81,32 +77,91 @@ TT_DEVICE void cluster_barrier(Site) {
 #endif
 }
 
-// All threads of `blocks` co-resident blocks that share *arrivals, which starts at 0; `round` counts
-// their barriers from 1.
-TT_DEVICE void grid_barrier(Site, unsigned* arrivals, unsigned blocks, unsigned round) {
+// A barrier in two halves, between all threads of co-resident blocks that share *arrivals: it starts at 0
+// and is to reach the number of blocks times that of their barriers so far. What is stored between the
+// halves delays nobody.
+TT_DEVICE void grid_arrive(Site, unsigned* arrivals) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
+  }
+}
+TT_DEVICE void grid_wait(Site, const unsigned* arrivals, unsigned all) {
+  if (threadIdx.x == 0) {
     unsigned seen;
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrivals) : "memory");
-    } while (seen < blocks * round);
+    } while (seen < all);
     __threadfence();
   }
   __syncthreads();
 }
 
 // ---- Memory of others ----
-// The address in block `rank` of the cluster that corresponds to p, which is in shared memory.
-template <typename T>
-TT_DEVICE T* at_rank(T* p, int rank) {
+TT_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+// Of p's counterpart in block `rank` of the cluster.
+TT_DEVICE uint32_t at_rank(const void* p, int rank) {
+  uint32_t remote = 0;
 #if __CUDA_ARCH__ >= 900
-  uint64_t remote;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(remote) : "l"(reinterpret_cast<uint64_t>(p)), "r"(rank));
-  return reinterpret_cast<T*>(remote);
-#else
-  return p;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+#endif
+  return remote;
+}
+
+// A mailbox counts the bytes that were sent to a place in its block's shared memory: data and the news
+// of it are one message, and nobody waits for more than he reads. Its rounds are numbered from 0.
+
+// By one thread, when the round before is complete.
+TT_DEVICE void expect_mail(Mailbox* box, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+// By one thread, before a barrier of the cluster.
+TT_DEVICE void open_mailbox(Mailbox* box, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(box)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  expect_mail(box, bytes);
+#endif
+}
+// Into block `rank`: `place` and `box` are where they lie in this one.
+TT_DEVICE void send(uint32_t* place, uint32_t value, Mailbox* box, int rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                   at_rank(place, rank)),
+               "r"(value), "r"(at_rank(box, rank))
+               : "memory");
+#endif
+}
+TT_DEVICE void send(Pair* place, Pair value, Mailbox* box, int rank) {
+#if __CUDA_ARCH__ >= 900
+  const uint64_t both =
+      static_cast<uint64_t>(__float_as_uint(value.b)) << 32 | __float_as_uint(value.a);
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(
+                   at_rank(place, rank)),
+               "l"(both), "r"(at_rank(box, rank))
+               : "memory");
+#endif
+}
+// Until all `bytes` of a round have come, and are visible.
+TT_DEVICE void wait_for_mail(Site, Mailbox* box, uint32_t round, uint32_t /*bytes*/) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t complete;
+  do {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(complete)
+        : "r"(shared_address(box)), "r"(round & 1)
+        : "memory");
+  } while (!complete);
 #endif
 }
 
@@ -173,10 +228,16 @@ TT_DEVICE Float16 from_float<Float16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
 
+TT_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 TT_DEVICE float exponential(float x) { return expf(x); }
 TT_DEVICE float fast_exponential(float x) { return __expf(x); }  // relative error |x| * 1e-7
 TT_DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
 TT_DEVICE float tangent(float x) { return tanhf(x); }
+TT_DEVICE float fast_tangent(float x) {  // relative error 2^-11
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 }  // namespace throughtime::device
 
@@ -201,23 +262,36 @@ TT_DEVICE float high_half(uint32_t pair) {
   return to_float(S{static_cast<uint16_t>(pair >> 16)});
 }
 
-// 16-bit results hide the error of the fast exponential and of the cancellation near 0; float's do
-// not. The reciprocal of more than 2^126 is 0, so both saturate; NaN passes through.
+// Rounding to float16 hides the error of the fast exponential and of the cancellation near 0, rounding
+// to bfloat16 that of the hardware's tanh, which takes half as long; float hides neither. The reciprocal
+// of more than 2^126 is 0, so all saturate; NaN passes through.
 template <typename S>
-TT_DEVICE float sigmoid(float x) {
-  return reciprocal(1.0f + fast_exponential(-x));
-}
+TT_DEVICE float sigmoid(float x);
 template <>
 TT_DEVICE float sigmoid<float>(float x) {
   return reciprocal(1.0f + exponential(-x));
 }
-template <typename S>
-TT_DEVICE float hyperbolic_tangent(float x) {
-  return 1.0f - 2.0f * reciprocal(1.0f + fast_exponential(2.0f * x));
+template <>
+TT_DEVICE float sigmoid<Float16>(float x) {
+  return reciprocal(1.0f + fast_exponential(-x));
 }
+template <>
+TT_DEVICE float sigmoid<BFloat16>(float x) {
+  return 0.5f * fast_tangent(0.5f * x) + 0.5f;
+}
+template <typename S>
+TT_DEVICE float hyperbolic_tangent(float x);
 template <>
 TT_DEVICE float hyperbolic_tangent<float>(float x) {
   return tangent(x);
+}
+template <>
+TT_DEVICE float hyperbolic_tangent<Float16>(float x) {
+  return 1.0f - 2.0f * reciprocal(1.0f + fast_exponential(2.0f * x));
+}
+template <>
+TT_DEVICE float hyperbolic_tangent<BFloat16>(float x) {
+  return fast_tangent(x);
 }
 
 }  // namespace throughtime::device

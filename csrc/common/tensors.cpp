@@ -1,16 +1,6 @@
 #include "tensors.h"
 
 #include <array>
-#include <vector>
-
-#include "pool.h"
-
-// Part of the stable ABI since torch 2.11; weak, so that the same binary loads under 2.10.
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
-    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
-    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* result,
-    int32_t layout, const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
-    void (*deleter)(void* data, void* context), void* deleter_context);
 
 namespace throughtime {
 namespace {
@@ -56,29 +46,6 @@ Tensor dense(const Tensor& tensor) {
 
 OptionalTensor dense(const OptionalTensor& tensor) {
   return tensor ? OptionalTensor(dense(*tensor)) : std::nullopt;
-}
-
-Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.begin(), sizes.size());
-  int64_t count = 1;
-  for (int64_t size : sizes) count *= size;
-  if (!torch_from_blob || count == 0) return torch::stable::empty(shape, dtype);
-
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
-  const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  void* const memory = pool_acquire(count * (dtype == ScalarType::Float ? 4 : 8));
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError status = torch_from_blob(
-      memory, shape.size(), shape.data(), strides.data(), 0, dtype_code,
-      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
-      [](void* data, void*) { pool_release(data); }, nullptr);
-  if (status != TORCH_SUCCESS) {
-    pool_release(memory);
-    STD_TORCH_CHECK(false, "throughtime: torch did not take a tensor of ", count, " elements");
-  }
-  return Tensor(handle);
 }
 
 void fill_zero(const Tensor& tensor) {

@@ -47,11 +47,11 @@ class BackwardBlock {
       load_state();
       load(next, T_ - 1);
     }
-    barrier(Site::kStart);
+    begin();
     for (int s = T_ - 1; s >= 0; --s) {
       const Flags flagged = next_flags;
       const bool exchange = flagged.open != 0;
-      if (owner) step(time(s), next, flagged, exchange);
+      if (owner) step(samples_.time(in_, s), next, flagged, exchange);
       if (s > 0) {
         next_flags = flags(s - 1);
         if (owner) load(next, s - 1);
@@ -59,7 +59,7 @@ class BackwardBlock {
       if (!exchange) continue;
       block_barrier(Site::kBackwardGates);
       multiply();
-      barrier(Site::kBackwardStep);
+      wait();
       if (owner) receive(flagged);
       ++exchanges_;
     }
@@ -77,21 +77,54 @@ class BackwardBlock {
     uint32_t reset;
   };
 
-  TT_DEVICE int time(int s) const { return in_.reverse ? T_ - 1 - s : s; }
+  TT_DEVICE Mailbox* mailbox() const {
+    return reinterpret_cast<Mailbox*>(shared_memory() + layout_.mail) + exchanges_ % 2;
+  }
+  // What an exchange brings this block: its units of everybody's products.
+  TT_DEVICE uint32_t mail_bytes() const {
+    const int left = (H_ - rank_ * in_.cut.units) / kSlabUnits;
+    const int slabs = left < slabs_ ? left : slabs_;
+    return in_.cut.ranks * in_.cut.parts * slabs * slab_sum_bytes(kTiles);
+  }
 
-  TT_DEVICE void barrier(Site site) {
+  // All that start() does is seen by the group.
+  TT_DEVICE void begin() {
     if (in_.cut.grid) {
-      grid_barrier(site, in_.cut.arrivals + group_, in_.cut.ranks, ++round_);
+      grid_barrier(Site::kStart);
     } else if (in_.cut.ranks > 1) {
-      cluster_barrier(site);
+      if (thread() == 0) {
+        open_mailbox(mailbox(), mail_bytes());
+        open_mailbox(mailbox() + 1, mail_bytes());
+      }
+      cluster_barrier(Site::kStart);
     } else {
-      block_barrier(site);
+      block_barrier(Site::kStart);
     }
   }
 
-  TT_DEVICE S* operand() const { return reinterpret_cast<S*>(shared_memory()); }
+  // For the end of an exchange. Mail says nothing of warps of this block that multiply for others yet:
+  // they read another operand than the next exchange's.
+  TT_DEVICE void wait() {
+    if (in_.cut.grid) {
+      grid_barrier(Site::kBackwardStep);
+    } else if (in_.cut.ranks > 1) {
+      wait_for_mail(Site::kBackwardStep, mailbox(), exchanges_ / 2, mail_bytes());
+      if (thread() == 0) expect_mail(mailbox(), mail_bytes());
+    } else {
+      block_barrier(Site::kBackwardStep);
+    }
+  }
+  TT_DEVICE void grid_barrier(Site site) {
+    grid_arrive(site, in_.cut.arrivals + group_);
+    grid_wait(site, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
+  }
 
-  // Where block `rank` receives, as others and it itself address it.
+  TT_DEVICE S* operand(int exchange) const {
+    const int copy = !in_.cut.grid && in_.cut.ranks > 1 ? exchange % 2 : 0;
+    return reinterpret_cast<S*>(shared_memory()) + copy * 8 * kTiles * stride_;
+  }
+
+  // Where block `rank` receives; in a cluster everybody does so at the same place.
   TT_DEVICE Pair* received(int rank) const {
     const int bytes = received_bytes(in_.cut.units, in_.cut.ranks, in_.cut.parts, kTiles);
     const int turn = exchanges_ % 2;
@@ -99,8 +132,7 @@ class BackwardBlock {
       const int64_t at = (static_cast<int64_t>(group_) * 2 + turn) * in_.cut.ranks + rank;
       return reinterpret_cast<Pair*>(static_cast<char*>(in_.cut.exchange) + at * bytes);
     }
-    Pair* own = reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
-    return rank == rank_ ? own : at_rank(own, rank);
+    return reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
   }
   TT_DEVICE int place(int source, int slab, int j) const {
     return ((source * slabs_ + slab) * kTiles + j) * 32 + lane();
@@ -120,7 +152,8 @@ class BackwardBlock {
                     const int k = (part * jobs_.run + tile % jobs_.run) * kTileK + lane() % 4 * 8;
                     const auto element = [&](int at) {  // gate at % 4 of a unit of this block
                       const int unit = rank_ * in_.cut.units + at / 4;
-                      const int64_t row = static_cast<int64_t>(at % 4) * H_ + unit;
+                      const int64_t row =
+                          (samples_.direction * 4 + static_cast<int64_t>(at % 4)) * H_ + unit;
                       return unit < H_ && to < H_ ? in_.weight[row * H_ + to] : S{};
                     };
                     if constexpr (kMatrixUnit<S>) {
@@ -136,36 +169,41 @@ class BackwardBlock {
                     }
                   });
     if (warp() < slabs_ && unit0_ >= H_) {
-      TT_UNROLL
-      for (int j = 0; j < kTiles; ++j) {
-        const float zeros[4][2] = {};
-        write_operand(j, zeros);
+      for (int exchange = 0; exchange < 2; ++exchange) {
+        TT_UNROLL
+        for (int j = 0; j < kTiles; ++j) {
+          const float zeros[4][2] = {};
+          write_operand(exchange, j, zeros);
+        }
       }
     }
   }
 
   TT_DEVICE void load_state() {
-    const int64_t t = time(T_ - 1);
+    const int64_t t = samples_.time(in_, T_ - 1);
     TT_UNROLL
     for (int j = 0; j < kTiles; ++j) {
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int64_t n = samples_.at(j, e), at = n * H_ + unit0_ + lane() / 4;
-        const bool inside = n < in_.B;
+        const int64_t n = samples_.at(j, e), unit = unit0_ + lane() / 4;
+        const int64_t at = samples_.states(in_).at(n) * H_ + unit;
+        const bool inside = n < in_.B, active = t < samples_.length[j][e];
         dh_[j][e] = inside && p_.dh_n ? to_float(p_.dh_n[at]) : 0.0f;
         dc_[j][e] = inside && p_.dc_n ? p_.dc_n[at] : 0.0f;
-        c_[j][e] = t < samples_.length[j][e] ? p_.cells[t * in_.B * H_ + at] : 0.0f;
+        c_[j][e] = active ? p_.cells[samples_.rows(in_, t).at(n) * H_ + unit] : 0.0f;
       }
     }
   }
 
   TT_DEVICE Flags flags(int s) const {
-    const int64_t t = time(s), n = samples_.first + lane();
+    const int64_t t = samples_.time(in_, s), n = samples_.first + lane();
+    const int64_t row = (samples_.direction * in_.T + t) * in_.B + n;
     const bool inside = lane() < 8 * kTiles && n < in_.B;
     const bool active = inside && (!in_.lengths || t < in_.lengths[n]);
-    const bool reset = active && in_.reset && in_.reset[t * in_.B + n];
-    const bool detach =
-        active && p_.detach && p_.detach[t * p_.detach_stride_t + n * p_.detach_stride_b];
+    const bool reset = active && in_.reset && in_.reset[row];
+    const bool detach = active && p_.detach &&
+                        p_.detach[samples_.direction * p_.detach_stride_d + t * p_.detach_stride_t +
+                                  n * p_.detach_stride_b];
     return {warp_ballot(active && !reset && !detach), warp_ballot(reset)};
   }
   TT_DEVICE static bool bit(uint32_t flags, int j, int e) {
@@ -173,25 +211,26 @@ class BackwardBlock {
   }
 
   TT_DEVICE void load(Loaded& to, int s) const {
-    const int64_t t = time(s), before = in_.reverse ? t + 1 : t - 1, B = in_.B, H = H_;
-    const int64_t later = s < kPrefetchSteps ? 0 : (time(s - kPrefetchSteps) - t) * B * H;
+    const int64_t t = samples_.time(in_, s), before = samples_.time(in_, s - 1), B = in_.B, H = H_;
+    const int64_t steps = s < kPrefetchSteps ? 0 : samples_.time(in_, s - kPrefetchSteps) - t;
+    const int64_t later = steps * B * in_.D * H;
+    const Rows rows = samples_.rows(in_, t);
     TT_UNROLL
     for (int j = 0; j < kTiles; ++j) {
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        to.gates[j][r] =
-            fetch(p_.gates + t * B * 4 * H, B, 4 * H, r * H + unit0_, samples_, j, 4 * later);
+        to.gates[j][r] = fetch(p_.gates, B, rows, 4 * H, r * H + unit0_, samples_, j, 4 * later);
       }
-      to.dy[j] = p_.dy ? fetch(p_.dy + t * B * H, B, H, unit0_, samples_, j, later) : Fetched<S>{};
+      to.dy[j] = p_.dy ? fetch(p_.dy, B, rows, H, unit0_, samples_, j, later) : Fetched<S>{};
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int64_t n = samples_.at(j, e), at = n * H + unit0_ + lane() / 4;
+        const int64_t n = samples_.at(j, e), unit = unit0_ + lane() / 4;
         if (n >= B) {
           to.before[j][e] = 0.0f;
         } else if (before < 0 || before >= samples_.length[j][e]) {
-          to.before[j][e] = in_.c0[at];
+          to.before[j][e] = in_.c0[samples_.states(in_).at(n) * H + unit];
         } else {
-          const float* p = p_.cells + before * B * H + at;
+          const float* p = p_.cells + samples_.rows(in_, before).at(n) * H + unit;
           to.before[j][e] = *p;
           if (s > kPrefetchSteps) prefetch(p + later);
         }
@@ -227,16 +266,16 @@ class BackwardBlock {
       }
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        store(p_.dgates + t * B * 4 * H, B, 4 * H, r * H + unit0_, samples_, j, da[r]);
+        store(p_.dgates, B, samples_.rows(in_, t), 4 * H, r * H + unit0_, samples_, j, da[r]);
       }
-      if (exchange) write_operand(j, da);
+      if (exchange) write_operand(exchanges_, j, da);
     }
   }
 
-  TT_DEVICE void write_operand(int j, const float (&da)[4][2]) {
+  TT_DEVICE void write_operand(int exchange, int j, const float (&da)[4][2]) {
     TT_UNROLL
     for (int e = 0; e < 2; ++e) {
-      S* to = operand() + (8 * j + 2 * (lane() % 4) + e) * stride_ +
+      S* to = operand(exchange) + (8 * j + 2 * (lane() % 4) + e) * stride_ +
               (warp() * kSlabUnits + lane() / 4) * 4;
       if constexpr (kMatrixUnit<S>) {
         *reinterpret_cast<PackedGates*>(to) = {pack<S>(da[0][e], da[1][e]),
@@ -251,7 +290,9 @@ class BackwardBlock {
   TT_DEVICE void multiply() {
     product_.multiply(
         tiles_, jobs_.run, stride_,
-        [&](int index) { return operand() + job(index) / jobs_.slabs32 * jobs_.run * kTileK; },
+        [&](int index) {
+          return operand(exchanges_) + job(index) / jobs_.slabs32 * jobs_.run * kTileK;
+        },
         [&](int index) {
           const int of = job(index);
           const int source = rank_ * in_.cut.parts + of / jobs_.slabs32;
@@ -259,11 +300,16 @@ class BackwardBlock {
           for (int r = 0; r < 4; ++r) {
             const int slab = of % jobs_.slabs32 * 4 + r;
             if (slab * kSlabUnits >= H_) break;
-            Pair* to = received(slab / slabs_);
+            const int rank = slab / slabs_;
             TT_UNROLL
             for (int j = 0; j < kTiles; ++j) {
-              to[place(source, slab % slabs_, j)] = {product_.sum(j, 2 * r),
-                                                     product_.sum(j, 2 * r + 1)};
+              Pair* to = received(rank) + place(source, slab % slabs_, j);
+              const Pair sums{product_.sum(j, 2 * r), product_.sum(j, 2 * r + 1)};
+              if (in_.cut.grid || in_.cut.ranks == 1) {
+                *to = sums;
+              } else {
+                send(to, sums, mailbox(), rank);
+              }
             }
           }
         });
@@ -292,7 +338,8 @@ class BackwardBlock {
     for (int j = 0; j < kTiles; ++j) {
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const int64_t at = samples_.at(j, e) * H_ + unit0_ + lane() / 4;
+        const int64_t row = samples_.states(in_).at(samples_.at(j, e));
+        const int64_t at = row * H_ + unit0_ + lane() / 4;
         if (samples_.at(j, e) < in_.B) {
           p_.dh0[at] = dh_[j][e];
           p_.dc0[at] = dc_[j][e];

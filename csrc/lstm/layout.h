@@ -15,11 +15,14 @@ constexpr int operand_stride(int k, int scalar_bytes) {
 struct SharedLayout {
   int tail;  // weights that are not in registers, warp by warp; the operand lies before them
   int sums;  // sums of products
+  int mail;  // two mailboxes, in a cluster
   int bytes;
   int warp_tail;  // bytes of a warp's weights
 };
 
-// [operand: copies x samples x stride][tail][sums]
+constexpr int kMailBytes = 16;
+
+// [operand: copies x samples x stride][tail][sums][mail]
 constexpr SharedLayout shared_layout(int copies, int samples, int k, int warps, int warp_tiles,
                                      int held, int sum_bytes, int scalar_bytes) {
   const int operand = copies * samples * operand_stride(k, scalar_bytes) * scalar_bytes;
@@ -28,13 +31,14 @@ constexpr SharedLayout shared_layout(int copies, int samples, int k, int warps, 
   layout.warp_tail = beyond * 32 * kTileK * scalar_bytes;
   layout.tail = (operand + 127) / 128 * 128;
   layout.sums = layout.tail + warps * layout.warp_tail;
-  layout.bytes = layout.sums + sum_bytes;
+  layout.mail = layout.sums + sum_bytes;
+  layout.bytes = layout.mail + kMailBytes;
   return layout;
 }
 
 // Which instances of the kernels are built: what registers hold without spilling.
 constexpr bool instance_exists(int scalar_bytes, bool backward, int tiles_n, int held) {
-  if (tiles_n == 4) return held == 0 && !(backward && scalar_bytes == 2);
+  if (tiles_n == 4) return held == 0 && backward == (scalar_bytes == 4);
   if (held == 0) return tiles_n == 1 || tiles_n == 2;
   return scalar_bytes == 2 && (held == 4 || (held == 8 && tiles_n == 1));
 }
@@ -85,12 +89,13 @@ constexpr int received_bytes(int units, int ranks, int parts, int tiles_n) {
   return ranks * parts * units / kSlabUnits * slab_sum_bytes(tiles_n);
 }
 
-// Operand: gradients of the block's gates. Sums: received, twice; with `grid` they are in global
-// memory instead.
+// Operand: gradients of the block's gates, twice in a cluster, where a warp may still read those of the
+// step before. Sums: received, twice; with `grid` they are in global memory instead.
 constexpr SharedLayout backward_layout(int H, int units, int ranks, int parts, int warps, bool grid,
                                        int tiles_n, int held, int scalar_bytes) {
   const Jobs jobs = backward_jobs(H, units, parts, warps);
-  return shared_layout(1, 8 * tiles_n, 4 * units, warps, jobs.of_warp * jobs.run, held,
+  return shared_layout(!grid && ranks > 1 ? 2 : 1, 8 * tiles_n, 4 * units, warps,
+                       jobs.of_warp * jobs.run, held,
                        grid ? 0 : 2 * received_bytes(units, ranks, parts, tiles_n), scalar_bytes);
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "../common/sizes.h"
 #include "layout.h"
@@ -22,8 +23,8 @@ struct Gpu {
 };
 
 struct RecurrenceShape {
-  int64_t T, B, H;   // H a multiple of 8
-  int scalar_bytes;  // of weights, h and gates: 2 or 4
+  int64_t T, B, D, H;  // D directions, 1 or 2; H a multiple of 8
+  int scalar_bytes;    // of weights, h and gates: 2 or 4
   bool backward;
 };
 
@@ -34,19 +35,35 @@ enum class Tier {
   kStepwise   // a library's product and one kernel per step
 };
 
+constexpr const char* kTierNames[] = {"none", "resident", "grid", "stepwise"};
+
+inline const char* tier_name(Tier tier) { return kTierNames[static_cast<int>(tier)]; }
+
+// False if no tier has that name; "" is kNone.
+inline bool tier_named(std::string_view name, Tier* tier) {
+  *tier = Tier::kNone;
+  if (name.empty()) return true;
+  for (const Tier t : {Tier::kResident, Tier::kGrid, Tier::kStepwise}) {
+    if (name == tier_name(t)) return *tier = t, true;
+  }
+  return false;
+}
+
 struct RecurrencePlan {
   Tier tier;
-  const char* reason;   // with kNone
-  RecurrenceCut cut;    // without its pointers
+  const char* reason;  // with kNone
+  RecurrenceCut cut;   // without its pointers
+  int directions;
   int tiles_n;          // samples of a group / 8
   int held;             // tiles of weights in registers
-  int groups;           // of samples
   int threads;          // of a block
   int shared_bytes;     // of a block
   double microseconds;  // per step, by the model
 
-  int blocks() const { return groups * cut.ranks; }
+  int blocks() const { return directions * cut.groups * cut.ranks; }
   int cluster() const { return tier == Tier::kResident ? cut.ranks : 1; }
+  // Hand-overs between the blocks of a group in T steps.
+  int64_t barriers(int64_t T) const { return cut.ranks > 1 ? T : 0; }
   // Bytes behind cut.exchange; 0 without `grid`.
   int64_t exchange_bytes(const RecurrenceShape& s) const {
     if (tier != Tier::kGrid) return 0;
@@ -54,21 +71,21 @@ struct RecurrencePlan {
                                  ? static_cast<int64_t>(cut.ranks) *
                                        received_bytes(cut.units, cut.ranks, cut.parts, tiles_n)
                                  : 8 * tiles_n * s.H * s.scalar_bytes;
-    return 2 * groups * of_group;
+    return 2 * s.D * cut.groups * of_group;
   }
 };
 
 namespace plan_detail {
 
 // Cycles. None was measured by us; sources in README.md.
-constexpr double kBlockBarrier = 80, kClusterBarrier = 1100, kGridBarrier = 2100;
+constexpr double kBlockBarrier = 80, kMail = 500, kGridBarrier = 2100;
 constexpr double kSharedBytesPerCycle = 128, kRemoteBytesPerCycle = 16, kL2BytesPerCycle = 38;
 constexpr double kL2Latency = 350;
-constexpr double kMatrixFlopsPerCycle = 2540;  // mma.sync, 16-bit, of an SM
-constexpr double kFmasPerCycle = 102;          // float, of an SM
-constexpr double kMatrixLatency = 33;          // of one mma
+constexpr double kMatrixFlopsPerCycle = 2540;                   // mma.sync, 16-bit, of an SM
+constexpr double kFmasPerCycle = 102;                           // float, of an SM
+constexpr double kMatrixLatency = 33;                           // of one mma
 constexpr double kStepLatency = 150, kPointwisePerUnit = 0.63;  // of a sample
-constexpr double kLaunchMicroseconds = 1.3;
+constexpr double kKernelMicroseconds = 3;  // of a small kernel, from its launch to its last store
 
 // Cycles of a product: `all` tiles in a block's warps, `most` in one of them, `tail` of all in shared
 // memory.
@@ -94,9 +111,9 @@ struct Candidate {
 // Microseconds per step, or -1 where the cut does not fit.
 inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c) {
   const int H = static_cast<int>(s.H), slabs = c.units / kSlabUnits, samples = 8 * c.tiles_n;
-  const int64_t groups = divide_up(s.B, samples), blocks = groups * c.ranks;
+  const int64_t groups = s.D * divide_up(s.B, samples), blocks = groups * c.ranks;
   if (c.shared_bytes > gpu.shared_bytes) return -1;
-  if (c.grid && blocks > gpu.multiprocessors) return -1;
+  if ((c.grid ? blocks : c.ranks) > gpu.multiprocessors) return -1;
 
   double product, exchange;
   if (s.backward) {
@@ -123,7 +140,7 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c)
                  (c.ranks > 1 ? c.ranks / kRemoteBytesPerCycle : 1 / kSharedBytesPerCycle);
     }
   }
-  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kClusterBarrier : kBlockBarrier;
+  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kMail : kBlockBarrier;
   const double pointwise = kStepLatency + kPointwisePerUnit * c.units * samples;
   const double step = (product + exchange + barrier + pointwise) / gpu.ghz / 1000;
 
@@ -132,17 +149,18 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c)
   int64_t at_once = gpu.multiprocessors / c.ranks;
   if (!c.grid && c.ranks > 2) at_once = at_once * 9 / 10 > 0 ? at_once * 9 / 10 : 1;
   const int64_t rounds = divide_up(groups, at_once);
-  const double memory = s.B * s.H * (20.0 + 5.0 * s.scalar_bytes) / gpu.memory_gbs / 1000;
+  const double memory = s.D * s.B * s.H * (20.0 + 5.0 * s.scalar_bytes) / gpu.memory_gbs / 1000;
   return rounds * step > memory ? rounds * step : memory;
 }
 
 inline double stepwise_time(const RecurrenceShape& s, const Gpu& gpu) {
-  const double bytes = 4.0 * s.H * s.H * s.scalar_bytes + s.B * s.H * (40.0 + 5 * s.scalar_bytes);
+  const double bytes =
+      s.D * (4.0 * s.H * s.H * s.scalar_bytes + s.B * s.H * (40.0 + 5 * s.scalar_bytes));
   const double flops = s.scalar_bytes == 2 ? kMatrixFlopsPerCycle : 2 * kFmasPerCycle;
-  const double work = 8.0 * s.B * s.H * s.H / (flops * gpu.multiprocessors * gpu.ghz * 1000);
+  const double work = 8.0 * s.D * s.B * s.H * s.H / (flops * gpu.multiprocessors * gpu.ghz * 1000);
   // Weights that are read at every step stay in the L2 cache, which is about thrice as fast.
   const double memory = bytes / (3 * gpu.memory_gbs * 1000);
-  return 2 * kLaunchMicroseconds + (work > memory ? work : memory);
+  return (1 + s.D) * kKernelMicroseconds + (work > memory ? work : memory);
 }
 
 }  // namespace plan_detail
@@ -150,6 +168,7 @@ inline double stepwise_time(const RecurrenceShape& s, const Gpu& gpu) {
 inline RecurrencePlan plan_stepwise(const RecurrenceShape& s, const Gpu& gpu) {
   RecurrencePlan plan{};
   plan.tier = Tier::kStepwise;
+  plan.directions = static_cast<int>(s.D);
   plan.cut.ranks = 1;
   plan.microseconds = plan_detail::stepwise_time(s, gpu);
   return plan;
@@ -181,7 +200,8 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     best.cut.grid = c.grid;
     best.tiles_n = c.tiles_n;
     best.held = c.held;
-    best.groups = static_cast<int>(divide_up(s.B, 8 * c.tiles_n));
+    best.directions = static_cast<int>(s.D);
+    best.cut.groups = static_cast<int>(divide_up(s.B, 8 * c.tiles_n));
     best.threads = 32 * c.warps;
     best.shared_bytes = c.shared_bytes;
     best.microseconds = microseconds;
@@ -191,12 +211,10 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     for (const int held : {0, 4, 8}) {
       int last_units = 0;
       for (int ranks = 1; ranks <= (grid ? gpu.multiprocessors : gpu.cluster); ++ranks) {
-        if (!grid && (ranks & (ranks - 1)) != 0) continue;  // clusters of 1, 2, 4, 8, 16
         const int units = static_cast<int>(round_up(divide_up(H, ranks), kSlabUnits));
         if (units == last_units) continue;
         last_units = units;
         const int used = static_cast<int>(divide_up(H, units));
-        if (!grid && used != ranks) continue;
         for (int parts = 1; parts <= 8; parts *= 2) {
           const int slabs = units / kSlabUnits;
           if (!s.backward) {
@@ -214,16 +232,20 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
   return best;
 }
 
-inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu) {
+// `only`, unless kNone, is the tier that is to be taken.
+inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only = Tier::kNone) {
   RecurrencePlan best{};
   if (gpu.compute < 80) {
     best.reason = "the kernels are built for GPUs of compute capability 8.0 and later";
     return best;
   }
-  if (s.H % kSlabUnits != 0 || s.T < 1 || s.B < 1 || s.H < 1 || s.T >= INT32_MAX) {
-    best.reason = "T, B and H should be at least 1, T below 2^31 - 1, and H a multiple of 8";
+  if (s.H % kSlabUnits != 0 || s.T < 1 || s.B < 1 || s.H < 1 || s.T >= INT32_MAX || s.D < 1 ||
+      s.D > 2) {
+    best.reason = "T, B and H should be at least 1, T below 2^31 - 1, H a multiple of 8, D 1 or 2";
     return best;
   }
+  if (only == Tier::kStepwise) return plan_stepwise(s, gpu);
+  if (only != Tier::kNone) return plan_persistent(s, gpu, only == Tier::kGrid);
   best = plan_stepwise(s, gpu);
   for (const bool grid : {false, true}) {
     const RecurrencePlan other = plan_persistent(s, gpu, grid);

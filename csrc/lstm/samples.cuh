@@ -12,12 +12,21 @@ namespace throughtime {
 // mask leaves without a product last as long as one access to memory.
 constexpr int kPrefetchSteps = 6;
 
+// Where the rows of an array lie that has one per sample: row(n) = first + n * step.
+struct Rows {
+  int64_t first, step;
+  TT_DEVICE int64_t at(int64_t n) const { return first + n * step; }
+};
+
 template <typename S, int kTiles>
 struct Samples {
+  int direction;
   int64_t first;          // the group's first sample
   int length[kTiles][2];  // of 8 j + 2 q + e; 0 beyond the batch
 
-  TT_DEVICE Samples(const RecurrenceInput<S>& in, int group) : first(8 * kTiles * group) {
+  // `group` counts those of direction 0 first.
+  TT_DEVICE Samples(const RecurrenceInput<S>& in, int group)
+      : direction(group / in.cut.groups), first(8 * kTiles * (group % in.cut.groups)) {
     TT_UNROLL
     for (int j = 0; j < kTiles; ++j) {
       TT_UNROLL
@@ -28,6 +37,15 @@ struct Samples {
     }
   }
   TT_DEVICE int64_t at(int j, int e) const { return first + 8 * j + 2 * (lane() % 4) + e; }
+  // Rows of [T, B, D, ..] at step t, and of [D, B, ..].
+  TT_DEVICE Rows rows(const RecurrenceInput<S>& in, int64_t t) const {
+    return {t * in.B * in.D + direction, in.D};
+  }
+  TT_DEVICE Rows states(const RecurrenceInput<S>& in) const { return {direction * in.B, 1}; }
+  // Of step s in this direction's travel.
+  TT_DEVICE int time(const RecurrenceInput<S>& in, int s) const {
+    return in.reverse != (direction == 1) ? static_cast<int>(in.T) - 1 - s : s;
+  }
   // After a transposition a lane holds sample g instead.
   TT_DEVICE int64_t transposed(int j) const { return first + 8 * j + lane() / 4; }
 };
@@ -52,16 +70,17 @@ struct Fetched<float> {
   }
 };
 
-// From rows n of a [.., B, row] array; `column` is the warp's first unit in it. `later`, unless 0,
-// is how far away the numbers lie that will be wanted kPrefetchSteps on.
+// From `width` numbers in each row; `column` is the warp's first unit in them. `later`, unless 0, is
+// how far away the numbers lie that will be wanted kPrefetchSteps on.
 template <typename S, int kTiles>
-TT_DEVICE Fetched<S> fetch(const S* from, int64_t B, int64_t row, int64_t column,
-                           const Samples<S, kTiles>& samples, int j, int64_t later) {
+TT_DEVICE Fetched<S> fetch(const S* from, int64_t B, const Rows& rows, int64_t width,
+                           int64_t column, const Samples<S, kTiles>& samples, int j,
+                           int64_t later) {
   Fetched<S> fetched{};
   if constexpr (kMatrixUnit<S>) {
     const int64_t n = samples.transposed(j);
     if (n < B) {
-      const S* p = from + n * row + column + 2 * (lane() % 4);
+      const S* p = from + rows.at(n) * width + column + 2 * (lane() % 4);
       fetched.raw = *reinterpret_cast<const uint32_t*>(p);
       if (later != 0) prefetch(p + later);
     }
@@ -69,7 +88,7 @@ TT_DEVICE Fetched<S> fetch(const S* from, int64_t B, int64_t row, int64_t column
     TT_UNROLL
     for (int e = 0; e < 2; ++e) {
       if (samples.at(j, e) < B) {
-        const S* p = from + samples.at(j, e) * row + column + lane() / 4;
+        const S* p = from + rows.at(samples.at(j, e)) * width + column + lane() / 4;
         fetched.raw[e] = *p;
         if (later != 0) prefetch(p + later);
       }
@@ -79,16 +98,19 @@ TT_DEVICE Fetched<S> fetch(const S* from, int64_t B, int64_t row, int64_t column
 }
 
 template <typename S, int kTiles>
-TT_DEVICE void store(S* to, int64_t B, int64_t row, int64_t column,
+TT_DEVICE void store(S* to, int64_t B, const Rows& rows, int64_t width, int64_t column,
                      const Samples<S, kTiles>& samples, int j, const float (&value)[2]) {
   if constexpr (kMatrixUnit<S>) {
     const uint32_t units = transpose_8x8(pack<S>(value[0], value[1]));
     const int64_t n = samples.transposed(j);
-    if (n < B) *reinterpret_cast<uint32_t*>(to + n * row + column + 2 * (lane() % 4)) = units;
+    if (n < B) {
+      *reinterpret_cast<uint32_t*>(to + rows.at(n) * width + column + 2 * (lane() % 4)) = units;
+    }
   } else {
     TT_UNROLL
     for (int e = 0; e < 2; ++e) {
-      if (samples.at(j, e) < B) to[samples.at(j, e) * row + column + lane() / 4] = value[e];
+      const int64_t n = samples.at(j, e);
+      if (n < B) to[rows.at(n) * width + column + lane() / 4] = value[e];
     }
   }
 }

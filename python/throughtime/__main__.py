@@ -11,6 +11,7 @@ import torch
 import throughtime
 from throughtime import env
 from throughtime.backends import NAMES
+from throughtime.backends.gpu_plan import GPUS
 from throughtime.bench import __main__ as bench
 from throughtime.bench import arguments, demo, train
 from throughtime.bench.errors import UsageError
@@ -29,11 +30,14 @@ def make_parser() -> argparse.ArgumentParser:
     env_parser.set_defaults(run=_env)
 
     explain_parser = commands.add_parser("explain", help="which backend would run a layer")
-    for name, default in (("H", 128), ("I", None), ("T", None), ("B", None)):
-        text = f"({default})" if default else "part of the shape; no backend depends on it yet"
+    for name, default in (("H", 128), ("T", 1024), ("B", 16)):
         explain_parser.add_argument(
-            f"--{name}", type=arguments.positive, default=default, help=text
+            f"--{name}", type=arguments.positive, default=default, help=f"({default})"
         )
+    explain_parser.add_argument("--bidirectional", action="store_true", help="both directions")
+    explain_parser.add_argument(
+        "--gpu", choices=GPUS, help="plan the CUDA kernels for this GPU, which need not be here"
+    )
     explain_parser.add_argument("--proj", type=arguments.natural, default=0, help="proj_size (0)")
     explain_parser.add_argument("--dtype", choices=DTYPES, default="float32")
     explain_parser.add_argument("--device", default="cpu")
@@ -57,12 +61,14 @@ def _env(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     try:
         table = throughtime.explain(
-            "lstm",
-            hidden_size=args.H,
+            throughtime.LSTM(1, args.H, bidirectional=args.bidirectional, device="meta"),
             proj_size=args.proj,
             dtype=getattr(torch, args.dtype),
             device=torch.device(args.device),
             backend=args.backend,
+            steps=args.T,
+            batch_size=args.B,
+            gpu=args.gpu,
         )
     except (RuntimeError, ValueError) as error:  # unknown device, unknown THROUGHTIME_BACKEND
         raise UsageError(str(error).splitlines()[0]) from error

@@ -16,7 +16,9 @@ from throughtime.backends.predicates import ORDER, Request, can_run
 VARIABLES = {
     "THROUGHTIME_BACKEND": "auto",
     "THROUGHTIME_BUILD": "auto",
+    "THROUGHTIME_CUDA_TIER": "the plan's",
     "THROUGHTIME_LOG_LEVEL": "WARNING",
+    "TORCH_CUDA_ARCH_LIST": "the GPUs here, or 8.0;9.0a;10.0+PTX",
     "MAX_JOBS": "one per core",
 }
 
@@ -90,7 +92,7 @@ def _build() -> list[tuple[str, str]]:
     else:
         rows += [(f"built {name}", str(what)) for name, what in info.built.items()]
         rows += [(f"left out {name}", str(reason)) for name, reason in info.left_out.items()]
-        for name in ("compiler", "flags", "torch"):
+        for name in ("compiler", "flags", "torch", "nvcc"):
             label = "built with torch" if name == "torch" else name
             rows.append((label, str(getattr(info, name, None) or "none")))
     if _ext.extension is not None:

@@ -89,15 +89,16 @@ inline void block_barrier(Site site) {
 inline void cluster_barrier(Site site) {
   if (site != dropped) here.cluster->barrier.wait();
 }
-inline void grid_barrier(Site site, unsigned* arrivals, unsigned blocks, unsigned round) {
-  if (site == dropped) {  // counted, or all later barriers would wait for ever
-    if (here.thread == 0) __atomic_fetch_add(arrivals, 1u, __ATOMIC_RELAXED);
-    return;
-  }
-  here.block->barrier.wait();
+inline void grid_arrive(Site site, unsigned* arrivals) {
+  if (site != dropped) here.block->barrier.wait();
+  // Counted even if left out, or all later barriers would wait for ever.
+  const int order = site == dropped ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
+  if (here.thread == 0) __atomic_fetch_add(arrivals, 1u, order);
+}
+inline void grid_wait(Site site, const unsigned* arrivals, unsigned all) {
+  if (site == dropped) return;
   if (here.thread == 0) {
-    __atomic_fetch_add(arrivals, 1u, __ATOMIC_RELEASE);
-    while (__atomic_load_n(arrivals, __ATOMIC_ACQUIRE) < blocks * round) sched_yield();
+    while (__atomic_load_n(arrivals, __ATOMIC_ACQUIRE) < all) sched_yield();
   }
   here.block->barrier.wait();
 }
@@ -108,6 +109,21 @@ T* at_rank(T* p, int rank) {
   const auto offset = reinterpret_cast<char*>(p) - shared_memory();
   return reinterpret_cast<T*>(here.cluster->blocks[rank]->shared.front().bytes + offset);
 }
+
+// A mailbox holds all bytes that ever came. Sending releases and does not acquire, as on the GPU.
+inline void open_mailbox(Mailbox* box, uint32_t) { *box = 0; }
+inline void expect_mail(Mailbox*, uint32_t) {}
+template <typename T>
+void send(T* place, T value, Mailbox* box, int rank) {
+  *at_rank(place, rank) = value;
+  __atomic_fetch_add(at_rank(box, rank), sizeof(T), __ATOMIC_RELEASE);
+}
+inline void wait_for_mail(Site site, Mailbox* box, uint32_t round, uint32_t bytes) {
+  if (site == dropped) return;
+  const Mailbox all = (round + Mailbox{1}) * bytes;
+  while (__atomic_load_n(box, __ATOMIC_ACQUIRE) < all) sched_yield();
+}
+
 template <typename T>
 T load_fresh(const T* p) {
   return *p;
@@ -147,7 +163,7 @@ inline float from_bits(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
-inline uint32_t to_bits(float x) {
+inline uint32_t bits_of(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
@@ -160,7 +176,7 @@ inline float to_float(Float16 x) {
                  fraction = x.bits & 0x3ffu;
   if (exponent == 31) return from_bits(sign | 0x7f800000u | fraction << 13);
   if (exponent == 0) {  // subnormal: fraction * 2^-24
-    return from_bits(sign | to_bits(std::ldexp(static_cast<float>(fraction), -24)));
+    return from_bits(sign | bits_of(std::ldexp(static_cast<float>(fraction), -24)));
   }
   return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
@@ -173,13 +189,13 @@ inline float from_float<float>(float x) {
 }
 template <>
 inline BFloat16 from_float<BFloat16>(float x) {
-  const uint32_t bits = to_bits(x);
+  const uint32_t bits = bits_of(x);
   if (std::isnan(x)) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 template <>
 inline Float16 from_float<Float16>(float x) {
-  const uint32_t sign = to_bits(x) >> 16 & 0x8000u;
+  const uint32_t sign = bits_of(x) >> 16 & 0x8000u;
   const float size = std::fabs(x);
   if (std::isnan(x)) return {static_cast<uint16_t>(sign | 0x7e00u)};
   if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00u)};
@@ -187,7 +203,7 @@ inline Float16 from_float<Float16>(float x) {
     return {
         static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(std::ldexp(size, 24))))};
   }
-  const uint32_t bits = to_bits(size) - (112u << 23);
+  const uint32_t bits = bits_of(size) - (112u << 23);
   return {static_cast<uint16_t>(sign | (bits + 0xfffu + (bits >> 13 & 1u)) >> 13)};
 }
 
@@ -195,6 +211,7 @@ inline float exponential(float x) { return std::exp(x); }
 inline float fast_exponential(float x) { return std::exp(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float tangent(float x) { return std::tanh(x); }
+inline float fast_tangent(float x) { return std::tanh(x); }
 
 // ---- Matrix unit ----
 template <typename S>

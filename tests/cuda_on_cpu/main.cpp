@@ -18,22 +18,22 @@ namespace {
 
 struct Case {
   Tier tier;
-  int T, B, H;
+  int T, B, D, H;
   int tiles_n, held, ranks, forward_parts, backward_parts, backward_warps;
   bool lengths, reset, detach, reverse;
 };
 
 constexpr Case kCases[] = {
     // One block, warps that share an inner dimension, more jobs than warps.
-    {Tier::kResident, 4, 9, 72, 1, 0, 1, 2, 3, 9, true, true, true, false},
-    {Tier::kResident, 4, 3, 40, 2, 0, 1, 1, 1, 6, true, false, true, true},
+    {Tier::kResident, 4, 9, 1, 72, 1, 0, 1, 2, 3, 9, true, true, true, false},
+    {Tier::kResident, 4, 3, 2, 40, 2, 0, 1, 1, 1, 6, true, false, true, true},
     // Clusters of two and four blocks, the last of them partly empty.
-    {Tier::kResident, 4, 5, 40, 1, 0, 2, 2, 1, 3, false, true, true, true},
-    {Tier::kResident, 5, 11, 56, 2, 0, 4, 1, 2, 2, true, true, false, false},
-    // Blocks of a grid.
-    {Tier::kGrid, 4, 9, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
-    {Tier::kGrid, 4, 3, 24, 1, 0, 3, 1, 1, 1, false, false, false, true},
-    {Tier::kStepwise, 3, 3, 8, 0, 0, 1, 1, 1, 1, true, true, true, true},
+    {Tier::kResident, 4, 5, 1, 40, 1, 0, 2, 2, 1, 3, false, true, true, true},
+    {Tier::kResident, 5, 11, 1, 56, 2, 0, 4, 1, 2, 2, true, true, false, false},
+    // Blocks of a grid, in both directions.
+    {Tier::kGrid, 4, 9, 2, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
+    {Tier::kGrid, 4, 3, 1, 24, 1, 0, 3, 1, 1, 1, false, false, false, true},
+    {Tier::kStepwise, 3, 3, 2, 8, 0, 0, 1, 1, 1, 1, true, true, true, true},
 };
 
 template <typename S>
@@ -52,22 +52,25 @@ Numbers<S> draw(const Case& c) {
     to.resize(count);
     for (auto& x : to) x = device::from_float<std::decay_t<decltype(x)>>(scale * normal(random));
   };
-  const size_t state = static_cast<size_t>(c.B) * c.H;
+  const size_t state = static_cast<size_t>(c.D) * c.B * c.H;
   Numbers<S> n;
-  fill(n.weight, 4 * static_cast<size_t>(c.H) * c.H, 1.5f / std::sqrt(static_cast<float>(c.H)));
+  fill(n.weight, 4 * static_cast<size_t>(c.D) * c.H * c.H,
+       1.5f / std::sqrt(static_cast<float>(c.H)));
   fill(n.h0, state, 1);
   fill(n.dy, c.T * state, 1);
   fill(n.dh_n, state, 1);
   fill(n.projected, c.T * state * 4, 1);
-  fill(n.bias, 4 * static_cast<size_t>(c.H), 1);
+  fill(n.bias, 4 * static_cast<size_t>(c.D) * c.H, 1);
   fill(n.c0, state, 1);
   fill(n.dc_n, state, 1);
   for (int b = 0; b < c.B; ++b) n.lengths.push_back(b == 0 ? c.T : b == 1 ? 0 : 1 + b % c.T);
-  for (int i = 0; i < c.T * c.B; ++i) {
+  for (int i = 0; i < c.D * c.T * c.B; ++i) {
     n.reset.push_back(random() % 4 == 0);
     n.detach.push_back(random() % 2 == 0);
   }
-  for (int b = 0; b < c.B; ++b) n.detach[b] = 1;  // one step that nothing flows through
+  for (int d = 0; d < c.D; ++d) {  // one step that nothing flows through
+    for (int b = 0; b < c.B; ++b) n.detach[(d * c.T + (d == 0 ? 0 : c.T - 1)) * c.B + b] = 1;
+  }
   return n;
 }
 
@@ -82,6 +85,7 @@ RecurrenceInput<S> input(const Case& c, const Numbers<S>& n) {
   RecurrenceInput<S> in{};
   in.T = c.T;
   in.B = c.B;
+  in.D = c.D;
   in.H = c.H;
   in.weight = n.weight.data();
   in.c0 = n.c0.data();
@@ -101,7 +105,8 @@ RecurrencePlan cut(const Case& c, int scalar_bytes, bool backward) {
   plan.tiles_n = c.tiles_n;
   plan.held = scalar_bytes == 2 ? c.held : 0;
   if (c.tier == Tier::kStepwise) return plan;
-  plan.groups = static_cast<int>(divide_up(c.B, 8 * c.tiles_n));
+  plan.directions = c.D;
+  plan.cut.groups = static_cast<int>(divide_up(c.B, 8 * c.tiles_n));
   const int warps = backward ? c.backward_warps : plan.cut.units / kSlabUnits * plan.cut.parts;
   plan.threads = 32 * warps;
   plan.shared_bytes = backward
@@ -116,7 +121,7 @@ RecurrencePlan cut(const Case& c, int scalar_bytes, bool backward) {
 
 template <typename S>
 Results<S> kernels(const Case& c, const Numbers<S>& n) {
-  const size_t state = static_cast<size_t>(c.B) * c.H, all = c.T * state;
+  const size_t state = static_cast<size_t>(c.D) * c.B * c.H, all = c.T * state;
   const float nan = std::nanf("");
   const auto floats = [&](size_t count) { return std::vector<float>(count, nan); };
   const auto scalars = [&](size_t count) {
@@ -146,6 +151,7 @@ Results<S> kernels(const Case& c, const Numbers<S>& n) {
   b.dh_n = n.dh_n.data();
   b.dc_n = n.dc_n.data();
   b.detach = c.detach ? reinterpret_cast<const bool*>(n.detach.data()) : nullptr;
+  b.detach_stride_d = static_cast<int64_t>(c.T) * c.B;
   b.detach_stride_t = c.B;
   b.detach_stride_b = 1;
   b.dgates = r.dgates.data();
@@ -159,80 +165,83 @@ struct Expected {
   std::vector<double> y, h_n, c_n, dgates, dh0, dc0;
 };
 
-// Sample by sample; the order of the header of forward.cuh and backward.cuh.
+// One sample in one direction; the order of the header of forward.cuh and backward.cuh.
+template <typename S>
+void expect_sample(const Case& c, const Numbers<S>& n, int d, int b, Expected& x) {
+  const int T = c.T, B = c.B, H = c.H;
+  const auto weight = [&](int row, int k) {
+    return static_cast<double>(device::to_float(n.weight[(d * 4 * H + row) * H + k]));
+  };
+  const size_t first = (static_cast<size_t>(d) * B + b) * H;  // of the states
+  const int length = c.lengths ? static_cast<int>(n.lengths[b]) : T;
+  const auto time = [&](int s) { return c.reverse != (d == 1) ? length - 1 - s : s; };
+  const auto row = [&](int s) { return (static_cast<size_t>(time(s)) * B + b) * c.D + d; };
+  const auto mask_at = [&](int s) { return (static_cast<size_t>(d) * T + time(s)) * B + b; };
+  std::vector<std::vector<double>> hs(length + 1), cs(length + 1), gates(length);
+  hs[0].resize(H);
+  cs[0].resize(H);
+  for (int k = 0; k < H; ++k) {
+    hs[0][k] = device::to_float(n.h0[first + k]);
+    cs[0][k] = n.c0[first + k];
+  }
+  const auto is_reset = [&](int s) { return c.reset && n.reset[mask_at(s)]; };
+  for (int s = 0; s < length; ++s) {
+    const double keep = is_reset(s) ? 0 : 1;
+    gates[s].resize(4 * H);
+    hs[s + 1].resize(H);
+    cs[s + 1].resize(H);
+    for (int r = 0; r < 4 * H; ++r) {
+      double a = n.projected[row(s) * 4 * H + r] + n.bias[d * 4 * H + r];
+      for (int k = 0; k < H; ++k) a += keep * weight(r, k) * hs[s][k];
+      gates[s][r] = r / H == 2 ? std::tanh(a) : 1 / (1 + std::exp(-a));
+    }
+    const double* g = gates[s].data();
+    for (int k = 0; k < H; ++k) {
+      cs[s + 1][k] = g[H + k] * keep * cs[s][k] + g[k] * g[2 * H + k];
+      hs[s + 1][k] = g[3 * H + k] * std::tanh(cs[s + 1][k]);
+      x.y[row(s) * H + k] = hs[s + 1][k];
+    }
+  }
+  std::vector<double> dh(H), dc(H);
+  for (int k = 0; k < H; ++k) {
+    x.h_n[first + k] = hs[length][k];
+    x.c_n[first + k] = cs[length][k];
+    dh[k] = device::to_float(n.dh_n[first + k]);
+    dc[k] = n.dc_n[first + k];
+  }
+  for (int s = length - 1; s >= 0; --s) {
+    const double keep = is_reset(s) ? 0 : 1;
+    const bool flows = keep != 0 && !(c.detach && n.detach[mask_at(s)]);
+    double* da = x.dgates.data() + row(s) * 4 * H;
+    for (int k = 0; k < H; ++k) {
+      const double i = gates[s][k], f = gates[s][H + k], g = gates[s][2 * H + k],
+                   o = gates[s][3 * H + k], tanh_c = std::tanh(cs[s + 1][k]);
+      const double e = dh[k] + device::to_float(n.dy[row(s) * H + k]);
+      dc[k] += e * o * (1 - tanh_c * tanh_c);
+      da[k] = dc[k] * g * i * (1 - i);
+      da[H + k] = dc[k] * keep * cs[s][k] * f * (1 - f);
+      da[2 * H + k] = dc[k] * i * (1 - g * g);
+      da[3 * H + k] = e * tanh_c * o * (1 - o);
+      dc[k] *= keep * f;
+    }
+    for (int k = 0; k < H; ++k) {
+      dh[k] = 0;
+      for (int r = 0; flows && r < 4 * H; ++r) dh[k] += da[r] * weight(r, k);
+    }
+  }
+  for (int k = 0; k < H; ++k) {
+    x.dh0[first + k] = dh[k];
+    x.dc0[first + k] = dc[k];
+  }
+}
+
 template <typename S>
 Expected expect(const Case& c, const Numbers<S>& n) {
-  const int T = c.T, B = c.B, H = c.H;
-  const size_t state = static_cast<size_t>(B) * H;
-  Expected x{std::vector<double>(T * state), std::vector<double>(state),
-             std::vector<double>(state),     std::vector<double>(4 * T * state),
-             std::vector<double>(state),     std::vector<double>(state)};
-  const auto weight = [&](int row, int k) {
-    return static_cast<double>(device::to_float(n.weight[row * H + k]));
-  };
-  for (int b = 0; b < B; ++b) {
-    const int length = c.lengths ? static_cast<int>(n.lengths[b]) : T;
-    const auto time = [&](int s) { return c.reverse ? length - 1 - s : s; };
-    const auto row = [&](const std::vector<float>& from, int k) -> double {
-      return from[b * H + k];
-    };
-    std::vector<std::vector<double>> hs(length + 1), cs(length + 1), gates(length);
-    hs[0].resize(H);
-    cs[0].resize(H);
-    for (int k = 0; k < H; ++k) {
-      hs[0][k] = device::to_float(n.h0[b * H + k]);
-      cs[0][k] = row(n.c0, k);
-    }
-    const auto is_reset = [&](int s) { return c.reset && n.reset[time(s) * B + b]; };
-    for (int s = 0; s < length; ++s) {
-      const double keep = is_reset(s) ? 0 : 1;
-      gates[s].resize(4 * H);
-      hs[s + 1].resize(H);
-      cs[s + 1].resize(H);
-      for (int r = 0; r < 4 * H; ++r) {
-        double a = n.projected[(static_cast<size_t>(time(s)) * B + b) * 4 * H + r] + n.bias[r];
-        for (int k = 0; k < H; ++k) a += keep * weight(r, k) * hs[s][k];
-        gates[s][r] = r / H == 2 ? std::tanh(a) : 1 / (1 + std::exp(-a));
-      }
-      const double* g = gates[s].data();
-      for (int k = 0; k < H; ++k) {
-        cs[s + 1][k] = g[H + k] * keep * cs[s][k] + g[k] * g[2 * H + k];
-        hs[s + 1][k] = g[3 * H + k] * std::tanh(cs[s + 1][k]);
-        x.y[(static_cast<size_t>(time(s)) * B + b) * H + k] = hs[s + 1][k];
-      }
-    }
-    std::vector<double> dh(H), dc(H);
-    for (int k = 0; k < H; ++k) {
-      x.h_n[b * H + k] = hs[length][k];
-      x.c_n[b * H + k] = cs[length][k];
-      dh[k] = device::to_float(n.dh_n[b * H + k]);
-      dc[k] = row(n.dc_n, k);
-    }
-    for (int s = length - 1; s >= 0; --s) {
-      const size_t at = static_cast<size_t>(time(s)) * B + b;
-      const double keep = is_reset(s) ? 0 : 1;
-      const bool flows = keep != 0 && !(c.detach && n.detach[at]);
-      double* da = x.dgates.data() + at * 4 * H;
-      for (int k = 0; k < H; ++k) {
-        const double i = gates[s][k], f = gates[s][H + k], g = gates[s][2 * H + k],
-                     o = gates[s][3 * H + k], tanh_c = std::tanh(cs[s + 1][k]);
-        const double d = dh[k] + device::to_float(n.dy[at * H + k]);
-        const double e = dc[k] + d * o * (1 - tanh_c * tanh_c);
-        da[k] = e * g * i * (1 - i);
-        da[H + k] = e * keep * cs[s][k] * f * (1 - f);
-        da[2 * H + k] = e * i * (1 - g * g);
-        da[3 * H + k] = d * tanh_c * o * (1 - o);
-        dc[k] = keep * e * f;
-      }
-      for (int k = 0; k < H; ++k) {
-        dh[k] = 0;
-        for (int r = 0; flows && r < 4 * H; ++r) dh[k] += da[r] * weight(r, k);
-      }
-    }
-    for (int k = 0; k < H; ++k) {
-      x.dh0[b * H + k] = dh[k];
-      x.dc0[b * H + k] = dc[k];
-    }
+  const size_t state = static_cast<size_t>(c.D) * c.B * c.H, all = c.T * state;
+  Expected x{std::vector<double>(all),     std::vector<double>(state), std::vector<double>(state),
+             std::vector<double>(4 * all), std::vector<double>(state), std::vector<double>(state)};
+  for (int d = 0; d < c.D; ++d) {
+    for (int b = 0; b < c.B; ++b) expect_sample(c, n, d, b, x);
   }
   return x;
 }
@@ -264,8 +273,8 @@ bool check(const Case& c, double tolerance) {
   good &= same("dh0", found.dh0, wanted.dh0, tolerance);
   good &= same("dc0", found.dc0, wanted.dc0, tolerance);
   if (!good) {
-    std::printf("  in tier %d, T %d, B %d, H %d, %zu bytes\n", static_cast<int>(c.tier), c.T, c.B,
-                c.H, sizeof(S));
+    std::printf("  in tier %d, T %d, B %d, D %d, H %d, %zu bytes\n", static_cast<int>(c.tier), c.T,
+                c.B, c.D, c.H, sizeof(S));
   }
   return good;
 }

@@ -32,7 +32,8 @@ RecurrencePlan plan_of(const Arguments& from) {
   plan.cut.grid = plan.tier == Tier::kGrid;
   plan.tiles_n = static_cast<int>(from.number("tiles_n"));
   plan.held = static_cast<int>(from.number("held"));
-  plan.groups = static_cast<int>(from.number("groups"));
+  plan.directions = static_cast<int>(from.number("D"));
+  plan.cut.groups = static_cast<int>(from.number("groups"));
   plan.threads = static_cast<int>(from.number("threads"));
   plan.shared_bytes = static_cast<int>(from.number("shared_bytes"));
   return plan;
@@ -43,6 +44,7 @@ RecurrenceInput<S> input_of(const Arguments& from) {
   RecurrenceInput<S> in{};
   in.T = from.number("T");
   in.B = from.number("B");
+  in.D = from.number("D");
   in.H = from.number("H");
   in.weight = from.pointer<S>("weight_hh");
   in.c0 = from.pointer<float>("c_0");
@@ -84,6 +86,7 @@ void backward(const Arguments& from) {
   p.dh_n = from.pointer<S>("grad_h_n");
   p.dc_n = from.pointer<float>("grad_c_n");
   p.detach = from.pointer<bool>("detach_mask");
+  p.detach_stride_d = from.number("detach_stride_d");
   p.detach_stride_t = from.number("detach_stride_t");
   p.detach_stride_b = from.number("detach_stride_b");
   p.dgates = from.pointer<S>("grad_gates");
@@ -105,9 +108,9 @@ void run_dtype(const std::string& dtype, bool is_backward, py::dict addresses, p
 }
 
 // plan() of plan.h, with its reason and what it counts.
-py::dict make_plan(int64_t T, int64_t B, int64_t H, int scalar_bytes, bool backward, int compute,
-                   int multiprocessors, int shared_bytes, int cluster) {
-  const RecurrenceShape shape{T, B, H, scalar_bytes, backward};
+py::dict make_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes, bool backward,
+                   int compute, int multiprocessors, int shared_bytes, int cluster) {
+  const RecurrenceShape shape{T, B, D, H, scalar_bytes, backward};
   const Gpu gpu{compute, multiprocessors, shared_bytes, cluster, 1.7, 3350};
   const RecurrencePlan plan = throughtime::plan(shape, gpu);
   py::dict found;
@@ -117,7 +120,7 @@ py::dict make_plan(int64_t T, int64_t B, int64_t H, int scalar_bytes, bool backw
   found["parts"] = plan.cut.parts;
   found["tiles_n"] = plan.tiles_n;
   found["held"] = plan.held;
-  found["groups"] = plan.groups;
+  found["groups"] = plan.cut.groups;
   found["threads"] = plan.threads;
   found["shared_bytes"] = plan.shared_bytes;
   found["reason"] = plan.reason ? plan.reason : "";
@@ -138,8 +141,8 @@ int shared_bytes(bool backward, int H, int units, int ranks, int parts, int warp
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("run", &run_dtype);
-  m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("scalar_bytes"),
-        py::arg("backward"), py::arg("compute"), py::arg("multiprocessors"),
-        py::arg("shared_bytes"), py::arg("cluster"));
+  m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
+        py::arg("scalar_bytes"), py::arg("backward"), py::arg("compute"),
+        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster"));
   m.def("shared_bytes", &shared_bytes);
 }

@@ -16,8 +16,8 @@ constexpr bool kIsBackward<RecurrenceBackward<S>> = true;
 template <typename S, template <typename> class Params>
 bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
   constexpr bool backward = kIsBackward<Params<S>>;
-  const RecurrenceShape shape{p.in.T, p.in.B, p.in.H, sizeof(S), backward};
-  std::vector<unsigned> arrivals(plan.groups, 0);
+  const RecurrenceShape shape{p.in.T, p.in.B, p.in.D, p.in.H, sizeof(S), backward};
+  std::vector<unsigned> arrivals(plan.directions * plan.cut.groups, 0);
   std::vector<char> exchange(plan.exchange_bytes(shape), '\xff');
   p.in.cut = plan.cut;
   p.in.cut.arrivals = arrivals.data();
@@ -28,16 +28,15 @@ bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
   });
 }
 
-// product [rows, columns] = a [rows, inner] b, where b(k, column).
-template <typename S, typename Right>
-void multiply(const S* a, int64_t rows, int64_t inner, int64_t columns, const Right& b,
+// product [rows, columns] = a b, where a(row, k) and b(k, column) have `inner` k.
+template <typename Left, typename Right>
+void multiply(const Left& a, int64_t rows, int64_t inner, int64_t columns, const Right& b,
               float* product) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
       float sum = 0;
-      for (int64_t k = 0; k < inner; ++k) {
-        sum += device::to_float(a[i * inner + k]) * device::to_float(b(k, j));
-      }
+      for (int64_t k = 0; k < inner; ++k)
+        sum += device::to_float(a(i, k)) * device::to_float(b(k, j));
       product[i * columns + j] = sum;
     }
   }
@@ -52,33 +51,40 @@ inline auto launch_steps(int64_t threads) {
 
 template <typename S>
 void run_stepwise(const RecurrenceForward<S>& p) {
-  const int64_t B = p.in.B, H = p.in.H;
-  std::vector<float> product(B * 4 * H);
+  const int64_t B = p.in.B, D = p.in.D, H = p.in.H;
+  std::vector<float> product(D * B * 4 * H);
   launch_stepwise(
       p, product.data(),
-      [&](const S* h, float* to) {
-        multiply(h, B, H, 4 * H, [&](int64_t k, int64_t j) { return p.in.weight[j * H + k]; }, to);
+      [&](int64_t d, float* to) {
+        const S* h = p.h_n + d * B * H;
+        const S* weight = p.in.weight + d * 4 * H * H;
+        multiply([&](int64_t n, int64_t k) { return h[n * H + k]; }, B, H, 4 * H,
+                 [&](int64_t k, int64_t j) { return weight[j * H + k]; }, to);
       },
-      launch_steps(B * H));
+      launch_steps(D * B * H));
 }
 
 template <typename S>
 void run_stepwise(const RecurrenceBackward<S>& p) {
-  const int64_t B = p.in.B, H = p.in.H;
-  std::vector<float> product(B * H);
+  const int64_t B = p.in.B, D = p.in.D, H = p.in.H;
+  std::vector<float> product(D * B * H);
   launch_stepwise(
       p, product.data(),
-      [&](int64_t t) {
+      [&](int64_t d, int64_t t) {
         if (!p.detach) return true;
         for (int64_t n = 0; n < B; ++n) {
-          if (!p.detach[t * p.detach_stride_t + n * p.detach_stride_b]) return true;
+          const int64_t at = d * p.detach_stride_d + t * p.detach_stride_t + n * p.detach_stride_b;
+          if (!p.detach[at]) return true;
         }
         return false;
       },
-      [&](const S* da, float* to) {
-        multiply(da, B, 4 * H, H, [&](int64_t k, int64_t j) { return p.in.weight[k * H + j]; }, to);
+      [&](int64_t d, int64_t t, float* to) {
+        const S* da = p.dgates + (t * B * D + d) * 4 * H;
+        const S* weight = p.in.weight + d * 4 * H * H;
+        multiply([&](int64_t n, int64_t k) { return da[n * D * 4 * H + k]; }, B, 4 * H, H,
+                 [&](int64_t k, int64_t j) { return weight[k * H + j]; }, to);
       },
-      launch_steps(B * H));
+      launch_steps(D * B * H));
 }
 
 // By the plan's tier; false where the plan's instance does not exist. The stepwise tier finds the

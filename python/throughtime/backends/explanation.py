@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from throughtime.backends import gpu_plan
 from throughtime.backends.predicates import (
     OPS,
     ORDER,
@@ -31,12 +32,14 @@ class Explanation:
         source: where the choice comes from: argument, context, environment or "auto".
         reasons: per backend, None if it can run, otherwise why not.
         chosen: the backend that would run, or None if the explicit choice cannot.
+        gpu_plan: how the CUDA kernels would cut the work, a line each; empty without a GPU.
     """
 
     request: Request
     source: str
     reasons: dict[str, str | None]
     chosen: str | None
+    gpu_plan: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         request = self.request
@@ -54,7 +57,7 @@ class Explanation:
             lines.append(f"| {' | '.join(cells)} | {row[3]} |")
         if self.chosen is None:
             lines.append("The explicit choice cannot run, so a call raises RuntimeError.")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.gpu_plan])
 
     __repr__ = __str__
 
@@ -67,8 +70,14 @@ def explain(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: BackendName | None = None,
+    steps: int = 1024,
+    batch_size: int = 16,
+    gpu: str | None = None,
 ) -> Explanation:
     """Tell which backend would run a layer, and why the others would not.
+
+    For an LSTM on a GPU, here or named by ``gpu``, also how the CUDA kernels would cut the work:
+    tier, blocks, shared memory, barriers.
 
     Args:
         module_or_op: a layer of this package, or the name of an operator: ``"lstm"``,
@@ -78,18 +87,24 @@ def explain(
         dtype: dtype of the input; by default the module's, or torch's default dtype.
         device: device of the input; by default the module's, or the CPU.
         backend: the ``backend=`` argument; by default the module's, or ``"auto"``.
+        steps: T, of the GPU plan.
+        batch_size: B, of the GPU plan.
+        gpu: a GPU to plan for that need not be here: "H100", "H200", "B200", "A100",
+            "RTX 4090" or "RTX 5090"; by default the one that the device is.
 
     Returns:
         An object whose ``str()`` is the table and whose ``chosen`` is the name.
 
     Raises:
         TypeError: if the first argument is neither, or ``hidden_size`` is missing.
-        ValueError: if the operator or the backend is unknown.
+        ValueError: if the operator, the backend or the GPU is unknown.
 
     Example:
         >>> import torch, throughtime
         >>> table = throughtime.explain("lstm", hidden_size=128, dtype=torch.bfloat16)
         >>> assert table.reasons["reference"] is None and "| backend" in str(table)
+        >>> table = throughtime.explain("lstm", hidden_size=128, dtype=torch.half, gpu="H100")
+        >>> assert len(table.gpu_plan) <= 3
     """
     from throughtime.nn.backend import BackendChoice
 
@@ -103,6 +118,7 @@ def explain(
             dtype=asked.dtype if dtype is None else dtype,
         )
         argument = module.backend if backend is None else backend
+        directions = 2 if getattr(module, "bidirectional", False) else 1
     elif isinstance(module_or_op, str):
         if module_or_op not in OPS:
             raise ValueError(unknown(module_or_op, "explain: the operator", OPS))
@@ -116,6 +132,7 @@ def explain(
             torch.get_default_dtype() if dtype is None else dtype,
         )
         argument = "auto" if backend is None else backend
+        directions = 1
     else:
         raise TypeError(
             "explain: expected a layer of throughtime or the name of an operator, got "
@@ -128,4 +145,10 @@ def explain(
     else:
         free = (candidate for candidate in ORDER if passed_over(candidate, request) is None)
         chosen = next(free, None)
-    return Explanation(request, source, reasons, chosen)
+    found = gpu_plan.find_gpu(gpu, request.device)
+    if request.op != "lstm" or found is None or request.dtype is None:
+        return Explanation(request, source, reasons, chosen)
+    lines = gpu_plan.describe(
+        *found, request.dtype, steps, batch_size, directions, request.hidden_size
+    )
+    return Explanation(request, source, reasons, chosen, tuple(lines))

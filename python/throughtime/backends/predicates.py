@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from throughtime.ops import lstm as kernels
+from throughtime import _ext
 
 BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
@@ -24,6 +24,7 @@ OPS: tuple[str, ...] = ("lstm", "rel_lstm", "relevancy_attention")
 # Fastest first: "auto" takes the first that can run.
 ORDER: tuple[str, ...] = ("cuda", "triton", "cpu", "reference")
 
+_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _COMPILED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -71,11 +72,40 @@ def unknown(name: object, source: str, names: tuple[str, ...] = NAMES) -> str:
 
 def missing_kernels() -> str | None:
     """Why the compiled CPU kernels are not loaded, with the command that builds them, or None."""
-    return kernels.compiled()
+    return _ext.why_missing()
 
 
 def _cuda(request: Request) -> str | None:
-    return f"there are no CUDA kernels for {request.op} in this version yet; {_WAY_OUT}"
+    if request.op != "lstm":
+        return f"there are no CUDA kernels for {request.op} in this version yet; {_WAY_OUT}"
+    if request.proj_size:
+        return f"proj_size={request.proj_size} is not supported by the CUDA kernels; {_WAY_OUT}"
+    if request.dtype is not None and request.dtype not in _CUDA_DTYPES:
+        return f"{request.dtype} is not supported by the CUDA kernels; {_WAY_OUT}"
+    if request.device is not None and request.device.type != "cuda":
+        return f"the tensors are on {request.device}, not on a GPU; move them, or {_WAY_OUT}"
+    missing = _ext.why_missing("cuda")
+    if missing is not None or request.device is None:
+        return missing
+    if not torch.cuda.is_available():
+        return f"torch sees no GPU here; move the tensors to the CPU, or {_WAY_OUT}"
+    index = request.device.index
+    return _gpu(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _gpu(index: int) -> str | None:
+    """Why the CUDA kernels do not run on a GPU."""
+    assert _ext.cuda_extension is not None
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        name = torch.cuda.get_device_name(index)
+        return (
+            f"{name} is of compute capability {major}.{minor}, and the CUDA kernels need 8.0 or "
+            f"later; {_WAY_OUT}"
+        )
+    reason: str | None = _ext.cuda_extension.why_not(index)
+    return reason if reason is None else f"{reason}, or {_WAY_OUT}"
 
 
 def _triton(request: Request) -> str | None:

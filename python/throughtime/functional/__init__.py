@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from throughtime.functional.checks import autocast_dtype
-from throughtime.functional.lstm import lstm
+from throughtime.functional.lstm import bidirectional_lstm, lstm
 from throughtime.functional.rel_lstm import rel_lstm
 from throughtime.functional.relevancy import relevancy_attention, retained_positions
 
-__all__ = ["autocast_dtype", "lstm", "rel_lstm", "relevancy_attention", "retained_positions"]
+__all__ = [
+    "autocast_dtype",
+    "bidirectional_lstm",
+    "lstm",
+    "rel_lstm",
+    "relevancy_attention",
+    "retained_positions",
+]

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from throughtime import reference
 from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import choose
 from throughtime.functional.checks import (
-    LOW_PRECISION,
     as_dtype,
     autocast_dtype,
     check_lengths,
     check_mask,
     wrong_shape,
 )
-from throughtime.ops import lstm_gpu
-from throughtime.ops.lstm import lstm_layer
-
-States = tuple[Tensor, Tensor]
+from throughtime.functional.lstm_call import LstmCall, States, run, run_both
 
 
 def lstm(
@@ -87,135 +81,123 @@ def lstm(
 
     Source: arXiv 1810.03023, Algorithm 1.
     """
-    named = _named(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    call = _checked(
+        LstmCall(
+            input, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, detach_mask, lengths,
+            reset, reverse,
+        )
+    )  # fmt: skip
+    with _no_autocast(input):
+        return run(_chosen(backend, call), call)
+
+
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+PerDirection = tuple[Tensor | None, Tensor | None]
+
+
+def bidirectional_lstm(
+    input: Tensor,
+    hx: States | None,
+    weights: tuple[Weights, Weights],
+    *,
+    detach_mask: PerDirection = (None, None),
+    lengths: Tensor | None = None,
+    reset: PerDirection = (None, None),
+    backend: BackendName = "auto",
+) -> tuple[Tensor, States]:
+    """Run both directions of one LSTM layer; side by side in one launch on backend ``"cuda"``.
+
+    Args:
+        input: ``[T, B, I]``, T >= 1, any strides.
+        hx: ``(h_0 [2, B, H or P], c_0 [2, B, H])``, zeros if None.
+        weights: per direction ``(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)``, as in
+            :func:`lstm`; the second direction travels from the last position to the first.
+        detach_mask: per direction, bool ``[T]`` or ``[T, B]``, or None.
+        lengths: as in :func:`lstm`.
+        reset: per direction, bool ``[T, B]``, or None.
+        backend: as in :func:`lstm`.
+
+    Returns:
+        ``(output [T, B, 2 (H or P)], (h_n [2, B, H or P], c_n [2, B, H]))``.
+
+    Raises:
+        RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
+        TypeError: if an argument that should be a tensor is none.
+        ValueError: if a dtype, a length or the name of the backend is wrong.
+
+    Example:
+        >>> import torch
+        >>> from throughtime import functional
+        >>> weights = [(torch.randn(8, 3), torch.randn(8, 2), None, None, None) for _ in range(2)]
+        >>> output, (h_n, c_n) = functional.bidirectional_lstm(torch.randn(5, 4, 3), None, weights)
+        >>> assert output.shape == (5, 4, 4) and torch.equal(h_n[1], output[0, :, 2:])
+
+    Source: arXiv 1810.03023, Algorithm 1, once per direction.
+    """
+    one, other = (
+        _checked(
+            LstmCall(
+                input, None if hx is None else (hx[0][d], hx[1][d]), *weights[d], detach_mask[d],
+                lengths, reset[d], d == 1,
+            )
+        )
+        for d in range(2)
+    )  # fmt: skip
+    if one.weight_hh.shape != other.weight_hh.shape:
+        wrong_shape("lstm", "weight_hh of the second direction", str(list(one.weight_hh.shape)),
+                    other.weight_hh)  # fmt: skip
+    if (one.bias_ih is None, one.bias_hh is None) != (other.bias_ih is None, other.bias_hh is None):
+        raise TypeError("lstm: both directions should have the same biases, or none")
+    with _no_autocast(input):
+        return run_both(_chosen(backend, one), one, other)
+
+
+def _checked(call: LstmCall) -> LstmCall:
+    """The call in the dtype that it runs in, masks and lengths beside the input.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as :func:`lstm` says.
+    """
+    input, lengths = call.input, call.lengths
+    named = _named(*call[:7])
     _check_sizes(named)
     length, batch, _ = input.shape
-    check_mask("lstm", "detach_mask", detach_mask, input, ((length,), (length, batch)))
-    check_mask("lstm", "reset", reset, input, ((length, batch),))
+    check_mask("lstm", "detach_mask", call.detach_mask, input, ((length,), (length, batch)))
+    check_mask("lstm", "reset", call.reset, input, ((length, batch),))
     if lengths is not None:
         check_lengths("lstm", lengths, batch, length, input.device)
-        lengths = lengths.to(input.device)
+        call = call._replace(lengths=lengths.to(input.device))
     dtype = autocast_dtype(input)
     if dtype is None:
         _check_dtypes(named)
-    else:
-        input, weight_ih, weight_hh = input.to(dtype), weight_ih.to(dtype), weight_hh.to(dtype)
-        bias_ih, bias_hh, weight_hr = (as_dtype(x, dtype) for x in (bias_ih, bias_hh, weight_hr))
-        hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+        return call
+    return call._replace(
+        input=input.to(dtype),
+        hx=None if call.hx is None else (call.hx[0].to(dtype), call.hx[1].to(dtype)),
+        weight_ih=call.weight_ih.to(dtype),
+        weight_hh=call.weight_hh.to(dtype),
+        bias_ih=as_dtype(call.bias_ih, dtype),
+        bias_hh=as_dtype(call.bias_hh, dtype),
+        weight_hr=as_dtype(call.weight_hr, dtype),
+    )
 
+
+def _chosen(backend: BackendName, call: LstmCall) -> str:
     request = Request(
         op="lstm",
-        hidden_size=weight_hh.size(0) // 4,
-        proj_size=0 if weight_hr is None else weight_hr.size(0),
-        device=input.device,
-        dtype=input.dtype,
+        hidden_size=call.weight_hh.size(0) // 4,
+        proj_size=0 if call.weight_hr is None else call.weight_hr.size(0),
+        device=call.input.device,
+        dtype=call.input.dtype,
     )
-    run = _RUN[choose(backend, request)]
-    device_type = input.device.type
-    with nullcontext() if dtype is None else torch.autocast(device_type, enabled=False):
-        return run(
-            input,
-            hx,
-            weight_ih,
-            weight_hh,
-            bias_ih,
-            bias_hh,
-            weight_hr,
-            detach_mask=detach_mask,
-            lengths=lengths,
-            reset=reset,
-            reverse=reverse,
-        )
+    return choose(backend, request)
 
 
-def _cpu(
-    input: Tensor,
-    hx: States | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
-    *,
-    detach_mask: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, States]:
-    """Call the compiled kernels, which know float32 and float64."""
-    dtype = input.dtype
-    if dtype in LOW_PRECISION:
-        input, weight_ih, weight_hh = input.float(), weight_ih.float(), weight_hh.float()
-        bias_ih, bias_hh, weight_hr = (
-            as_dtype(x, torch.float32) for x in (bias_ih, bias_hh, weight_hr)
-        )
-        hx = None if hx is None else (hx[0].float(), hx[1].float())
-    if hx is None:
-        h_0 = input.new_zeros((input.size(1), weight_hh.size(1)))
-        c_0 = input.new_zeros((input.size(1), weight_hh.size(0) // 4))
-    else:
-        # Dynamo does not trace an autograd.Function that gets the same tensor twice.
-        h_0, c_0 = hx if hx[0] is not hx[1] else (hx[0], hx[1].clone())
-    output, h_n, c_n = lstm_layer(
-        input,
-        h_0,
-        c_0,
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        weight_hr,
-        lengths,
-        reset,
-        detach_mask,
-        reverse,
-    )
-    if dtype in LOW_PRECISION:
-        return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
-    return output, (h_n, c_n)
-
-
-def _triton(
-    input: Tensor,
-    hx: States | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
-    *,
-    detach_mask: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, States]:
-    """Call Triton's kernels, which keep c in float32 for 16-bit numbers."""
-    assert weight_hr is None
-    if hx is None:
-        zeros = input.new_zeros((input.size(1), weight_hh.size(1)))
-        hx = (zeros, zeros.clone())
-    bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
-    c_0 = hx[1].float() if input.dtype in LOW_PRECISION else hx[1]
-    output, h_n, c_n = lstm_gpu.lstm_layer(
-        input,
-        hx[0],
-        c_0 if c_0 is not hx[0] else c_0.clone(),
-        weight_ih,
-        weight_hh,
-        bias,
-        lengths,
-        reset,
-        detach_mask,
-        reverse,
-    )
-    return output, (h_n, c_n.to(input.dtype))
-
-
-_RUN: dict[str, Callable[..., tuple[Tensor, States]]] = {
-    "reference": reference.lstm,
-    "cpu": _cpu,
-    "triton": _triton,
-}
+def _no_autocast(input: Tensor) -> AbstractContextManager[object]:
+    """What autocast wants is done by :func:`_checked`, once."""
+    if autocast_dtype(input) is None:
+        return nullcontext()
+    return torch.autocast(input.device.type, enabled=False)
 
 
 def _named(

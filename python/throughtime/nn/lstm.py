@@ -305,33 +305,50 @@ class LSTM(BackendChoice, nn.RNNBase):
         lengths: Tensor | None,
     ) -> tuple[Tensor, States]:
         """Run all layers on ``x [T, B, I]`` with one mask per layer and direction."""
-        directions = 2 if self.bidirectional else 1
         lengths = None if lengths is None else lengths.to(x.device)
-        resets = (reset, masks.reverse_reset(reset)) if self.bidirectional else (reset,)
         h_n, c_n = [], []
         for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(directions):
-                k = layer * directions + direction
-                output, (h, c) = functional.lstm(
+            if self.bidirectional:
+                x, (h, c) = self._run_both(layer, x, hx, cuts, reset, lengths)
+            else:
+                x, (h, c) = functional.lstm(
                     x,
-                    None if hx is None else (hx[0][k], hx[1][k]),
-                    *self._weights(layer, direction),
-                    detach_mask=cuts[k],
+                    None if hx is None else (hx[0][layer], hx[1][layer]),
+                    *self._weights(layer, 0),
+                    detach_mask=cuts[layer],
                     lengths=lengths,
-                    reset=resets[direction],
-                    reverse=direction == 1,
+                    reset=reset,
                     backend=self.backend,
                 )
-                outputs.append(output)
-                h_n.append(h)
-                c_n.append(c)
-            x = torch.cat(outputs, dim=2) if self.bidirectional else outputs[0]
+                h, c = h.unsqueeze(0), c.unsqueeze(0)
+            h_n.append(h)
+            c_n.append(c)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout)
         if len(h_n) == 1:
-            return x, (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0))
-        return x, (torch.stack(h_n), torch.stack(c_n))
+            return x, (h_n[0], c_n[0])
+        return x, (torch.cat(h_n), torch.cat(c_n))
+
+    def _run_both(
+        self,
+        layer: int,
+        x: Tensor,
+        hx: States | None,
+        cuts: Sequence[Tensor | None],
+        reset: Tensor | None,
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, States]:
+        """Both directions of a layer: output ``[T, B, 2H]``, states ``[2, B, H]``."""
+        k = 2 * layer
+        return functional.bidirectional_lstm(
+            x,
+            None if hx is None else (hx[0][k : k + 2], hx[1][k : k + 2]),
+            (self._weights(layer, 0), self._weights(layer, 1)),
+            detach_mask=(cuts[k], cuts[k + 1]),
+            lengths=lengths,
+            reset=(reset, masks.reverse_reset(reset)),
+            backend=self.backend,
+        )
 
     def _weights(
         self, layer: int, direction: int

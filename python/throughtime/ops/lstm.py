@@ -244,11 +244,6 @@ def _sum(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
     return bias_ih + bias_hh
 
 
-def compiled() -> str | None:
-    """None if the compiled CPU kernels are loaded, otherwise the reason and the way out."""
-    return _ext.why_missing()
-
-
 def empty_cache() -> None:
     """Gives the CPU kernels' idle buffers back to the operating system."""
     if _ext.extension is not None:

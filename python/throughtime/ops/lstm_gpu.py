@@ -1,46 +1,47 @@
 """The LSTM on GPUs: the recurrence as an operator, everything around it as large matrix products.
 
-``throughtime::lstm_recurrence_forward_triton`` walks through the steps of one layer in one
-direction, ``lstm_recurrence_backward_triton`` back through them, where a step with ``detach_mask``
-set passes no gradient into ``h_{t-1}`` (h-detach: arXiv 1810.03023). Outside of the walk are, over
-all T B rows at once::
+``throughtime::lstm_recurrence_forward`` walks through the steps of one layer, in one direction or
+in both side by side, ``lstm_recurrence_backward`` back through them, where a step with
+``detach_mask`` set passes no gradient into ``h_{t-1}`` (h-detach: arXiv 1810.03023). Outside of the
+walk are, over all T B rows at once and for each of the D directions::
 
     projected = x W_ih^T                   dx = da W_ih
     dW_ih = da^T x     dW_hh = da^T h_before     dbias = sum of da
 
-with da ``[T, B, 4H]`` the gradient before the nonlinearities. A is the dtype of sums and of c:
-float32, or float64 for float64. Implementation: ``triton_kernels/lstm.py``.
+with da ``[T, B, D, 4H]`` the gradient before the nonlinearities. A is the dtype of sums and of c:
+float32, or float64 for float64. ``lstm_recurrence_*_triton`` are the same for one direction and
+without its axis. Implementations: ``csrc/lstm/cuda.cpp`` and ``triton_kernels/lstm.py``.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from throughtime.ops.once import look_up_signature, once_differentiable
 
-_TAGS = (torch.Tag.pt2_compliant_tag,)
+Kernels = Literal["cuda", "triton"]
 
-torch.library.define(
-    "throughtime::lstm_recurrence_forward_triton",
-    "(Tensor projected, Tensor? bias, Tensor h_0, Tensor c_0, Tensor weight_hh, Tensor? lengths, "
-    "Tensor? reset, bool reverse, bool save) "
-    "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
-    tags=_TAGS,
-)
-torch.library.define(
-    "throughtime::lstm_recurrence_backward_triton",
-    "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor c_0, Tensor weight_hh, "
-    "Tensor gates, Tensor cells, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
-    "bool reverse) -> (Tensor grad_gates, Tensor grad_h_0, Tensor grad_c_0)",
-    tags=_TAGS,
-)
+for _suffix in ("", "_triton"):
+    torch.library.define(
+        f"throughtime::lstm_recurrence_forward{_suffix}",
+        "(Tensor projected, Tensor? bias, Tensor h_0, Tensor c_0, Tensor weight_hh, "
+        "Tensor? lengths, Tensor? reset, bool reverse, bool save) "
+        "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+    torch.library.define(
+        f"throughtime::lstm_recurrence_backward{_suffix}",
+        "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor c_0, Tensor weight_hh, "
+        "Tensor gates, Tensor cells, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
+        "bool reverse) -> (Tensor grad_gates, Tensor grad_h_0, Tensor grad_c_0)",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
 
 
-@torch.library.register_fake("throughtime::lstm_recurrence_forward_triton")  # type: ignore[untyped-decorator]
 def _forward_fake(
     projected: Tensor,
     bias: Tensor | None,
@@ -52,18 +53,18 @@ def _forward_fake(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
-    steps, batch, gates = projected.shape
-    hidden = weight_hh.shape[1]
+    *rows, gates = projected.shape  # [T, B, D, 4H], or without D
+    steps = rows[0] if save else 0
+    hidden = weight_hh.shape[-1]
     return (
-        h_0.new_empty(steps, batch, hidden),
+        h_0.new_empty(*rows, hidden),
         h_0.new_empty(h_0.shape),
         c_0.new_empty(c_0.shape),
-        h_0.new_empty((steps, batch, gates) if save else (0,)),
-        c_0.new_empty((steps, batch, hidden) if save else (0,)),
+        h_0.new_empty(steps, *rows[1:], gates),
+        c_0.new_empty(steps, *rows[1:], hidden),
     )
 
 
-@torch.library.register_fake("throughtime::lstm_recurrence_backward_triton")  # type: ignore[untyped-decorator]
 def _backward_fake(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -78,6 +79,11 @@ def _backward_fake(
     reverse: bool,
 ) -> tuple[Tensor, ...]:
     return gates.new_empty(gates.shape), c_0.new_empty(c_0.shape), c_0.new_empty(c_0.shape)
+
+
+for _suffix in ("", "_triton"):
+    torch.library.register_fake(f"throughtime::lstm_recurrence_forward{_suffix}", _forward_fake)
+    torch.library.register_fake(f"throughtime::lstm_recurrence_backward{_suffix}", _backward_fake)
 
 
 def _dense(args: tuple[Any, ...]) -> list[Any]:
@@ -98,31 +104,65 @@ def _run_backward(*args: Any) -> tuple[Tensor, ...]:
 for _name, _run in (("forward", _run_forward), ("backward", _run_backward)):
     torch.library.impl(f"throughtime::lstm_recurrence_{_name}_triton", ("cpu", "cuda"), _run)
 
-_forward = torch.ops.throughtime.lstm_recurrence_forward_triton.default
-_backward = torch.ops.throughtime.lstm_recurrence_backward_triton.default
+
+def _forward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
+    if kernels == "cuda":
+        return torch.ops.throughtime.lstm_recurrence_forward.default(*args)  # type: ignore[no-any-return]
+    projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, save = args
+    results = torch.ops.throughtime.lstm_recurrence_forward_triton.default(
+        projected.squeeze(2), _first(bias), h_0[0], c_0[0], weight_hh[0], lengths, _first(reset),
+        reverse, save,
+    )  # fmt: skip
+    output, h_n, c_n, gates, cells = results
+    return (
+        output.unsqueeze(2), h_n.unsqueeze(0), c_n.unsqueeze(0), gates.unsqueeze(2),
+        cells.unsqueeze(2),
+    )  # fmt: skip
 
 
-def _sums(dtype: torch.dtype) -> torch.dtype:
+def _backward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
+    if kernels == "cuda":
+        return torch.ops.throughtime.lstm_recurrence_backward.default(*args)  # type: ignore[no-any-return]
+    grad_output, grad_h_n, grad_c_n, c_0, weight_hh, gates, cells, *masks, reverse = args
+    lengths, reset, detach_mask = masks
+    if detach_mask is not None:  # Triton's [T] or [T, B]
+        detach_mask = detach_mask[0]
+        detach_mask = detach_mask.squeeze(1) if detach_mask.size(1) == 1 else detach_mask
+    da, dh, dc = torch.ops.throughtime.lstm_recurrence_backward_triton.default(
+        None if grad_output is None else grad_output.squeeze(2), _first(grad_h_n),
+        _first(grad_c_n), c_0[0], weight_hh[0], gates.squeeze(2), cells.squeeze(2), lengths,
+        _first(reset), detach_mask, reverse,
+    )  # fmt: skip
+    return da.unsqueeze(2), dh.unsqueeze(0), dc.unsqueeze(0)
+
+
+def _first(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor[0]
+
+
+def sums(dtype: torch.dtype) -> torch.dtype:
+    """A, the dtype of sums and of c."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _project(input: Tensor, weight_ih: Tensor) -> Tensor:
-    """X W_ih^T in the dtype of sums."""
-    rows, transposed = input.reshape(-1, input.size(2)), weight_ih.t()
-    if input.dtype == _sums(input.dtype):
+    """X W_ih^T ``[T, B, D, 4H]`` in the dtype of sums."""
+    rows, transposed = input.reshape(-1, input.size(2)), weight_ih.flatten(0, 1).t()
+    if input.dtype == sums(input.dtype):
         projected = rows @ transposed
     elif input.is_cuda:
         projected = torch.mm(rows, transposed, out_dtype=torch.float32)
     else:
         projected = rows.float() @ transposed.float()
-    return projected.view(*input.shape[:2], -1)
+    return projected.view(*input.shape[:2], *weight_ih.shape[:2])
 
 
 class LstmGpuFunction(torch.autograd.Function):
-    """One layer in one direction: projection, recurrence, and their gradients."""
+    """One layer: projection, recurrence, and their gradients."""
 
     @staticmethod
     def forward(
+        kernels: Kernels,
         input: Tensor,
         h_0: Tensor,
         c_0: Tensor,
@@ -135,16 +175,18 @@ class LstmGpuFunction(torch.autograd.Function):
         reverse: bool,
     ) -> tuple[Tensor, ...]:
         projected = _project(input, weight_ih)
-        return _forward(projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, True)  # type: ignore[no-any-return]
+        return _forward(
+            kernels, projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, True
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, h_0, c_0, weight_ih, weight_hh, _, *masks, reverse = inputs
+        kernels, input, h_0, c_0, weight_ih, weight_hh, _, *masks, reverse = inputs
         result, _, _, gates, cells = output
         ctx.mark_non_differentiable(gates, cells)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, h_0, c_0, weight_ih, weight_hh, *masks, result, gates, cells)
-        ctx.reverse = reverse
+        ctx.kernels, ctx.reverse = kernels, reverse
 
     @staticmethod
     def backward(
@@ -155,17 +197,19 @@ class LstmGpuFunction(torch.autograd.Function):
         *others: Any,
     ) -> tuple[Tensor | None, ...]:
         if grad_output is None and grad_h_n is None and grad_c_n is None:
-            return (None,) * 10
+            return (None,) * 11
+        needs = list(ctx.needs_input_grad[1:7])
         grads = _differentiate(
             grad_output,
             grad_h_n,
             grad_c_n,
             *ctx.saved_tensors,
+            ctx.kernels,
             ctx.reverse,
-            list(ctx.needs_input_grad[:6]),
+            needs,
         )
-        wanted = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
-        return (*wanted, *(None,) * 4)
+        wanted = (g if need else None for g, need in zip(grads, needs, strict=True))
+        return (None, *wanted, *(None,) * 4)
 
 
 look_up_signature(LstmGpuFunction)
@@ -186,33 +230,34 @@ def _gradients(
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
+    kernels: Kernels,
     reverse: bool,
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
     """Of input, h_0, c_0, weight_ih, weight_hh and bias; empty where not needed."""
     da, grad_h_0, grad_c_0 = _backward(
-        grad_output, grad_h_n, grad_c_n, c_0, weight_hh, gates, cells, lengths, reset, detach_mask,
-        reverse,
+        kernels, grad_output, grad_h_n, grad_c_n, c_0, weight_hh, gates, cells, lengths, reset,
+        detach_mask, reverse,
     )  # fmt: skip
     nothing = da.new_empty(0)
-    rows = da.flatten(0, 1)
+    rows = da.flatten(0, 1).flatten(1)  # [T B, D 4H]
     if lengths is not None and needs[3]:  # the input's padding may hold anything
         steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
         input = input.masked_fill((steps >= lengths).unsqueeze(2), 0.0)
     return (
-        (rows @ weight_ih).view(input.shape) if needs[0] else nothing,
+        (rows @ weight_ih.flatten(0, 1)).view(input.shape) if needs[0] else nothing,
         grad_h_0.to(h_0.dtype),
         grad_c_0,
-        rows.t() @ input.flatten(0, 1) if needs[3] else nothing,
-        _weight_gradient(da, h_0, output, lengths, reset, reverse) if needs[4] else nothing,
-        da.sum((0, 1), dtype=_sums(da.dtype)).to(da.dtype) if needs[5] else nothing,
+        (rows.t() @ input.flatten(0, 1)).view(weight_ih.shape) if needs[3] else nothing,
+        _weight_gradients(da, h_0, output, lengths, reset, reverse) if needs[4] else nothing,
+        da.sum((0, 1), dtype=sums(da.dtype)) if needs[5] else nothing,
     )
 
 
 _differentiate = once_differentiable(_gradients, "LSTM")
 
 
-def _weight_gradient(
+def _weight_gradients(
     da: Tensor,
     h_0: Tensor,
     output: Tensor,
@@ -220,9 +265,20 @@ def _weight_gradient(
     reset: Tensor | None,
     reverse: bool,
 ) -> Tensor:
-    """da^T h_before: the outputs shifted by one step, and h_0 before each sample's first."""
+    """dW_hh ``[D, 4H, H]``."""
     if reset is not None:  # nothing entered from before
-        da = da.masked_fill(reset.unsqueeze(2), 0.0)
+        da = da.masked_fill(reset.permute(1, 2, 0).unsqueeze(3), 0.0)
+    grads = [
+        _weight_gradient(da[:, :, d], h_0[d], output[:, :, d], lengths, reverse != (d == 1))
+        for d in range(h_0.size(0))
+    ]
+    return grads[0].unsqueeze(0) if len(grads) == 1 else torch.stack(grads)
+
+
+def _weight_gradient(
+    da: Tensor, h_0: Tensor, output: Tensor, lengths: Tensor | None, reverse: bool
+) -> Tensor:
+    """da^T h_before: the outputs shifted by one step, and h_0 before each sample's first."""
     later, before = (da[:-1], output[1:]) if reverse else (da[1:], output[:-1])
     if not reverse:
         first = da[0]
@@ -236,6 +292,7 @@ def _weight_gradient(
 
 
 def lstm_layer(
+    kernels: Kernels,
     input: Tensor,
     h_0: Tensor,
     c_0: Tensor,
@@ -247,21 +304,23 @@ def lstm_layer(
     detach_mask: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One LSTM layer in one direction by Triton's kernels; arguments are taken as checked.
+    """One LSTM layer on a GPU; arguments are taken as checked.
 
     Args:
-        input: ``[T, B, I]``, of dtype S: any of float16, bfloat16, float32, float64.
-        h_0: S ``[B, H]``.
-        c_0: ``[B, H]``, of the dtype of sums.
-        weight_ih, weight_hh: S ``[4H, I]`` and ``[4H, H]``, gate rows i, f, g, o.
-        bias: S ``[4H]`` or None.
+        kernels: ``"cuda"``, which wants H to be a multiple of 8, or ``"triton"``, for D = 1.
+        input: ``[T, B, I]``, of dtype S: any of float16, bfloat16, float32; Triton: float64 too.
+        h_0: S ``[D, B, H]``.
+        c_0: ``[D, B, H]``, of the dtype of sums.
+        weight_ih, weight_hh: S ``[D, 4H, I]`` and ``[D, 4H, H]``, gate rows i, f, g, o.
+        bias: ``[D, 4H]`` of the dtype of sums, or None.
         lengths: int64 ``[B]`` or None.
-        reset: bool ``[T, B]`` or None.
-        detach_mask: bool ``[T]``, ``[T, B]`` or None.
-        reverse: travel from the last step to the first.
+        reset: bool ``[D, T, B]`` or None.
+        detach_mask: bool ``[D, T, 1 or B]`` or None.
+        reverse: direction 0 travels from the last step to the first; direction 1 always travels
+            against it.
 
     Returns:
-        output S ``[T, B, H]``, h_n S ``[B, H]``, c_n ``[B, H]`` of the dtype of sums;
+        output S ``[T, B, D, H]``, h_n S ``[D, B, H]``, c_n ``[D, B, H]`` of the dtype of sums;
         differentiable once.
     """
     tensors = (input, h_0, c_0, weight_ih, weight_hh, bias)
@@ -269,9 +328,11 @@ def lstm_layer(
         tensor is not None and tensor.requires_grad for tensor in tensors
     )
     if wants_grad:
-        result = LstmGpuFunction.apply(*tensors, lengths, reset, detach_mask, reverse)  # type: ignore[no-untyped-call]
+        result = LstmGpuFunction.apply(kernels, *tensors, lengths, reset, detach_mask, reverse)  # type: ignore[no-untyped-call]
     else:
         projected = _project(input, weight_ih)
-        result = _forward(projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, False)
+        result = _forward(
+            kernels, projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, False
+        )
     output, h_n, c_n, *_ = result
     return output, h_n, c_n
