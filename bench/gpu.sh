@@ -153,7 +153,7 @@ stage_sanitize() {
 
 stage_bench() {
   need_build
-  local peers=(torch) parts=() shape failed=0
+  local peers=(torch) backends=(--backends cuda triton) parts=() shape failed=0
   if ! "$dry_run"; then
     local help
     help=$("$python" -m throughtime bench lstm --help)
@@ -161,6 +161,7 @@ stage_bench() {
       echo 'python -m throughtime bench lstm has no --device: this version measures the CPU only'
       return 1
     fi
+    if [[ $help != *--backends* ]]; then backends=(); fi
     add_peer "$help" flashrnn flashrnn
     add_peer "$help" haste haste_pytorch
   fi
@@ -170,7 +171,8 @@ stage_bench() {
     local part=build/gpu/parts/lstm-H$hidden-B$batch.csv
     run rm -f "$part"
     run "$python" -m throughtime bench lstm --device cuda --T 1024 --B "$batch" --H "$hidden" \
-      --dtype float16 bfloat16 float32 --p 0 0.5 --peers "${peers[@]}" --csv "$part" || failed=1
+      --dtype float16 bfloat16 float32 --p 0 0.5 "${backends[@]}" --peers "${peers[@]}" \
+      --csv "$part" || failed=1
     parts+=("$part")
   done
   merge "$out/lstm.csv" "${parts[@]}" || failed=1

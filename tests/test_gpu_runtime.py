@@ -20,6 +20,7 @@ from cases_gpu import (
     DEVICE,
     STAND_IN,
     assert_equal,
+    force,
     gpu,
     leaves,
     may_hang,
@@ -41,9 +42,15 @@ only_float32 = runs(dtypes=(torch.float32,))
 @tiers()
 @pytest.mark.parametrize("option", ["plain", "all"])
 def test_a_thousand_repeats_are_bit_equal(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape, option: str
+    backend: str,
+    tier: str,
+    dtype: torch.dtype,
+    shape: Shape,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both passes. A race that is lost once in some hundred steps is lost here."""
+    force(monkeypatch, tier)
     shape = Shape(12, shape.B, 2, shape.H)
     named, options = leaves(shape, dtype), on_device(options_for(shape)[option])
     first = results(functional.lstm, named, backend=backend, **options)
@@ -75,8 +82,9 @@ def capture(work: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
 @needs_cuda
 @tiers()
 def test_a_captured_graph_gives_the_same_at_every_replay(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape
+    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    force(monkeypatch, tier)
     named = leaves(shape, dtype)
     mask = random_mask(shape.T, shape.B, p=0.5, seed=1).to(DEVICE)
     output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
@@ -149,8 +157,11 @@ def test_a_captured_training_step_is_the_eager_one(backend: Any, dtype: torch.dt
 
 @needs_cuda
 @tiers()
-def test_two_streams_at_once(backend: str, tier: str, dtype: torch.dtype, shape: Shape) -> None:
+def test_two_streams_at_once(
+    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Launches that do not fit beside each other have to wait, not hang."""
+    force(monkeypatch, tier)
     shape = Shape(30, shape.B, 2, shape.H)
     streams = [torch.cuda.Stream() for _ in range(2)]  # type: ignore[no-untyped-call]
     inputs = [leaves(shape, dtype) for _ in streams]
@@ -181,9 +192,10 @@ def test_two_streams_at_once(backend: str, tier: str, dtype: torch.dtype, shape:
 @tiers()
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_waits_for_the_gpu(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape
+    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With all masks on the GPU, where only the kernels can read them."""
+    force(monkeypatch, tier)
     named, options = leaves(shape, dtype), on_device(options_for(shape)["all"])
     results(functional.lstm, named, backend=backend, **options)  # compiles, loads, allocates
     output, (h_n, c_n) = call(functional.lstm, named, backend=backend)

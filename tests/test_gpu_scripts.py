@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from cases import Shape
+from cases_gpu import TIERS, force, plan_of
+from throughtime import _ext
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "bench/gpu.sh"
 STAGES = ("build", "env", "latency", "test", "sanitize", "bench")
@@ -111,7 +115,7 @@ case "$*" in
   *"import throughtime"*|*"import pytest"*|*torch.ones*) ;;
   *find_spec*flashrnn*) ;;
   *find_spec*) exit 1 ;;
-  *"bench lstm --help") echo "--device DEVICE --peers {torch,flashrnn,haste}" ;;
+  *"bench lstm --help") echo "--device DEVICE --backends NAME --peers {torch,flashrnn,haste}" ;;
   *"bench lstm"*"--H 768"*) echo "this shape broke"; exit 3 ;;
   *"bench lstm"*)
     for file; do :; done
@@ -219,6 +223,7 @@ MEASURED = (
     ("block_barrier_kernel", "BAR.SYNC", 8),
     ("cluster_barrier_kernel", "UCGABAR_ARV", 2),
     ("exchange_kernelILNS_5MeansE1E", "STAS", 1),
+    ("exchange_kernelILNS_5MeansE0E", "UCGABAR_ARV", 2),
     ("stream_kernelILb1E", "ST.E.128", 8),
     ("stream_kernelILb0E", "LD.E.128", 8),
     ("grid_barrier_kernel", "REDG", 1),
@@ -291,6 +296,16 @@ def test_gpu_tests_run_on_a_stand_in_and_see_a_wrong_result(sabotage: bool, tmp_
         assert failed >= 12, done.stdout
     else:
         assert done.returncode == 0 and passed >= 20, done.stdout
+
+
+@pytest.mark.parametrize(("tier", "dtype", "shape"), TIERS, ids=str)
+def test_every_tier_of_the_gpu_tests_fits_an_h100(
+    tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if _ext.extension is None:
+        pytest.skip("the plan is known to the compiled extension")
+    force(monkeypatch, tier)
+    assert plan_of(shape, dtype, gpu="H100") == [tier, tier]
 
 
 def test_an_unknown_stand_in_is_refused() -> None:

@@ -96,14 +96,28 @@ LATENCY_DEVICE uint4 load_remote(uint32_t from) {
 #endif
   return v;
 }
-// Tells `barrier`, in the receiver's block, when the 16 bytes are there.
+// Tells `barrier`, in the receiver's block, when the first 4, 8 or 16 bytes of v are there.
+template <int kBytes>
 LATENCY_DEVICE void store_async(uint32_t to, uint4 v, uint32_t barrier) {
 #if LATENCY_CLUSTERS
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::
-          "r"(to),
-      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
-      : "memory");
+  if constexpr (kBytes == 4) {
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+        "r"(v.x), "r"(barrier)
+        : "memory");
+  } else if constexpr (kBytes == 8) {
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(
+            to),
+        "r"(v.x), "r"(v.y), "r"(barrier)
+        : "memory");
+  } else {
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, "
+        "[%5];" ::"r"(to),
+        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+        : "memory");
+  }
 #endif
 }
 

@@ -1,5 +1,5 @@
-// What blocks of a cluster tell each other through shared memory: one step's exchange by each of
-// three means, and the bandwidth of remote stores and loads.
+// What blocks of a cluster tell each other through shared memory: one step's exchange by several
+// means, and the bandwidth of remote stores and loads.
 #pragma once
 
 #include <cstdint>
@@ -16,21 +16,22 @@ enum class Means {
   kAsyncStore,      // st.async; the receiver's mbarrier counts bytes
   kRemoteArrive     // remote stores, one arrival per warp and receiver at its mbarrier
 };
-constexpr const char* name_of(Means means) {
-  return means == Means::kClusterBarrier ? "cluster-barrier"
-         : means == Means::kAsyncStore   ? "st.async"
-                                         : "remote-arrive";
+
+// Word `at` of what `from` tells `to` in a round below 4096.
+LATENCY_DEVICE unsigned message(int round, int from, int to, int at) {
+  return static_cast<unsigned>(round | from << 12 | to << 16 | at << 20);
 }
 
 // Every block sends `bytes` to each block of its cluster, itself included, and has them from each:
 // the h of a step. Rounds use two buffers and two mbarriers in turn. Nobody is two rounds ahead:
 // round r + 2 needs this block's part of r + 1, which it sends after it has read round r.
-template <Means kMeans>
+// kWide: bytes of one store.
+template <Means kMeans, int kWide>
 __global__ void __launch_bounds__(kExchangeThreads, 1)
     exchange_kernel(int rounds, int bytes, Report report) {
   extern __shared__ __align__(16) char buffers[];  // [2][source][bytes]
   __shared__ uint64_t barriers[2];
-  const int ranks = cluster_size(), rank = cluster_rank(), vectors = bytes / 16;
+  const int ranks = cluster_size(), rank = cluster_rank(), stores = bytes / kWide;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const uint32_t memory = shared_address(buffers), first_barrier = shared_address(barriers);
   if (thread < 2) {
@@ -46,12 +47,14 @@ __global__ void __launch_bounds__(kExchangeThreads, 1)
     const int turn = round % 2;
     const uint32_t buffer = memory + turn * ranks * bytes, barrier = first_barrier + 8 * turn;
     if (kMeans == Means::kAsyncStore && thread == 0) arrive_and_expect(barrier, ranks * bytes);
-    for (int i = thread; i < ranks * vectors; i += kExchangeThreads) {
-      const int to = i / vectors, vector = i % vectors;
-      const uint32_t place = at_rank(buffer + rank * bytes + vector * 16, to);
-      const uint4 value = make_uint4(round, rank, vector, to);
+    for (int i = thread; i < ranks * stores; i += kExchangeThreads) {
+      const int to = i / stores, word = i % stores * (kWide / 4);
+      const uint32_t place = at_rank(buffer + rank * bytes + word * 4, to);
+      const uint4 value =
+          make_uint4(message(round, rank, to, word), message(round, rank, to, word + 1),
+                     message(round, rank, to, word + 2), message(round, rank, to, word + 3));
       if (kMeans == Means::kAsyncStore) {
-        store_async(place, value, at_rank(barrier, to));
+        store_async<kWide>(place, value, at_rank(barrier, to));
       } else {
         store_remote(place, value);
       }
@@ -65,11 +68,14 @@ __global__ void __launch_bounds__(kExchangeThreads, 1)
       }
       wait(barrier, round / 2 % 2, patience);
     }
-    // One vector per thread of what came, and the round after next may overwrite it.
-    const int i = thread % (ranks * vectors);
+    // 16 bytes per thread of what came; the round after next may overwrite them.
+    const int i = thread % (ranks * bytes / 16), from = i / (bytes / 16),
+              word = i % (bytes / 16) * 4;
     const uint4 got = load_remote(buffer + i * 16);
-    wrong += got.x != static_cast<unsigned>(round) || got.y != static_cast<unsigned>(i / vectors) ||
-             got.z != static_cast<unsigned>(i % vectors) || got.w != static_cast<unsigned>(rank);
+    wrong += got.x != message(round, from, rank, word) ||
+             got.y != message(round, from, rank, word + 1) ||
+             got.z != message(round, from, rank, word + 2) ||
+             got.w != message(round, from, rank, word + 3);
     __syncthreads();
   }
   const long long cycles = now() - start;
@@ -81,15 +87,16 @@ __global__ void __launch_bounds__(kExchangeThreads, 1)
   cluster_barrier<Order::kReleaseAcquire>();  // nobody leaves while a peer may write to it
 }
 
-template <Means kMeans>
-void measure_exchanges(Gpu& gpu) {
+template <Means kMeans, int kWide>
+void measure_exchanges(Gpu& gpu, const char* means) {
+  static_assert(kMeans == Means::kAsyncStore || kWide == 16, "plain stores are 16 bytes wide");
   constexpr int kRounds = 2048;
   for (int size = 1; size <= 16; size *= 2) {
     for (const int bytes : {256, 2048}) {
-      Clusters clusters(&exchange_kernel<kMeans>, size, kExchangeThreads, 2 * size * bytes);
+      Clusters clusters(&exchange_kernel<kMeans, kWide>, size, kExchangeThreads, 2 * size * bytes);
       for (const bool all : {false, true}) {
-        const std::string parameter = text("means=%s;blocks=%d;bytes=%d;clusters=%s",
-                                           name_of(kMeans), size, bytes, all ? "all" : "one");
+        const std::string parameter = text("means=%s;blocks=%d;bytes=%d;clusters=%s", means, size,
+                                           bytes, all ? "all" : "one");
         if (clusters.most() == 0) {
           skipped("exchange", parameter, clusters.why_not());
           continue;
@@ -107,9 +114,12 @@ void measure_exchanges(Gpu& gpu) {
 
 inline void measure_exchange(Gpu& gpu) {
   if (!has_clusters(gpu, "exchange")) return;
-  measure_exchanges<Means::kClusterBarrier>(gpu);
-  measure_exchanges<Means::kAsyncStore>(gpu);
-  measure_exchanges<Means::kRemoteArrive>(gpu);
+  measure_exchanges<Means::kClusterBarrier, 16>(gpu, "cluster-barrier");
+  measure_exchanges<Means::kRemoteArrive, 16>(gpu, "remote-arrive");
+  // What the forward and the backward of csrc/lstm send, and the widest that there is.
+  measure_exchanges<Means::kAsyncStore, 4>(gpu, "st.async-4");
+  measure_exchanges<Means::kAsyncStore, 8>(gpu, "st.async-8");
+  measure_exchanges<Means::kAsyncStore, 16>(gpu, "st.async-16");
 }
 
 // ---- Bandwidth ----

@@ -5,7 +5,7 @@
 //
 // Medians of 15 runs after 2 more; `spread` is the distance of the quartiles. Cycles are those of the
 // slowest block. Of one step each: block_barrier, cluster_barrier, grid_barrier, exchange (the h of a
-// step through a cluster, by three means). No row waits for ever: kernels give up after about a
+// step through a cluster, by several means). No row waits for ever: kernels give up after about a
 // second, their row says FAILED, and the exit code is 1.
 #include <cstdio>
 #include <cstdlib>
