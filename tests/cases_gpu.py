@@ -1,0 +1,227 @@
+"""Where the tests of the GPU backends run, on what, and how close their results must come.
+
+Without a GPU they are skipped. THROUGHTIME_TEST_GPU_ON=cpu (or reference, or triton: in its
+interpreter) runs the same tests on that backend of the CPU, but for those that need CUDA itself:
+that proves the tests, not the kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime
+from cases import LOW_PRECISION, Result, Shape, call, options_for, plain_lstm, random, tensors
+from closeness import TOLERANCE
+from throughtime import functional
+from throughtime.backends import Request, can_run
+
+VARIABLE = "THROUGHTIME_TEST_GPU_ON"
+STAND_IN = os.environ.get(VARIABLE)
+if STAND_IN not in (None, "cpu", "reference", "triton"):
+    raise ValueError(f"{VARIABLE} should be cpu, reference or triton, got {STAND_IN!r}: unset it")
+
+DEVICE = torch.device("cpu" if STAND_IN else "cuda")
+BACKENDS = (STAND_IN,) if STAND_IN else ("cuda", "triton")
+_PRESENT = STAND_IN is not None or torch.cuda.is_available()
+
+gpu = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not _PRESENT, reason="there is no GPU: torch.cuda.is_available() is False"),
+)
+needs_cuda = pytest.mark.skipif(
+    STAND_IN is not None, reason=f"needs CUDA itself, and {VARIABLE} has put the CPU in its place"
+)
+# A kernel that waits for ever keeps Python from seeing a signal: only the thread method ends it.
+may_hang = pytest.mark.timeout(float(os.environ.get("PYTEST_TIMEOUT", "120")), method="thread")
+
+# tests/conftest.py asks for the interpreter where nothing else is said.
+not_interpreted = pytest.mark.skipif(
+    not STAND_IN and _PRESENT and os.environ.get("TRITON_INTERPRET") == "1",
+    reason="TRITON_INTERPRET=1 would run Triton on the CPU: TRITON_INTERPRET=0 pytest -m gpu",
+)
+
+DTYPES = (torch.float64, torch.float32, *LOW_PRECISION)
+
+# Two roundings of the largest entry for 16-bit numbers: a single result may be rounded luckily by
+# plain PyTorch, so twice its error can be next to nothing. The others are closeness.py's.
+FLOOR = TOLERANCE | {dtype: 2 * torch.finfo(dtype).eps for dtype in LOW_PRECISION}
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not(backend: str, dtype: torch.dtype, proj_size: int = 0) -> str | None:
+    return can_run(backend, Request("lstm", 128, proj_size, DEVICE, dtype))
+
+
+def runs(dtypes: tuple[torch.dtype, ...] = DTYPES) -> pytest.MarkDecorator:
+    """A decorator: once per backend and dtype that it has.
+
+    A backend that is missing altogether is told of by test_gpu.py's first test.
+    """
+    found = [
+        pytest.param(
+            backend,
+            dtype,
+            id=f"{backend}-{short(dtype)}",
+            marks=not_interpreted if backend == "triton" else (),
+        )
+        for dtype in dtypes
+        for backend in BACKENDS
+        if not _PRESENT or why_not(backend, dtype) is None
+    ]
+    return pytest.mark.parametrize(("backend", "dtype"), found)
+
+
+# Tier of csrc/lstm/plan.h, dtype, shape: what an H100 ran so by itself as the model stood, and what
+# every GPU does where it fits: tests force the tier.
+TIERS = (
+    ("resident", torch.float32, Shape(6, 5, 3, 40)),  # one block
+    ("resident", torch.bfloat16, Shape(6, 17, 8, 128)),  # clusters
+    ("grid", torch.float32, Shape(5, 16, 8, 384)),
+    ("grid", torch.bfloat16, Shape(4, 16, 8, 1024)),
+    ("stepwise", torch.float32, Shape(4, 3, 8, 2048)),
+    ("stepwise", torch.bfloat16, Shape(3, 33, 8, 1000)),
+)
+
+
+def tiers() -> pytest.MarkDecorator:
+    """A decorator: once per backend and tier."""
+    found = [
+        pytest.param(
+            backend,
+            tier,
+            dtype,
+            shape,
+            id=f"{backend}-{tier}-{short(dtype)}",
+            marks=[
+                *([not_interpreted] if backend == "triton" else []),
+                *([pytest.mark.slow] if shape.H >= 1000 else []),
+            ],
+        )
+        for tier, dtype, shape in TIERS
+        for backend in BACKENDS
+        if not _PRESENT or why_not(backend, dtype) is None
+    ]
+    return pytest.mark.parametrize(("backend", "tier", "dtype", "shape"), found)
+
+
+def force(patch: pytest.MonkeyPatch, tier: str) -> None:
+    """Have backend cuda run the tier, on any GPU where it fits."""
+    patch.setenv("THROUGHTIME_CUDA_TIER", tier)
+
+
+def plan_of(shape: Shape, dtype: torch.dtype, **where: Any) -> list[str]:
+    """The tiers of the forward and of the backward, as ``explain`` tells them."""
+    sizes: dict[str, Any] = {"hidden_size": shape.H, "batch_size": shape.B, "steps": shape.T}
+    lines = throughtime.explain("lstm", **sizes, dtype=dtype, **where).gpu_plan
+    return [line.split(":")[1].strip() for line in lines[1:]]
+
+
+def on_device(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors moved, leaves again; what is no tensor as it is."""
+    return {
+        name: x.detach().to(DEVICE).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+        for name, x in values.items()
+    }
+
+
+def leaves(shape: Shape, dtype: torch.dtype, bias: bool = True) -> dict[str, Tensor]:
+    return on_device(tensors(shape, dtype, bias))
+
+
+def as_leaves(named: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: x.detach().to(dtype).requires_grad_() for name, x in named.items()}
+
+
+def results(
+    function: Callable[..., Result], named: dict[str, Tensor], **options: Any
+) -> dict[str, Tensor]:
+    """Outputs, states, and the gradients of all leaves through all three of them."""
+    output, (h_n, c_n) = call(function, named, **options)
+    return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+
+
+def with_gradients(found: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the gradients of the leaves for random gradients of the results."""
+    incoming = {
+        name: random(*x.shape, seed=100 + k, dtype=x.dtype).to(x.device)
+        for k, (name, x) in enumerate(found.items())
+    }
+    # Of no step at all, an output is zeros without a history.
+    reached = {name: x for name, x in found.items() if x.requires_grad}
+    # What everything is cut from, as h_0 may be, has a gradient of zero.
+    gradients = torch.autograd.grad(
+        list(reached.values()),
+        list(named.values()),
+        [incoming[name] for name in reached],
+        materialize_grads=True,
+    )
+    values = {name: x.detach() for name, x in found.items()}
+    return values | {f"grad {name}": x for name, x in zip(named, gradients, strict=True)}
+
+
+@functools.lru_cache(maxsize=4)
+def expected(
+    shape: Shape, dtype: torch.dtype, option: str, bias: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Plain PyTorch sample by sample, in ``dtype`` and, from the same numbers, in float64."""
+    named, options = leaves(shape, dtype, bias), options_for(shape)[option]  # read by Python's if
+    plain = results(plain_lstm, named, **options)
+    if dtype == torch.float64:
+        return plain, plain
+    return plain, results(plain_lstm, as_leaves(named, torch.float64), **options)
+
+
+def check(
+    backend: str, dtype: torch.dtype, shape: Shape, option: str = "all", bias: bool = True
+) -> None:
+    """Values and gradients of one call against ``expected``."""
+    named, options = leaves(shape, dtype, bias), on_device(options_for(shape)[option])
+    found = results(functional.lstm, named, backend=backend, **options)
+    assert_as_close_as_plain(found, *expected(shape, dtype, option, bias))
+
+
+def assert_as_close_as_plain(
+    actual: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> None:
+    """FlashAttention's rule: at most twice plain PyTorch's error in the same dtype, and a floor."""
+    assert list(actual) == list(plain) == list(exact)
+    for name, wanted in exact.items():
+        got = actual[name]
+        assert (got.shape, got.dtype) == (wanted.shape, plain[name].dtype), name
+        if not wanted.numel():
+            continue
+        assert torch.isfinite(got).all(), f"{name}: not finite"
+        scale = max(1e-3, wanted.abs().max().item())
+        error, theirs = (
+            (x.double() - wanted.double()).abs().max().item() / scale for x in (got, plain[name])
+        )
+        allowed = 2 * theirs + FLOOR[got.dtype]
+        assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.2e}"
+
+
+def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert list(actual) == list(expected)
+    different = [name for name, x in actual.items() if not torch.equal(x, expected[name])]
+    assert not different, f"not bit-equal: {', '.join(different)}"
+
+
+@pytest.fixture
+def gpu_poison() -> Iterator[None]:
+    """What torch allocates uninitialised is NaN.
+
+    Not conftest's: that one makes an error of every library call that is not deterministic.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

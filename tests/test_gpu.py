@@ -1,0 +1,337 @@
+"""One LSTM layer in one direction on the GPU backends, against float64 and plain PyTorch.
+
+Run by ``pytest -m gpu`` on a machine with a GPU (bench/gpu.sh test); see cases_gpu.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime
+from cases import OPTIONS, PROJECTED, SHAPES, SMALL, Shape, call, options_for, random, random_mask
+from cases_gpu import (
+    BACKENDS,
+    DEVICE,
+    DTYPES,
+    as_leaves,
+    assert_as_close_as_plain,
+    assert_equal,
+    check,
+    expected,
+    force,
+    gpu,
+    gpu_poison,  # noqa: F401
+    leaves,
+    may_hang,
+    needs_cuda,
+    on_device,
+    plan_of,
+    results,
+    runs,
+    tiers,
+    why_not,
+    with_gradients,
+)
+from closeness import TOLERANCE
+from throughtime import functional
+
+pytestmark = [
+    *gpu,
+    may_hang,
+    pytest.mark.usefixtures("gpu_poison"),
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
+]
+
+MIDDLE = Shape(7, 11, 5, 40)
+# Tiles of 8 samples, 8 units and 32 of the inner dimension, none of them full; then large ones.
+ODD = (
+    Shape(9, 33, 5, 200),
+    Shape(5, 17, 1, 100),
+    Shape(6, 16, 32, 128),
+    Shape(3, 130, 9, 31),
+    Shape(40, 2, 3, 64),
+)
+LARGE = (Shape(4, 9, 16, 512), Shape(3, 5, 16, 777), Shape(3, 3, 8, 1024), Shape(2, 2, 8, 2048))
+SIZES = [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]
+
+without_low = runs(dtypes=(torch.float64, torch.float32))
+only_float32 = runs(dtypes=(torch.float32,))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_backend_can_run(name: str) -> None:
+    """The one test that fails where a backend is not built: the others are left out there."""
+    assert why_not(name, torch.float32) is None
+
+
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_call_runs_or_raises_as_explain_says(
+    name: Any, dtype: torch.dtype, proj_size: int
+) -> None:
+    shape = PROJECTED[0] if proj_size else SMALL
+    named = leaves(shape, dtype)
+    table = throughtime.explain(
+        "lstm", hidden_size=shape.H, proj_size=shape.P, dtype=dtype, device=DEVICE, backend=name
+    )
+    if table.chosen == name:
+        assert call(functional.lstm, named, backend=name)[0].shape[2] == (shape.P or shape.H)
+        return
+    with pytest.raises(RuntimeError) as error:
+        call(functional.lstm, named, backend=name)
+    assert str(table.reasons[name]) in str(error.value)
+
+
+@runs()
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option(backend: str, dtype: torch.dtype, option: str) -> None:
+    check(backend, dtype, MIDDLE, option)
+
+
+@runs()
+@pytest.mark.parametrize("option", ["all", "all-reverse"])
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_every_size(backend: str, dtype: torch.dtype, shape: Shape, option: str) -> None:
+    check(backend, dtype, shape, option)
+
+
+@tiers()
+@pytest.mark.parametrize("option", ["plain", "mask-T", "all-reverse"])
+def test_every_tier(
+    backend: str,
+    tier: str,
+    dtype: torch.dtype,
+    shape: Shape,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    force(monkeypatch, tier)
+    check(backend, dtype, shape, option)
+
+
+@needs_cuda
+@tiers()
+def test_a_forced_tier_is_what_runs(
+    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as ``explain`` knows, which asks the same function as the launch."""
+    if backend != "cuda":
+        pytest.skip("tiers are backend cuda's")
+    force(monkeypatch, tier)
+    assert plan_of(shape, dtype, device=DEVICE) == [tier, tier]
+
+
+@pytest.mark.parametrize("option", ["plain", "all"])
+@tiers()
+def test_small_for_the_sanitizer(
+    backend: str,
+    tier: str,
+    dtype: torch.dtype,
+    shape: Shape,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few steps; what compute-sanitizer watches (bench/gpu.sh sanitize)."""
+    force(monkeypatch, tier)
+    check(backend, dtype, Shape(2, shape.B, 2, shape.H), option)
+
+
+@only_float32
+@pytest.mark.parametrize("left_out", ["bias_ih", "bias_hh", "both", "states"])
+def test_what_may_be_missing(backend: str, dtype: torch.dtype, left_out: str) -> None:
+    if left_out == "both":
+        check(backend, dtype, MIDDLE, bias=False)
+        return
+    names = ("h_0", "c_0") if left_out == "states" else (left_out,)
+    given = leaves(MIDDLE, dtype)
+    zeros = {n: torch.zeros_like(x).requires_grad_() for n, x in given.items() if n in names}
+    found = results(
+        functional.lstm, {n: x for n, x in given.items() if n not in names}, backend=backend
+    )
+    same = results(functional.lstm, given | zeros, backend=backend)
+    assert_equal(found, {name: same[name] for name in found})
+
+
+@only_float32
+@pytest.mark.parametrize("used", ["output", "h_n", "c_n"])
+@pytest.mark.parametrize("option", ["plain", "all", "all-reverse"])
+def test_gradient_through_one_result_alone(
+    backend: str, dtype: torch.dtype, used: str, option: str
+) -> None:
+    named, options = leaves(MIDDLE, dtype), on_device(options_for(MIDDLE)[option])
+    found = []
+    for run, values in (
+        (backend, named),
+        ("reference", named),
+        ("reference", as_leaves(named, torch.float64)),
+    ):
+        output, (h_n, c_n) = call(functional.lstm, values, backend=run, **options)
+        result = {"output": output, "h_n": h_n, "c_n": c_n}[used]
+        found.append(with_gradients({used: result}, values))
+    assert_as_close_as_plain(*found)
+
+
+@only_float32
+@pytest.mark.parametrize("wanted", ["input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih"])
+def test_gradient_of_one_argument_alone(backend: str, dtype: torch.dtype, wanted: str) -> None:
+    named, options = leaves(MIDDLE, dtype), on_device(options_for(MIDDLE)["all"])
+    alone = {name: x.detach().requires_grad_(name == wanted) for name, x in named.items()}
+    output, (h_n, c_n) = call(functional.lstm, alone, backend=backend, **options)
+    found = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, {wanted: alone[wanted]})
+    everything = results(functional.lstm, named, backend=backend, **options)
+    assert_equal(found, {name: everything[name] for name in found})
+
+
+def strange(x: Tensor, layout: str) -> Tensor:
+    """The same numbers with other strides, in a larger tensor full of what must not be read."""
+    if layout == "transposed":
+        return x.transpose(0, 1).contiguous().transpose(0, 1) if x.dim() > 1 else x
+    if layout == "offset":  # not on a boundary that wide loads want
+        return torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
+    poison = 1e4 if x.is_floating_point() else 1
+    wide = torch.full([2 * size + 1 for size in x.shape], poison, dtype=x.dtype, device=x.device)
+    index = tuple(slice(1, None, 2) for _ in x.shape)
+    wide[index] = x
+    return wide[index]
+
+
+@runs()
+@pytest.mark.parametrize("layout", ["transposed", "offset", "sliced"])
+def test_any_strides(backend: str, dtype: torch.dtype, layout: str) -> None:
+    named, options = leaves(MIDDLE, dtype), on_device(options_for(MIDDLE)["all"])
+    laid = {name: strange(x.detach(), layout).requires_grad_() for name, x in named.items()}
+    masks = {name: strange(x, layout) for name, x in options.items()}
+    assert layout == "offset" or not laid["input"].is_contiguous()
+    found = results(functional.lstm, laid, backend=backend, **masks)
+    assert_as_close_as_plain(found, *expected(MIDDLE, dtype, "all"))
+
+
+@runs()
+def test_gradients_that_arrive_with_strange_strides(backend: str, dtype: torch.dtype) -> None:
+    named = leaves(MIDDLE, dtype)
+    output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
+    given = list(named.values())
+    ones = [torch.ones_like(x) for x in (output, h_n, c_n)]
+    wanted = torch.autograd.grad((output, h_n, c_n), given, ones, retain_graph=True)
+    for layout in ("expanded", "sliced", "transposed"):
+        grads = [
+            x[..., :1].expand(x.shape) if layout == "expanded" else strange(x, layout) for x in ones
+        ]
+        found = torch.autograd.grad((output, h_n, c_n), given, grads, retain_graph=True)
+        assert_equal(dict(zip(named, found, strict=True)), dict(zip(named, wanted, strict=True)))
+
+
+@runs()
+def test_masks_of_all_kinds_mean_the_same(backend: str, dtype: torch.dtype) -> None:
+    named = leaves(MIDDLE, dtype)
+
+    def run(mask: Tensor | None) -> dict[str, Tensor]:
+        return results(functional.lstm, named, detach_mask=mask, backend=backend)
+
+    mask = random_mask(MIDDLE.T, p=0.5, seed=1).to(DEVICE)
+    by_sample = mask.unsqueeze(1).expand(MIDDLE.T, MIDDLE.B)
+    cut, uncut = run(mask), run(None)
+    assert_equal(run(by_sample), cut)
+    assert_equal(run(by_sample.contiguous()), cut)
+    assert_equal(run(mask & False), uncut)
+    assert_equal({n: cut[n] for n in ("output", "h_n", "c_n")}, dict(list(uncut.items())[:3]))
+    assert not torch.equal(cut["grad weight_hh"], uncut["grad weight_hh"])
+
+
+@runs()
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_in_the_padding_reaches_nothing(
+    backend: str, dtype: torch.dtype, reverse: bool
+) -> None:
+    named = leaves(MIDDLE, dtype)
+    lengths = torch.arange(MIDDLE.B, device=DEVICE) % (MIDDLE.T + 1)
+    mask = random_mask(MIDDLE.T, MIDDLE.B, p=0.5, seed=3).to(DEVICE)
+    options = {"lengths": lengths, "detach_mask": mask, "reverse": reverse, "backend": backend}
+    clean = results(functional.lstm, named, **options)
+    past = torch.arange(MIDDLE.T, device=DEVICE).unsqueeze(1) >= lengths
+    dirty = named["input"].detach().masked_fill(past.unsqueeze(2), torch.nan).requires_grad_()
+    found = results(functional.lstm, named | {"input": dirty}, **options)
+    assert_equal(found, clean)
+    assert not found["output"][past].any() and not found["grad input"][past].any()
+
+
+@runs()
+def test_nan_stays_in_its_sample(backend: str, dtype: torch.dtype) -> None:
+    """Samples share the tiles of a matrix unit, and nothing else."""
+    named = leaves(MIDDLE, dtype)
+    dirty = named["input"].detach().clone()
+    dirty[2, 1] = torch.nan
+    found = []
+    for x in (dirty, named["input"].detach()):
+        given = named | {"input": x.requires_grad_()}
+        output, (h_n, c_n) = call(functional.lstm, given, backend=backend)
+        values = {"output": output, "h_n": h_n, "c_n": c_n}
+        found.append(with_gradients(values, {"input": given["input"]}))
+    others = torch.arange(MIDDLE.B, device=DEVICE) != 1
+    assert found[0]["output"][2:, 1].isnan().all() and found[0]["h_n"][1].isnan().all()
+    for name in ("output", "grad input"):
+        assert torch.equal(found[0][name][:, others], found[1][name][:, others]), name
+    assert torch.equal(found[0]["c_n"][others], found[1]["c_n"][others])
+
+
+@runs()
+def test_empty_batch(backend: str, dtype: torch.dtype) -> None:
+    shape = Shape(4, 0, 3, 40)
+    options = on_device(options_for(shape)["all"])
+    found = results(functional.lstm, leaves(shape, dtype), backend=backend, **options)
+    assert found["output"].shape == (4, 0, 40) and found["h_n"].shape == (0, 40)
+    assert found["grad weight_hh"].shape == (160, 40) and not found["grad weight_hh"].any()
+
+
+@without_low
+def test_without_gradients_the_values_are_the_same(backend: str, dtype: torch.dtype) -> None:
+    named = leaves(MIDDLE, dtype)
+    with torch.no_grad():
+        output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
+    assert not output.requires_grad
+    wanted, (wanted_h, wanted_c) = call(functional.lstm, named, backend=backend)
+    assert torch.equal(output, wanted)
+    assert torch.equal(h_n, wanted_h) and torch.equal(c_n, wanted_c)
+
+
+@needs_cuda
+@pytest.mark.slow
+@only_float32
+def test_more_numbers_than_int32_counts(backend: Any, dtype: torch.dtype) -> None:
+    """[T, B, 4H] of 2.2e9 entries, against the same in two halves, none of which is as long."""
+    shape = Shape(4200, 1024, 1, 128)
+    assert 4 * shape.T * shape.B * shape.H > 2**31
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if free < 60:
+        pytest.skip(f"wants 60 GiB of free GPU memory, there are {free:.0f}")
+    named = leaves(shape, dtype)
+    weight = random(1, 1, shape.H, seed=5, dtype=dtype).to(DEVICE)
+
+    def run(parts: int) -> dict[str, Tensor]:
+        states = (named["h_0"], named["c_0"])
+        loss, kept = torch.zeros((), device=DEVICE), []
+        for part in named["input"].chunk(parts):
+            output, states = functional.lstm(
+                part,
+                states,
+                *(named[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+                backend=backend,
+            )
+            loss = loss + (output * weight).sum()
+            kept.append(output.detach()[-1])
+        grads = torch.autograd.grad(loss, list(named.values()))
+        found = {f"grad {n}": g for n, g in zip(named, grads, strict=True)}
+        return found | {"last": kept[-1], "c_n": states[1].detach()}
+
+    whole = run(1)
+    torch.cuda.empty_cache()
+    for name, wanted in run(2).items():
+        # Weights get sums over 4e6 rows, in another order: their rounding grows with its root.
+        terms = 4e6**0.5 if "weight" in name or "bias" in name else 1
+        error = (whole[name] - wanted).abs().max() / wanted.abs().max()
+        assert error <= TOLERANCE[dtype] * terms, f"{name}: {error:.1e}"

@@ -1,0 +1,203 @@
+"""Modules on the GPU backends: layers, directions, packed input, autocast, compile, nn.LSTM."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+import throughtime
+from cases import LOW_PRECISION, random, random_mask
+from cases_gpu import (
+    DEVICE,
+    as_leaves,
+    assert_as_close_as_plain,
+    assert_equal,
+    gpu,
+    may_hang,
+    on_device,
+    runs,
+    with_gradients,
+)
+from throughtime import functional
+
+pytestmark = [*gpu, may_hang]
+
+T, B, I, H = 9, 10, 6, 40  # noqa: E741
+
+only_float32 = runs(dtypes=(torch.float32,))
+
+
+def module(dtype: torch.dtype, **options: Any) -> throughtime.LSTM:
+    torch.manual_seed(3)
+    return throughtime.LSTM(I, H, dtype=dtype, **options).to(DEVICE)
+
+
+def run(layer: nn.Module, *args: Any, **options: Any) -> dict[str, Tensor]:
+    """Results, and the gradients of the parameters and the input, which is the first argument."""
+    output, (h_n, c_n) = layer(*args, **options)
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    return with_gradients(found, {"input": args[0], **dict(layer.named_parameters())})
+
+
+def input_of(dtype: torch.dtype, *shape: int) -> Tensor:
+    return random(*(shape or (T, B, I)), seed=1, dtype=dtype).to(DEVICE).requires_grad_()
+
+
+@runs()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2, "bidirectional": True},
+        {"bias": False, "batch_first": True, "bidirectional": True},
+    ],
+    ids=lambda o: "-".join(o) or "plain",
+)
+def test_layers_and_directions(backend: Any, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """With states, a mask of each layer and direction, and resets."""
+    ours = module(dtype, backend=backend, **options)
+    count = ours.num_layers * (2 if ours.bidirectional else 1)
+    states = [random(count, B, H, seed=k, dtype=dtype).to(DEVICE) for k in (7, 8)]
+    given = on_device(
+        {
+            "detach_mask": random_mask(count, T, B, p=0.5, seed=2),
+            "reset": random_mask(T, B, p=0.2, seed=3),
+        }
+    )
+    x = input_of(dtype, *((B, T, I) if ours.batch_first else (T, B, I)))
+    plain = copy.deepcopy(ours)
+    plain.backend = "reference"
+    exact = copy.deepcopy(plain).double()
+    assert_as_close_as_plain(
+        run(ours, x, states, **given),
+        run(plain, x, states, **given),
+        run(exact, as_leaves({"x": x}, torch.float64)["x"], [s.double() for s in states], **given),
+    )
+
+
+@runs(dtypes=(torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_packed_sequence_is_each_sequence_alone(
+    backend: Any, dtype: torch.dtype, bidirectional: bool
+) -> None:
+    lengths = (4, 9, 1, 6)
+    parts = [random(n, I, seed=n, dtype=dtype).to(DEVICE) for n in lengths]
+    layer = module(dtype, backend=backend, num_layers=2, bidirectional=bidirectional)
+    packed, (h_n, c_n) = layer(pack_sequence(parts, enforce_sorted=False))
+    padded, found_lengths = pad_packed_sequence(packed)
+    assert found_lengths.tolist() == list(lengths)
+    plain = copy.deepcopy(layer)
+    plain.backend = "reference"
+    exact = copy.deepcopy(plain).double()
+    for b, part in enumerate(parts):
+        found = {"output": padded[: lengths[b], b], "h_n": h_n[:, b], "c_n": c_n[:, b]}
+        alone = []
+        for other in (plain, exact):
+            output, (h, c) = other(part.to(other.weight_hh_l0.dtype).unsqueeze(1))
+            alone.append({"output": output[:, 0], "h_n": h[:, 0], "c_n": c[:, 0]})
+        assert_as_close_as_plain(found, *alone)
+        assert not padded[lengths[b] :, b].any()
+
+
+@runs(dtypes=(torch.float32,))
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_replace_gives_the_numbers_of_nn_lstm(
+    backend: Any, dtype: torch.dtype, bidirectional: bool
+) -> None:
+    """cuDNN's on a GPU; it may use TF32 unless told otherwise."""
+    torch.manual_seed(3)
+    theirs = nn.LSTM(I, H, num_layers=2, bidirectional=bidirectional).to(DEVICE)
+    holder = nn.ModuleDict({"rnn": copy.deepcopy(theirs)})
+    report = throughtime.replace(holder, backend=backend)
+    ours = holder["rnn"]
+    assert report.replaced == ("rnn",) and isinstance(ours, throughtime.LSTM)
+    x = input_of(dtype)
+    exact = copy.deepcopy(theirs).cpu().double()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain = run(theirs, x)
+    wanted = run(exact, as_leaves({"x": x.cpu()}, torch.float64)["x"])
+    found, plain = ({n: v.cpu() for n, v in r.items()} for r in (run(ours, x), plain))
+    assert_as_close_as_plain(found, plain, wanted)
+
+
+@only_float32
+@pytest.mark.parametrize("low", LOW_PRECISION, ids=str)
+def test_autocast_is_the_same_as_casting(
+    backend: Any, dtype: torch.dtype, low: torch.dtype
+) -> None:
+    layer, x = module(dtype, backend=backend), input_of(dtype)
+    with torch.autocast(DEVICE.type, low):
+        output, (h_n, c_n) = layer(x)
+    assert output.dtype == h_n.dtype == c_n.dtype == low
+    named = {"input": x, **dict(layer.named_parameters())}
+    found = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+    assert found["grad weight_hh_l0"].dtype == dtype
+    cast = copy.deepcopy(layer).to(low)
+    wanted = run(cast, as_leaves({"x": x}, low)["x"])
+    assert_equal({n: v.to(low) for n, v in found.items()}, wanted)
+
+
+@only_float32
+def test_a_mask_that_is_drawn(backend: Any, dtype: torch.dtype) -> None:
+    """The same seed cuts the same steps, another one others, and eval() none."""
+    layer, x = module(dtype, backend=backend, detach_prob=0.5), input_of(dtype)
+
+    def gradients(seed: int) -> dict[str, Tensor]:
+        return run(layer, x, generator=torch.Generator(DEVICE).manual_seed(seed))
+
+    one, other = gradients(1), gradients(2)
+    assert_equal(gradients(1), one)
+    assert torch.equal(one["output"], other["output"])
+    assert not torch.equal(one["grad weight_hh_l0"], other["grad weight_hh_l0"])
+    uncut = run(layer.eval(), x)
+    layer.detach_prob = 0.0
+    assert_equal(run(layer.train(), x), uncut)
+    assert not torch.equal(one["grad weight_hh_l0"], uncut["grad weight_hh_l0"])
+
+
+@pytest.mark.slow
+@only_float32
+def test_compile_of_the_whole_graph(backend: Any, dtype: torch.dtype) -> None:
+    layer, x = module(dtype, backend=backend, num_layers=2, bidirectional=True), input_of(dtype)
+    mask = random_mask(T, B, p=0.5, seed=2).to(DEVICE)
+
+    def scaled(x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        output, (h_n, c_n) = layer(2 * x, detach_mask=mask)
+        return output.tanh(), (h_n, c_n)
+
+    named = {"input": x, **dict(layer.named_parameters())}
+
+    def gradients(function: Any) -> dict[str, Tensor]:
+        output, (h_n, c_n) = function(x, mask)
+        return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+
+    wanted = gradients(scaled)
+    with warnings.catch_warnings():
+        # Inductor's own: TF32 is there and off, or it names its other deprecations.
+        warnings.simplefilter("ignore")
+        found = gradients(torch.compile(scaled, fullgraph=True))
+    assert_as_close_as_plain(found, wanted, {n: v.double() for n, v in wanted.items()})
+
+
+@only_float32
+def test_a_second_derivative_is_refused(backend: Any, dtype: torch.dtype) -> None:
+    if backend == "reference":
+        pytest.skip("the reference can be differentiated twice")
+    layer, x = module(dtype, backend=backend), input_of(dtype)
+    (grad,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiated once.*reference"):
+        grad.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_inputs_on_two_devices_are_refused() -> None:
+    if DEVICE.type == "cpu":
+        pytest.skip("there is one device only")
+    layer = module(torch.float32)
+    with pytest.raises(RuntimeError, match="not at the same device"):
+        functional.lstm(torch.zeros(2, 3, I), None, layer.weight_ih_l0, layer.weight_hh_l0)

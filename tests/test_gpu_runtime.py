@@ -1,0 +1,306 @@
+"""What CUDA itself asks of the GPU backends: graphs, streams, repeats, syncs, memory, time.
+
+Kernels whose blocks wait for one another are the ones that these tests are for: a barrier that is
+not reset between launches, or blocks of two launches that keep each other out, show here.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime
+from cases import Shape, call, options_for, random, random_mask
+from cases_gpu import (
+    DEVICE,
+    STAND_IN,
+    assert_equal,
+    force,
+    gpu,
+    leaves,
+    may_hang,
+    needs_cuda,
+    on_device,
+    results,
+    runs,
+    tiers,
+    with_gradients,
+)
+from throughtime import functional
+
+pytestmark = [*gpu, may_hang]
+
+REPEATS = 10 if STAND_IN else 1000
+only_float32 = runs(dtypes=(torch.float32,))
+
+
+@tiers()
+@pytest.mark.parametrize("option", ["plain", "all"])
+def test_a_thousand_repeats_are_bit_equal(
+    backend: str,
+    tier: str,
+    dtype: torch.dtype,
+    shape: Shape,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both passes. A race that is lost once in some hundred steps is lost here."""
+    force(monkeypatch, tier)
+    shape = Shape(12, shape.B, 2, shape.H)
+    named, options = leaves(shape, dtype), on_device(options_for(shape)[option])
+    first = results(functional.lstm, named, backend=backend, **options)
+    before = {name: x.detach().clone() for name, x in named.items()}
+    # Compared on the GPU and read once: a comparison that waits would keep launches apart.
+    equal = {name: torch.ones((), dtype=torch.bool, device=DEVICE) for name in first}
+    for _ in range(REPEATS):
+        again = results(functional.lstm, named, backend=backend, **options)
+        for name, x in first.items():
+            equal[name] &= (again[name] == x).all()
+    assert [name for name, same in equal.items() if not same] == []
+    assert_equal({name: x.detach() for name, x in named.items()}, before)
+
+
+def capture(work: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of work(), which has been run some times on a stream of its own before."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = work()
+    return graph, found
+
+
+@needs_cuda
+@tiers()
+def test_a_captured_graph_gives_the_same_at_every_replay(
+    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, tier)
+    named = leaves(shape, dtype)
+    mask = random_mask(shape.T, shape.B, p=0.5, seed=1).to(DEVICE)
+    output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
+    incoming = [
+        random(*x.shape, seed=k, dtype=dtype).to(DEVICE) for k, x in enumerate((output, h_n, c_n))
+    ]
+
+    def work() -> dict[str, Tensor]:
+        output, (h_n, c_n) = call(functional.lstm, named, detach_mask=mask, backend=backend)
+        grads = torch.autograd.grad((output, h_n, c_n), list(named.values()), incoming)
+        found = {"output": output, "h_n": h_n, "c_n": c_n}
+        return found | {f"grad {n}": g for n, g in zip(named, grads, strict=True)}
+
+    graph, captured = capture(work)
+    for seed in (20, 21, 22):
+        with torch.no_grad():
+            named["input"].copy_(random(*named["input"].shape, seed=seed, dtype=dtype))
+            mask.copy_(random_mask(*mask.shape, p=0.5, seed=seed))
+        graph.replay()
+        replayed = {name: x.detach().clone() for name, x in captured.items()}
+        assert_equal(replayed, {name: x.detach() for name, x in work().items()})
+
+
+@needs_cuda
+@only_float32
+def test_a_captured_training_step_is_the_eager_one(backend: Any, dtype: torch.dtype) -> None:
+    """Forward, backward and the optimizer; and every replay draws another mask."""
+    torch.manual_seed(1)
+    layer = throughtime.LSTM(6, 64, num_layers=2, backend=backend).to(DEVICE)
+    eager = copy.deepcopy(layer)
+    x, target = (random(12, 16, n, seed=n, dtype=dtype).to(DEVICE) for n in (6, 64))
+
+    def step_of(model: throughtime.LSTM) -> Any:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def step() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss: Tensor = (model(x)[0] - target).square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            return loss
+
+        return step
+
+    graph, loss = capture(step_of(layer))  # three steps; the capture itself takes none
+    eager_step = step_of(eager)
+    for _ in range(3):
+        eager_step()
+    losses = []
+    for _ in range(3):
+        graph.replay()
+        losses.append((loss.item(), eager_step().item()))
+    assert losses[0][0] > losses[1][0] > losses[2][0]
+    assert [a for a, _ in losses] == [b for _, b in losses]
+    assert_equal(dict(layer.state_dict()), dict(eager.state_dict()))
+
+    layer.detach_prob = 0.5
+    parameters = list(layer.parameters())
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(layer(x)[0].square().mean(), parameters)
+
+    graph, grads = capture(gradients)
+    seen = []
+    for _ in range(2):
+        graph.replay()
+        seen.append(grads[1].clone())
+    assert not torch.equal(*seen)
+
+
+@needs_cuda
+@tiers()
+def test_two_streams_at_once(
+    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launches that do not fit beside each other have to wait, not hang."""
+    force(monkeypatch, tier)
+    shape = Shape(30, shape.B, 2, shape.H)
+    streams = [torch.cuda.Stream() for _ in range(2)]  # type: ignore[no-untyped-call]
+    inputs = [leaves(shape, dtype) for _ in streams]
+    with torch.no_grad():
+        inputs[1]["input"].mul_(0.5)
+    wanted = [results(functional.lstm, named, backend=backend) for named in inputs]
+    incoming = [torch.ones_like(wanted[0]["output"]) for _ in streams]
+    grads = [
+        torch.autograd.grad(call(functional.lstm, named, backend=backend)[0], named["input"], ones)
+        for named, ones in zip(inputs, incoming, strict=True)
+    ]
+    torch.cuda.synchronize()
+    found: list[list[tuple[Tensor, Tensor]]] = [[], []]
+    for _ in range(20):
+        for k, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                output, _ = call(functional.lstm, inputs[k], backend=backend)
+                (grad,) = torch.autograd.grad(output, inputs[k]["input"], incoming[k])
+                found[k].append((output.detach(), grad))
+    torch.cuda.synchronize()
+    for k in range(2):
+        for output, grad in found[k]:
+            assert torch.equal(output, wanted[k]["output"])
+            assert torch.equal(grad, grads[k][0])
+
+
+@needs_cuda
+@tiers()
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_nothing_waits_for_the_gpu(
+    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all masks on the GPU, where only the kernels can read them."""
+    force(monkeypatch, tier)
+    named, options = leaves(shape, dtype), on_device(options_for(shape)["all"])
+    results(functional.lstm, named, backend=backend, **options)  # compiles, loads, allocates
+    output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
+    incoming = [torch.ones_like(x) for x in (output, h_n, c_n)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for given in ({}, options):
+            output, (h_n, c_n) = call(functional.lstm, named, backend=backend, **given)
+            grads = torch.autograd.grad((output, h_n, c_n), list(named.values()), incoming)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@needs_cuda
+@only_float32
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_training_step_of_a_module_does_not_wait(backend: Any, dtype: torch.dtype) -> None:
+    layer = throughtime.LSTM(
+        6, 64, num_layers=2, bidirectional=True, detach_prob=0.5, backend=backend
+    ).to(DEVICE)
+    x = random(12, 16, 6, seed=1, dtype=dtype).to(DEVICE)
+    layer(x)[0].square().mean().backward()
+    before = layer.weight_hh_l0.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.zero_grad()
+        layer(x)[0].square().mean().backward()
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not torch.equal(layer.weight_hh_l0, before)
+
+
+@needs_cuda
+@runs(dtypes=(torch.float32, torch.bfloat16))
+def test_memory_does_not_grow(backend: Any, dtype: torch.dtype) -> None:
+    layer = throughtime.LSTM(8, 256, detach_prob=0.5, backend=backend, dtype=dtype).to(DEVICE)
+
+    def iterate(steps: int) -> None:
+        x = random(steps, 16, 8, seed=1, dtype=dtype).to(DEVICE)
+        layer.zero_grad()
+        layer(x)[0].square().mean().backward()
+
+    seen = []
+    for k in range(50):
+        iterate(20 + k % 5)  # lengths vary, as those of data do
+        seen.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    assert set(seen[25:]) == {seen[24]}
+
+
+@needs_cuda
+@only_float32
+def test_the_second_gpu(backend: Any, dtype: torch.dtype) -> None:
+    """While the first is the current one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU only")
+    layer = throughtime.LSTM(6, 256, num_layers=2, backend=backend)
+    x = random(12, 16, 6, seed=1, dtype=dtype)
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        here, given = copy.deepcopy(layer).to(device), x.to(device).requires_grad_()
+        output, (h_n, c_n) = here(given)
+        assert output.device == torch.device(device)
+        named = {"input": given, **dict(here.named_parameters())}
+        values = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+        found.append({name: value.cpu() for name, value in values.items()})
+    assert torch.cuda.current_device() == 0
+    names = {torch.cuda.get_device_name(k) for k in range(2)}
+    if len(names) == 1:
+        assert_equal(*found)
+    else:  # another GPU may be cut otherwise, and then sums in another order
+        for name, value in found[0].items():
+            assert torch.allclose(value, found[1][name], rtol=1e-4, atol=1e-5), name
+
+
+@needs_cuda
+@pytest.mark.slow
+@runs(dtypes=(torch.bfloat16,))
+def test_detached_steps_make_the_backward_faster(backend: Any, dtype: torch.dtype) -> None:
+    """Half of the steps detached against none, in turns, by events of the GPU."""
+    shape = Shape(512, 16, 8, 256)
+    named = leaves(shape, dtype)
+    half = torch.arange(shape.T, device=DEVICE) % 2 == 0
+    ones = torch.ones(shape.T, shape.B, shape.H, device=DEVICE, dtype=dtype)
+    given = list(named.values())
+    passes = [
+        call(functional.lstm, named, detach_mask=mask, backend=backend)[0] for mask in (None, half)
+    ]
+
+    def milliseconds(output: Tensor) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        torch.autograd.grad(output, given, ones, retain_graph=True)
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+    for output in passes * 3:
+        milliseconds(output)
+    times: list[list[float]] = [[], []]
+    for _ in range(21):
+        for k, output in enumerate(passes):
+            times[k].append(milliseconds(output))
+    whole, cut = (statistics.median(t) for t in times)
+    print(f"\n{backend}: p = 0 {whole:.3f} ms, p = 0.5 {cut:.3f} ms, {whole / cut:.2f} times")
+    assert cut < 0.97 * whole, f"p = 0: {whole:.3f} ms, p = 0.5: {cut:.3f} ms"
