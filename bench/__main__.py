@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from throughtime.bench import lstm, rel_lstm, relevancy
+from throughtime.bench import compare, lstm, rel_lstm, relevancy
 from throughtime.bench.errors import UsageError
 
 
@@ -19,6 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("relevancy", relevancy, "relevancy attention"),
     ):
         module.add_arguments(operations.add_parser(name, help=text, description=module.__doc__))
+    compare.add_arguments(
+        operations.add_parser(
+            "compare",
+            help="is the working tree slower than a revision?",
+            description=compare.__doc__,
+        )
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -105,38 +105,42 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def noise_limit(twins: Sequence[float], alpha: float = ALPHA) -> float:
+def noise_limit(twins: Sequence[float], cases: int, alpha: float = ALPHA) -> float:
     """How far from 1 the ratio of equal code may lie: ``LEAST_LIMIT`` or what the twins say.
 
-    Taking the log ratios of processes of equal code as normal around 0, another set of as many
-    stays within the limit, all of them together, with a probability of 1 - alpha or more.
+    Taking the log ratios of processes of equal code as normal around 0, those of further cases
+    stay within the limit, all of them together, with a probability of 1 - alpha or more.
 
     Args:
-        twins: median of base / base of each case.
-        alpha: the probability that one of them lies outside.
+        twins: medians of base / base, one per case that was measured.
+        cases: how many medians of working tree / base will be held against the limit.
+        alpha: the probability that one of those exceeds it although the code is equal.
 
     Returns:
         The limit as a fraction: 0.03 allows ratios from 1 / 1.03 to 1.03.
 
     Example:
-        >>> noise_limit([1.0, 1.001, 0.999])
+        >>> noise_limit([1.0, 1.001, 0.999], cases=3)
         0.03
-        >>> noise_limit([1.05, 0.97, 1.0]) > 0.1
+        >>> noise_limit([1.05, 0.97, 1.0], cases=3) > 0.1
         True
     """
     spread = math.sqrt(statistics.fmean(math.log(twin) ** 2 for twin in twins))
-    quantile: float = require("scipy.stats").t.ppf(1 - alpha / len(twins), df=len(twins))
+    quantile: float = require("scipy.stats").t.ppf(1 - alpha / cases, df=len(twins))
     return max(LEAST_LIMIT, math.expm1(quantile * spread))
 
 
 def judge(
-    ratios: Mapping[str, Sequence[float]], twins: Mapping[str, Sequence[float]]
+    ratios: Mapping[str, Sequence[float]],
+    twins: Mapping[str, Sequence[float]],
+    earlier: Sequence[float] = (),
 ) -> tuple[float, dict[str, Verdict]]:
     """The limit and a verdict per case.
 
     Args:
         ratios: case -> working tree / base, one per round.
         twins: case -> base / base of the same rounds.
+        earlier: medians of base / base from other processes, which tell of the same noise.
 
     Returns:
         The limit of ``noise_limit``, and the verdicts.
@@ -147,7 +151,7 @@ def judge(
         (0.03, 'slower', 1.2)
     """
     middle = {case: statistics.median(values) for case, values in twins.items()}
-    limit = noise_limit(list(middle.values()))
+    limit = noise_limit([*middle.values(), *earlier], len(ratios))
     ps = holm([_p_differs(values) for values in ratios.values()])
     return limit, {
         case: _verdict(values, p, middle[case], limit)

@@ -87,6 +87,6 @@ def test_holm_by_hand() -> None:
 
 
 def test_limit_grows_with_the_difference_between_twins() -> None:
-    assert stats.noise_limit([1.0] * 6) == stats.LEAST_LIMIT
-    low, high = (stats.noise_limit([1 + d, 1 - d] * 3) for d in (0.02, 0.05))
+    assert stats.noise_limit([1.0] * 6, 6) == stats.LEAST_LIMIT
+    low, high = (stats.noise_limit([1 + d, 1 - d] * 3, 6) for d in (0.02, 0.05))
     assert 0.03 < low < high
