@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from throughtime.bench import compare, lstm, rel_lstm, relevancy
+from throughtime.bench import compare, lstm, page, rel_lstm, relevancy
 from throughtime.bench.errors import UsageError
 
 
@@ -19,13 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("relevancy", relevancy, "relevancy attention"),
     ):
         module.add_arguments(operations.add_parser(name, help=text, description=module.__doc__))
-    compare.add_arguments(
-        operations.add_parser(
-            "compare",
-            help="is the working tree slower than a revision?",
-            description=compare.__doc__,
-        )
-    )
+    for name, tool, text in (
+        ("report", page, "a page of tables and plots from CSV files"),
+        ("compare", compare, "has the working tree become slower?"),
+    ):
+        tool.add_arguments(operations.add_parser(name, help=text, description=tool.__doc__))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

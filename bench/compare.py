@@ -1,9 +1,9 @@
 """``bench compare``: is the working tree slower than a base revision?
 
-Both are built, and three processes take turns at every case: the base, the working tree, and the base
-again. The last two say how far apart processes of equal code lie on this machine; a case is slower
-only beyond that, beyond 3 %, beyond chance, and twice: what was slower is measured again in new
-processes. See ``compare_stats``.
+Both are built, and three processes take turns at every case: the base, the working tree, and the
+base again, which tells how far apart processes of equal code lie on this machine. A case is slower
+only if it is so beyond that and beyond 3 %, not by chance, and twice: what was slower is measured
+again in new processes.
 """
 
 from __future__ import annotations
@@ -151,13 +151,14 @@ def _ratios(
     rounds: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Working tree / base and base / base of every case, round by round."""
-    both = []
-    for role in ("tree", "twin"):
-        both.append({
+    ratios, twins = (
+        {
             case: [x / y for x, y in zip(own[role], own["base"], strict=True)]
             for case, own in rounds.items()
-        })  # fmt: skip
-    return both[0], both[1]
+        }
+        for role in ("tree", "twin")
+    )
+    return ratios, twins
 
 
 def _measure(

@@ -9,16 +9,12 @@ from typing import Any
 from throughtime.bench.errors import UsageError
 
 # The sizes of every operation, with what a case takes that does not name them.
+_SCREENING = {"window_size": 10, "top_k": 15}
+_ATTENTION = {"window_size": 64, "top_k": 64}
 SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "lstm": {"T": 100, "B": 64, "I": 64, "H": 256, "p": 0.0, "dtype": "float32"},
-    "rel-lstm": {
-        **{"T": 120, "B": 10, "I": 10, "H": 128, "window_size": 10, "top_k": 15},
-        "dtype": "float32",
-    },
-    "relevancy": {
-        **{"T": 2048, "B": 2, "heads": 4, "D": 64, "window_size": 64, "top_k": 64},
-        "dtype": "float32",
-    },
+    "rel-lstm": {"T": 120, "B": 10, "I": 10, "H": 128, **_SCREENING, "dtype": "float32"},
+    "relevancy": {"T": 2048, "B": 2, "heads": 4, "D": 64, **_ATTENTION, "dtype": "float32"},
 })  # fmt: skip
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 

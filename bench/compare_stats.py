@@ -17,20 +17,21 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from throughtime.bench.errors import require
 
 ALPHA = 0.05
 LEAST_LIMIT = 0.03
-VERDICTS = ("slower", "faster", "same", "unclear")
+Word = Literal["slower", "faster", "same", "unclear"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What became of one case: ``ratio`` is the median of working tree / base.
 
-    ``low`` to ``high`` encloses the true median in 95 of 100 cases; ``p`` is the corrected p-value of
-    "the median is not 1"; ``twin`` is the median of base / base. ``word`` is one of ``VERDICTS``:
+    ``low`` to ``high`` encloses the true median in 95 of 100 cases; ``p`` is the corrected p-value
+    of "the median is not 1"; ``twin`` is the median of base / base. ``word``:
 
     - ``slower``, ``faster``: the median is beyond the limit, and not by chance (p < 0.05);
     - ``same``: the whole interval lies within the limit;
@@ -42,7 +43,7 @@ class Verdict:
     high: float
     p: float
     twin: float
-    word: str
+    word: Word
 
 
 def sign_test(values: Sequence[float], threshold: float) -> float:
@@ -61,7 +62,7 @@ def sign_test(values: Sequence[float], threshold: float) -> float:
     """
     above = sum(value > threshold for value in values)
     n = len(values)
-    return math.fsum(math.comb(n, k) for k in range(above, n + 1)) / 2**n
+    return math.fsum(math.comb(n, k) for k in range(above, n + 1)) / 2.0**n
 
 
 def median_interval(values: Sequence[float], alpha: float = ALPHA) -> tuple[float, float]:
@@ -126,7 +127,7 @@ def noise_limit(twins: Sequence[float], cases: int, alpha: float = ALPHA) -> flo
         True
     """
     spread = math.sqrt(statistics.fmean(math.log(twin) ** 2 for twin in twins))
-    quantile: float = require("scipy.stats").t.ppf(1 - alpha / cases, df=len(twins))
+    quantile = float(require("scipy.stats").t.ppf(1 - alpha / cases, df=len(twins)))
     return max(LEAST_LIMIT, math.expm1(quantile * spread))
 
 
@@ -170,7 +171,7 @@ def _verdict(values: Sequence[float], p: float, twin: float, limit: float) -> Ve
     ratio = statistics.median(values)
     low, high = median_interval(values)
     if p < ALPHA and ratio > 1 + limit:
-        word = "slower"
+        word: Word = "slower"
     elif p < ALPHA and ratio < 1 / (1 + limit):
         word = "faster"
     elif 1 / (1 + limit) <= low and high <= 1 + limit:

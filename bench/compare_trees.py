@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,10 +76,9 @@ def build_base(repo: Path, revision: str) -> Path:
         )
         with tempfile.TemporaryDirectory(prefix="throughtime-base-") as scratch:
             source, made = Path(scratch, "source"), target.with_suffix(".part")
-            archive = Path(scratch, "source.tar")
+            archive = Path(scratch, "source.zip")
             _run(["git", "-C", str(repo), "archive", "--output", str(archive), revision])
-            with tarfile.open(archive) as packed:
-                packed.extractall(source)  # noqa: S202  our own commit
+            shutil.unpack_archive(archive, source)
             install(source, made)
         made.rename(target)  # what is there under its own name is complete
     return target

@@ -1,7 +1,7 @@
 """One process of ``bench compare``: measures one tree when it is told to.
 
-Run as a file, ``python compare_worker.py TREE THREADS``, with the ``throughtime`` that lies in TREE.
-It must run with trees that are older than itself, so it uses their public layers only and imports
+Run as a file, ``python compare_worker.py TREE THREADS``: it imports the ``throughtime`` of TREE. It
+must run with trees that are older than itself, so it uses their public layers only and imports
 nothing of ``throughtime.bench``. Every line that it reads is a request in JSON, every line that it
 writes the answer.
 """
@@ -125,10 +125,10 @@ def _relevancy(case: Sizes) -> Callable[[], object]:
     torch.manual_seed(0)
     shape = (4, case["B"], case["heads"], case["T"], case["D"])
     q, k, v, grad = torch.randn(shape).to(getattr(torch, case["dtype"])).unbind(0)
-    inputs = [x.requires_grad_() for x in (q, k, v)]
-    screening = (case["window_size"], case["top_k"])
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    window, top_k = case["window_size"], case["top_k"]
     return lambda: torch.autograd.grad(
-        functional.relevancy_attention(*inputs, *screening), inputs, grad
+        functional.relevancy_attention(q, k, v, window, top_k), (q, k, v), grad
     )
 
 
