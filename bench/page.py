@@ -120,9 +120,10 @@ def _section(op: str, entries: Sequence[Entry]) -> str:
     for entry in measured:
         groups.setdefault((entry.row.dtype, entry.row.mode), []).append(entry)
     for k, ((dtype, mode), own) in enumerate(groups.items()):
+        title = f"{op}, {dtype}, {mode}"
         parts.append(
-            f"<figure {attributes(own[0].row)}><figcaption>{escape(f'{op}, {dtype}, {mode}')}"
-            f'</figcaption><div class="plot">{page_plots.draw(own, f"{op}-{k}-")}</div></figure>'
+            f"<figure {attributes(own[0].row)}><figcaption>{escape(title)}</figcaption>"
+            f'<div class="plot">{page_plots.draw(own, title, f"{op}-{k}-")}</div></figure>'
         )
     if measured:
         parts.append(table(measured, f"measurements of {op}"))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from throughtime.bench import plots
@@ -32,13 +33,14 @@ class Series:
     entries: Sequence[Entry]
 
 
-def draw(entries: Sequence[Entry], prefix: str) -> str:
+def draw(entries: Sequence[Entry], label: str, prefix: str) -> str:
     """Time, ratio and memory of entries with a time: over T where T alone varies, else per case.
 
     More cases than fit below each other become points: ratio over time.
 
     Args:
         entries: of one operation, dtype and mode, one or more.
+        label: names the picture for those who do not see it.
         prefix: begins every id of the picture, because ids are the page's and not the picture's.
 
     Returns:
@@ -58,7 +60,7 @@ def draw(entries: Sequence[Entry], prefix: str) -> str:
             canvas = _bars(series, panels, cases, name_case)
         else:
             canvas = _points(series)
-        return inline(_svg(canvas), prefix)
+        return inline(_svg(canvas), label, prefix)
 
 
 def _series(entries: Sequence[Entry]) -> list[Series]:
@@ -219,12 +221,12 @@ def _svg(canvas: Any) -> str:
     return written.getvalue()
 
 
-def inline(svg: str, prefix: str) -> str:
+def inline(svg: str, label: str, prefix: str) -> str:
     """A file of matplotlib as an element of a page: no prologue, own ids, colours of the page.
 
     Example:
-        >>> inline('<?xml?><svg><g id="a" style="fill: #010203"/><use href="#a"/></svg>', "p-")
-        '<svg role="img"><g id="p-a" style="fill: currentColor"/><use href="#p-a"/></svg>'
+        >>> inline('<?xml?><svg><g id="a" fill="#010203"/><use href="#a"/></svg>', "b", "p-")
+        '<svg role="img" aria-label="b"><g id="p-a" fill="currentColor"/><use href="#p-a"/></svg>'
     """
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
@@ -233,4 +235,4 @@ def inline(svg: str, prefix: str) -> str:
     svg = re.sub(r'href="#', f'href="#{prefix}', svg)
     svg = svg.replace("url(#", f"url(#{prefix}")
     svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    return svg.replace("<svg", '<svg role="img"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
