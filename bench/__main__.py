@@ -1,29 +1,32 @@
-"""``python -m throughtime.bench OP``: the same as ``python -m throughtime bench OP``."""
+"""``python -m throughtime.bench COMMAND``: the same as ``python -m throughtime bench COMMAND``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from throughtime.bench import compare, lstm, page, rel_lstm, relevancy
+from throughtime.bench import command, compare, page, plot, rows
 from throughtime.bench.errors import UsageError
+from throughtime.bench.rooms import OPERATIONS
+
+# Command -> (what it does, what adds its options and sets ``run``).
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "compare": ("tell whether the working tree has become slower", compare.add_arguments),
+    "plot": ("draw stored measurements", plot.add_arguments),
+    "report": ("make a page of tables and plots from CSV files", page.add_arguments),
+    "schema": ("print the columns of the CSV files", rows.add_arguments),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The benchmarks, one subcommand each."""
-    operations = parser.add_subparsers(title="operations", required=True, metavar="OPERATION")
-    for name, module, text in (
-        ("lstm", lstm, "one LSTM layer"),
-        ("rel-lstm", rel_lstm, "one RelLSTM layer"),
-        ("relevancy", relevancy, "relevancy attention"),
-    ):
-        module.add_arguments(operations.add_parser(name, help=text, description=module.__doc__))
-    for name, tool, text in (
-        ("report", page, "a page of tables and plots from CSV files"),
-        ("compare", compare, "has the working tree become slower?"),
-    ):
-        tool.add_arguments(operations.add_parser(name, help=text, description=tool.__doc__))
+    """The benchmarks and what is made of them, one subcommand each."""
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, operation in OPERATIONS.items():
+        text = f"measure {name}"
+        command.add_arguments(commands.add_parser(name, help=text, description=text), operation)
+    for name, (text, add) in COMMANDS.items():
+        add(commands.add_parser(name, help=text, description=text))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 MODES = ("forward+backward", "forward", "inference")
 
@@ -24,7 +24,20 @@ class Case:
     hidden_size: int
 
     def __str__(self) -> str:
-        return f"{self.steps}, {self.batch}, {self.input_size}, {self.hidden_size}"
+        return ", ".join(str(size) for size in self.columns().values())
+
+    def columns(self) -> dict[str, int]:
+        """All sizes, by the names that tables have for them."""
+        return dict(zip("TBIH", astuple(self), strict=True))
+
+    @property
+    def queries(self) -> int:
+        """T * B."""
+        return self.steps * self.batch
+
+    def tiny(self) -> Case:
+        """Two steps of two samples with few units."""
+        return Case(2, 2, self.input_size, min(self.hidden_size, 16))
 
 
 DEFAULT = (
@@ -104,3 +117,29 @@ def gflop(case: Case, mode: str, p: float = 0.0, *, input_grad: bool = False) ->
         return forward
     weight_gradients = recurrent + projection
     return forward + weight_gradients + (1 - p) * recurrent + (projection if input_grad else 0.0)
+
+
+def gbyte(case: Case, mode: str, size: int, *, input_grad: bool = False) -> float:
+    """Memory traffic that one iteration cannot avoid, in 10^9 bytes.
+
+    Input and weights are read and the output is written; with a backward pass input, weights,
+    output and its gradient are read, and the gradients of the weights are written. What is kept
+    for the backward pass is not counted, because it could be computed anew.
+
+    Args:
+        case: the shape.
+        mode: one of ``MODES``.
+        size: bytes of a number.
+        input_grad: whether the gradient of the input is written too.
+
+    Example:
+        >>> gbyte(Case(10, 10, 10, 10), "forward", 4) * 1e9
+        11520.0
+    """
+    rows = case.steps * case.batch
+    input, output = rows * case.input_size, rows * case.hidden_size
+    weights = 4 * case.hidden_size * (case.input_size + case.hidden_size + 2)
+    numbers = input + weights + output
+    if mode == "forward+backward":
+        numbers += input + weights + 2 * output + weights + (input if input_grad else 0)
+    return 1e-9 * size * numbers

@@ -35,6 +35,7 @@ HEADER = ("case", "base ms", "tree ms", "tree / base (95 %)", "base / base", "p"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench compare``."""
+    parser.description = __doc__
     add = parser.add_argument
     add("--base", required=True, metavar="REVISION", help="what to compare with, such as main")
     add(

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from throughtime.bench import cases, gate, lstm, machine, plots, report, train
+from throughtime.bench import cases, machine, plots, report, speed_plots, train
 from throughtime.bench.cases import Case
+from throughtime.bench.cell import OURS, Cell, Contestant
+from throughtime.bench.engine import Bench
 from throughtime.bench.errors import require
+from throughtime.bench.gate import Gate
+from throughtime.bench.lstm import Lstm
 from throughtime.bench.measure import Plan
 from throughtime.bench.peers import PEERS
+from throughtime.bench.rows import Row
 from throughtime.bench.tasks.config import Config
 from throughtime.bench.tasks.record import Epoch, best
 
@@ -63,15 +69,15 @@ def run(args: argparse.Namespace) -> int:
 
     right = _print_correctness()
     histories = _train(QUICK_EPOCHS if args.quick else EPOCHS)
-    bench = lstm.LstmBench(peers=["torch", "loop"], memory=False, plan=Plan(seconds=0.5))
+    bench = Bench(
+        Lstm(), peers=["torch", "loop"], ps=[0.0, 0.5], memory=False, plan=Plan(seconds=0.5)
+    )
     print("## Speed\n", flush=True)
     rows = bench.rows(cases.QUICK)
-    print(report.table(rows, bench.labels))
-    for note in bench.notes:
-        print(f"\n{note}")
+    print(report.table(rows, Lstm.heading))
 
     path = args.out / "demo.png"
-    plots.save(plots.demo(histories, rows, bench.labels), path)
+    plots.save(_picture(histories, rows), path)
     print(f"\nplot: {path}\n{time.perf_counter() - start:.0f} s in all")
     return 0 if right and not bench.red else 1
 
@@ -84,7 +90,7 @@ def _print_correctness() -> bool:
     header: list[str] = []
     for case in CHECKED:
         for p in (0.0, 0.5):
-            errors = gate.check("throughtime", case, p, torch.float32)
+            errors = Gate(Lstm(), Cell(case, p=p)).check(Contestant(OURS))
             header = list(errors.relative)
             cells = [f"{value:.0e}" for value in errors.relative.values()]
             verdict = "right" if errors.passed else f"WRONG: {errors.worst}"
@@ -141,3 +147,26 @@ def _training_line(name: str, history: Sequence[Epoch]) -> list[str]:
         f"{statistics.median(epoch.sequences_per_s for epoch in history):.0f}",
         f"{sum(epoch.seconds for epoch in history):.1f}",
     ]
+
+
+def _picture(runs: Mapping[str, Sequence[Epoch]], rows: Sequence[Row]) -> Any:
+    """Training runs side by side above, the benchmark below."""
+    canvas, panels = plots.figure(3, [3.4, speed_plots.bars_height(rows)])
+    loss, accuracy, norm = panels[:3]
+    for k, (name, history) in enumerate(runs.items()):
+        style = {"color": plots.COLOURS[k], "linestyle": plots.DASHES[k], "label": name}
+        epochs = [epoch.epoch for epoch in history]
+        seconds = list(itertools.accumulate(epoch.seconds for epoch in history))
+        loss.plot(epochs, [epoch.loss for epoch in history], **style)
+        accuracy.plot(seconds, [epoch.test_accuracy for epoch in history], **style)
+        norm.plot(epochs, [epoch.grad_norm_median for epoch in history], **style)
+    loss.set(ylabel="training loss", ylim=(0, None))
+    accuracy.set(ylabel="test accuracy", xlabel="seconds of training", ylim=(0, 1))
+    norm.set_ylabel("gradient norm, median")
+    plots.plain_log(norm)
+    for panel in (loss, norm):
+        plots.epoch_axis(panel)
+    accuracy.legend(frameon=False, fontsize="small", loc="lower right")
+    speed_plots.draw_bars(canvas, panels[3:], rows)
+    canvas.suptitle(f"digits, pixel by pixel (above); {speed_plots.title(rows)}", fontsize="small")
+    return canvas

@@ -33,9 +33,13 @@ class LoopRelLSTM(throughtime.RelLSTM):
     weight_key_l0: Tensor
     weight_score_l0: Tensor
 
-    def forward(self, input: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """Input ``[T, B, I]`` -> output ``[T, B, H]``."""
-        batch, hidden = input.size(1), self.hidden_size
+    def forward(  # type: ignore[override]
+        self, input: Tensor, *, detach_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Input ``[T, B, I]``, mask bool ``[T]`` -> output ``[T, B, H]``."""
+        steps, batch, _ = input.shape
+        hidden = self.hidden_size
+        detached = [False] * steps if detach_mask is None else detach_mask.tolist()
         h = c = s = input.new_zeros(batch, hidden)
         window: list[Tensor] = []  # h of the last steps, [B, H] each
         relevance: list[Tensor] = []  # of the window, [B] each, without gradient
@@ -49,7 +53,7 @@ class LoopRelLSTM(throughtime.RelLSTM):
                     relevance[slot] = relevance[slot] + attention[:, slot].detach()
                 if len(window) == self.window_size:
                     self._retain(window.pop(0), relevance.pop(0), kept, kept_relevance)
-                s = 0.5 * (h + context)
+                s = 0.5 * ((h.detach() if detached[step] else h) + context)
             gates = F.linear(x, self.weight_ih_l0, self._bias("ih")) + F.linear(
                 s, self.weight_hh_l0, self._bias("hh")
             )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from throughtime.bench import cuda
 
 import throughtime
 
@@ -54,12 +57,25 @@ def busy() -> str | None:
     )
 
 
-def name() -> str:
-    """Processor, cores and operating system in one line, for a column of a table."""
-    return f"{cpu_model()}, {cores()} cores, {platform.system()} {platform.machine()}"
+def name(device: str = "cpu") -> str:
+    """Processor, cores and operating system in one line, for a column of a table; a GPU first."""
+    host = f"{cpu_model()}, {cores()} cores, {platform.system()} {platform.machine()}"
+    if device == "cuda" and cuda.why_not() is None:
+        return f"{torch.cuda.get_device_name()}; {host}"
+    return host
 
 
-def header() -> list[str]:
+def slug() -> str:
+    """Processor and cores as the name of a folder.
+
+    Example:
+        >>> re.fullmatch(r"[a-z0-9-]+-[0-9]+core", slug()) is not None
+        True
+    """
+    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_model()} {cores()}core".lower()).strip("-")
+
+
+def header(devices: Sequence[str] = ("cpu",)) -> list[str]:
     """The lines that stand above every benchmark."""
     revision = git_revision()
     load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
@@ -68,6 +84,7 @@ def header() -> list[str]:
         f"threads: {torch.get_num_threads()}, load average {load}",
         f"torch {torch.__version__}, python {platform.python_version()}, "
         f"throughtime {throughtime.__version__}" + (f" ({revision})" if revision else ""),
+        *(cuda.header() if "cuda" in devices and cuda.why_not() is None else []),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Timing: alternated runs, medians and quartiles, and the machine's own sgemm rate."""
+"""Timing: alternated runs, medians and quartiles, and the rates that the machine itself reaches."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
 Run = Callable[[], object]
+Timer = Callable[[Run, int], float]
+Name = TypeVar("Name", bound=Hashable)
 
 SAMPLE_SECONDS = 0.02
 SLOW_FACTOR = 4.0
 SLOW_SECONDS = 0.3
 SLOW_ROUNDS = 3
 GEMM_SIZE = 2048
+COPY_MB = 128  # beyond the caches
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,12 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def alternate(
-    contestants: Mapping[str, Run], plan: Plan, *, between: Run | None = None
-) -> dict[str, Samples]:
+    contestants: Mapping[Name, Run],
+    plan: Plan,
+    *,
+    between: Run | None = None,
+    timer: Timer | None = None,
+) -> dict[Name, Samples]:
     """Times the contestants in turns, so that a slow spell of the machine hits all of them.
 
     Each is warmed up first. Runs shorter than ``SAMPLE_SECONDS`` are repeated within a sample.
@@ -94,13 +102,16 @@ def alternate(
         contestants: name -> one iteration.
         plan: when to stop.
         between: called after every round, outside of all timings.
+        timer: ``timer(run, repeats)`` runs it so often and returns the seconds; by default the
+            processor's clock.
 
     Example:
         >>> samples = alternate({"a": lambda: None}, Plan(rounds=3, exactly=True))
         >>> len(samples["a"].seconds)
         3
     """
-    estimates = {name: _warm_up(run) for name, run in contestants.items()}
+    timer = timer or _time
+    estimates = {name: _warm_up(run, timer) for name, run in contestants.items()}
     fastest = min(estimates.values())
     repeats = {n: max(1, math.ceil(SAMPLE_SECONDS / e)) for n, e in estimates.items()}
     slow = {n for n, e in estimates.items() if e > SLOW_FACTOR * fastest}
@@ -116,7 +127,7 @@ def alternate(
             for name in names[turn:] + names[:turn]:
                 if name in slow and _enough(samples[name], plan):
                     continue
-                seconds = _time(contestants[name], repeats[name])
+                seconds = timer(contestants[name], repeats[name])
                 samples[name].seconds[rounds] = seconds / repeats[name]
                 spent += seconds
             if between is not None:
@@ -134,12 +145,12 @@ def _enough(samples: Samples, plan: Plan) -> bool:
     return taken >= (min(SLOW_ROUNDS, plan.rounds) if long else plan.rounds)
 
 
-def _warm_up(run: Run) -> float:
-    seconds = _time(run, 1)
+def _warm_up(run: Run, timer: Timer) -> float:
+    seconds = timer(run, 1)
     for _ in range(3):
         if seconds > SLOW_SECONDS:
             break
-        seconds = min(seconds, _time(run, 1))
+        seconds = min(seconds, timer(run, 1))
     return max(seconds, 1e-7)
 
 
@@ -150,11 +161,39 @@ def _time(run: Run, repeats: int) -> float:
     return time.perf_counter() - start
 
 
-class GemmRate:
-    """The rate of a ``2048^3`` matrix product on this machine, in GFLOP/s, sampled on the way.
+class Rate:
+    """What the machine itself reaches, sampled on the way.
 
     Called between the rounds of a benchmark it measures at most every ``interval`` seconds, so
     that the rate belongs to the same minutes as the timings that are compared with it.
+    """
+
+    def __init__(
+        self, run: Run, work: float, *, interval: float = 0.5, timer: Timer | None = None
+    ) -> None:
+        self._run = run
+        self._work = work
+        self._interval = interval
+        self._timer = timer
+        self._rates: list[float] = []
+        self._last = -math.inf
+        run()
+
+    def __call__(self) -> None:
+        if time.perf_counter() - self._last < self._interval:
+            return
+        self._rates.append(1e-9 * self._work / (self._timer or _time)(self._run, 1))
+        self._last = time.perf_counter()
+
+    def median(self) -> float:
+        """Median of the samples so far, in 10^9 per second; takes one if there is none yet."""
+        if not self._rates:
+            self()
+        return statistics.median(self._rates)
+
+
+class GemmRate(Rate):
+    """The rate of a ``2048^3`` matrix product, in GFLOP/s.
 
     Example:
         >>> rate = GemmRate(torch.float32, size=64)
@@ -163,23 +202,25 @@ class GemmRate:
         True
     """
 
-    def __init__(self, dtype: torch.dtype, *, size: int = GEMM_SIZE, interval: float = 0.5) -> None:
-        self._size = size
-        self._interval = interval
-        self._a, self._b, self._out = (torch.randn(size, size, dtype=dtype) for _ in range(3))
-        self._rates: list[float] = []
-        self._last = -math.inf
-        torch.mm(self._a, self._b, out=self._out)
-
-    def __call__(self) -> None:
-        if time.perf_counter() - self._last < self._interval:
-            return
-        seconds = _time(lambda: torch.mm(self._a, self._b, out=self._out), 1)
-        self._rates.append(2e-9 * self._size**3 / seconds)
-        self._last = time.perf_counter()
+    def __init__(
+        self, dtype: torch.dtype, *, size: int = GEMM_SIZE, device: str = "cpu", **options: Any
+    ) -> None:
+        a, b, out = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(3))
+        super().__init__(lambda: torch.mm(a, b, out=out), 2.0 * size**3, **options)
 
     def gflops(self) -> float:
-        """Median of the samples so far; takes one if there is none yet."""
-        if not self._rates:
-            self()
-        return statistics.median(self._rates)
+        """``Rate.median``."""
+        return self.median()
+
+
+class CopyRate(Rate):
+    """The memory bandwidth of copying a large tensor, in GB/s: every byte is read and written.
+
+    Example:
+        >>> CopyRate(mb=1).median() > 0
+        True
+    """
+
+    def __init__(self, *, mb: int = COPY_MB, device: str = "cpu", **options: Any) -> None:
+        source, target = torch.zeros(2, mb * 2**18, device=device)
+        super().__init__(lambda: target.copy_(source), 2.0 * mb * 2**20, **options)

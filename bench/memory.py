@@ -1,36 +1,36 @@
-"""Peak memory of one forward and backward, each implementation in a fresh process."""
+"""Peak memory of one iteration, each contestant in a fresh process."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from throughtime.bench.cases import Case
-from throughtime.bench.workload import Workload
+from throughtime.bench import cuda, rooms
+from throughtime.bench.cell import Cell, Contestant
+from throughtime.bench.operation import Operation
 
 
-def peak_mb(
-    impl: str, case: Case, p: float, dtype: torch.dtype, *, backend: str = "auto"
-) -> float | None:
-    """Growth of the resident set from before to the peak of one forward and backward, in MB.
+def peak_mb(operation: Operation, contestant: Contestant, cell: Cell) -> float | None:
+    """Growth of memory from before to the peak of one iteration, in MB.
 
-    Runs in a new process, because a process never gives its peak back. Weights and input are not
-    counted, gradients and saved activations are. None if that process failed.
+    On a CPU that of the resident set, on a GPU that of what torch allocated. Runs in a new
+    process, because a process never gives its peak back. Weights and input are not counted,
+    gradients and saved activations are. None if that process failed.
     """
-    sizes = [str(n) for n in (case.steps, case.batch, case.input_size, case.hidden_size)]
-    arguments = [impl, *sizes, str(p), str(dtype).removeprefix("torch."), backend]
-    return in_new_process("throughtime.bench.memory", arguments)
-
-
-def in_new_process(module: str, arguments: Sequence[str]) -> float | None:
-    """The number that ``python -m module arguments threads`` prints, or None if it fails."""
-    threads = str(torch.get_num_threads())
+    order = {
+        "operation": operation.name,
+        "contestant": dataclasses.asdict(contestant),
+        "cell": dataclasses.asdict(cell),
+        "threads": torch.get_num_threads(),
+    }
     result = subprocess.run(
-        [sys.executable, "-m", module, *arguments, threads],
+        [sys.executable, "-m", "throughtime.bench.memory", json.dumps(order)],
         check=False,
         capture_output=True,
         text=True,
@@ -63,17 +63,20 @@ def _peak_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def main(arguments: list[str]) -> None:
-    """Measures in this process; the arguments are those that ``peak_mb`` passes."""
-    impl, *sizes, p, dtype_name, backend, threads = arguments
-    torch.set_num_threads(int(threads))
-    dtype: torch.dtype = getattr(torch, dtype_name)
-    case = Case(*(int(size) for size in sizes))
-    tiny = Case(2, 2, case.input_size, min(case.hidden_size, 16))
-    Workload.make(impl, tiny, float(p), dtype, backend=backend).iterate("forward+backward")
-    work = Workload.make(impl, case, float(p), dtype, backend=backend)
-    print(growth_mb(lambda: work.iterate("forward+backward")))
+def main(order: str) -> None:
+    """Measures in this process what ``peak_mb`` ordered, and prints the number."""
+    ordered = json.loads(order)
+    operation = rooms.OPERATIONS[ordered["operation"]]
+    contestant = Contestant(**ordered["contestant"])
+    cell = Cell(**ordered["cell"])
+    cell = dataclasses.replace(cell, case=operation.case(cell.case))
+    torch.set_num_threads(ordered["threads"])
+    # What a first call allocates once and keeps belongs to no iteration.
+    operation.work(contestant, dataclasses.replace(cell, case=cell.case.tiny())).iterate(cell.mode)
+    work = operation.work(contestant, cell)
+    growth = cuda.growth_mb if cell.device == "cuda" else growth_mb
+    print(growth(lambda: work.iterate(cell.mode)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

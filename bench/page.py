@@ -23,6 +23,7 @@ FILTERS = {"op": "operation", "dtype": "dtype", "mode": "mode"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench report``."""
+    parser.description = __doc__
     add = parser.add_argument
     add("files", type=Path, nargs="+", metavar="CSV", help="what --csv of a benchmark has written")
     add("--out", type=Path, default=Path("benchmark.html"), metavar="FILE", help="(%(default)s)")

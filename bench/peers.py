@@ -17,6 +17,14 @@ import throughtime
 from throughtime import masks
 
 
+def lstm_step(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
+    """One step by hand: what the input gives to the gates ``[B, 4H]``, states ``[B, H]``."""
+    gates = gates_x + F.linear(h, weight_hh)
+    i, f, g, o = gates.chunk(4, dim=1)  # each [B, H]
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
 class LoopLSTM(throughtime.LSTM):
     """``throughtime.LSTM`` with the forward pass that people write by hand.
 
@@ -34,6 +42,7 @@ class LoopLSTM(throughtime.LSTM):
 
     bias_ih_l0: Tensor
     bias_hh_l0: Tensor
+    step = staticmethod(lstm_step)
 
     def _draws(self) -> bool:
         return self.training and self.detach_prob > 0 and torch.is_grad_enabled()
@@ -52,10 +61,7 @@ class LoopLSTM(throughtime.LSTM):
         outputs = []
         for gates_x_t, detach in zip(gates_x.unbind(0), detached, strict=True):
             h_previous = h.detach() if detach else h
-            gates = gates_x_t + F.linear(h_previous, self.weight_hh_l0)
-            i, f, g, o = gates.chunk(4, dim=1)  # each [B, H]
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
+            h, c = self.step(gates_x_t, h_previous, c, self.weight_hh_l0)
             outputs.append(h)
         return torch.stack(outputs), (h.unsqueeze(0), c.unsqueeze(0))
 

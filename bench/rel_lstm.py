@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
-from throughtime.bench import arguments, versus
-from throughtime.bench.gate import Errors, allowed, relative_errors, screening_steps
+from throughtime.bench import cases
+from throughtime.bench.cell import DTYPES, Cell, Contestant, Work, fixed_mask, placed
+from throughtime.bench.gate import screening_steps
 from throughtime.bench.loop_rel_lstm import LoopRelLSTM
+from throughtime.bench.operation import Operation
 from torch import Tensor, nn
 
 import throughtime
@@ -47,130 +48,136 @@ class Case:
         """B * T."""
         return self.B * self.T
 
+    def tiny(self) -> Case:
+        """Three steps."""
+        return dataclasses.replace(self, T=3)
+
 
 # Copying with T = 300 and 100 (one-hot), pixel by pixel MNIST.
 DEFAULT = (Case(320, 10, 10), Case(120, 64, 10), Case(784, 100, 1))
 QUICK = (Case(120, 10, 10),)
 
 
-class RelLstm:
+def pairs(steps: int, window_size: int, top_k: int) -> int:
+    """How many (query, key) pairs a sequence of ``steps`` queries attends, each to its own key too.
+
+    Example:
+        >>> pairs(3, window_size=2, top_k=0), pairs(4, window_size=2, top_k=1)
+        (5, 9)
+    """
+    return sum(min(k, window_size) + min(max(k - window_size, 0), top_k) for k in range(steps + 1))
+
+
+class RelLstm(Operation):
     """One RelLSTM layer; nn.LSTM of the same size as a peer in speed."""
 
     name = "rel-lstm"
+    kernel = "rel_lstm"
     heading = "T, B, I, H, window, top_k"
-    labels: Mapping[str, str] = MappingProxyType({
-        "throughtime": "throughtime",
-        "loop": "authors' loop",
-        "torch": "nn.LSTM",
-        "reference": "reference",
-    })  # fmt: skip
+    labels: ClassVar[Mapping[str, str]] = {"loop": "authors' loop", "torch": "nn.LSTM"}
+    default_peers = ("loop", "torch")
+    detaching_peers = ("loop",)
+    other_functions = ("torch",)
+    default_ps = (0.0,)
+    sizes: ClassVar[Mapping[str, str]] = {
+        "T": "steps",
+        "B": "batch",
+        "I": "features per step",
+        "H": "units",
+        "window_size": "latest states that a step attends",
+        "top_k": "retained states that it attends",
+    }
+    typical: ClassVar[Mapping[str, Sequence[int]]] = {
+        name: [size] for name, size in asdict(DEFAULT[0]).items()
+    }
+    typical_quick: ClassVar[Mapping[str, Sequence[int]]] = {"T": [QUICK[0].T]}
 
-    def why_not(self, impl: str, case: Case) -> str | None:
+    def default(self) -> Sequence[Case]:
+        """``DEFAULT``."""
+        return DEFAULT
+
+    def quick(self) -> Sequence[Case]:
+        """``QUICK``."""
+        return QUICK
+
+    def case(self, sizes: Mapping[str, Any]) -> Case:
+        """A case from its fields."""
+        return Case(**sizes)
+
+    def hidden_size(self, case: Case) -> int:
+        """H."""
+        return case.H
+
+    def why_not(self, contestant: Contestant, cell: Cell) -> str | None:
         """The Python loops take long."""
-        if impl in ("loop", "reference") and case.queries > LOOP_ROWS:
+        loops = contestant.impl == "loop" or contestant.backend == "reference"
+        if loops and cell.case.queries > LOOP_ROWS:
             return "not measured: a Python loop, one call would take many seconds"
         return None
 
-    def work(
-        self, impl: str, case: Case, dtype: torch.dtype, backend: str
-    ) -> Callable[[str], object]:
-        """The same weights and inputs for every implementation of a case."""
-        layer = _layer(impl, case, backend).to(dtype)
-        x, grad = (
-            torch.randn(case.T, case.B, size, generator=torch.Generator().manual_seed(seed)).to(
-                dtype
-            )
-            for seed, size in ((2, case.I), (3, case.H))
-        )
-        parameters = list(layer.parameters())
+    def shortened(self, case: Case) -> Case:
+        """``gate.screening_steps``."""
+        return dataclasses.replace(case, T=screening_steps(case.T, case.window_size, case.top_k))
 
-        def iterate(mode: str) -> object:
-            if mode == "inference":
-                with torch.inference_mode():
-                    return layer(x)[0]
-            output = layer(x)[0]
-            if mode == "forward":
-                return output
-            return torch.autograd.grad(output, parameters, grad)
+    def gflop(self, impl: str, cell: Cell) -> float:
+        """An LSTM's; queries and keys; scores (the sum over w . tanh) and contexts.
 
-        return iterate
-
-    def errors(self, impl: str, case: Case, dtype: torch.dtype, backend: str) -> Errors | None:
-        """Output, inference and gradients against the float64 reference, at a shorter T.
-
-        The limit is that of ``gate.check``, with the reference as the plain loop.
+        h-detach spares nothing: what a detached step passes to the attention needs the product.
         """
+        case: Case = cell.case
+        backward = cell.mode == "forward+backward"
+        gates = cases.gflop(_lstm_case(case), cell.mode, input_grad=cell.input_grad)
         if impl == "torch":
-            return None
-        steps = screening_steps(case.T, case.window_size, case.top_k)
-        small = replace(case, T=steps)
-        exact = _results("reference", small, torch.float64, "auto")
-        plain = relative_errors(_results("reference", small, dtype, "auto"), exact)
-        found = relative_errors(_results(impl, small, dtype, backend), exact)
-        return Errors(found, allowed(plain, dtype))
+            return gates
+        projections = 2 * 2 * case.H**2 * case.B * (case.T - 1)
+        attention = 4 * case.H * case.B * pairs(case.T - 1, case.window_size, case.top_k)
+        return gates + 1e-9 * (projections + attention) * (3 if backward else 1)
 
-    def memory_arguments(self, case: Case) -> list[str]:
-        """The sizes in their order."""
-        return [str(size) for size in asdict(case).values()]
+    def gbyte(self, impl: str, cell: Cell) -> float:
+        """An LSTM's, and the weights of the attention: read, with a backward pass also written."""
+        case: Case = cell.case
+        size = DTYPES[cell.dtype].itemsize
+        lstm = cases.gbyte(_lstm_case(case), cell.mode, size, input_grad=cell.input_grad)
+        if impl == "torch":
+            return lstm
+        passes = 3 if cell.mode == "forward+backward" else 1
+        return lstm + 1e-9 * size * passes * (2 * case.H**2 + case.H)
+
+    def work(self, contestant: Contestant, cell: Cell, *, exact: bool = False) -> Work:
+        """Weights from seed 0, input from seed 2, output gradient from seed 3."""
+        case: Case = cell.case
+        layer = placed(_layer(contestant, case), cell, exact=exact)
+        x, output_grad = (
+            placed(torch.randn(case.T, case.B, size, generator=generator), cell, exact=exact)
+            for size, generator in (
+                (case.I, torch.Generator().manual_seed(2)),
+                (case.H, torch.Generator().manual_seed(3)),
+            )
+        )
+        x.requires_grad_(cell.input_grad)
+        mask = fixed_mask(case.T, cell.p) if self.detaches(contestant.impl) else None
+        options = {} if mask is None else {"detach_mask": mask.to(cell.device)}
+
+        def call() -> dict[str, Tensor]:
+            return {"output": layer(x, **options)[0]}
+
+        leaves = {"input": x} if cell.input_grad else {}
+        return Work(call, leaves | dict(layer.named_parameters()), output_grad)
 
 
-def _layer(impl: str, case: Case, backend: str) -> nn.Module:
+def _lstm_case(case: Case) -> cases.Case:
+    return cases.Case(case.T, case.B, case.I, case.H)
+
+
+def _layer(contestant: Contestant, case: Case) -> nn.Module:
     torch.manual_seed(0)
-    if impl == "torch":
+    if contestant.impl == "torch":
         return nn.LSTM(case.I, case.H)
-    kind = LoopRelLSTM if impl == "loop" else throughtime.RelLSTM
+    kind = LoopRelLSTM if contestant.impl == "loop" else throughtime.RelLSTM
     return kind(
         case.I,
         case.H,
         window_size=case.window_size,
         top_k=case.top_k,
-        backend="reference" if impl == "reference" else backend,  # type: ignore[arg-type]
+        backend=contestant.backend or "auto",  # type: ignore[arg-type]
     )
-
-
-def _results(impl: str, case: Case, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
-    layer = _layer(impl, case, backend).to(dtype)
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(case.T, case.B, case.I, generator=generator).to(dtype).requires_grad_()
-    output = layer(x)[0]
-    named = {"input": x} | dict(layer.named_parameters())
-    grads = torch.autograd.grad(output.square().sum(), list(named.values()))
-    with torch.inference_mode():
-        inferred = layer(x)[0]
-    found = {"output": output.detach(), "inference": inferred}
-    found |= {f"d {name}": grad for name, grad in zip(named, grads, strict=True)}
-    return {name: x.double() for name, x in found.items()}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench rel-lstm``."""
-    add = parser.add_argument_group("shapes (all T and B)").add_argument
-    add("--T", type=arguments.positive, nargs="+", help="steps")
-    add("--B", type=arguments.positive, nargs="+", help="batch (10)")
-    add("--I", type=arguments.positive, help="features per step (10; 1 for the default T 784)")
-    add("--H", type=arguments.positive, help="units (128)")
-    add("--window-size", type=arguments.positive, help="(10)")
-    add("--top-k", type=arguments.natural, help="(15)")
-    versus.add_arguments(parser, RelLstm())
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs the benchmark."""
-    chosen: tuple[Case, ...] = QUICK if args.quick else DEFAULT
-    if args.T or args.B:
-        chosen = tuple(Case(T, B, 10) for T in args.T or [320] for B in args.B or [10])
-    sizes = {name: getattr(args, name) for name in ("I", "H", "window_size", "top_k")}
-    given = {name: size for name, size in sizes.items() if size is not None}
-    return versus.run(args, RelLstm(), [replace(case, **given) for case in chosen])
-
-
-def main(arguments: list[str]) -> None:
-    """Measures memory in this process: impl, the sizes of ``memory_arguments``, and the rest."""
-    impl, *sizes, dtype, backend, threads = arguments
-    case = Case(*(int(size) for size in sizes))
-    versus.print_growth(RelLstm(), replace(case, T=3), case, (impl, dtype, backend, threads))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

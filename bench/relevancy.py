@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from throughtime.bench import arguments, versus
-from throughtime.bench.errors import UsageError
-from throughtime.bench.gate import Errors, allowed, relative_errors, screening_steps
+from throughtime.bench.cell import DTYPES, Cell, Contestant, Work, placed
+from throughtime.bench.gate import screening_steps
+from throughtime.bench.operation import Operation
+from throughtime.bench.rel_lstm import pairs
 from torch import Tensor
 
 from throughtime import functional
 
 SDPA_SCORES = 8 * 32768**2  # B * heads * T^2 beyond which a call takes minutes (at this: 26 s)
-REFERENCE_STEPS = 1024
+FULL_SCORES = 8 * 2048**2  # beyond which the weights alone fill gigabytes
+REFERENCE_STEPS = 512
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Case:
     score: str = "dot"
 
     def __str__(self) -> str:
-        sizes = (self.T, self.B, self.heads, self.D, self.window_size, self.top_k)
+        *sizes, score = asdict(self).values()
         text = ", ".join(str(size) for size in sizes)
-        return text if self.score == "dot" else f"{text}, {self.score}"
+        return text if score == "dot" else f"{text}, {score}"
 
     def columns(self) -> dict[str, int | str]:
         """All sizes by name."""
@@ -52,88 +53,120 @@ class Case:
         """B * heads * T."""
         return self.B * self.heads * self.T
 
+    def tiny(self) -> Case:
+        """Eight steps."""
+        return dataclasses.replace(self, T=8)
+
 
 DEFAULT = tuple(Case(T) for T in (512, 1024, 2048, 4096, 8192, 16384))
 QUICK = tuple(Case(T) for T in (512, 2048))
 
 
-class Relevancy:
+class Relevancy(Operation):
     """Relevancy attention, and full attention as a peer in speed."""
 
     name = "relevancy"
+    kernel = "relevancy_attention"
     heading = "T, B, heads, D, window, top_k"
-    labels: Mapping[str, str] = MappingProxyType({
-        "throughtime": "throughtime",
+    labels: ClassVar[Mapping[str, str]] = {
         "sdpa": "full attention (sdpa)",
-        "reference": "reference",
-    })  # fmt: skip
+        "full": "full attention by hand",
+    }
+    default_peers = ("sdpa",)
+    other_functions = ("sdpa", "full")
+    scores = ("dot", "additive")
+    sizes: ClassVar[Mapping[str, str]] = {
+        "T": "steps",
+        "B": "batch",
+        "heads": "attention heads",
+        "D": "features per head",
+        "window_size": "latest keys that a query attends",
+        "top_k": "retained keys that it attends",
+    }
+    typical: ClassVar[Mapping[str, Sequence[int]]] = {
+        "T": [case.T for case in DEFAULT],
+        **{name: [getattr(DEFAULT[0], name)] for name in list(sizes)[1:]},
+    }
+    typical_quick: ClassVar[Mapping[str, Sequence[int]]] = {"T": [case.T for case in QUICK]}
 
-    def why_not(self, impl: str, case: Case) -> str | None:
+    def default(self) -> Sequence[Case]:
+        """``DEFAULT``."""
+        return DEFAULT
+
+    def quick(self) -> Sequence[Case]:
+        """``QUICK``."""
+        return QUICK
+
+    def case(self, sizes: Mapping[str, Any]) -> Case:
+        """A case from its fields."""
+        return Case(**sizes)
+
+    def hidden_size(self, case: Case) -> int:
+        """D."""
+        return case.D
+
+    def why_not(self, contestant: Contestant, cell: Cell) -> str | None:
         """Full attention is quadratic, the reference a Python loop: large cases take too long."""
-        if impl == "sdpa" and case.queries * case.T > SDPA_SCORES:
+        case: Case = cell.case
+        scores = case.queries * case.T
+        if contestant.impl in self.other_functions and case.score != "dot":
+            return f"cannot run: full attention has no {case.score} score"
+        if contestant.impl == "sdpa" and scores > SDPA_SCORES:
             return "not measured: its time grows with T^2, one call would take minutes"
-        if impl == "reference" and case.T > REFERENCE_STEPS:
+        if contestant.impl == "full" and scores > FULL_SCORES:
+            return "not measured: its memory grows with T^2, the weights would fill gigabytes"
+        if contestant.backend == "reference" and case.T > REFERENCE_STEPS:
             return "not measured: a Python loop over T, one call would take many seconds"
         return None
 
-    def work(
-        self, impl: str, case: Case, dtype: torch.dtype, backend: str
-    ) -> Callable[[str], object]:
-        """The same inputs for every implementation of a case."""
-        inputs = _inputs(case, dtype)
-        grad = torch.randn(
-            case.B, case.heads, case.T, case.D, generator=torch.Generator().manual_seed(4)
-        ).to(dtype)
+    def shortened(self, case: Case) -> Case:
+        """``gate.screening_steps``."""
+        return dataclasses.replace(case, T=screening_steps(case.T, case.window_size, case.top_k))
 
-        def iterate(mode: str) -> object:
-            if mode == "inference":
-                with torch.inference_mode():
-                    return _call(impl, case, inputs, backend)[0]
-            output = _call(impl, case, inputs, backend)[0]
-            if mode == "forward":
-                return output
-            return torch.autograd.grad(output, inputs, grad)
+    def gflop(self, impl: str, cell: Cell) -> float:
+        """Scores and outputs; backward four products of the same size. Full attention has its own.
 
-        return iterate
-
-    def errors(self, impl: str, case: Case, dtype: torch.dtype, backend: str) -> Errors | None:
-        """Values, gradients and the choice of keys against the float64 reference, at a shorter T.
-
-        The limit is that of ``gate.check``, with the reference as the plain loop. ``last`` holds
-        whole numbers below T, so that one key chosen otherwise is far beyond the limit.
+        Scores that a backward pass computes anew are not counted, as they could be kept.
         """
-        if impl == "sdpa":
-            return None
-        steps = screening_steps(case.T, case.window_size, case.top_k)
-        small = replace(case, T=steps)
-        exact = _results("reference", small, torch.float64, "auto")
-        plain = relative_errors(_results("reference", small, dtype, "auto"), exact)
-        del plain["last"]
-        found = relative_errors(_results(impl, small, dtype, backend), exact)
-        return Errors(found, allowed(plain, dtype))
+        case: Case = cell.case
+        full = impl in self.other_functions
+        window, top_k = (case.T, 0) if full else (case.window_size, case.top_k)
+        attended = case.B * case.heads * pairs(case.T, window, top_k)
+        return 1e-9 * attended * 4 * case.D * (3 if cell.mode == "forward+backward" else 1)
 
-    def memory_arguments(self, case: Case) -> list[str]:
-        """The sizes in their order."""
-        return [str(value) for value in case.columns().values()]
+    def gbyte(self, impl: str, cell: Cell) -> float:
+        """Query, key and value read, output written; backward these, its gradient, and theirs."""
+        tensors = 4 + (7 if cell.mode == "forward+backward" else 0)
+        numbers: int = cell.case.queries * cell.case.D * tensors
+        return 1e-9 * DTYPES[cell.dtype].itemsize * numbers
+
+    def work(self, contestant: Contestant, cell: Cell, *, exact: bool = False) -> Work:
+        """Inputs from seed 3, output gradient from seed 4."""
+        case: Case = cell.case
+        shape = (case.B, case.heads, case.T, case.D)
+        generator = torch.Generator().manual_seed(3)
+        made = {name: torch.randn(shape, generator=generator) for name in ("query", "key", "value")}
+        if case.score == "additive":
+            weight = torch.randn(case.heads, case.D, generator=generator) / case.D**0.5
+            made["score_weight"] = weight
+        leaves = {name: placed(x, cell, exact=exact).requires_grad_() for name, x in made.items()}
+        output_grad = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+
+        def call() -> dict[str, Tensor]:
+            return _call(contestant, case, leaves)
+
+        return Work(call, leaves, placed(output_grad, cell, exact=exact))
 
 
-def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
-    """Query, key, value and, for the additive score, its weight; leaves that need gradients."""
-    generator = torch.Generator().manual_seed(3)
-    shapes: list[tuple[int, ...]] = [(case.B, case.heads, case.T, case.D)] * 3
-    shapes += [(case.heads, case.D)] if case.score == "additive" else []
-    made = [torch.randn(shape, generator=generator) for shape in shapes]
-    if case.score == "additive":
-        made[3] /= case.D**0.5
-    return [x.to(dtype).requires_grad_() for x in made]
-
-
-def _call(
-    impl: str, case: Case, inputs: list[Tensor], backend: str
-) -> tuple[Tensor, Tensor | None]:
-    query, key, value, *weight = inputs
-    if impl == "sdpa":
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True), None
+def _call(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``last`` tells which keys were chosen: a difference there is far beyond the gate's limit."""
+    query, key, value = (inputs[name] for name in ("query", "key", "value"))
+    if contestant.impl == "sdpa":
+        return {"output": F.scaled_dot_product_attention(query, key, value, is_causal=True)}
+    if contestant.impl == "full":
+        future = torch.ones(case.T, case.T, dtype=torch.bool, device=query.device).triu(1)
+        scores = case.D**-0.5 * query @ key.transpose(2, 3)
+        return {"output": scores.masked_fill(future, -torch.inf).softmax(3) @ value}
     output, last = functional.relevancy_attention(  # type: ignore[call-overload]
         query,
         key,
@@ -141,56 +174,8 @@ def _call(
         case.window_size,
         case.top_k,
         score=case.score,
-        score_weight=weight[0] if weight else None,
+        score_weight=inputs.get("score_weight"),
         return_retained=True,
-        backend="reference" if impl == "reference" else backend,
+        backend=contestant.backend or "auto",
     )
-    return output, last
-
-
-def _results(impl: str, case: Case, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
-    # float64 holds the same numbers, so that the choice of keys can be compared.
-    inputs = [x.detach().to(dtype).requires_grad_() for x in _inputs(case, torch.float32)]
-    output, last = _call(impl, case, inputs, backend)
-    assert last is not None
-    names = ("d query", "d key", "d value", "d score_weight")
-    grads = torch.autograd.grad(output.square().sum(), inputs)
-    with torch.inference_mode():
-        inferred = _call(impl, case, inputs, backend)[0]
-    found = {"output": output.detach(), "inference": inferred} | dict(
-        zip(names, grads, strict=False)
-    )
-    return {name: x.double() for name, x in found.items()} | {"last": last.double()}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench relevancy``."""
-    add = parser.add_argument_group("shapes (all T)").add_argument
-    add("--T", type=arguments.positive, nargs="+", help="(512 ... 16384)")
-    for name, default in (("B", 2), ("heads", 4), ("D", 64), ("window-size", 64)):
-        add(f"--{name}", type=arguments.positive, default=default, help=f"({default})")
-    add("--top-k", type=arguments.natural, default=64, help="(64)")
-    add("--score", choices=("dot", "additive"), default="dot", help="(dot)")
-    versus.add_arguments(parser, Relevancy())
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs the benchmark."""
-    if args.score == "additive" and "sdpa" in args.peers:
-        raise UsageError("--peers sdpa has no additive score: give --peers without it")
-    steps = args.T or [case.T for case in (QUICK if args.quick else DEFAULT)]
-    sizes = (args.B, args.heads, args.D, args.window_size, args.top_k, args.score)
-    return versus.run(args, Relevancy(), [Case(T, *sizes) for T in steps])
-
-
-def main(arguments: list[str]) -> None:
-    """Measures memory in this process: impl, the sizes of ``memory_arguments``, and the rest."""
-    impl, *sizes, score, dtype, backend, threads = arguments
-    T, B, heads, D, window_size, top_k = (int(size) for size in sizes)
-    case = Case(T, B, heads, D, window_size, top_k, score)
-    versus.print_growth(Relevancy(), replace(case, T=8), case, (impl, dtype, backend, threads))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    return {"output": output, "last": last}

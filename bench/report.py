@@ -1,66 +1,10 @@
-"""What a benchmark leaves behind: rows of a CSV file and a Markdown table."""
+"""What a person reads of a benchmark: Markdown tables."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement, one line of the CSV; None stands for "not measured" (an empty field).
-
-    ``ratio_to_torch`` is the median over rounds of nn.LSTM's time / this one's, with its
-    quartiles; ``gflops`` counts the arithmetic that the implementation cannot avoid;
-    ``share_of_sgemm`` is that rate over the machine's own for a large matrix product; ``error``
-    is the largest relative error of any value or gradient against the float64 reference.
-    """
-
-    op: str
-    T: int
-    B: int
-    I: int  # noqa: E741
-    H: int
-    dtype: str
-    p: float
-    mode: str
-    impl: str
-    threads: int
-    median_ms: float | None
-    q1_ms: float | None
-    q3_ms: float | None
-    runs: int
-    ratio_to_torch: float | None
-    ratio_q1: float | None
-    ratio_q3: float | None
-    gflops: float | None
-    share_of_sgemm: float | None
-    peak_mb: float | None
-    error: float | None
-    machine: str
-    torch: str
-    version: str
-    date: str
-    command: str
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
-
-
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Writes the rows, one measurement per line, with a header line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _plain(value) for name, value in asdict(row).items()})
-
-
-def _plain(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
+from throughtime.bench.rows import Row
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -82,40 +26,6 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([joined(table[0]), rule, *(joined(line) for line in table[1:])])
 
 
-def table(rows: Sequence[Row], labels: dict[str, str]) -> str:
-    """One line per shape, mode and p of ``throughtime``, with the peers beside it.
-
-    Args:
-        rows: the measurements.
-        labels: implementation -> heading, ``throughtime`` first.
-    """
-    peers = [impl for impl in labels if impl != "throughtime"]
-    header = [
-        "T, B, I, H",
-        "mode",
-        "p",
-        f"{labels['throughtime']} ms (quartiles; runs)",
-    ]
-    header += [f"{labels[impl]} ms" for impl in peers]
-    header += ["nn.LSTM / ours (quartiles)"] if "torch" in peers else []
-    header += ["GFLOP/s", "of sgemm", "peak MB: ours, nn.LSTM", "error"]
-    lines = []
-    for row in rows:
-        if row.impl != "throughtime":
-            continue
-        beside = [_find(rows, row, impl) for impl in peers]
-        torch_row = _find(rows, row, "torch")
-        line = [f"{row.T}, {row.B}, {row.I}, {row.H}", row.mode, f"{row.p:g}"]
-        line.append(f"{ms(row.median_ms)} ({ms(row.q1_ms)}-{ms(row.q3_ms)}; {row.runs})")
-        line += ["-" if peer is None else ms(peer.median_ms) for peer in beside]
-        line += [_ratio(row)] if "torch" in peers else []
-        line += [_or_dash(row.gflops, "{:.0f}"), _or_dash(row.share_of_sgemm, "{:.0%}")]
-        memory = [_or_dash(r.peak_mb if r else None, "{:.0f}") for r in (row, torch_row)]
-        line += [", ".join(memory), _or_dash(row.error, "{:.1e}")]
-        lines.append(line)
-    return markdown(header, lines)
-
-
 def ms(value: float | None) -> str:
     """Milliseconds with three significant digits.
 
@@ -128,21 +38,87 @@ def ms(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _find(rows: Sequence[Row], row: Row, impl: str) -> Row | None:
-    """The peer's measurement of the same cell; an implementation without h-detach has p = 0."""
-    same = ("T", "B", "I", "H", "dtype", "mode")
-    for p in (row.p, 0.0):
-        for other in rows:
-            alike = all(getattr(other, name) == getattr(row, name) for name in same)
-            if alike and other.impl == impl and other.p == p:
-                return other
-    return None
+def sizes(row: Row) -> str:
+    """The sizes of a row as the heading of its operation names them.
+
+    Example:
+        >>> sizes(Row(op="lstm", T=5, B=3, I=2, H=4, dtype="float32", mode="forward",
+        ...           device="cpu", impl="torch", threads=1))
+        '5, 3, 2, 4'
+    """
+    names = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
+    known = [str(getattr(row, name)) for name in names if getattr(row, name) is not None]
+    if row.score is not None and row.op == "relevancy" and row.score != "dot":
+        known.append(row.score)
+    return ", ".join(known)
+
+
+def table(rows: Sequence[Row], heading: str) -> str:
+    """One line per row; a column that is the same everywhere or empty is left out.
+
+    Args:
+        rows: the measurements of one operation.
+        heading: of the column of sizes.
+    """
+    always: dict[str, Callable[[Row], str]] = {
+        heading: sizes,
+        "implementation": lambda row: row.contestant,
+        "ms (quartiles; runs)": _time,
+        "/ ours (quartiles)": _ratio,
+    }
+    where: dict[str, Callable[[Row], str]] = {
+        "mode": lambda row: row.mode,
+        "p": lambda row: _or_dash(row.p, "{:g}"),
+        "dtype": lambda row: row.dtype,
+        "device": lambda row: row.device,
+    }
+    known: dict[str, Callable[[Row], str]] = {
+        "reference /": lambda row: _or_dash(row.reference_ratio, "{:.3g}"),
+        "best peer /": lambda row: _or_dash(row.best_peer_ratio, "{:.3g}"),
+        "GFLOP/s": lambda row: _or_dash(row.gflops, "{:.3g}"),
+        "of matmul": lambda row: _or_dash(row.share_of_matmul, "{:.0%}"),
+        "GB/s": lambda row: _or_dash(row.gbs, "{:.3g}"),
+        "of bandwidth": lambda row: _or_dash(row.share_of_bandwidth, "{:.0%}"),
+        "us/query": lambda row: _or_dash(row.us_per_query, "{:.3g}"),
+        "peak MB": lambda row: _or_dash(row.peak_mb, "{:.0f}"),
+        "error": lambda row: _or_dash(row.error, "{:.1e}"),
+        "note": lambda row: row.note,
+    }
+    varying = {n: f for n, f in where.items() if len({f(row) for row in rows}) > 1}
+    filled = {n: f for n, f in known.items() if {f(row) for row in rows} - {"-", ""}}
+    sizes_first, *rest = always.items()
+    columns = dict([sizes_first, *varying.items(), *rest, *filled.items()])
+    return markdown(list(columns), [[form(row) for form in columns.values()] for row in rows])
+
+
+def setting(rows: Sequence[Row]) -> str:
+    """What the table leaves out because it is the same everywhere.
+
+    Example:
+        >>> row = Row(op="lstm", T=5, B=3, dtype="float32", mode="forward", device="cpu",
+        ...           impl="torch", threads=1, p=0.5)
+        >>> setting([row])
+        'lstm, forward, p = 0.5, float32, cpu'
+    """
+    forms = {"op": "{}", "mode": "{}", "p": "p = {:g}", "dtype": "{}", "device": "{}"}
+    values = {name: {getattr(row, name) for row in rows} for name in forms}
+    return ", ".join(
+        form.format(*values[name])
+        for name, form in forms.items()
+        if len(values[name]) == 1 and values[name] != {None}
+    )
+
+
+def _time(row: Row) -> str:
+    if row.median_ms is None:
+        return "-"
+    return f"{ms(row.median_ms)} ({ms(row.q1_ms)}-{ms(row.q3_ms)}; {row.runs})"
 
 
 def _ratio(row: Row) -> str:
-    if row.ratio_to_torch is None:
+    if row.ratio is None:
         return "-"
-    return f"{row.ratio_to_torch:.2f} ({row.ratio_q1:.2f}-{row.ratio_q3:.2f})"
+    return f"{row.ratio:.3g} ({row.ratio_q1:.3g}-{row.ratio_q3:.3g})"
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -9,6 +9,7 @@ with their meaning; ``python -m throughtime bench schema`` prints it.
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -226,3 +227,13 @@ def schema_text() -> str:
     """
     width = max(map(len, SCHEMA)) + 2
     return "\n".join(f"{name:{width}}{meaning}" for name, meaning in SCHEMA.items())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``bench schema``, which has no options."""
+    parser.set_defaults(run=_print_schema)
+
+
+def _print_schema(args: argparse.Namespace) -> int:
+    print(schema_text())
+    return 0

@@ -1,0 +1,14 @@
+"""The operations that can be measured, by their names on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from throughtime.bench.lstm import Lstm
+from throughtime.bench.operation import Operation
+from throughtime.bench.rel_lstm import RelLstm
+from throughtime.bench.relevancy import Relevancy
+
+OPERATIONS: Mapping[str, Operation] = {
+    operation.name: operation for operation in (Lstm(), RelLstm(), Relevancy())
+}
