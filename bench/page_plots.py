@@ -108,7 +108,9 @@ def _lines(series: Sequence[Series], panels: Sequence[tuple[str, str]]) -> Any:
                 label=one.label,
                 **_look(k),
             )
-        axis.set(xscale="log", yscale="log", xlabel="T", ylabel=title)
+        axis.set(xlabel="T", ylabel=title)
+        plots.plain_log(axis, "x")
+        plots.plain_log(axis, "y")
     _finish(canvas, axes, panels, horizontal=True)
     return canvas
 
@@ -143,7 +145,7 @@ def _bars(
         axis.margins(x=0.2)
         axis.grid(False, axis="y")
         if name == "median_ms":
-            axis.set_xscale("log")
+            plots.plain_log(axis, "x")
     _finish(canvas, axes, panels, horizontal=False)
     return canvas
 
@@ -162,8 +164,9 @@ def _points(series: Sequence[Series]) -> Any:
                 label=one.label,
                 **_look(k),
             )
-    axes[0].set(xscale="log", yscale="log", xlabel="ms per iteration of the peer, one point a case")
-    axes[0].set_ylabel("time / ours")
+    axes[0].set(xlabel="ms per iteration of the peer, one point a case", ylabel="time / ours")
+    plots.plain_log(axes[0], "x")
+    plots.plain_log(axes[0], "y")
     _finish(canvas, axes, (("ratio", ""),), horizontal=True)
     return canvas
 
@@ -178,29 +181,11 @@ def _figure(panels: int, height: float) -> tuple[Any, list[Any]]:
 def _finish(
     canvas: Any, axes: Sequence[Any], panels: Sequence[tuple[str, str]], *, horizontal: bool
 ) -> None:
-    """A line where the ratio is 1, plain numbers on logarithmic axes, and the legend below."""
-    ticker = require("matplotlib.ticker")
+    """A line where the ratio is 1, and the legend below."""
     for axis, (name, _) in zip(axes, panels, strict=True):
         if name == "ratio":
             (axis.axhline if horizontal else axis.axvline)(1, color=INK, linewidth=0.8)
-        for scale in (axis.xaxis, axis.yaxis):
-            if scale.get_scale() == "log":
-                scale.set_major_locator(ticker.LogLocator(subs=_steps(scale)))
-                scale.set_major_formatter("{x:g}")
-                scale.set_minor_formatter("")
-    canvas.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize="small",
-    )
-
-
-def _steps(scale: Any) -> tuple[int, ...]:
-    """Where a decade has numbers: the fewer, the more decades there are."""
-    low, high = scale.get_view_interval()
-    return (1, 2, 5) if high < 200 * low else (1,)
+    plots.legend_below(canvas, axes[0], columns=4)
 
 
 @contextmanager
