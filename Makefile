@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTEST_ARGS ?=
+BASE ?= main
+COMPARE_ARGS ?=
 THROUGHTIME_BUILD ?= cpu
 export THROUGHTIME_BUILD
 
@@ -14,18 +16,20 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test install format clean FORCE
+.PHONY: help demo test bench-compare install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     install into $(VENV), train on real data with ours and with nn.LSTM, compare"
 	@echo "make test     install into $(VENV), then every check and every test"
 	@echo "make install  install into $(VENV) only"
+	@echo "make bench-compare   has the working tree become slower than BASE=$(BASE)?"
 	@echo "make format   format the Python and C++ sources"
 	@echo "make clean    remove $(VENV) and all that was built"
 	@echo
 	@echo "PYTHON=$(PYTHON)  TORCH=$(TORCH)  THROUGHTIME_BUILD=$(THROUGHTIME_BUILD)  PYTEST_ARGS=$(PYTEST_ARGS)"
 	@echo "may be set, as in: make test TORCH=torch==2.12.0 PYTEST_ARGS='-k functional'"
+	@echo "or: make bench-compare BASE=HEAD~1 COMPARE_ARGS='--quick --cases lstm'"
 
 demo: install
 	$(BIN)/python -m throughtime demo
@@ -47,6 +51,9 @@ test:
 	part clang-format $(BIN)/clang-format --dry-run -Werror $(CPP); \
 	part pytest $(BIN)/pytest $(PYTEST_ARGS); \
 	printf '\nmake test: all passed in %s s\n' $$(( $$(date +%s) - begin ))
+
+bench-compare: install
+	$(BIN)/python -m throughtime bench compare --base "$(BASE)" $(COMPARE_ARGS)
 
 install: $(VENV)/installed
 
