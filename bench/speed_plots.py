@@ -104,10 +104,7 @@ def over_sizes(found: Sequence[View]) -> Any:
             plain_log(panel, scientific=column == "error")
         own[0].set_ylabel(stays, fontsize="small")
         own[1].axhline(1, color="black", linewidth=0.8)
-    handles = looks.legend()
-    canvas.legend(
-        handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize="small"
-    )
+    looks.draw_legend(canvas, columns=5)
     return canvas
 
 
@@ -141,20 +138,22 @@ class Looks:
             "linestyle": LINES[mode],
         }
 
-    def legend(self) -> list[Any]:
-        """A line for every contestant, and one for every p and mode where they differ."""
+    def draw_legend(self, canvas: Any, *, columns: int, lines: bool = True) -> None:
+        """A sign for every contestant, and one for every p and mode where they differ."""
         line = require("matplotlib.lines").Line2D
         p = self._ps[0] if self._ps else None
         mode = self._modes[0]
-        handles = [line([], [], label=n, **self.style(n, p, mode)) for n in self.names]
+        bare = {} if lines else {"linestyle": "none"}
+        handles = [line([], [], label=n, **(self.style(n, p, mode) | bare)) for n in self.names]
         grey = {"color": "0.3"}
         if len(self._ps) > 1:
             for other in self._ps:
                 look = {**self.style(self.names[0], other, mode), **grey, "linestyle": "none"}
                 handles.append(line([], [], label=f"p = {other:g}", **look))
-        if len(self._modes) > 1:
+        if lines and len(self._modes) > 1:
             handles += [line([], [], linestyle=LINES[m], label=m, **grey) for m in self._modes]
-        return handles
+        place = {"loc": "outside lower center", "ncols": columns}
+        canvas.legend(handles=handles, frameon=False, fontsize="small", **place)
 
 
 def _draw_lines(panel: Any, rows: Sequence[Row], across: str, column: str, looks: Looks) -> None:
@@ -287,55 +286,52 @@ def _kind(row: Row) -> str:
 def roofline(rows: Sequence[Row]) -> Any:
     """GFLOP/s over arithmetic intensity, under what the machine itself reached in the same minutes.
 
-    The intensity counts the traffic that nobody can avoid, so that it is an upper bound.
+    The intensity counts the traffic that nobody can avoid, so that it is an upper bound. A panel
+    for every mode.
 
     Args:
         rows: of one operation; those without a rate are left out.
     """
-    known = [row for row in rows if row.gflops and row.gbs and row.share_of_matmul]
-    heading = OPERATIONS[known[0].op].heading
-    canvas, (panel,) = figure(1, [5.2], width=8)
+    known = [r for r in rows if r.gflops and r.gbs and r.share_of_matmul and r.share_of_bandwidth]
     modes = [mode for mode in LINES if any(row.mode == mode for row in known)]
-    for k, name in enumerate(dict.fromkeys(label(row) for row in known)):
-        for mode in modes:
-            own = [row for row in known if (label(row), row.mode) == (name, mode)]
-            filled = mode == "forward+backward"
-            panel.scatter(
-                [_intensity(row) for row in own],
-                [row.gflops for row in own],
-                marker=MARKERS[k % len(MARKERS)],
-                facecolor=COLOURS[k % len(COLOURS)] if filled else "none",
-                edgecolor="black" if filled else COLOURS[k % len(COLOURS)],
-                linewidth=0.7 if filled else 1.4,
-                s=42,
-                label=f"{name}, {mode}" if len(modes) > 1 else name,
-            )
-    _draw_roofs(panel, known)
-    _name_points(panel, known)
-    panel.set(xscale="log", yscale="log", ylabel="GFLOP/s (more is better)")
-    panel.set_xlabel("operations per byte that nobody can avoid to move")
-    plain_log(panel)
-    plain_log(panel, "x")
-    legend_below(canvas, panel, columns=2)
-    canvas.suptitle(f"{title(known)}\nbeside our points: {heading}", fontsize="small")
+    looks = Looks(known)
+    canvas, panels = figure(len(modes), [4.8], width=6)
+    for panel, mode in zip(panels, modes, strict=True):
+        own = [row for row in known if row.mode == mode]
+        for row in own:
+            if NO_DETACH not in row.note:
+                style = looks.style(looks.name(row), row.p, mode) | {"linestyle": "none"}
+                panel.plot([_intensity(row)], [row.gflops], **style)
+        _draw_roofs(panel, own)
+        _name_points(panel, own)
+        panel.set_xlabel("operations per byte that nobody can avoid to move")
+        panel.set_title(mode, fontsize="small")
+        plain_log(panel)
+        plain_log(panel, "x")
+    panels[0].set_ylabel("GFLOP/s (more is better)")
+    looks.draw_legend(canvas, columns=3, lines=False)
+    canvas.suptitle(
+        f"{title(known)}\nbeside our points: {OPERATIONS[known[0].op].heading}", fontsize="small"
+    )
     return canvas
 
 
 def _name_points(panel: Any, rows: Sequence[Row]) -> None:
-    """The sizes beside one point of ours for every shape."""
+    """The sizes beside one point of ours for every shape; only the one that varies, if one does."""
+    varying = [name for name in SIZES if len({getattr(row, name) for row in rows}) > 1]
     named: dict[str, Row] = {}
     for row in rows:
         if row.ours:
-            named.setdefault(sizes(row), row)
-    for text, row in named.items():
-        place = (_intensity(row), row.gflops)
+            text = f"{varying[0]} = {getattr(row, varying[0])}" if len(varying) == 1 else sizes(row)
+            named.setdefault(text, row)
+    for k, (text, row) in enumerate(named.items()):
         panel.annotate(
             text,
-            place,
-            xytext=(-6, 5),
+            (_intensity(row), row.gflops),
+            xytext=(0, -13 if k % 2 else 7),  # up and down in turns: neighbours stay apart
             textcoords="offset points",
-            fontsize="xx-small",
-            ha="right",
+            fontsize="x-small",
+            ha="center",
         )
 
 
@@ -346,20 +342,21 @@ def _intensity(row: Row) -> float:
 
 def _draw_roofs(panel: Any, rows: Sequence[Row]) -> None:
     """One roof per device and dtype: bandwidth up to the ridge, then the matrix product."""
-    kinds = dict.fromkeys((row.device, row.dtype) for row in rows)
-    for k, (device, dtype) in enumerate(kinds):
+    for k, (device, dtype) in enumerate(dict.fromkeys((row.device, row.dtype) for row in rows)):
         own = [row for row in rows if (row.device, row.dtype) == (device, dtype)]
         matmul = statistics.median((r.gflops or 0) / (r.share_of_matmul or 1) for r in own)
         copy = statistics.median((r.gbs or 0) / (r.share_of_bandwidth or 1) for r in own)
-        xs = [_intensity(row) for row in own]
-        left, right = min(*xs, matmul / copy) / 2, max(*xs, matmul / copy) * 2
-        corner = matmul / copy
-        name = f"roof of this {device}, {dtype}: {matmul:.3g} GFLOP/s, {copy:.3g} GB/s"
+        ridge = matmul / copy
+        xs = [ridge, *(_intensity(row) for row in own)]
+        left, right = min(xs) / 2, max(xs) * 2
         panel.plot(
-            [left, corner, right],
+            [left, ridge, right],
             [left * copy, matmul, matmul],
             color="black",
             linestyle=list(LINES.values())[k % len(LINES)],
             linewidth=1.2,
-            label=name,
         )
+        place = {"textcoords": "offset points", "fontsize": "x-small", "va": "top"}
+        text = f" {dtype} on this {device}:\n {matmul:.3g} GFLOP/s (matrix product)"
+        panel.annotate(text, (ridge, matmul), xytext=(0, -3 - 24 * k), **place)
+        panel.annotate(f"{copy:.3g} GB/s (copy)", (left, left * copy), xytext=(4, -6), **place)
