@@ -137,7 +137,9 @@ def conclusions(found: Sequence[Series]) -> list[str]:
         if one.contestant == CONTROL:
             seen = set(verdicts.values()) == {"more than linear"}
             failed = f"CONTROL FAILED: full attention is quadratic, but here {_said(one)}."
-            lines.append("Control: full attention is not linear, as it must." if seen else failed)
+            lines.append(
+                "Control: full attention is more than linear, as it must be." if seen else failed
+            )
             continue
         for cost, verdict in verdicts.items():
             if verdict == "more than linear":

@@ -66,7 +66,7 @@ RANGES: Mapping[str, Mapping[str, Range]] = MappingProxyType({
         "H": _range("D", (256, 384, 512, 768, 1024), 16, T=1024, B=1, heads=1, **_MANY),
     },
 })  # fmt: skip
-CONTROL_RANGE = _range("T", (512, 768, 1024, 1536, 2048), B=1, heads=1, D=32, **_MANY)
+CONTROL_RANGE = _range("T", (512, 768, 1024, 1536, 2048), B=1, heads=4, D=32, **_MANY)
 
 
 @dataclass(frozen=True)
