@@ -27,6 +27,7 @@ RULE = (
     f"which the fixed cost of a call is at most {FIXED_SHARE:.0%} (it is measured at size 1, of D "
     f"at 16). Along T, {LINEAR} plus the half-width at most is linear."
 )
+CONTROL_SEEN = "Control: full attention is more than linear, as it must be."
 ATTEMPTS = 2  # what scatter hides is measured again
 
 
