@@ -7,6 +7,8 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BASE ?= main
 COMPARE_ARGS ?=
+QUICK ?=
+RESULTS ?=
 THROUGHTIME_BUILD ?= cpu
 export THROUGHTIME_BUILD
 
@@ -16,20 +18,23 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test bench-compare install format clean FORCE
+.PHONY: help demo test bench bench-compare install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     install into $(VENV), train on real data with ours and with nn.LSTM, compare"
 	@echo "make test     install into $(VENV), then every check and every test"
+	@echo "make bench    install into $(VENV), measure every operation, write tables, plots and a page"
+	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
-	@echo "make bench-compare   has the working tree become slower than BASE=$(BASE)?"
 	@echo "make format   format the Python and C++ sources"
 	@echo "make clean    remove $(VENV) and all that was built"
 	@echo
 	@echo "PYTHON=$(PYTHON)  TORCH=$(TORCH)  THROUGHTIME_BUILD=$(THROUGHTIME_BUILD)  PYTEST_ARGS=$(PYTEST_ARGS)"
+	@echo "QUICK=1 makes both take a minute; RESULTS=FOLDER is where it writes, instead of"
+	@echo "bench/results/MACHINE (with QUICK=1 runs/bench/MACHINE)"
 	@echo "may be set, as in: make test TORCH=torch==2.12.0 PYTEST_ARGS='-k functional'"
-	@echo "or: make bench-compare BASE=HEAD~1 COMPARE_ARGS='--quick --cases lstm'"
+	@echo "or: make bench-compare BASE=HEAD~1 COMPARE_ARGS='--cases lstm'"
 
 demo: install
 	$(BIN)/python -m throughtime demo
@@ -53,7 +58,22 @@ test:
 	printf '\nmake test: all passed in %s s\n' $$(( $$(date +%s) - begin ))
 
 bench-compare: install
-	$(BIN)/python -m throughtime bench compare --base "$(BASE)" $(COMPARE_ARGS)
+	$(BIN)/python -m throughtime bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)
+
+# The folder is named after processor and cores, so that machines stand side by side. What QUICK=1
+# measures is not worth keeping, and must not replace what is kept.
+bench: install
+	@set -e; results="$(RESULTS)"; \
+	if [ -z "$$results" ]; then \
+	  slug=$$($(BIN)/python -c 'from throughtime.bench import machine; print(machine.slug())'); \
+	  results="$(if $(QUICK),runs/bench,bench/results)/$$slug"; \
+	fi; \
+	for op in lstm rel-lstm relevancy; do \
+	  $(BIN)/python -m throughtime bench $$op $(if $(QUICK),--quick) \
+	    --csv "$$results/$$op.csv" --plot "$$results/$$op.svg"; \
+	done; \
+	$(BIN)/python -m throughtime bench report "$$results"/lstm.csv "$$results"/rel-lstm.csv \
+	  "$$results"/relevancy.csv --out "$$results/benchmark.html"
 
 install: $(VENV)/installed
 

@@ -133,8 +133,8 @@ def gbyte(case: Case, mode: str, size: int, *, input_grad: bool = False) -> floa
         input_grad: whether the gradient of the input is written too.
 
     Example:
-        >>> gbyte(Case(10, 10, 10, 10), "forward", 4) * 1e9
-        11520.0
+        >>> f"{gbyte(Case(10, 10, 10, 10), 'forward', 4):.3g}"
+        '1.15e-05'
     """
     rows = case.steps * case.batch
     input, output = rows * case.input_size, rows * case.hidden_size

@@ -18,6 +18,7 @@ MOST_STEPS = 1024
 ROUNDING_UNITS = {"float32": 32, "float64": 32, "bfloat16": 2, "float16": 2}
 REFERENCE = Contestant(OURS, "reference")
 LOOP = Contestant("loop")
+RIGHT_IN_FLOAT64 = 1e-9
 CHOICE = "last"  # of keys, as whole numbers: no rounding excuses a difference there
 
 
@@ -73,8 +74,8 @@ def screening_steps(steps: int, window_size: int, top_k: int) -> int:
 class Gate:
     """Compares values and all gradients of one iteration with the float64 reference.
 
-    The limit is twice the error of plain PyTorch in the same dtype (the reference, and the Python
-    loop where there is one), plus ``ROUNDING_UNITS``: an implementation may round otherwise than
+    The limit is twice the error of plain PyTorch in the same dtype (the reference; in 16 bits also
+    the Python loop, where there is one), plus ``ROUNDING_UNITS``: an implementation may round otherwise than
     PyTorch does, but must not be less accurate. T is cut as ``Operation.shortened`` says; the
     other sizes are the cell's own, as they decide which kernel runs. A peer that computes another
     function is compared with itself in float64 and never fails.
@@ -103,11 +104,20 @@ class Gate:
 
     def _find_truth(self) -> tuple[dict[str, Tensor], float]:
         exact = self._exact(REFERENCE)
-        plain = [REFERENCE, *([LOOP] if LOOP.impl in self._operation.labels else [])]
+        plain = [REFERENCE, *([LOOP] if self._loop_rounds_more(exact) else [])]
         found = [relative_errors(self._results(contestant), exact) for contestant in plain]
         largest = max(e for errors in found for name, e in errors.items() if name != CHOICE)
         units = ROUNDING_UNITS[self._cell.dtype]
         return exact, 2 * largest + units * torch.finfo(DTYPES[self._cell.dtype]).eps
+
+    def _loop_rounds_more(self, exact: Mapping[str, Tensor]) -> bool:
+        """In 16 bits the reference rounds once, a loop at every step: what people have today.
+
+        Only a loop that is right in float64 may widen the limit.
+        """
+        if DTYPES[self._cell.dtype].itemsize > 2 or LOOP.impl not in self._operation.labels:
+            return False
+        return max(relative_errors(self._exact(LOOP), exact).values()) < RIGHT_IN_FLOAT64
 
     def _results(self, contestant: Contestant) -> dict[str, Tensor]:
         return self._operation.work(contestant, self._cell).results()

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from throughtime.bench import gate, loop_rel_lstm, memory, plots, rel_lstm, relevancy, train, versus
+from throughtime.bench import (
+    command,
+    gate,
+    loop_rel_lstm,
+    memory,
+    plots,
+    rel_lstm,
+    relevancy,
+    train,
+)
+from throughtime.bench.cell import Cell, Contestant
+from throughtime.bench.engine import Bench
+from throughtime.bench.rows import SCHEMA
+from throughtime.bench.rows import read_csv as read_rows
 from throughtime.bench.tasks import attention, copying, denoise, transfer
 from throughtime.bench.tasks.config import Config
 from throughtime.bench.tasks.data import Stream
@@ -70,65 +82,87 @@ def test_the_authors_loop_computes_the_same(window_size: int, top_k: int) -> Non
         assert_close(one, other)
 
 
+def test_the_authors_loop_detaches_what_ours_does() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"window_size": 2, "top_k": 2, "dtype": torch.float64}
+    loop = loop_rel_lstm.LoopRelLSTM(3, 5, **sizes)
+    ours = throughtime.RelLSTM(3, 5, **sizes, backend="reference")
+    ours.load_state_dict(loop.state_dict())
+    x, mask = torch.randn(14, 3, 3, dtype=torch.float64), torch.rand(14) < 0.5
+    grads = [
+        torch.autograd.grad(layer(x, detach_mask=m)[0].square().sum(), list(layer.parameters()))
+        for layer, m in ((loop, mask), (ours, mask), (ours, None))
+    ]
+    for found, expected, whole in zip(*grads, strict=True):
+        assert_close(found, expected)
+        assert not torch.allclose(found, whole)
+
+
 def test_bench_relevancy_writes_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     words = "bench relevancy --T 16 40 --B 1 --heads 2 --D 8 --window-size 4 --top-k 3"
-    words += " --peers sdpa reference --modes forward+backward inference --repeats 1 --no-memory"
+    words += " --peers sdpa full --modes forward+backward inference --repeats 1 --no-memory"
     assert main([*words.split(), "--csv", "r.csv", "--plot", "r.svg"]) == 0
     out = capsys.readouterr().out
-    assert "| 16, 1, 2, 8, 4, 3" in out and "full attention (sdpa) ms" in out
-    rows = read_csv("r.csv")
-    assert [row["impl"] for row in rows[:3]] == ["throughtime", "sdpa", "reference"]
-    assert len(rows) == 2 * 2 * 3 and all(float(row["median_ms"]) > 0 for row in rows)
-    assert rows[0]["ratio"] == "1" and float(rows[0]["error"]) < 1e-4
-    assert rows[1]["error"] == "", "full attention computes another function"
-    wanted = float(rows[0]["median_ms"]) * 1e3 / (16 * 2)
-    assert float(rows[0]["us_per_query"]) == pytest.approx(wanted, rel=1e-3)
+    assert "| 16, 1, 2, 8, 4, 3" in out and "relevancy, float32, cpu" in out
+    rows = read_rows(Path("r.csv"))
+    wanted = ["throughtime (cpu)", "throughtime (reference)", "sdpa", "full"]
+    assert [row.contestant for row in rows[:4]] == wanted
+    assert len(rows) == 2 * 2 * 4 and all(row.median_ms for row in rows)
+    assert all(row.error is not None and row.error < 1e-4 for row in rows)
+    assert rows[0].ratio == 1 and rows[0].p is None
+    assert rows[2].note == "computes another function: a peer in speed only" != rows[1].note
+    assert rows[0].median_ms is not None
+    assert rows[0].us_per_query == pytest.approx(rows[0].median_ms * 1e3 / (16 * 2), rel=1e-4)
     assert Path("r.svg").read_text().startswith("<?xml")
 
 
 def test_bench_rel_lstm(capsys: pytest.CaptureFixture[str]) -> None:
     words = "bench rel-lstm --T 12 --B 2 --I 2 --H 5 --window-size 3 --top-k 2 --repeats 1"
-    assert main([*words.split(), "--no-memory", "--csv", "l.csv", "--plot", "l.png"]) == 0
-    out = capsys.readouterr().out
-    assert "authors' loop ms" in out
-    assert "nn.LSTM computes another function: a peer in speed only" in out
-    assert "authors' loop computes another" not in out
-    rows = {row["impl"]: row for row in read_csv("l.csv")}
-    assert set(rows) == {"throughtime", "loop", "torch", "reference"}
-    assert rows["torch"]["error"] == "" and float(rows["loop"]["error"]) < 1e-4
-    assert Path("l.png").stat().st_size > 0
+    words += " --p 0 0.5 --dtype float32 bfloat16"
+    assert main([*words.split(), "--no-memory", "--csv", "l.csv"]) == 0
+    rows = read_rows(Path("l.csv"))
+    per_cell = ["throughtime (cpu)", "throughtime (reference)", "loop", "torch"]
+    assert [row.contestant for row in rows] == 4 * per_cell
+    assert {(row.p, row.dtype) for row in rows} == {
+        (p, dtype) for p in (0.0, 0.5) for dtype in ("float32", "bfloat16")
+    }
+    assert all(row.median_ms and row.error is not None for row in rows)
 
 
 @pytest.mark.parametrize("name", ["output", "last"])
 def test_wrong_results_get_no_speed(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = relevancy._results
+    right = relevancy._call
 
-    def wrong(impl: str, *rest: Any) -> dict[str, torch.Tensor]:
-        found = right(impl, *rest)
-        if impl == "throughtime":
-            found[name] = found[name] + (found[name].abs().max() * 0.01)
+    def wrong(contestant: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        found = right(contestant, *rest)
+        if contestant.backend == "cpu":
+            largest = found[name].abs().max().detach()
+            found[name] = found[name] + (largest if name == "last" else largest * 0.01)
         return found
 
-    monkeypatch.setattr(relevancy, "_results", wrong)
-    words = "bench relevancy --T 12 --D 4 --window-size 3 --top-k 2 --peers sdpa --repeats 1"
+    monkeypatch.setattr(relevancy, "_call", wrong)
+    words = "bench relevancy --T 12 --D 4 --window-size 3 --top-k 2 --repeats 1"
     assert main([*words.split(), "--no-memory", "--csv", "w.csv"]) == 1
-    assert f"WRONG RESULTS, no speed reported: error of {name}" in capsys.readouterr().out
-    rows = read_csv("w.csv")
-    assert rows[0]["median_ms"] == "" and rows[0]["note"].startswith("WRONG")
+    ours, reference, sdpa = read_rows(Path("w.csv"))
+    assert ours.note.startswith(f"WRONG RESULTS, no speed reported: error of {name}")
+    assert ours.median_ms is None and ours.ratio is None and ours.error is None
+    assert ours.note in capsys.readouterr().out
+    assert reference.ratio == 1 and sdpa.median_ms is not None, "the first that can run"
 
 
-def test_a_broken_loop_gets_no_speed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_broken_loop_fails_and_widens_no_limit(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its retained set is left empty: only steps after the window show that."""
+    cell = Cell(rel_lstm.Case(9, 2, 2, 5, window_size=3, top_k=2), dtype)
+    right = gate.Gate(rel_lstm.RelLstm(), cell).check(Contestant("loop"))
+    assert right.passed
     monkeypatch.setattr(loop_rel_lstm.LoopRelLSTM, "_retain", lambda *arguments: None)
-    words = "bench rel-lstm --T 9 --B 2 --I 2 --H 5 --window-size 3 --top-k 2 --peers loop"
-    assert main([*words.split(), "--repeats", "1", "--no-memory", "--csv", "w.csv"]) == 1
-    assert "authors' loop, T = 9, B = 2: WRONG RESULTS" in capsys.readouterr().out
-    ours, loop = read_csv("w.csv")
-    assert float(ours["median_ms"]) > 0 and loop["median_ms"] == loop["ratio"] == ""
+    wrong = gate.Gate(rel_lstm.RelLstm(), cell).check(Contestant("loop"))
+    assert not wrong.passed and wrong.limit <= right.limit
 
 
 def test_among_equals_the_loop_drops_the_newest() -> None:
@@ -150,55 +184,58 @@ def test_the_gate_checks_inference(name: str, monkeypatch: pytest.MonkeyPatch) -
     if name == "rel-lstm":
         operation, case = rel_lstm.RelLstm(), rel_lstm.Case(9, 2, 2, 5, **small)
         module, function = throughtime.RelLSTM, "forward"
-    assert operation.errors("throughtime", case, torch.float32, "auto").passed
+    ours = Contestant("throughtime", "cpu")
+    right_gate = gate.Gate(operation, Cell(case))
+    assert right_gate.check(ours).passed
     right = getattr(module, function)
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         output, rest = right(*arguments, **options)
-        scale = 1.01 if torch.is_inference_mode_enabled() and output.dtype == torch.float32 else 1
-        return output * scale, rest
+        return output * (1.01 if torch.is_inference_mode_enabled() else 1), rest
 
     monkeypatch.setattr(module, function, wrong)
-    errors = operation.errors("throughtime", case, torch.float32, "auto")
-    assert errors.worst == "inference" and errors.largest > 0.005
+    errors = right_gate.check(ours)
+    assert errors.worst == "inference" and errors.largest > 0.005 and not errors.passed
 
 
 def test_the_gate_is_long_enough_that_keys_are_replaced() -> None:
     """The first keys have an advantage: the softmax of their queries has few terms."""
     sizes: dict[str, Any] = {"B": 1, "heads": 2, "D": 64, "window_size": 16, "top_k": 16}
-    steps = gate.screening_steps(4096, window_size=16, top_k=16)
-    found = relevancy._results("reference", relevancy.Case(steps, **sizes), torch.float64, "auto")
-    old = torch.arange(steps) <= steps - 1 - 16
-    kept = old & (found["last"][0] == steps - 1)
+    case = relevancy.Relevancy().shortened(relevancy.Case(4096, **sizes))
+    work = relevancy.Relevancy().work(gate.REFERENCE, Cell(case), exact=True)
+    found = work.call()["last"]
+    old = torch.arange(case.T) <= case.T - 1 - 16
+    kept = old & (found[0] == case.T - 1)
     assert (kept.sum(1) == 16).all() and kept[:, 16:].any(1).all()
 
 
 def test_a_peer_that_would_take_too_long_is_a_row_with_the_reason() -> None:
-    case = relevancy.Case(131072)
-    for impl in ("sdpa", "reference"):
-        reason = relevancy.Relevancy().why_not(impl, case)
+    operation = relevancy.Relevancy()
+    ours, reference = (Contestant("throughtime", name) for name in ("cpu", "reference"))
+    large = Cell(relevancy.Case(131072))
+    for contestant in (Contestant("sdpa"), Contestant("full"), reference):
+        reason = operation.why_not(contestant, large)
         assert reason is not None and reason.startswith("not measured: ")
-    assert relevancy.Relevancy().why_not("throughtime", case) is None
-    assert relevancy.Relevancy().why_not("sdpa", relevancy.Case(16384)) is None
+    assert operation.why_not(ours, large) is None
+    assert operation.why_not(Contestant("sdpa"), Cell(relevancy.Case(16384))) is None
+    slow = rel_lstm.RelLstm().why_not(Contestant("loop"), Cell(rel_lstm.Case(784, 100, 1)))
+    assert slow is not None and "a Python loop" in slow
 
 
 def test_memory_of_relevancy_is_linear() -> None:
     """Quadratic attention at T = 4096 would hold 64 MB of weights per head."""
-    operation = relevancy.Relevancy()
-
-    def peak(steps: int) -> float:
-        case = relevancy.Case(steps, B=1, heads=1, D=32, window_size=16, top_k=16)
-        options = ["throughtime", *operation.memory_arguments(case), "float32", "auto"]
-        grown = memory.in_new_process("throughtime.bench.relevancy", options)
-        assert grown is not None
-        return grown
-
-    assert 0 < peak(16384) < 40  # inputs, outputs and gradients are about 18 MB
+    case = relevancy.Case(16384, B=1, heads=1, D=32, window_size=16, top_k=16)
+    peak = memory.peak_mb(relevancy.Relevancy(), Contestant("throughtime", "cpu"), Cell(case))
+    assert peak is not None
+    assert 0 < peak < 40  # inputs, outputs and gradients are about 18 MB
 
 
-def test_additive_score_has_no_full_attention_peer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "relevancy", "--score", "additive", "--T", "4"]) == 2
-    assert "--peers sdpa has no additive score" in capsys.readouterr().err
+def test_additive_score_has_no_full_attention_peer() -> None:
+    words = "bench relevancy --score additive --T 4 --B 1 --D 4 --repeats 1 --no-memory --csv a.csv"
+    assert main(words.split()) == 0
+    *ours, sdpa = read_rows(Path("a.csv"))
+    assert all(row.median_ms and row.score == "additive" for row in ours)
+    assert sdpa.note == "cannot run: full attention has no additive score"
 
 
 # Tasks
@@ -398,24 +435,35 @@ def test_options_that_contradict(
 @pytest.mark.parametrize(
     ("words", "cases"),
     [
-        ("", "320, 10, 10, 128, 10, 15 | 120, 64, 10, 128, 10, 15 | 784, 100, 1, 128, 10, 15"),
-        ("--quick --H 64 --window-size 4", "120, 10, 10, 64, 4, 15"),
-        ("--T 30 40 --B 3 --I 2 --top-k 0", "30, 3, 2, 128, 10, 0 | 40, 3, 2, 128, 10, 0"),
+        (
+            "rel-lstm",
+            "320, 10, 10, 128, 10, 15 | 120, 64, 10, 128, 10, 15 | 784, 100, 1, 128, 10, 15",
+        ),
+        ("rel-lstm --quick --H 64 --window-size 4", "120, 10, 10, 64, 4, 15"),
+        (
+            "rel-lstm --T 30 40 --B 3 --I 2 --top-k 0",
+            "30, 3, 2, 128, 10, 0 | 40, 3, 2, 128, 10, 0",
+        ),
+        ("relevancy --quick --B 1", "512, 1, 4, 64, 64, 64 | 2048, 1, 4, 64, 64, 64"),
+        ("relevancy --T 9 --D 8 16", "9, 2, 4, 8, 64, 64 | 9, 2, 4, 16, 64, 64"),
+        ("lstm --T 5 --H 8 9", "5, 64, 8, 8 | 5, 64, 9, 9"),
+        ("lstm --T 5 --I 3", "5, 64, 3, 256"),
     ],
 )
-def test_shapes_of_bench_rel_lstm(words: str, cases: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_that_options_ask_for(
+    words: str, cases: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen: list[str] = []
 
-    def run(args: Any, operation: Any, measured: Any) -> int:
+    def record(bench: Bench, measured: Any) -> str:
         chosen.extend(str(case) for case in measured)
-        return 0
+        return ""
 
-    monkeypatch.setattr(versus, "run", run)
-    assert main(["bench", "rel-lstm", *words.split()]) == 0
+    monkeypatch.setattr(command, "dry_run", record)
+    assert main(["bench", *words.split(), "--dry-run"]) == 0
     assert " | ".join(chosen) == cases
 
 
 def test_every_size_of_a_case_is_a_column_of_the_csv() -> None:
-    columns = {field.name for field in dataclasses.fields(versus.Row)}
     for case in (relevancy.Case(3), rel_lstm.Case(3, 1, 1)):
-        assert columns >= set(case.columns())
+        assert SCHEMA.keys() >= set(case.columns())
