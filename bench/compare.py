@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     """Builds, measures and prints; returns 1 if a case has become slower."""
     for module in ("tqdm", "scipy.stats"):
         require(module)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     cases = chosen(args.cases, QUICK if args.quick else DEFAULT)
     repo = compare_trees.repository(Path.cwd())
     revision = compare_trees.commit(repo, args.base)
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         places = {"base": base, "tree": tree, "twin": base}
-        outcome = compare(places, cases, args.threads or torch.get_num_threads())
+        outcome = compare(places, cases, torch.get_num_threads())
     print(outcome.table())
     for note in outcome.notes:
         print(f"\n{note}")
