@@ -14,6 +14,7 @@ import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,12 +24,13 @@ from typing import Any
 import torch
 from throughtime.bench import arguments, compare_trees, compare_worker, machine, report
 from throughtime.bench.compare_cases import DEFAULT, QUICK, chosen
-from throughtime.bench.compare_stats import Verdict, judge
+from throughtime.bench.compare_stats import LEAST_LIMIT, Verdict, judge, median_interval
 from throughtime.bench.errors import UsageError, require
 from throughtime.bench.measure import quartiles
 
 ROLES = ("base", "tree", "twin")
-ROUNDS = 31  # of equal code and 6 cases, a tenth is found in 19 of 20 runs (tests)
+ROUNDS = 31  # finds a tenth of 6 cases in 19 of 20 runs, see the tests
+MOST_ROUNDS, MOST_SECONDS = 201, 20.0  # until chance is small; a quiet machine needs no more
 SAMPLE_SECONDS = 0.01
 HEADER = ("case", "base ms", "tree ms", "tree / base (95 %)", "base / base", "p", "verdict")
 
@@ -189,11 +191,22 @@ def _alternate(workers: Mapping[str, Worker], sizes: Mapping[str, Any]) -> dict[
     seconds = {role: worker.ask({"case": dict(sizes)}) for role, worker in workers.items()}
     repeats = math.ceil(SAMPLE_SECONDS / max(seconds["base"], 1e-7))
     samples: dict[str, list[float]] = {role: [] for role in ROLES}
-    for turn in range(ROUNDS):
+    begun = time.perf_counter()
+    for turn in range(MOST_ROUNDS):
+        long = time.perf_counter() - begun > MOST_SECONDS
+        if turn >= ROUNDS and (long or _settled(samples)):
+            break
         begin = turn % len(ROLES)
         for role in ROLES[begin:] + ROLES[:begin]:
             samples[role].append(workers[role].ask({"repeats": repeats}))
     return samples
+
+
+def _settled(samples: Mapping[str, Sequence[float]]) -> bool:
+    """Whether both medians are known to ``LEAST_LIMIT``; on which side of 1 plays no part."""
+    ratios, twins = _ratios({"": samples})
+    ends = [median_interval(one[""]) for one in (ratios, twins)]
+    return all(high / low < (1 + LEAST_LIMIT) ** 2 for low, high in ends)
 
 
 class CannotRun(Exception):

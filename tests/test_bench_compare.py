@@ -169,6 +169,21 @@ def test_what_is_slower_only_once_is_unclear(
     assert outcome.verdicts["lstm:T=5"].word == "unclear"
 
 
+def test_rounds_go_on_until_chance_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_settled", lambda samples: len(samples["tree"]) == 33)
+    outcome = compare_trees_of(tmp_path, 0.005)
+    assert {len(own) for own in outcome.rounds["lstm:T=5"].values()} == {33}
+
+
+def test_settled_asks_both_medians() -> None:
+    steady, noisy = [1.0] * 31, [1.0, 1.2] * 15 + [1.0]
+    assert compare._settled({"base": steady, "tree": steady, "twin": steady})
+    assert not compare._settled({"base": steady, "tree": noisy, "twin": steady})
+    assert not compare._settled({"base": steady, "tree": steady, "twin": noisy})
+
+
 def test_a_tree_without_the_layer_is_not_compared(tmp_path: Path) -> None:
     base = make_tree(tmp_path / "base", 0.0)
     (base / "throughtime" / "__init__.py").write_text("")
