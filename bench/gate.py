@@ -75,10 +75,10 @@ class Gate:
     """Compares values and all gradients of one iteration with the float64 reference.
 
     The limit is twice the error of plain PyTorch in the same dtype (the reference; in 16 bits also
-    the Python loop, where there is one), plus ``ROUNDING_UNITS``: an implementation may round otherwise than
-    PyTorch does, but must not be less accurate. T is cut as ``Operation.shortened`` says; the
-    other sizes are the cell's own, as they decide which kernel runs. A peer that computes another
-    function is compared with itself in float64 and never fails.
+    the Python loop, where there is one), plus ``ROUNDING_UNITS``: an implementation may round
+    otherwise than PyTorch does, but must not be less accurate. T is cut as ``Operation.shortened``
+    says; the other sizes are the cell's own, as they decide which kernel runs. A peer that
+    computes another function is compared with itself in float64 and never fails.
 
     Args:
         operation: what is computed.

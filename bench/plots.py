@@ -108,6 +108,8 @@ def plain_log(panel: Any, axis: str = "y", *, scientific: bool = False) -> None:
     """A logarithmic axis with plain numbers, also where the values stay within one decade."""
     panel.set(**{f"{axis}scale": "log"})
     low, high = getattr(panel, f"get_{axis}lim")()
+    if low <= 0:  # an empty panel
+        low, high = 1.0, 1.0
     if high / low < LEAST_RANGE:  # or noise would look like a mountain
         middle = (low * high) ** 0.5
         low, high = middle / LEAST_RANGE**0.5, middle * LEAST_RANGE**0.5

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from throughtime.bench import __main__ as bench_main
-from throughtime.bench import cases, demo
+from throughtime.bench import cases, demo, gate
 from throughtime.bench.cases import Case
+from throughtime.bench.rooms import OPERATIONS
+from throughtime.bench.rows import SCHEMA, read_csv
 from throughtime.bench.tasks import copying
 
 import throughtime
@@ -153,36 +155,75 @@ def test_non_finite_loss_ends_with_a_sentence(capsys: pytest.CaptureFixture[str]
 def test_bench_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = (
         "--T 5 6 --B 2 --H 4 --p 0 0.5 --modes forward forward+backward inference "
-        "--peers torch loop --repeats 2 --no-memory --threads 1 --csv rows.csv --plot plot.svg"
+        "--backends cpu reference cuda --peers torch loop haste --dtype float32 bfloat16 "
+        "--repeats 2 --no-memory --threads 1 --csv new/rows.csv --plot plot.svg"
     )
     assert bench_main.main(["lstm", *options.split()]) == 0
-    with (tmp_path / "rows.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    per_shape = 3 + 3 + (2 + 1 + 2)  # forward, inference, and both p for those that detach
-    assert len(rows) == 2 * per_shape
-    assert {row["T"] for row in rows} == {"5", "6"}
-    assert {row["I"] for row in rows} == {"4"}
+    rows = read_csv(tmp_path / "new" / "rows.csv")
+    assert len(rows) == 2 * 2 * 4 * 6  # T, dtypes, (forward, inference, both p), contestants
+    assert {(row.T, row.B, row.I, row.H) for row in rows} == {(5, 2, 4, 4), (6, 2, 4, 4)}
     for row in rows:
-        assert row["runs"] == "2"
-        assert float(row["median_ms"]) > 0
-        assert float(row["share_of_sgemm"]) > 0
-        assert 0 < float(row["error"]) < 1e-5
-        assert row["ratio_to_torch"] == "1" or row["impl"] != "torch"
+        if row.backend == "cuda" or row.impl == "haste":
+            assert row.median_ms is None and row.note
+            continue
+        assert row.runs == 2 and row.median_ms and row.share_of_matmul and row.share_of_bandwidth
+        assert row.error is not None and row.error < (1e-5 if row.dtype == "float32" else 0.05)
+        assert row.threads == 1 and row.device == "cpu" and row.machine
     out = capsys.readouterr().out
-    assert "| T, B, I, H" in out
+    assert "| T, B, I, H" in out and "not installed: there is no module haste_pytorch" in out
     assert "machine: " in out
-    assert (tmp_path / "plot.svg").exists()
+    for name in ("plot.svg", "plot.png", "plot-roofline.svg", "plot-roofline.png"):
+        assert (tmp_path / name).exists()
 
 
-def test_bench_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "lstm", "--list"]) == 0
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_bench_list(operation: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", operation, "--list"]) == 0
     out = capsys.readouterr().out
-    assert all(str(case) in out for case in cases.DEFAULT + cases.sweep()[0])
-    assert "left out of --sweep (" in out
+    room = OPERATIONS[operation]
+    for group in (room.default(), room.quick(), room.sweep()[0]):
+        assert all(f"  {case}\n" in out for case in group)
+    assert ("left out of --sweep (" in out) == (operation == "lstm")
+    for peer, label in room.labels.items():
+        assert f"  {peer}: {label}; " in out
+    assert "  throughtime (reference): throughtime; can run" in out
+
+
+def test_bench_dry_run_measures_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("throughtime.bench.engine.Bench.rows", None)
+    words = "--T 5 --B 2 --H 4 --p 0 0.5 --backends cpu cuda --peers torch haste --dry-run"
+    assert main(["bench", "lstm", *words.split()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:10]]
+    assert [cell[:6] for cell in cells] == [
+        ["5, 2, 4, 4", "float32", "cpu", "forward+backward", p, name]
+        for p in ("0", "0.5")
+        for name in ("throughtime (cpu)", "throughtime (cuda)", "torch", "haste")
+    ]
+    assert cells[0][6] == cells[2][6] == "run"
+    assert cells[1][6].startswith("cannot run: ") and cells[3][6].startswith("not installed: ")
+    assert lines[-1] == "4 of 8 would run"
+
+
+def test_bench_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "schema"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(SCHEMA)
+    assert all(line.endswith(text) for line, text in zip(lines, SCHEMA.values(), strict=True))
+
+
+def test_nothing_of_ours_measured_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--T 2 --B 1 --H 2 --p 0 --backends cuda --repeats 1 --no-memory --csv rows.csv"
+    assert main(["bench", "lstm", *options.split()]) == 1
+    assert "error: nothing of ours was measured" in capsys.readouterr().err
+    ours, torch_ = read_csv(Path("rows.csv"))
+    assert ours.note and torch_.median_ms
 
 
 def test_red_gate_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("throughtime.bench.gate.ROUNDING_UNITS", -1e9)  # nothing can pass
+    monkeypatch.setitem(gate.ROUNDING_UNITS, "float32", -1e9)  # nothing can pass
     options = ["--T", "2", "--B", "1", "--H", "2", "--repeats", "1", "--no-memory"]
     assert main(["bench", "lstm", *options]) == 1
 
@@ -216,11 +257,10 @@ def test_demo(
         ("train digits --mnist nowhere", "--mnist: there is no folder nowhere"),
         ("train digits --device cuda:99", "--device cuda:99"),
         ("train digits --device nonsense", "--device nonsense"),
-        ("train digits --backend triton", "backend='triton' cannot run"),
+        ("train digits --backend cuda", "backend='cuda' cannot run"),
         ("train digits --backend nonsense", "nonsense"),
         ("bench lstm --sweep --T 5", "--sweep has its own shapes"),
-        ("bench lstm --T 2 --B 1 --H 2 --backend triton", "triton"),
-        ("bench lstm --T 2 --B 1 --H 2 --backend nonsense", "nonsense"),
+        ("bench plot nowhere.csv --out x", "cannot read nowhere.csv"),
         ("explain --device nonsense", "nonsense"),
     ],
 )
@@ -243,6 +283,9 @@ def test_mistakes_are_one_sentence(
         ("train digits --anneal -1", "--anneal: wanted a whole number of 0 or more, got '-1'"),
         ("bench lstm --p x", "--p: wanted a number, got 'x'"),
         ("bench gru", "invalid choice: 'gru'"),
+        ("bench lstm --backends nonsense", "invalid choice: 'nonsense'"),
+        ("bench relevancy --peers torch", "invalid choice: 'torch'"),
+        ("bench plot a.csv", "required: --out"),
         ("", "required: COMMAND"),
     ],
 )
