@@ -7,6 +7,8 @@ VENV ?= .venv
 TORCH_CUDA ?= torch==2.14.1
 VENV_CUDA ?= .venv-cuda
 PYTEST_ARGS ?=
+BASE ?= main
+COMPARE_ARGS ?=
 QUICK ?=
 RESULTS ?=
 THROUGHTIME_BUILD ?= cpu
@@ -18,7 +20,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-cuda-build bench install format clean FORCE
+.PHONY: help demo test test-cuda-build bench bench-compare install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -27,14 +29,16 @@ help:
 	@echo "make test-cuda-build  install with the CUDA kernels beside a torch for CUDA ($(VENV_CUDA),"
 	@echo "              several GB), and see them load; needs nvcc, no GPU"
 	@echo "make bench    install into $(VENV), measure every operation, write tables, plots and a page"
+	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
 	@echo "make format   format the Python and C++ sources"
 	@echo "make clean    remove $(VENV) and all that was built"
 	@echo
 	@echo "PYTHON=$(PYTHON)  TORCH=$(TORCH)  THROUGHTIME_BUILD=$(THROUGHTIME_BUILD)  PYTEST_ARGS=$(PYTEST_ARGS)"
-	@echo "QUICK=1 makes bench take a minute; RESULTS=FOLDER is where it writes, instead of"
+	@echo "QUICK=1 makes both take a minute; RESULTS=FOLDER is where it writes, instead of"
 	@echo "bench/results/MACHINE (with QUICK=1 runs/bench/MACHINE)"
 	@echo "may be set, as in: make test TORCH=torch==2.12.0 PYTEST_ARGS='-k functional'"
+	@echo "or: make bench-compare BASE=HEAD~1 COMPARE_ARGS='--cases lstm'"
 
 demo: install
 	$(BIN)/python -m throughtime demo
@@ -67,6 +71,9 @@ test-cuda-build:
 	  --no-deps --force-reinstall .; \
 	$(VENV_CUDA)/bin/python tests/check_cuda_build.py; \
 	printf '== make test-cuda-build: passed in %s s\n' $$(( $$(date +%s) - begin ))
+
+bench-compare: install
+	$(BIN)/python -m throughtime bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)
 
 # The folder is named after processor and cores, so that machines stand side by side. What QUICK=1
 # measures is not worth keeping, and must not replace what is kept.

@@ -6,13 +6,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from throughtime.bench import command, plot, rows
+from throughtime.bench import command, compare, page, plot, rows, scaling
 from throughtime.bench.errors import UsageError
 from throughtime.bench.rooms import OPERATIONS
 
 # Command -> (what it does, what adds its options and sets ``run``).
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "compare": ("tell whether the working tree has become slower", compare.add_arguments),
     "plot": ("draw stored measurements", plot.add_arguments),
+    "report": ("make a page of tables and plots from CSV files", page.add_arguments),
+    "scaling": ("fit the powers with which time and memory grow", scaling.add_arguments),
     "schema": ("print the columns of the CSV files", rows.add_arguments),
 }
 
