@@ -35,10 +35,9 @@ help:
 	@echo "make clean    remove $(VENV) and all that was built"
 	@echo
 	@echo "PYTHON=$(PYTHON)  TORCH=$(TORCH)  THROUGHTIME_BUILD=$(THROUGHTIME_BUILD)  PYTEST_ARGS=$(PYTEST_ARGS)"
-	@echo "QUICK=1 makes both take a minute; RESULTS=FOLDER is where it writes, instead of"
-	@echo "bench/results/MACHINE (with QUICK=1 runs/bench/MACHINE)"
 	@echo "may be set, as in: make test TORCH=torch==2.12.0 PYTEST_ARGS='-k functional'"
-	@echo "or: make bench-compare BASE=HEAD~1 COMPARE_ARGS='--cases lstm'"
+	@echo "or: make bench-compare BASE=HEAD~1 COMPARE_ARGS='--cases lstm'; QUICK=1 shortens both"
+	@echo "benchmarks, and RESULTS=FOLDER is where make bench writes, instead of bench/results/MACHINE"
 
 demo: install
 	$(BIN)/python -m throughtime demo
@@ -56,7 +55,7 @@ test:
 	part lint $(BIN)/ruff check .; \
 	part format $(BIN)/ruff format --check .; \
 	part types $(BIN)/mypy --cache-dir $(VENV)/mypy -p throughtime; \
-	part types-build $(BIN)/mypy --cache-dir $(VENV)/mypy setup.py csrc/toolchain.py; \
+	part types-build $(BIN)/mypy --cache-dir $(VENV)/mypy setup.py csrc/toolchain.py csrc/ninja_file.py; \
 	part clang-format $(BIN)/clang-format --dry-run -Werror $(CPP); \
 	part pytest $(BIN)/pytest $(PYTEST_ARGS); \
 	printf '\nmake test: all passed in %s s\n' $$(( $$(date +%s) - begin ))
