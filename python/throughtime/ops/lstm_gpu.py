@@ -114,10 +114,9 @@ def _forward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
         reverse, save,
     )  # fmt: skip
     output, h_n, c_n, gates, cells = results
-    return (
-        output.unsqueeze(2), h_n.unsqueeze(0), c_n.unsqueeze(0), gates.unsqueeze(2),
-        cells.unsqueeze(2),
-    )  # fmt: skip
+    if save:  # else they are empty
+        gates, cells = gates.unsqueeze(2), cells.unsqueeze(2)
+    return output.unsqueeze(2), h_n.unsqueeze(0), c_n.unsqueeze(0), gates, cells
 
 
 def _backward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
