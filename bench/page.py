@@ -18,6 +18,7 @@ from throughtime.bench.errors import UsageError, require
 from throughtime.bench.page_table import SIZES, Entry, attributes, table
 from throughtime.bench.rows import SCHEMA, Row, read_csv
 
+MOST_PLACES = 4  # that a note names
 FILTERS = {"op": "operation", "dtype": "dtype", "mode": "mode"}
 
 
@@ -117,11 +118,10 @@ def _section(op: str, entries: Sequence[Entry]) -> str:
     measured = [entry for entry in entries if entry.row.median_ms is not None]
     parts = [f'<section data-op="{escape(op)}" aria-labelledby="op-{escape(op)}">']
     parts.append(f'<h2 id="op-{escape(op)}">{escape(op)}</h2>')
-    groups: dict[tuple[str, str], list[Entry]] = {}
+    groups: dict[str, list[Entry]] = {}
     for entry in measured:
-        groups.setdefault((entry.row.dtype, entry.row.mode), []).append(entry)
-    for k, ((dtype, mode), own) in enumerate(groups.items()):
-        title = f"{op}, {dtype}, {mode}"
+        groups.setdefault(_setting(entry.row), []).append(entry)
+    for k, (title, own) in enumerate(groups.items()):
         parts.append(
             f"<figure {attributes(own[0].row)}><figcaption>{escape(title)}</figcaption>"
             f'<div class="plot">{page_plots.draw(own, title, f"{op}-{k}-")}</div></figure>'
@@ -130,6 +130,12 @@ def _section(op: str, entries: Sequence[Entry]) -> str:
         parts.append(table(measured, f"measurements of {op}"))
     parts += [_notes(entries), "</section>"]
     return "\n".join(parts)
+
+
+def _setting(row: Row) -> str:
+    """What all entries of one plot share."""
+    threads = f"{row.threads} thread" + ("s" if row.threads > 1 else "")
+    return f"{row.op}, {row.dtype}, {row.mode}, {row.device}, {threads}"
 
 
 def _notes(entries: Sequence[Entry]) -> str:
@@ -142,10 +148,16 @@ def _notes(entries: Sequence[Entry]) -> str:
         return ""
     items = "\n".join(
         f"<li><strong>{escape(contestant)}</strong>: {escape(note)} "
-        f'<span class="soft">({escape("; ".join(dict.fromkeys(map(_where, own))))})</span></li>'
+        f'<span class="soft">({escape(_places(own))})</span></li>'
         for (contestant, note), own in grouped.items()
     )
     return f"<h3>Not measured, and notes</h3>\n<ul>\n{items}\n</ul>"
+
+
+def _places(entries: Sequence[Entry]) -> str:
+    found = list(dict.fromkeys(map(_where, entries)))
+    rest = len(found) - MOST_PLACES
+    return "; ".join(found[:MOST_PLACES]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _where(entry: Entry) -> str:

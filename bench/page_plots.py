@@ -36,10 +36,10 @@ class Series:
 def draw(entries: Sequence[Entry], label: str, prefix: str) -> str:
     """Time, ratio and memory of entries with a time: over T where T alone varies, else per case.
 
-    More cases than fit below each other become points: ratio over time.
+    More cases than fit below each other become points, if there are peers: ratio over time.
 
     Args:
-        entries: of one operation, dtype and mode, one or more.
+        entries: of one operation, dtype, mode, device and number of threads, one or more.
         label: names the picture for those who do not see it.
         prefix: begins every id of the picture, because ids are the page's and not the picture's.
 
@@ -56,7 +56,7 @@ def draw(entries: Sequence[Entry], label: str, prefix: str) -> str:
     with _style():
         if _over_t(entries):
             canvas = _lines(series, panels)
-        elif len(cases) <= MOST_BARS:
+        elif len(cases) <= MOST_BARS or not any(_is_compared(entry) for entry in entries):
             canvas = _bars(series, panels, cases, name_case)
         else:
             canvas = _points(series)
@@ -65,7 +65,7 @@ def draw(entries: Sequence[Entry], label: str, prefix: str) -> str:
 
 def _series(entries: Sequence[Entry]) -> list[Series]:
     """One per contestant; p and file are named only where they tell two apart."""
-    names = [name for name in ("p", "threads") if len({_own(e, name) for e in entries}) > 1]
+    names = [name for name in ("p",) if len({_own(e, name) for e in entries}) > 1]
     several = len({e.file for e in entries}) > 1
     grouped: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -89,6 +89,10 @@ def _case_names(entries: Sequence[Entry]) -> Callable[[Entry], str]:
 def _over_t(entries: Sequence[Entry]) -> bool:
     others = {tuple(_own(e, name) for name in SIZES if name not in ("T", "p")) for e in entries}
     return len(others) == 1 and len({entry.row.T for entry in entries}) >= LEAST_POINTS
+
+
+def _is_compared(entry: Entry) -> bool:
+    return bool(entry.row.ratio) and not entry.row.ours
 
 
 def _look(k: int) -> dict[str, Any]:
@@ -151,9 +155,9 @@ def _bars(
 
 
 def _points(series: Sequence[Series]) -> Any:
-    canvas, axes = _figure(1, 4.4)
+    canvas, axes = _figure(1, 4.4, width=9.2)
     for k, one in enumerate(series):
-        own = [e for e in one.entries if e.row.ratio and not e.row.ours]
+        own = [e for e in one.entries if _is_compared(e)]
         if own:
             axes[0].plot(
                 [e.row.median_ms for e in own],
@@ -171,8 +175,8 @@ def _points(series: Sequence[Series]) -> Any:
     return canvas
 
 
-def _figure(panels: int, height: float) -> tuple[Any, list[Any]]:
-    canvas, axes = plots.figure(panels, [height])
+def _figure(panels: int, height: float, *, width: float = 4.6) -> tuple[Any, list[Any]]:
+    canvas, axes = plots.figure(panels, [height], width=width)
     for axis in axes:
         axis.grid(True, color=GRID)
     return canvas, axes
@@ -185,7 +189,8 @@ def _finish(
     for axis, (name, _) in zip(axes, panels, strict=True):
         if name == "ratio":
             (axis.axhline if horizontal else axis.axvline)(1, color=INK, linewidth=0.8)
-    plots.legend_below(canvas, axes[0], columns=4)
+    columns = max(1, int(canvas.get_figwidth() // 3))  # inches of a label
+    plots.legend_below(canvas, axes[0], columns=columns)
 
 
 @contextmanager

@@ -71,8 +71,8 @@ def fit(costs: Mapping[float, float], fixed: float = 0.0) -> Fit | None:
         The fit, or None if fewer than three sizes remain.
 
     Example:
-        >>> print(fit({10.0: 1.0, 100.0: 3.0, 1000.0: 29.0, 10000.0: 280.0}, fixed=0.2))
-        0.98 +- 0.08
+        >>> print(fit({10.0: 1.0, 100.0: 3.0, 1000.0: 29.0, 10000.0: 280.0}, fixed=0.5))
+        0.99 +- 0.00
     """
     used = {size: cost for size, cost in costs.items() if cost > 0 and cost * FIXED_SHARE >= fixed}
     if len(used) < LEAST_POINTS:

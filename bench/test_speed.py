@@ -71,7 +71,7 @@ def test_speed(benchmark: Any, operation: Operation, entry: Entry) -> None:
         cell.case.columns(),
         op=operation.name,
         dtype=cell.dtype,
-        p=cell.p,
+        p=cell.p if operation.default_ps else None,
         mode=cell.mode,
         device=cell.device,
         impl=entry.contestant.impl,

@@ -177,6 +177,14 @@ def test_rounds_go_on_until_chance_is_small(
     assert {len(own) for own in outcome.rounds["lstm:T=5"].values()} == {33}
 
 
+def test_a_quiet_machine_needs_the_least_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_settled", lambda samples: True)
+    outcome = compare_trees_of(tmp_path, 0.005)
+    assert {len(own) for own in outcome.rounds["lstm:T=5"].values()} == {compare.ROUNDS}
+
+
 def test_settled_asks_both_medians() -> None:
     steady, noisy = [1.0] * 31, [1.0, 1.2] * 15 + [1.0]
     assert compare._settled({"base": steady, "tree": steady, "twin": steady})
@@ -244,7 +252,7 @@ def test_cases_of_both_groups_are_cases() -> None:
 
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:
-    """A checkout with one commit of a package that needs no compiler, and a change since."""
+    """A checkout with two commits of a package that needs no compiler, and a change since."""
     folder = tmp_path / "repo"
     package = folder / "python" / "throughtime"
     package.mkdir(parents=True)
@@ -257,6 +265,8 @@ def repo(tmp_path: Path) -> Path:
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
+    (package / "__init__.py").write_text("which = 'later'")
+    subprocess.run([*git, "commit", "-q", "-a", "-m", "second"], check=True)
     (package / "__init__.py").write_text("which = 'tree'")
     return folder
 
@@ -264,7 +274,7 @@ def repo(tmp_path: Path) -> Path:
 def test_base_is_what_was_committed_and_is_built_once(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    revision = compare_trees.commit(repo, "HEAD")
+    revision = compare_trees.commit(repo, "HEAD~1")
     base = compare_trees.build_base(repo, revision)
     assert base.is_relative_to(repo / "build")
     assert (base / "throughtime" / "__init__.py").read_text() == "which = 'base'"

@@ -175,11 +175,17 @@ def test_notes_say_who_did_not_run_and_why(tree: Tree) -> None:
     assert "T 99" in note
 
 
+def test_a_note_names_a_few_of_many_places() -> None:
+    rows = [make(T=t, note="slow") for t in range(1, 8)]
+    (note,) = (text for _, text in Tree(page.page({"a": rows})).all("li") if "slow" in text)
+    assert "T 4," in note and "T 5," not in note and note.endswith("; and 3 more)")
+
+
 def test_every_group_has_its_plot(tree: Tree) -> None:
     assert [text for _, text in tree.all("figcaption")] == [
-        "lstm, float32, forward",
-        "lstm, float32, inference",
-        "relevancy, float32, forward",
+        "lstm, float32, forward, cpu, 2 threads",
+        "lstm, float32, inference, cpu, 2 threads",
+        "relevancy, float32, forward, cpu, 2 threads",
     ]
     labels = [attributes["aria-label"] for attributes, _ in tree.all("svg", role="img")]
     assert labels == [text for _, text in tree.all("figcaption")]
@@ -193,6 +199,12 @@ def test_plots_are_lines_over_t_bars_or_points() -> None:
     assert ["T 4, B 4" in svg for svg in drawn] == [False, True, False]
     assert ["one point a case" in svg for svg in drawn] == [False, False, True]
     assert [">T</text>" in svg for svg in drawn] == [True, False, False]
+
+
+def test_many_cases_without_peers_are_bars() -> None:
+    entries = [Entry(make(T=t, B=t, ratio=None), 1) for t in range(1, 21)]
+    svg = page_plots.draw(entries, "x", "x-")
+    assert "T 20, B 20" in svg and "one point a case" not in svg
 
 
 def test_two_files_of_one_operation_are_told_apart() -> None:
