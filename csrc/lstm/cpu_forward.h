@@ -118,20 +118,27 @@ class Forward {
            c_() + lane * c_size(),
            panels_r_ > 0 ? u_() + lane * u_size() : nullptr};
     begin_state(w);
+    const auto lap = [&](Phase phase) { member.watch->lap(phase); };
     int64_t longest = in_.length(w.row0);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
     const int64_t last = in_.reverse ? shape_.T : longest;
     zero_padding(w);
+    lap(kOther);
     for (int64_t step = first; step < last; step += plan_.chunk) {
       const int64_t steps = step + plan_.chunk < last ? plan_.chunk : last - step;
       gather_inputs(w, step, steps);
+      lap(kGather);
       member.wait();
-      if (!plan_.fuse_input) project_inputs(w, steps);
+      if (!plan_.fuse_input) {
+        project_inputs(w, steps);
+        lap(kInput);
+      }
       for (int64_t k = 0; k < steps; ++k) {
         advance(w, step + k, k);
         member.wait();
         if (panels_r_ > 0) {
           project_outputs(w, step + k);
+          lap(kProjection);
           member.wait();
         }
       }
@@ -208,13 +215,16 @@ class Forward {
           if (plan_.fuse_input) {
             tile.fill(bias_() + block * kGates);
             tile.multiply(w.x + (k * w.rows + row) * ld_x_, ld_x_, 1, panel_x, shape_.I);
+            w.member.watch->lap(kInput);
           } else {
             tile.read(gates_x + row * kGates);
           }
           tile.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
           tile.write(gates.numbers);
         });
+        w.member.watch->lap(kRecurrent);
         cells(w, gates.numbers, height, step, t, block, row);
+        w.member.watch->lap(kPointwise);
       });
     }
   }
