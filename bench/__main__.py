@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from throughtime.bench import lstm, rel_lstm, relevancy
+from throughtime.bench import lstm, profile, rel_lstm, relevancy
 from throughtime.bench.errors import UsageError
 
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("lstm", lstm, "one LSTM layer"),
         ("rel-lstm", rel_lstm, "one RelLSTM layer"),
         ("relevancy", relevancy, "relevancy attention"),
+        ("profile", profile, "where the time of the CPU kernels goes"),
     ):
         module.add_arguments(operations.add_parser(name, help=text, description=module.__doc__))
 
