@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,11 +55,11 @@ def _iteration(
     return iterate
 
 
-def lstm(steps: int, batch: int, inputs: int, hidden: int, p: float) -> Job:
+def lstm(steps: int, batch: int, inputs: int, hidden: int, *, p: float = 0.0) -> Job:
     """One LSTM layer with a fraction ``p`` of its steps detached; the input needs no gradient.
 
     Example:
-        >>> lstm(3, 2, 4, 5, 0.0).amounts["forward", "input"].operations == 8 * 3 * 2 * 4 * 5
+        >>> lstm(3, 2, 4, 5).amounts["forward", "input"].operations == 8 * 3 * 2 * 4 * 5
         True
     """
     torch.manual_seed(0)
@@ -133,7 +134,14 @@ def rel_lstm(steps: int, batch: int, inputs: int, hidden: int, window_size: int,
 
 
 def relevancy(
-    steps: int, batch: int, heads: int, width: int, window_size: int, top_k: int, score: str
+    steps: int,
+    batch: int,
+    heads: int,
+    width: int,
+    window_size: int,
+    top_k: int,
+    *,
+    score: Literal["dot", "additive"] = "dot",
 ) -> Job:
     """Relevancy attention of ``[batch, heads, steps, width]``, score "dot" or "additive"."""
     sizes = (batch, heads, steps, width)

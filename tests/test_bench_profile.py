@@ -34,11 +34,11 @@ def off_afterwards() -> Iterator[None]:
 
 def jobs() -> list[Job]:
     return [
-        profile_work.lstm(40, 6, 70, 50, 0.5),
-        profile_work.lstm(40, 6, 3, 50, 0.0),
+        profile_work.lstm(40, 6, 70, 50, p=0.5),
+        profile_work.lstm(40, 6, 3, 50, p=0.0),
         profile_work.rel_lstm(30, 5, 3, 20, 4, 4),
-        profile_work.relevancy(60, 2, 2, 20, 5, 5, "dot"),
-        profile_work.relevancy(60, 2, 2, 20, 5, 5, "additive"),
+        profile_work.relevancy(60, 2, 2, 20, 5, 5),
+        profile_work.relevancy(60, 2, 2, 20, 5, 5, score="additive"),
     ]
 
 
@@ -64,7 +64,7 @@ def test_phases_are_the_whole_operator(job: Job, threads: int) -> None:
     ("job", "expected"),
     [
         (
-            profile_work.lstm(40, 6, 70, 50, 0.0),
+            profile_work.lstm(40, 6, 70, 50, p=0.0),
             {
                 ("forward", "input"),
                 ("forward", "recurrent"),
@@ -84,7 +84,7 @@ def test_phases_are_the_whole_operator(job: Job, threads: int) -> None:
             | {("forward", "input"), ("backward", "weights"), ("backward", "recurrent")},
         ),
         (
-            profile_work.relevancy(60, 2, 2, 20, 5, 5, "dot"),
+            profile_work.relevancy(60, 2, 2, 20, 5, 5),
             {
                 (pass_, phase)
                 for pass_ in FORWARD_AND_BACKWARD
@@ -101,14 +101,14 @@ def test_each_phase_takes_time(job: Job, expected: set[tuple[str, str]]) -> None
 
 def test_a_detached_step_costs_no_product() -> None:
     def recurrent(p: float) -> float:
-        rows = profile.profile(kernels, profile_work.lstm(60, 20, 3, 128, p), RATES, 5)
+        rows = profile.profile(kernels, profile_work.lstm(60, 20, 3, 128, p=p), RATES, 5)
         return next(r.ms for r in rows if (r.where, r.phase) == ("backward", "recurrent"))
 
     assert recurrent(1.0) < 0.2 * recurrent(0.0)
 
 
 def test_nothing_is_counted_while_profiling_is_off() -> None:
-    job = profile_work.lstm(5, 2, 3, 4, 0.0)
+    job = profile_work.lstm(5, 2, 3, 4, p=0.0)
     kernels.set_profile(True)
     kernels.set_profile(False)
     job.iterate()
@@ -121,7 +121,7 @@ def test_nothing_is_counted_while_profiling_is_off() -> None:
 
 
 def test_profiling_changes_no_bit() -> None:
-    job = profile_work.lstm(20, 6, 3, 50, 0.5)
+    job = profile_work.lstm(20, 6, 3, 50, p=0.5)
     torch.manual_seed(0)
     plain = job.iterate()
     kernels.set_profile(True)
