@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/cpu.h"
 #include "common/pool.h"
@@ -86,6 +87,58 @@ PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
       "barriers", static_cast<Py_ssize_t>(p.barriers(T)), "microseconds", p.microseconds);
 }
 
+// Name of the pass and of the phase, as `bench profile` shows them.
+constexpr const char* kOperatorNames[kOperators] = {"lstm_forward",      "lstm_backward",
+                                                    "rel_lstm_forward",  "rel_lstm_backward",
+                                                    "relevancy_forward", "relevancy_backward"};
+constexpr const char* kPhaseNames[kPhases] = {
+    "pack", "gather",    "input",   "recurrent",       "pointwise", "projection", "scores",
+    "sums", "screening", "weights", "input_gradients", "finish",    "wait",       "other"};
+
+PyObject* set_profile(PyObject*, PyObject* args) {
+  int on;
+  if (!PyArg_ParseTuple(args, "p", &on)) return nullptr;
+  set_profiling(on);
+  Py_RETURN_NONE;
+}
+
+PyObject* profile(PyObject*, PyObject* args) {
+  const char* name = nullptr;
+  if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
+  int op = 0;
+  while (op < kOperators && std::strcmp(name, kOperatorNames[op]) != 0) ++op;
+  if (op == kOperators) return PyErr_Format(PyExc_ValueError, "no operator is named '%s'", name);
+  const Profile& p = profile_of(static_cast<Operator>(op));
+  PyObject* result = Py_BuildValue("{s:L,s:L,s:L,s:L}", "calls", p.calls, "workers", p.workers,
+                                   "allocate", p.allocate, "whole", p.whole);
+  for (int phase = 0; result && phase < kPhases; ++phase) {
+    PyObject* ticks = PyLong_FromLongLong(p.phases[phase]);
+    if (!ticks || PyDict_SetItemString(result, kPhaseNames[phase], ticks) < 0) Py_CLEAR(result);
+    Py_XDECREF(ticks);
+  }
+  return result;
+}
+
+PyObject* ticks(PyObject*, PyObject*) { return PyLong_FromLongLong(read_ticks()); }
+
+PyObject* multiply_adds(PyObject*, PyObject* args) {
+  Py_ssize_t repeats;
+  if (!PyArg_ParseTuple(args, "n", &repeats)) return nullptr;
+  const Runtime runtime = cpu_runtime();
+  struct Context {
+    int64_t repeats, done;
+  } context{repeats, 0};
+  runtime.parallel(
+      runtime.threads,
+      [](void* raw, int begin, int end) {
+        auto& [repeats, done] = *static_cast<Context*>(raw);
+        for (int worker = begin; worker < end; ++worker)
+          __atomic_fetch_add(&done, cpu_kernels().lstm->multiply_adds(repeats), __ATOMIC_RELAXED);
+      },
+      &context);
+  return PyLong_FromLongLong(context.done);
+}
+
 PyObject* nonlinearity(PyObject*, PyObject* args) {
   unsigned long long address;
   Py_ssize_t count;
@@ -115,6 +168,15 @@ PyMethodDef methods[] = {
      "work on a GPU (compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs)."},
     {"nonlinearity", nonlinearity, METH_VARARGS,
      "nonlinearity(address, count, is_double, is_tanh): the kernels' sigmoid or tanh, in place."},
+    {"set_profile", set_profile, METH_VARARGS,
+     "set_profile(on): start to tell the operators' phases apart, from zero, or stop."},
+    {"profile", profile, METH_VARARGS,
+     "profile(operator): sums over its calls since set_profile(True); times in ticks, those of "
+     "phases over all workers."},
+    {"ticks", ticks, METH_NOARGS, "The clock of profile()."},
+    {"multiply_adds", multiply_adds, METH_VARARGS,
+     "multiply_adds(repeats): runs the kernels' register tile in the first-level cache on all "
+     "threads and returns the number of float32 multiply-adds."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT,

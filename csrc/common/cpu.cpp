@@ -1,5 +1,6 @@
 #include "cpu.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -89,9 +90,43 @@ bool choose_cpu_kernels(const char* isa) {
   return false;
 }
 
+namespace {
+
+std::atomic<bool> profiling{false};
+Profile profiles[kOperators];
+
+}  // namespace
+
+void set_profiling(bool on) {
+  profiling.store(on, std::memory_order_relaxed);
+  if (on) std::fill_n(profiles, static_cast<int>(kOperators), Profile{});
+}
+
+const Profile& profile_of(Operator op) { return profiles[op]; }
+
 Runtime cpu_runtime() {
   return {static_cast<int>(torch::stable::get_num_threads()), run_parallel, pool_acquire,
-          pool_release};
+          pool_release, nullptr};
+}
+
+Call::Call(Operator op) : runtime_(cpu_runtime()), start_(0), last_(0) {
+  if (!profiling.load(std::memory_order_relaxed)) return;
+  runtime_.profile = &profiles[op];
+  start_ = read_ticks();
+}
+
+Call::~Call() {
+  if (!runtime_.profile) return;
+  ++runtime_.profile->calls;
+  runtime_.profile->whole += read_ticks() - start_;
+}
+
+void Call::checked() {
+  if (runtime_.profile) last_ = read_ticks();
+}
+
+void Call::allocated() {
+  if (runtime_.profile) runtime_.profile->allocate += read_ticks() - last_;
 }
 
 }  // namespace throughtime

@@ -26,6 +26,39 @@ const CpuKernels* const* runnable_cpu_kernels();
 // be read only by the instruction set that wrote them.
 bool choose_cpu_kernels(const char* isa);
 
-Runtime cpu_runtime();
+Runtime cpu_runtime();  // without a profile
+
+// Operators whose time can be told apart.
+enum Operator {
+  kLstmForward,
+  kLstmBackward,
+  kRelLstmForward,
+  kRelLstmBackward,
+  kRelevancyForward,
+  kRelevancyBackward,
+  kOperators
+};
+
+// Starts all profiles anew, or stops profiling. Not while an operator runs.
+void set_profiling(bool on);
+
+const Profile& profile_of(Operator op);
+
+// The runtime of one call of an operator; its life is the time of the call.
+class Call {
+ public:
+  explicit Call(Operator op);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  void checked();    // the arguments are: what follows is allocation
+  void allocated();  // what follows is the kernel
+  const Runtime& runtime() const { return runtime_; }
+
+ private:
+  Runtime runtime_;
+  int64_t start_, last_;
+};
 
 }  // namespace throughtime

@@ -31,14 +31,11 @@ struct Panels {
 // Panel column n is the row at(n) of a weight (null: zeros): for products with its transpose.
 template <typename S, typename F>
 void pack_rows_as_columns(const Panels<S>& to, int64_t begin, int64_t end, const F& at) {
-  for (int64_t q = begin; q < end; ++q) {
-    const int64_t columns = to.width(q) * kLanes<S>;
-    S* panel = to.panel(q);
-    for (int64_t n = 0; n < columns; ++n) {
-      const S* row = at(q * kPanelVectors * kLanes<S> + n);
-      for (int64_t k = 0; k < to.k_count; ++k) panel[k * columns + n] = row ? row[k] : S(0);
-    }
-  }
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t q = begin; q < end; ++q)
+    for (int64_t v = 0; v < to.width(q); ++v)
+      transpose_rows<S>([&](int64_t lane) { return at((q * kPanelVectors + v) * L + lane); },
+                        to.k_count, to.panel(q) + v * L, to.width(q) * L);
 }
 
 // Panel row k is the row at(k) of a weight with `columns` columns (null: zeros).

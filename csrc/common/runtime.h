@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "profile.h"
+
 namespace throughtime {
 
 struct Runtime {
@@ -15,6 +17,7 @@ struct Runtime {
   void (*parallel)(int workers, void (*body)(void* context, int begin, int end), void* context);
   void* (*acquire)(size_t bytes);  // 64-byte aligned, contents undefined; throws std::bad_alloc
   void (*release)(void* memory);
+  Profile* profile;  // null: nobody wants to know
 };
 
 }  // namespace throughtime

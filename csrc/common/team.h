@@ -68,7 +68,11 @@ struct Share {
 struct Member {
   int64_t lane, begin, end;
   Barrier* barrier;
-  TT_INLINE void wait() const { barrier->arrive_and_wait(static_cast<int>(end - begin)); }
+  Stopwatch* watch;
+  TT_INLINE void wait() const {
+    barrier->arrive_and_wait(static_cast<int>(end - begin));
+    watch->lap(kWait);
+  }
 };
 
 // Scratch memory of one call: reserve every part, allocate once, then use the parts.
@@ -103,7 +107,11 @@ class Scratch {
     return span;
   }
 
-  void allocate() { base_ = static_cast<char*>(runtime_.acquire(bytes_)); }
+  void allocate() {
+    const int64_t start = runtime_.profile ? read_ticks() : 0;
+    base_ = static_cast<char*>(runtime_.acquire(bytes_));
+    if (runtime_.profile) runtime_.profile->allocate += read_ticks() - start;
+  }
 
  private:
   static constexpr size_t kLine = 64;
@@ -120,22 +128,30 @@ void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barr
     const Schedule& schedule;
     Barrier* barriers;
     Pass& pass;
-  } context{schedule, barriers, pass};
+    Profile* profile;
+  } context{schedule, barriers, pass, runtime.profile};
+  if (runtime.profile) runtime.profile->workers += schedule.workers();
   for (int lane = 0; lane < schedule.lanes; ++lane) barriers[lane].reset(schedule.team);
   barriers[schedule.lanes].reset(schedule.workers());
   const auto body = [](void* raw, int begin, int end) {
-    auto& [schedule, barriers, pass] = *static_cast<Context*>(raw);
+    auto& [schedule, barriers, pass, profile] = *static_cast<Context*>(raw);
+    Stopwatch watch(profile);
     const int workers = schedule.workers(), team = schedule.team;
     Barrier& all = barriers[schedule.lanes];
     pass.prepare(Share(pass.blocks(), begin, end, workers));
+    watch.lap(kPack);
     all.arrive_and_wait(end - begin);
+    watch.lap(kWait);
     for (int lane = begin / team; lane * team < end; ++lane) {
       const int first = begin > lane * team ? begin - lane * team : 0;
       const int last = end < (lane + 1) * team ? end - lane * team : team;
-      pass.walk(Member{lane, first, last, &barriers[lane]});
+      pass.walk(Member{lane, first, last, &barriers[lane], &watch});
+      watch.lap(kOther);
     }
     all.arrive_and_wait(end - begin);
+    watch.lap(kWait);
     pass.finish(Share(pass.blocks(), begin, end, workers));
+    watch.lap(kFinish);
   };
   if (schedule.workers() == 1) {
     body(&context, 0, 1);

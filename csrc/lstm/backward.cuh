@@ -87,11 +87,9 @@ class BackwardBlock {
     return in_.cut.ranks * in_.cut.parts * slabs * slab_sum_bytes(kTiles);
   }
 
-  // All that start() does is seen by the group.
+  // All that start() does is seen by those whom it concerns.
   TT_DEVICE void begin() {
-    if (in_.cut.grid) {
-      grid_barrier(Site::kStart);
-    } else if (in_.cut.ranks > 1) {
+    if (!in_.cut.grid && in_.cut.ranks > 1) {
       if (thread() == 0) {
         open_mailbox(mailbox(), mail_bytes());
         open_mailbox(mailbox() + 1, mail_bytes());
@@ -106,17 +104,14 @@ class BackwardBlock {
   // they read another operand than the next exchange's.
   TT_DEVICE void wait() {
     if (in_.cut.grid) {
-      grid_barrier(Site::kBackwardStep);
+      grid_arrive(Site::kBackwardStep, in_.cut.arrivals + group_);
+      grid_wait(Site::kBackwardStep, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
     } else if (in_.cut.ranks > 1) {
       wait_for_mail(Site::kBackwardStep, mailbox(), exchanges_ / 2, mail_bytes());
       if (thread() == 0) expect_mail(mailbox(), mail_bytes());
     } else {
       block_barrier(Site::kBackwardStep);
     }
-  }
-  TT_DEVICE void grid_barrier(Site site) {
-    grid_arrive(site, in_.cut.arrivals + group_);
-    grid_wait(site, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
   }
 
   TT_DEVICE S* operand(int exchange) const {

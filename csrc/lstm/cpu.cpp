@@ -91,11 +91,12 @@ class Arguments {
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
-void forward_as(const Arguments& args, const ForwardResult& result, bool save) {
+void forward_as(const Runtime& runtime, const Arguments& args, const ForwardResult& result,
+                bool save) {
   const auto& [output, h_n, c_n, saved] = result;
   const LstmForward<S> call{args.as<S>(), mutable_data<S>(output), mutable_data<S>(h_n),
                             mutable_data<S>(c_n), save ? mutable_data<S>(saved) : nullptr};
-  cpu_kernels().lstm->forward(call, cpu_runtime());
+  cpu_kernels().lstm->forward(call, runtime);
 }
 
 ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
@@ -103,17 +104,20 @@ ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_
                            const OptionalTensor bias, const OptionalTensor weight_hr,
                            const OptionalTensor lengths, const OptionalTensor reset, bool reverse,
                            bool save) {
+  Call operation(kLstmForward);
   const Arguments args("throughtime::lstm_forward", input, h_0, c_0, weight_ih, weight_hh, bias,
                        weight_hr, lengths, reset, reverse);
   const LstmShape& s = args.shape;
+  operation.checked();
   const ForwardResult result{pooled({s.T, s.B, s.R}, args.dtype), pooled({s.B, s.R}, args.dtype),
                              pooled({s.B, s.H}, args.dtype),
                              pooled({save ? saved_numbers(s) : 0}, args.dtype)};
+  operation.allocated();
   if (s.B == 0) return result;
   if (args.dtype == ScalarType::Float) {
-    forward_as<float>(args, result, save);
+    forward_as<float>(operation.runtime(), args, result, save);
   } else {
-    forward_as<double>(args, result, save);
+    forward_as<double>(operation.runtime(), args, result, save);
   }
   return result;
 }
@@ -126,9 +130,9 @@ struct Gradients {
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
-void backward_as(const Arguments& args, const Gradients& grad, const Tensor& output,
-                 const Tensor& saved, const BackwardResult& result, bool need_input,
-                 bool need_weights) {
+void backward_as(const Runtime& runtime, const Arguments& args, const Gradients& grad,
+                 const Tensor& output, const Tensor& saved, const BackwardResult& result,
+                 bool need_input, bool need_weights) {
   const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias, dweight_hr] = result;
   const auto& mask = grad.detach_mask;
   const LstmBackward<S> call{args.as<S>(),
@@ -150,7 +154,7 @@ void backward_as(const Arguments& args, const Gradients& grad, const Tensor& out
                              need_weights ? mutable_data<S>(dweight_hh) : nullptr,
                              need_weights ? mutable_data<S>(dbias) : nullptr,
                              need_weights ? mutable_data<S>(dweight_hr) : nullptr};
-  cpu_kernels().lstm->backward(call, cpu_runtime());
+  cpu_kernels().lstm->backward(call, runtime);
 }
 
 BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
@@ -160,6 +164,7 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
                              const OptionalTensor reset, const OptionalTensor detach_mask,
                              const Tensor output, const Tensor saved, bool reverse, bool need_input,
                              bool need_weights) {
+  Call operation(kLstmBackward);
   const char* op = "throughtime::lstm_backward";
   const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, weight_hr, lengths,
                        reset, reverse);
@@ -186,6 +191,7 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
   const Gradients grad{grad_output && grad_output->stride(2) > 1 ? dense(grad_output) : grad_output,
                        dense(grad_h_n), dense(grad_c_n), detach_mask};
   const int64_t rows = need_weights ? 4 * s.H : 0;
+  operation.checked();
   const BackwardResult result{
       need_input ? pooled({s.T, s.B, s.I}, args.dtype) : pooled({0}, args.dtype),
       pooled({s.B, s.R}, args.dtype),
@@ -194,6 +200,7 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
       need_weights ? pooled({rows, s.R}, args.dtype) : pooled({0}, args.dtype),
       pooled({rows}, args.dtype),
       need_weights && weight_hr ? pooled({s.R, s.H}, args.dtype) : pooled({0}, args.dtype)};
+  operation.allocated();
   if (need_input && lengths) fill_zero(std::get<0>(result));
   if (s.B == 0) {
     fill_zero(std::get<3>(result));
@@ -204,9 +211,11 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
   }
   const Tensor output_dense = dense(output), saved_dense = dense(saved);
   if (args.dtype == ScalarType::Float) {
-    backward_as<float>(args, grad, output_dense, saved_dense, result, need_input, need_weights);
+    backward_as<float>(operation.runtime(), args, grad, output_dense, saved_dense, result,
+                       need_input, need_weights);
   } else {
-    backward_as<double>(args, grad, output_dense, saved_dense, result, need_input, need_weights);
+    backward_as<double>(operation.runtime(), args, grad, output_dense, saved_dense, result,
+                        need_input, need_weights);
   }
   return result;
 }

@@ -128,12 +128,15 @@ class Backward {
     const int64_t longest = in_.length(w.row0);
     if (weights_.wanted() && longest == 0) weights_.clear(w, group);
     pass_through_empty(w);
+    const auto lap = [&](Phase phase) { member.watch->lap(phase); };
+    lap(kOther);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
     Chunk chunk{in_.reverse ? shape_.T : longest, 0, 0};
     for (int64_t walked = 0; chunk.step > first; chunk.n += chunk.steps) {
       chunk.steps = chunk.step - first < plan_.chunk ? chunk.step - first : plan_.chunk;
       chunk.step -= chunk.steps;
       if (weights_.wanted()) weights_.gather(w, chunk);
+      lap(kGather);
       for (int64_t k = 0; k < chunk.steps; ++k) {
         const int64_t step = chunk.step + chunk.steps - 1 - k, t = in_.time(step);
         const int64_t active = active_rows(in_, t, w.row0, w.rows);
@@ -145,9 +148,14 @@ class Backward {
       if (weights_.wanted()) {
         weights_.add(w, group, chunk, w.da);
         if (projected_) weights_.add_projection(w, group, chunk, w.dr, w.u);
+        lap(kWeights);
       }
-      if (p_.dx) input_gradients(w, chunk);
+      if (p_.dx) {
+        input_gradients(w, chunk);
+        lap(kInputGradients);
+      }
       if (chunk.step == first) leave(w, first, (chunk.n + chunk.steps - 1) % slots_, 0, walked);
+      lap(kOther);
       member.wait();
     }
   }
@@ -193,11 +201,13 @@ class Backward {
     const int64_t t = in_.time(step), t_after = in_.time(step + 1);
     if (active < walked) leave(w, step + 1, slot_after, active, walked);
     enter_cells(w, going_on, active);
+    w.member.watch->lap(kOther);
     for (int64_t q = w.panels_out.begin; q < w.panels_out.end; ++q) {
       const int64_t vector = q * width_, vectors = vectors_of(q, outputs_);
       for_row_tiles(0, going_on, [&](int64_t row, int64_t height) {
         TileBuffer<S> dh;
         recurrent_gradient(w, t_after, slot_after, row, height, q, dh.numbers);
+        w.member.watch->lap(kRecurrent);
         put_gradient(w, dh.numbers, height, vectors, step, t, slot, vector, row);
       });
       for_row_tiles(going_on, active, [&](int64_t row, int64_t height) {
@@ -258,6 +268,7 @@ class Backward {
     } else {
       cells(w, dh, height, vectors, step, t, slot, vector, row);
     }
+    w.member.watch->lap(kPointwise);
   }
 
   void add_output_gradient(const Walk& w, S* dh, int64_t height, int64_t vectors, int64_t t,
@@ -278,7 +289,9 @@ class Backward {
         TileBuffer<S> dh;
         product<S>({w.dr.at(0, slot, row), ld_dr_, 0, 1, shape_.R}, panel, height,
                    vectors_of(q, blocks_), dh.numbers);
+        w.member.watch->lap(kProjection);
         cells(w, dh.numbers, height, vectors_of(q, blocks_), step, t, slot, q * width_, row);
+        w.member.watch->lap(kPointwise);
       });
     }
   }

@@ -118,20 +118,27 @@ class Forward {
            c_() + lane * c_size(),
            panels_r_ > 0 ? u_() + lane * u_size() : nullptr};
     begin_state(w);
+    const auto lap = [&](Phase phase) { member.watch->lap(phase); };
     int64_t longest = in_.length(w.row0);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
     const int64_t last = in_.reverse ? shape_.T : longest;
     zero_padding(w);
+    lap(kOther);
     for (int64_t step = first; step < last; step += plan_.chunk) {
       const int64_t steps = step + plan_.chunk < last ? plan_.chunk : last - step;
       gather_inputs(w, step, steps);
+      lap(kGather);
       member.wait();
-      if (!plan_.fuse_input) project_inputs(w, steps);
+      if (!plan_.fuse_input) {
+        project_inputs(w, steps);
+        lap(kInput);
+      }
       for (int64_t k = 0; k < steps; ++k) {
         advance(w, step + k, k);
         member.wait();
         if (panels_r_ > 0) {
           project_outputs(w, step + k);
+          lap(kProjection);
           member.wait();
         }
       }
@@ -208,19 +215,23 @@ class Forward {
           if (plan_.fuse_input) {
             tile.fill(bias_() + block * kGates);
             tile.multiply(w.x + (k * w.rows + row) * ld_x_, ld_x_, 1, panel_x, shape_.I);
+            w.member.watch->lap(kInput);
           } else {
             tile.read(gates_x + row * kGates);
           }
           tile.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
           tile.write(gates.numbers);
         });
+        w.member.watch->lap(kRecurrent);
         cells(w, gates.numbers, height, step, t, block, row);
+        w.member.watch->lap(kPointwise);
       });
     }
   }
 
-  // Gate sums of `height` rows and one block of units, to c, h and what is saved.
-  void cells(const Walk& w, const S* gates, int64_t height, int64_t step, int64_t t, int64_t block,
+  // Gate sums of `height` rows and one block of units, to c, h and what is saved. Two loops: in one,
+  // h of a row would wait for c, and the processor sees too few rows at once to fill the time.
+  void cells(const Walk& w, S* gates, int64_t height, int64_t step, int64_t t, int64_t block,
              int64_t row) {
     const int64_t at = w.row0 + row, next_ld = w.u ? ld_u_ : ld_h_, unit = block * L;
     const int64_t* order = in_.order + at;
@@ -231,17 +242,19 @@ class Forward {
     S* y = p_.y + t * shape_.B * shape_.R + unit;
     S* saved = p_.saved;
     if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * (kSavedVectors * L);
-    for (int64_t r = 0; r < height; ++r, gates += kGates, state += L, next += next_ld) {
-      const Vec<S> i = sigmoid<S>(load(gates)), f = sigmoid<S>(load(gates + L)),
-                   g = tanh<S>(load(gates + 2 * L)), o = sigmoid<S>(load(gates + 3 * L));
-      Vec<S> c = f * load(state) + i * g;
-      const Vec<S> h = o * tanh<S>(c);
-      if (saved) {
-        save(saved, i, f, g, o, c);
-        saved += kSavedVectors * L;
-      }
+    for (int64_t r = 0; r < height; ++r) {
+      S* a = gates + r * kGates;
+      const Vec<S> i = sigmoid<S>(load(a)), f = sigmoid<S>(load(a + L)),
+                   g = tanh<S>(load(a + 2 * L)), o = sigmoid<S>(load(a + 3 * L));
+      Vec<S> c = f * load(state + r * L) + i * g;
+      store(a, c);
+      store(a + L, o);
+      if (saved) save(saved + r * kSavedVectors * L, i, f, g, o, c);
       if (watch) c = carried_cell(c, step, t, block, at + r);
-      store(state, c);
+      store(state + r * L, c);
+    }
+    for (int64_t r = 0; r < height; ++r, gates += kGates, next += next_ld) {
+      const Vec<S> h = load(gates + L) * tanh<S>(load(gates));
       if (put) {
         put_output(w, h, step, t, block, row + r);
       } else {

@@ -24,12 +24,29 @@ void nonlinearity(S* values, int64_t count, bool is_tanh) {
   }
 }
 
+int64_t multiply_adds(int64_t repeats) {
+  constexpr int64_t kDepth = 32, kColumns = kPanelVectors * kLanes<float>;
+  alignas(kVectorBytes) float a[kRegisterRows * kDepth] = {};
+  alignas(kVectorBytes) float panel[kDepth * kColumns] = {};
+  Tile<float, kRegisterRows, kPanelVectors> tile;
+  tile.clear();
+  for (int64_t n = 0; n < repeats; ++n) {
+    asm volatile("" ::: "memory");  // the operands may have changed: nothing is hoisted
+    tile.multiply(a, kDepth, 1, panel, kDepth);
+  }
+  TileBuffer<float> sink;
+  tile.write(sink.numbers);
+  asm volatile("" ::"r"(sink.numbers) : "memory");
+  return repeats * kRegisterRows * kColumns * kDepth;
+}
+
 }  // namespace
 
 extern const LstmKernels TT_KERNELS(lstm);
 const LstmKernels TT_KERNELS(lstm) = {{forward<float>, forward<double>},
                                       {backward<float>, backward<double>},
                                       nonlinearity<float>,
-                                      nonlinearity<double>};
+                                      nonlinearity<double>,
+                                      multiply_adds};
 
 }  // namespace throughtime

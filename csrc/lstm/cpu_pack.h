@@ -37,20 +37,15 @@ TT_INLINE int64_t active_rows(const LstmInput<S>& in, int64_t t, int64_t row0, i
 // panels[block][k][gate][lane] = weight[gate * H + block * L + lane][k], zero past the last unit.
 template <typename S>
 void pack_gate_panels(const S* weight, int64_t H, int64_t columns, S* panels, Share blocks) {
-  constexpr int64_t L = kLanes<S>, kTile = 128;
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    S* panel = panels + block * columns * 4 * L;
-    const int64_t units = H - block * L < L ? H - block * L : L;
-    if (units < L) std::memset(panel, 0, columns * 4 * L * sizeof(S));
-    for (int64_t k0 = 0; k0 < columns; k0 += kTile) {
-      const int64_t k1 = k0 + kTile < columns ? k0 + kTile : columns;
-      for (int64_t gate = 0; gate < 4; ++gate)
-        for (int64_t lane = 0; lane < units; ++lane) {
-          const S* row = weight + (gate * H + block * L + lane) * columns;
-          for (int64_t k = k0; k < k1; ++k) panel[(k * 4 + gate) * L + lane] = row[k];
-        }
-    }
-  }
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t block = blocks.begin; block < blocks.end; ++block)
+    for (int64_t gate = 0; gate < 4; ++gate)
+      transpose_rows<S>(
+          [&](int64_t lane) {
+            const int64_t unit = block * L + lane;
+            return unit < H ? weight + (gate * H + unit) * columns : nullptr;
+          },
+          columns, panels + (block * columns * 4 + gate) * L, 4 * L);
 }
 
 template <typename S>
@@ -111,12 +106,13 @@ void pack_transposed_panels(const S* weight, int64_t rows, int64_t columns, int6
   const int64_t vectors = divide_up(rows, L);
   for (int64_t q = which.begin; q < which.end; ++q) {
     const int64_t here = vectors - q * width < width ? vectors - q * width : width;
-    S* panel = panels + q * width * L * columns;
-    for (int64_t lane = 0; lane < here * L; ++lane) {
-      const int64_t row = q * width * L + lane;
-      for (int64_t k = 0; k < columns; ++k)
-        panel[k * here * L + lane] = row < rows ? weight[row * columns + k] : S(0);
-    }
+    for (int64_t v = 0; v < here; ++v)
+      transpose_rows<S>(
+          [&](int64_t lane) {
+            const int64_t row = (q * width + v) * L + lane;
+            return row < rows ? weight + row * columns : nullptr;
+          },
+          columns, panels + (q * width * columns + v) * L, here * L);
   }
 }
 

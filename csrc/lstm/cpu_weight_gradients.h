@@ -49,14 +49,19 @@ class WeightGradients {
   void gather(const GroupPart& part, const Chunk& chunk) {
     const Share own = part.own(chunk.steps * part.rows);
     const S one = 1;
+    int64_t row = own.begin % part.rows, s = chunk.step + chunk.steps - 1 - own.begin / part.rows;
     for (int64_t r = own.begin; r < own.end; ++r) {
-      const int64_t at = part.row0 + r % part.rows, sample = in_.order[at];
-      const int64_t s = chunk.step + chunk.steps - 1 - r / part.rows, t = in_.time(s);
+      const int64_t at = part.row0 + row, sample = in_.order[at], t = in_.time(s);
+      const int64_t before = s - 1;
+      if (++row == part.rows) {
+        row = 0;
+        --s;
+      }
       if (t >= in_.length(at)) continue;
       const S* h = nullptr;
       if (!in_.resets(t, at))
         h = t == in_.first_time(at) ? in_.h0 + sample * shape_.R
-                                    : p_.y + (in_.time(s - 1) * shape_.B + sample) * shape_.R;
+                                    : p_.y + (in_.time(before) * shape_.B + sample) * shape_.R;
       put_columns(part, r, 0, h, shape_.R);
       put_columns(part, r, shape_.R, in_.x + t * in_.x_stride_t + sample * in_.x_stride_b,
                   shape_.I);
@@ -101,17 +106,14 @@ class WeightGradients {
   // Adds up the groups and puts the sums into PyTorch's order.
   void finish(Share blocks) {
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      for (int64_t column = 0; column < columns_; column += kScatter) {
-        const int64_t end = column + kScatter < columns_ ? column + kScatter : columns_;
-        scatter_columns(block, column, end);
-      }
+      scatter_columns(block, 0, shape_.R, p_.dweight_hh);
+      scatter_columns(block, shape_.R, shape_.I, p_.dweight_ih);
+      scatter_columns(block, shape_.R + shape_.I, 1, p_.dbias);
       if (projected()) scatter_projection(block);
     }
   }
 
  private:
-  static constexpr int64_t kScatter = 16;
-
   bool projected() const { return in_.weight_hr != nullptr; }
   int64_t hx_size() const { return plan_.chunk * most_rows_ * (columns_ + kRegisterRows); }
   int64_t dw_size() const { return blocks_ * columns_ * kGates; }
@@ -137,50 +139,38 @@ class WeightGradients {
   TT_INLINE void put_columns(const GroupPart& part, int64_t row, int64_t column, const S* from,
                              int64_t count) {
     constexpr int64_t width = kRegisterRows;
-    while (count > 0) {
-      S* to = hx_at(part, row, column);
-      const int64_t room = width - column % width, here = count < room ? count : room;
-      if (from == nullptr) {
-        for (int64_t k = 0; k < here; ++k) to[k] = 0;
-      } else {
-        if (here == width) {
-          std::memcpy(to, from, width * sizeof(S));  // of constant size: a move or two
-        } else {
-          for (int64_t k = 0; k < here; ++k) to[k] = from[k];
-        }
-        from += here;
-      }
-      column += here;
-      count -= here;
-    }
+    const int64_t to_next_tile = plan_.chunk * part.rows * width;
+    const int64_t first = column % width;
+    S* to = hx_at(part, row, column - first);
+    const auto piece = [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) to[k] = from ? *from++ : S(0);
+      to += to_next_tile;
+      count -= end - begin;
+    };
+    if (first > 0) piece(first, least(width, first + count));
+    for (; from && count >= width; count -= width, from += width, to += to_next_tile)
+      std::memcpy(to, from, width * sizeof(S));  // of constant size: a move or two
+    while (count > 0) piece(0, least(width, count));
   }
 
-  void scatter_columns(int64_t block, int64_t begin, int64_t end) {
-    const S* from = dw_() + (block * columns_ + begin) * kGates;
-    alignas(64) S total[kScatter * kGates];
-    const S* sums = from;
-    if (plan_.groups > 1) {
-      sums = total;
-      for (int64_t v = 0; v < (end - begin) * kGates; v += L) {
-        Vec<S> sum = load(from + v);
-        for (int64_t group = 1; group < plan_.groups; ++group)
-          sum += load(from + group * dw_size() + v);
-        store(total + v, sum);
-      }
-    }
-    const int64_t units = tail(block) < L ? tail(block) : L;
-    for (int64_t gate = 0; gate < 4; ++gate)
-      for (int64_t lane = 0; lane < units; ++lane) {
-        const int64_t row = gate * shape_.H + block * L + lane;
-        const S* value = sums + gate * L + lane;
-        const auto put = [&](S* to, int64_t first, int64_t past) {
-          const int64_t from = begin > first ? begin : first, until = end < past ? end : past;
-          for (int64_t column = from; column < until; ++column, value += kGates)
-            to[column - first] = *value;
-        };
-        put(p_.dweight_hh + row * shape_.R, 0, shape_.R);
-        put(p_.dweight_ih + row * shape_.I, shape_.R, shape_.R + shape_.I);
-        put(p_.dbias + row, shape_.R + shape_.I, columns_);
+  // Columns [first, first + count) of one block's sums, added over the groups, to `to` [4H, count].
+  void scatter_columns(int64_t block, int64_t first, int64_t count, S* to) {
+    const S* sums = dw_() + (block * columns_ + first) * kGates;
+    const int64_t units = least(L, tail(block));
+    for (int64_t column = 0; column < count; column += L)
+      for (int64_t gate = 0; gate < 4; ++gate) {
+        Vec<S> v[L];
+#pragma GCC unroll 16
+        for (int64_t k = 0; k < L; ++k) {
+          const S* from = sums + (column + k) * kGates + gate * L;
+          v[k] = column + k < count ? load(from) : Vec<S>{};
+          for (int64_t group = 1; column + k < count && group < plan_.groups; ++group)
+            v[k] += load(from + group * dw_size());
+        }
+        transpose<S>(v);
+        S* row = to + (gate * shape_.H + block * L) * count + column;
+        for (int64_t unit = 0; unit < units; ++unit, row += count)
+          store_part(row, v[unit], count - column);
       }
   }
 

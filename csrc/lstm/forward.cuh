@@ -71,7 +71,7 @@ class ForwardBlock {
         if (kLoadEarly && !last) load(now, s + 1);
       }
       if (last) break;
-      wait(s, Site::kForwardStep);
+      wait(s);
       if (in_.cut.grid) copy((s + 1) & 1);
     }
     if (owner) store_state();
@@ -98,12 +98,9 @@ class ForwardBlock {
   }
   TT_DEVICE uint32_t mail_bytes() const { return 8 * kTiles * H_ * sizeof(S); }
 
-  // All that start() does is seen by the group.
+  // All that start() does is seen by those whom it concerns.
   TT_DEVICE void begin() {
-    if (in_.cut.grid) {
-      arrive();
-      wait(0, Site::kStart);
-    } else if (in_.cut.ranks > 1) {
+    if (!in_.cut.grid && in_.cut.ranks > 1) {
       if (thread() == 0) {
         open_mailbox(mailbox(0), mail_bytes());
         open_mailbox(mailbox(1), mail_bytes());
@@ -118,7 +115,8 @@ class ForwardBlock {
   TT_DEVICE void arrive() {
     if (in_.cut.grid) grid_arrive(Site::kForwardStep, in_.cut.arrivals + group_);
   }
-  TT_DEVICE void wait(int s, Site site) {
+  TT_DEVICE void wait(int s) {
+    constexpr Site site = Site::kForwardStep;
     if (in_.cut.grid) {
       grid_wait(site, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
     } else if (in_.cut.ranks > 1) {
@@ -211,7 +209,8 @@ class ForwardBlock {
     const auto at = [&](int part, int j, int r) {
       return (((part - 1) * slabs_ + slab_) * kTiles + j) * 128 + r * 32 + lane();
     };
-    if (part_ > 0) {
+    const bool inside = unit0_ < H_;  // without units nobody says when these places are free again
+    if (part_ > 0 && inside) {
       TT_UNROLL
       for (int j = 0; j < kTiles; ++j) {
         TT_UNROLL
@@ -221,7 +220,7 @@ class ForwardBlock {
       }
     }
     block_barrier(Site::kForwardParts);
-    if (part_ == 0) {
+    if (part_ == 0 && inside) {
       for (int part = 1; part < in_.cut.parts; ++part) {
         TT_UNROLL
         for (int j = 0; j < kTiles; ++j) {

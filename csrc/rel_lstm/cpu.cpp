@@ -107,8 +107,8 @@ struct Initial {
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
-void forward_as(const Arguments& args, const Initial& initial, bool keep_first, bool save,
-                const ForwardResult& result) {
+void forward_as(const Runtime& runtime, const Arguments& args, const Initial& initial,
+                bool keep_first, bool save, const ForwardResult& result) {
   const auto& [output, h_n, c_n, context_n, last, index, relevance, saved] = result;
   const RelLstmForward<S> call{args.as<S>(),
                                data<S>(initial.h_0),
@@ -126,7 +126,7 @@ void forward_as(const Arguments& args, const Initial& initial, bool keep_first, 
                                mutable_data<int64_t>(index),
                                mutable_data<S>(relevance),
                                save ? mutable_data<S>(saved) : nullptr};
-  cpu_kernels().rel_lstm->forward(call, cpu_runtime());
+  cpu_kernels().rel_lstm->forward(call, runtime);
 }
 
 ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
@@ -137,6 +137,7 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                                const Tensor weight_score, const OptionalTensor lengths,
                                int64_t retained, int64_t window_size, int64_t top_k,
                                bool keep_first, bool save) {
+  Call operation(kRelLstmForward);
   const char* op = "throughtime::rel_lstm_forward";
   STD_TORCH_CHECK(memory.has_value() == relevance.has_value(), op,
                   ": memory and relevance should be given together");
@@ -150,6 +151,7 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
   args.check("bias", bias, {4 * H});
   args.check("memory", memory, {P, B, H});
   args.check("relevance", relevance, {P, B});
+  operation.checked();
   const ForwardResult result{args.make({s.T(), B, H}),
                              args.make({B, H}),
                              args.make({B, H}),
@@ -158,13 +160,14 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                              pooled({left, B}, ScalarType::Long),
                              args.make({left, B}),
                              args.make({saved_numbers(s)}, save)};
+  operation.allocated();
   if (B == 0) return result;
   const Initial initial{dense(h_0),  dense(c_0),    dense(context_0),
                         dense(bias), dense(memory), dense(relevance)};
   if (args.dtype == ScalarType::Float) {
-    forward_as<float>(args, initial, keep_first, save, result);
+    forward_as<float>(operation.runtime(), args, initial, keep_first, save, result);
   } else {
-    forward_as<double>(args, initial, keep_first, save, result);
+    forward_as<double>(operation.runtime(), args, initial, keep_first, save, result);
   }
   return result;
 }
@@ -177,9 +180,9 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
                                   Tensor, Tensor, Tensor>;
 
 template <typename S>
-void backward_as(const Arguments& args, const Gradients& grad, const Tensor& c_0,
-                 const Tensor& last, const Tensor& saved, bool need_input, bool need_weights,
-                 const BackwardResult& result) {
+void backward_as(const Runtime& runtime, const Arguments& args, const Gradients& grad,
+                 const Tensor& c_0, const Tensor& last, const Tensor& saved, bool need_input,
+                 bool need_weights, const BackwardResult& result) {
   const auto& [dx, dh_0, dc_0, dcontext_0, dmemory, dweight_ih, dweight_hh, dbias, dweight_query,
                dweight_key, dweight_score] = result;
   const auto weight = [&](const Tensor& tensor) {
@@ -210,7 +213,7 @@ void backward_as(const Arguments& args, const Gradients& grad, const Tensor& c_0
                                 weight(dweight_query),
                                 weight(dweight_key),
                                 weight(dweight_score)};
-  cpu_kernels().rel_lstm->backward(call, cpu_runtime());
+  cpu_kernels().rel_lstm->backward(call, runtime);
 }
 
 BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
@@ -221,6 +224,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
                                  const OptionalTensor lengths, const OptionalTensor detach_mask,
                                  const Tensor last, const Tensor saved, int64_t retained,
                                  int64_t window_size, bool need_input, bool need_weights) {
+  Call operation(kRelLstmBackward);
   const char* op = "throughtime::rel_lstm_backward";
   STD_TORCH_CHECK(input.dim() == 3 && last.dim() == 2 && last.size(0) >= input.size(0), op,
                   ": last should be [P + T, B] for an input [T, B, I]");
@@ -246,6 +250,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
       check_shape(op, "detach_mask", *detach_mask, {s.T()});
     }
   }
+  operation.checked();
   const BackwardResult result{args.make({s.T(), B, s.I}, need_input),
                               args.make({B, H}),
                               args.make({B, H}),
@@ -257,6 +262,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
                               args.make({s.A, H}, need_weights),
                               args.make({s.A, H}, need_weights),
                               args.make({s.A}, need_weights)};
+  operation.allocated();
   if (need_input && lengths) fill_zero(std::get<0>(result));
   if (B == 0) {
     fill_zero(std::get<5>(result));
@@ -272,9 +278,11 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
                        dense(grad_c_n), dense(grad_context_n), detach_mask};
   const Tensor cells = dense(c_0), until = dense(last), kept = dense(saved);
   if (args.dtype == ScalarType::Float) {
-    backward_as<float>(args, grad, cells, until, kept, need_input, need_weights, result);
+    backward_as<float>(operation.runtime(), args, grad, cells, until, kept, need_input,
+                       need_weights, result);
   } else {
-    backward_as<double>(args, grad, cells, until, kept, need_input, need_weights, result);
+    backward_as<double>(operation.runtime(), args, grad, cells, until, kept, need_input,
+                        need_weights, result);
   }
   return result;
 }

@@ -111,7 +111,7 @@ class RelLstmBackwardPass {
 
   void walk(const Member& member) {
     for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
-      walk_group(member.lane, group, Share(shape_.B, group, plan_.groups));
+      walk_group(member, group, Share(shape_.B, group, plan_.groups));
   }
 
   // Adds up the groups and puts the sums into PyTorch's order.
@@ -138,6 +138,7 @@ class RelLstmBackwardPass {
     Slots* slots;
     Replay* replay;
     S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *tanh;
+    Stopwatch* watch;
   };
 
   Panels<S> stacked() const { return {stacked_(), at_.stacked, at_.units / L}; }
@@ -159,7 +160,8 @@ class RelLstmBackwardPass {
     return p_.saved + screen_.S() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
   }
 
-  void walk_group(int64_t lane, int64_t group, Share rows) {
+  void walk_group(const Member& member, int64_t group, Share rows) {
+    const int64_t lane = member.lane;
     const int64_t first = lane * most_rows_, chunk = lane * plan_.chunk_rows, n = at_.units;
     Walk w{lane,
            group,
@@ -179,20 +181,24 @@ class RelLstmBackwardPass {
            slot_() + first * slots_ * at_.key,
            weights_() + lane * most_,
            grad_() + lane * most_,
-           tanh_() + lane * slots_ * at_.attention};
+           tanh_() + lane * slots_ * at_.attention,
+           member.watch};
     begin(w);
+    w.watch->lap(kOther);
     int64_t active = 0, filled = 0;
     for (int64_t t = screen_.T - 1; t >= 0; --t) {
       for (; active < w.rows && in_.length(w.row0 + active) > t; ++active) enter(w, active);
       if (active == 0) continue;
       if (filled + active > plan_.chunk_rows) {
         add_weights(w, filled);
+        w.watch->lap(kWeights);
         filled = 0;
       }
       retreat(w, t, active, filled);
       filled += active;
     }
     add_weights(w, filled);
+    w.watch->lap(kWeights);
     for (int64_t row = 0; row < w.rows; ++row) leave(w, row, row < active);
     for (int64_t j = 0; j < screen_.P; ++j) leave_memory(w, j);
   }
@@ -237,10 +243,14 @@ class RelLstmBackwardPass {
     for (int64_t row = 0; row < active; ++row) {
       attend(w, t, row, da + row * at_.stacked + at_.gates);
       take_slot(w, screen_.P + t, row, w.dh + row * n, keys + row * at_.key);
+      w.watch->lap(kGather);
     }
     multiply<S>(keys + n, at_.key, active, key(), From::kResult, nullptr, w.dh, n);
+    w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, da + row * at_.stacked);
+    w.watch->lap(kPointwise);
     multiply<S>(da, at_.stacked, active, stacked(), From::kZero, nullptr, w.ds, n);
+    w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) {
       const bool cut = p_.cuts(t, w.row0 + row);
       for (int64_t k = row * n; k < (row + 1) * n; k += L) {
@@ -250,7 +260,11 @@ class RelLstmBackwardPass {
       }
       gather(t, w.row0 + row, w.sx + (filled + row) * (n + at_.inputs));
     }
-    if (p_.dx) input_gradients(w, t, active, da);
+    w.watch->lap(kGather);
+    if (p_.dx) {
+      input_gradients(w, t, active, da);
+      w.watch->lap(kInputGradients);
+    }
   }
 
   // Gradients of one query: dq, and the parts of its candidates' gradients, in their slots.
@@ -271,15 +285,19 @@ class RelLstmBackwardPass {
     });
     const S* q = step_row(t, at) + 6 * n;
     const S* grad_context = w.context + row * n;
+    w.watch->lap(kScreening);
     additive_scores(q, score_(), at_.attention, keys, count, w.weights, w.tanh);
     softmax(w.weights, count);
     dot_scores(grad_context, n, hidden, count, w.grad);
     softmax_gradient(w.weights, w.grad, count);
+    w.watch->lap(kScores);
     add_to_rows(w.weights, S(1), grad_context, n, dhidden, count);
+    w.watch->lap(kSums);
     std::memset(dq, 0, at_.attention * sizeof(S));
     additive_gradients(
         w.grad, score_(), at_.attention, count, dkeys, dq, sum_score_() + w.group * at_.attention,
         [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
+    w.watch->lap(kScores);
   }
 
   // The slot of a key, cleared when the key first needs one.

@@ -77,7 +77,7 @@ class RelLstmForwardPass {
 
   void walk(const Member& member) {
     for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
-      walk_group(member.lane, Share(shape_.B, group, plan_.groups));
+      walk_group(member, Share(shape_.B, group, plan_.groups));
   }
 
   void finish(Share) {}
@@ -89,6 +89,7 @@ class RelLstmForwardPass {
     Screening<S>* screening;
     const S** keys;
     const S** hidden;
+    Stopwatch* watch;
   };
 
   Panels<S> stacked() const { return {stacked_(), shape_.H, at_.stacked / L}; }
@@ -106,7 +107,8 @@ class RelLstmForwardPass {
     return p_.saved + screen_.S() * shape_.B * at_.key + (t * shape_.B + w.row0) * at_.step;
   }
 
-  void walk_group(int64_t lane, Share rows) {
+  void walk_group(const Member& member, Share rows) {
+    const int64_t lane = member.lane;
     const int64_t m = most_rows_, first = lane * m;
     Walk w{rows.begin,
            rows.end - rows.begin,
@@ -119,8 +121,10 @@ class RelLstmForwardPass {
            p_.saved ? nullptr : step_() + first * at_.step,
            screenings_() + first,
            keys_of_() + lane * most_,
-           hidden_of_() + lane * most_};
+           hidden_of_() + lane * most_,
+           member.watch};
     begin(w, lane);
+    w.watch->lap(kOther);
     int64_t active = w.rows;
     for (int64_t t = 0; t < screen_.T; ++t) {
       while (active > 0 && in_.length(w.row0 + active - 1) <= t) --active;
@@ -169,10 +173,15 @@ class RelLstmForwardPass {
     // The query has no input; its bias is zero.
     for (int64_t row = 0; row < active; ++row)
       std::memset(w.z + row * at_.stacked + at_.gates, 0, at_.attention * sizeof(S));
+    w.watch->lap(kGather);
     multiply<S>(w.x, at_.inputs, active, inputs(), From::kBias, bias_(), w.z, at_.stacked);
+    w.watch->lap(kInput);
     multiply<S>(s, at_.step, active, stacked(), From::kResult, nullptr, w.z, at_.stacked);
+    w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, step + row * at_.step);
+    w.watch->lap(kPointwise);
     make_keys(w, position, active);
+    w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) attend(w, t, row);
   }
 
@@ -205,12 +214,16 @@ class RelLstmForwardPass {
       w.hidden[c] = key_row(position, w.row0 + row);
       w.keys[c] = w.hidden[c] + at_.units;
     });
+    w.watch->lap(kScreening);
     additive_scores(w.z + row * at_.stacked + at_.gates, score_(), at_.attention, w.keys,
                     candidates.count(), w.scores);
     softmax(w.scores, candidates.count());
+    w.watch->lap(kScores);
     weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),
                  w.context + row * at_.units);
+    w.watch->lap(kSums);
     w.screening[row].advance(t, w.scores);
+    w.watch->lap(kScreening);
   }
 
   void end(const Walk& w, int64_t row) {

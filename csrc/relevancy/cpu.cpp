@@ -103,8 +103,8 @@ class Arguments {
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
-void forward_as(const Arguments& args, const OptionalTensor& relevance, bool keep_first,
-                const ForwardResult& result) {
+void forward_as(const Runtime& runtime, const Arguments& args, const OptionalTensor& relevance,
+                bool keep_first, const ForwardResult& result) {
   const auto& [output, lse, last, memory_index, memory_relevance] = result;
   const RelevancyForward<S> call{args.as<S>(),
                                  data<S>(relevance),
@@ -114,13 +114,14 @@ void forward_as(const Arguments& args, const OptionalTensor& relevance, bool kee
                                  mutable_data<int64_t>(last),
                                  mutable_data<int64_t>(memory_index),
                                  mutable_data<S>(memory_relevance)};
-  cpu_kernels().relevancy->forward(call, cpu_runtime());
+  cpu_kernels().relevancy->forward(call, runtime);
 }
 
 ForwardResult relevancy_forward(const Tensor query, const Tensor key, const Tensor value,
                                 const OptionalTensor score_weight, const OptionalTensor lengths,
                                 const OptionalTensor relevance, int64_t retained,
                                 int64_t window_size, int64_t top_k, double scale, bool keep_first) {
+  Call operation(kRelevancyForward);
   const char* op = "throughtime::relevancy_forward";
   const Arguments args(op, query, key, value, score_weight, lengths, retained, window_size, top_k,
                        scale);
@@ -130,15 +131,17 @@ ForwardResult relevancy_forward(const Tensor query, const Tensor key, const Tens
   if (relevance) args.check(op, "relevance", *relevance, {s.B, s.heads, s.screening.P});
   const OptionalTensor before = dense(relevance);
   const int64_t left = s.screening.memory_after();
+  operation.checked();
   const ForwardResult result{
       pooled({s.B, s.heads, s.T(), s.Dv}, args.dtype), pooled({s.B, s.heads, s.T()}, args.dtype),
       pooled({s.B, s.heads, s.screening.S()}, ScalarType::Long),
       pooled({s.B, s.heads, left}, ScalarType::Long), pooled({s.B, s.heads, left}, args.dtype)};
+  operation.allocated();
   if (s.sequences() == 0) return result;
   if (args.dtype == ScalarType::Float) {
-    forward_as<float>(args, before, keep_first, result);
+    forward_as<float>(operation.runtime(), args, before, keep_first, result);
   } else {
-    forward_as<double>(args, before, keep_first, result);
+    forward_as<double>(operation.runtime(), args, before, keep_first, result);
   }
   return result;
 }
@@ -146,8 +149,8 @@ ForwardResult relevancy_forward(const Tensor query, const Tensor key, const Tens
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
-void backward_as(const Arguments& args, const Tensor& grad_output, const Tensor& lse,
-                 const Tensor& last, const BackwardResult& result) {
+void backward_as(const Runtime& runtime, const Arguments& args, const Tensor& grad_output,
+                 const Tensor& lse, const Tensor& last, const BackwardResult& result) {
   const auto& [grad_query, grad_key, grad_value, grad_score_weight] = result;
   const RelevancyBackward<S> call{args.as<S>(),
                                   sequences<S>(grad_output),
@@ -157,7 +160,7 @@ void backward_as(const Arguments& args, const Tensor& grad_output, const Tensor&
                                   mutable_data<S>(grad_key),
                                   mutable_data<S>(grad_value),
                                   mutable_data<S>(grad_score_weight)};
-  cpu_kernels().relevancy->backward(call, cpu_runtime());
+  cpu_kernels().relevancy->backward(call, runtime);
 }
 
 BackwardResult relevancy_backward(const Tensor grad_output, const Tensor query, const Tensor key,
@@ -165,6 +168,7 @@ BackwardResult relevancy_backward(const Tensor grad_output, const Tensor query, 
                                   const OptionalTensor lengths, const Tensor output,
                                   const Tensor lse, const Tensor last, int64_t retained,
                                   int64_t window_size, double scale) {
+  Call operation(kRelevancyBackward);
   const char* op = "throughtime::relevancy_backward";
   const Arguments args(op, query, key, value, score_weight, lengths, retained, window_size,
                        retained, scale);
@@ -175,20 +179,22 @@ BackwardResult relevancy_backward(const Tensor grad_output, const Tensor query, 
   check_cpu(op, "last", last);
   check_shape(op, "last", last, {s.B, s.heads, s.screening.S()});
   check_dtype(op, "last", last, ScalarType::Long);
+  operation.checked();
   const BackwardResult result{
       pooled({s.B, s.heads, s.T(), s.D}, args.dtype),
       pooled({s.B, s.heads, s.screening.S(), s.D}, args.dtype),
       pooled({s.B, s.heads, s.screening.S(), s.Dv}, args.dtype),
       score_weight ? pooled({s.heads, s.D}, args.dtype) : pooled({0}, args.dtype)};
+  operation.allocated();
   if (s.sequences() == 0) {
     fill_zero(std::get<3>(result));
     return result;
   }
   const Tensor grad = with_dense_rows(grad_output), lse_dense = dense(lse), until = dense(last);
   if (args.dtype == ScalarType::Float) {
-    backward_as<float>(args, grad, lse_dense, until, result);
+    backward_as<float>(operation.runtime(), args, grad, lse_dense, until, result);
   } else {
-    backward_as<double>(args, grad, lse_dense, until, result);
+    backward_as<double>(operation.runtime(), args, grad, lse_dense, until, result);
   }
   return result;
 }

@@ -55,7 +55,7 @@ class RelevancyBackwardPass {
 
   void walk(const Member& member) {
     const Share own(shape_.sequences(), member.lane, schedule_.lanes);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member.lane, n);
+    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
   }
 
   void finish(Share heads) {
@@ -70,7 +70,9 @@ class RelevancyBackwardPass {
   }
 
  private:
-  void walk_sequence(int64_t lane, int64_t n) {
+  void walk_sequence(const Member& member, int64_t n) {
+    const int64_t lane = member.lane;
+    Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t D = shape_.D, Dv = shape_.Dv;
     const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
@@ -108,6 +110,7 @@ class RelevancyBackwardPass {
       const S* q = query + step * in_.query.stride_t;
       const S* go = grad_output + step * p_.grad_output.stride_t;
       S* dq = grad_query + step * D;
+      watch.lap(kScreening);
       if (w) {
         additive_scores(q, w, D, keys, count, weights);
       } else {
@@ -118,7 +121,9 @@ class RelevancyBackwardPass {
       softmax(weights, count, p_.lse[n * s.T + step]);
       dot_scores(go, Dv, values, count, grad);
       softmax_gradient(weights, grad, count);
+      watch.lap(kScores);
       add_to_rows(weights, S(1), go, Dv, grad_values, count);
+      watch.lap(kSums);
       if (w) {
         additive_gradients(grad, w, D, count, grad_keys, dq, grad_w,
                            [&](int64_t d, int64_t part, int64_t c) {
@@ -128,6 +133,7 @@ class RelevancyBackwardPass {
         weighted_sum(grad, keys, count, D, in_.scale, dq);
         add_to_rows(grad, in_.scale, q, D, grad_keys, count);
       }
+      watch.lap(kScores);
     }
   }
 

@@ -57,13 +57,15 @@ class RelevancyForwardPass {
 
   void walk(const Member& member) {
     const Share own(shape_.sequences(), member.lane, schedule_.lanes);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member.lane, n);
+    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
   }
 
  private:
   int64_t kept_size() const { return shape_.screening.most_retained() + 1; }
 
-  void walk_sequence(int64_t lane, int64_t n) {
+  void walk_sequence(const Member& member, int64_t n) {
+    const int64_t lane = member.lane;
+    Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
     const S* query = in_.query.sequence(b, h);
@@ -86,6 +88,7 @@ class RelevancyForwardPass {
         values[c] = value + position * in_.value.stride_t;
       });
       const S* q = query + step * in_.query.stride_t;
+      watch.lap(kScreening);
       if (w) {
         additive_scores(q, w, shape_.D, keys, count, scores);
       } else {
@@ -94,7 +97,9 @@ class RelevancyForwardPass {
           store(scores + c, load(scores + c) * in_.scale);
       }
       p_.lse[n * s.T + step] = softmax(scores, count);
+      watch.lap(kScores);
       weighted_sum(scores, values, count, shape_.Dv, S(1), output + step * shape_.Dv);
+      watch.lap(kSums);
       screening.advance(step, scores);
     }
     screening.finish({p_.memory_index + n * s.memory_after(), 1},
