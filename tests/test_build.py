@@ -225,7 +225,7 @@ class TestPureWheel:
             assert sources
             assert sources <= names
         others = {n for n in names if not n.endswith(".py") and ".dist-info/" not in n}
-        assert others == {"throughtime/py.typed"}
+        assert others == {"throughtime/py.typed", "throughtime/bench/page.html"}
         assert {name.split("/")[0].split("-")[0] for name in names} == {"throughtime"}
 
     def test_forgets_what_was_deleted(self, build: Build, checkout: Path) -> None:

@@ -92,7 +92,8 @@ def _cuda(request: Request) -> str | None:
     if not torch.cuda.is_available():
         return f"torch sees no GPU here; move the tensors to the CPU, or {_WAY_OUT}"
     index = request.device.index
-    return _gpu(torch.cuda.current_device() if index is None else index)
+    reason: str | None = _gpu(torch.cuda.current_device() if index is None else index)
+    return reason
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -65,9 +65,18 @@ def run_both(backend: str, one: LstmCall, other: LstmCall) -> tuple[Tensor, Stat
 
 
 def _reference(call: LstmCall) -> tuple[Tensor, States]:
-    *tensors, detach_mask, lengths, reset, reverse = call
     return reference.lstm(
-        *tensors, detach_mask=detach_mask, lengths=lengths, reset=reset, reverse=reverse
+        call.input,
+        call.hx,
+        call.weight_ih,
+        call.weight_hh,
+        call.bias_ih,
+        call.bias_hh,
+        call.weight_hr,
+        detach_mask=call.detach_mask,
+        lengths=call.lengths,
+        reset=call.reset,
+        reverse=call.reverse,
     )
 
 
@@ -126,7 +135,7 @@ def _cuda(*calls: LstmCall) -> tuple[Tensor, States]:
 def _padded(call: LstmCall, units: int) -> LstmCall:
     def rows(weight: Tensor) -> Tensor:
         """Zero rows after those of each gate."""
-        gates = weight.unflatten(0, (4, -1))
+        gates = weight.reshape(4, -1, *weight.shape[1:])
         return F.pad(gates, (*(0, 0) * (gates.dim() - 2), 0, units)).flatten(0, 1)
 
     h_0, c_0 = call.states()
@@ -188,7 +197,7 @@ def _stack_masks(masks: list[Tensor | None]) -> Tensor | None:
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None
-    shape = torch.broadcast_shapes(*(mask.shape for mask in given))
+    shape = torch.broadcast_shapes(*(mask.shape for mask in given))  # type: ignore[no-untyped-call]
     whole = [given[0].new_zeros(shape) if mask is None else mask.expand(shape) for mask in masks]
     return _stack(whole)
 
