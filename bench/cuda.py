@@ -19,6 +19,12 @@ def why_not() -> str | None:
     return None
 
 
+def true_float32() -> None:
+    """Holds cuDNN to the float32 that ours computes; torch lets it take TF32 unless it is told."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 class EventTimer:
     """Seconds of the GPU between two events, with a flushed L2 cache before every run."""
 

@@ -297,6 +297,8 @@ class Rates:
     """What the machine itself reaches on a device, sampled between the rounds."""
 
     def __init__(self, device: str, dtype: str) -> None:
+        if device == "cuda":
+            cuda.true_float32()
         self.timer = cuda.EventTimer() if device == "cuda" else None
         self.matmul = measure.GemmRate(DTYPES[dtype], device=device, timer=self.timer)
         self.copy = measure.CopyRate(device=device, timer=self.timer)

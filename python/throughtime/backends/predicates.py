@@ -90,7 +90,7 @@ def _cuda(request: Request) -> str | None:
     if missing is not None or request.device is None:
         return missing
     if not torch.cuda.is_available():
-        return f"torch sees no GPU here; move the tensors to the CPU, or {_WAY_OUT}"
+        return _NO_GPU
     index = request.device.index
     reason: str | None = _gpu(torch.cuda.current_device() if index is None else index)
     return reason
@@ -121,8 +121,10 @@ def _triton(request: Request) -> str | None:
         return f"{request.dtype} is not supported by the Triton kernels; {_WAY_OUT}"
     if not _HAS_TRITON:
         return f"Triton is not installed: pip install triton, or {_WAY_OUT}"
-    if request.device is None or request.device.type == "cuda":
+    if request.device is None:
         return None
+    if request.device.type == "cuda":
+        return None if torch.cuda.is_available() else _NO_GPU
     if request.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return (
@@ -152,3 +154,4 @@ def _reference(request: Request) -> str | None:
 
 
 _WAY_OUT = "use backend='reference' or 'auto'"
+_NO_GPU = f"torch sees no GPU here; move the tensors to the CPU, or {_WAY_OUT}"

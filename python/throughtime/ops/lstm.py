@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from throughtime import _ext
-from throughtime.ops.once import look_up_signature, once_differentiable
+from throughtime.ops.once import apply, once_differentiable
 
 _SAVED_VECTORS = 5  # i, f, g, o, c: kSavedVectors of csrc/lstm/params.h
 _SAVED_UNITS = 16  # kSavedUnits of csrc/lstm/params.h
@@ -187,9 +187,6 @@ class LstmFunction(torch.autograd.Function):
         )
 
 
-look_up_signature(LstmFunction)
-
-
 def lstm_layer(
     input: Tensor,
     h_0: Tensor,
@@ -226,8 +223,14 @@ def lstm_layer(
         tensor is not None and tensor.requires_grad for tensor in (*states, *weights)
     )
     if wants_grad:
-        output, h_n, c_n, _ = LstmFunction.apply(  # type: ignore[no-untyped-call]
-            *states, *weights, lengths, reset, detach_mask, reverse
+        output, h_n, c_n, _ = apply(
+            LstmFunction,
+            *states,
+            *weights,
+            lengths,
+            reset,
+            detach_mask,
+            reverse,
         )
     else:
         bias = _sum(bias_ih, bias_hh)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from throughtime.ops.once import look_up_signature, once_differentiable
+from throughtime.ops.once import apply, once_differentiable
 
 Kernels = Literal["cuda", "triton"]
 
@@ -211,9 +211,6 @@ class LstmGpuFunction(torch.autograd.Function):
         return (None, *wanted, *(None,) * 4)
 
 
-look_up_signature(LstmGpuFunction)
-
-
 def _gradients(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -327,7 +324,7 @@ def lstm_layer(
         tensor is not None and tensor.requires_grad for tensor in tensors
     )
     if wants_grad:
-        result = LstmGpuFunction.apply(kernels, *tensors, lengths, reset, detach_mask, reverse)  # type: ignore[no-untyped-call]
+        result = apply(LstmGpuFunction, kernels, *tensors, lengths, reset, detach_mask, reverse)
     else:
         projected = _project(input, weight_ih)
         result = _forward(

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.ops.once import look_up_signature, once_differentiable
+from throughtime.ops.once import apply, once_differentiable
 from throughtime.ops.relevancy import memory_sizes
 
 _UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/params.h
@@ -262,9 +262,6 @@ class RelLstmFunction(torch.autograd.Function):
         return (None, *wanted, *(None,) * 7)
 
 
-look_up_signature(RelLstmFunction)
-
-
 class RelLstmLayer(NamedTuple):
     """What :func:`rel_lstm_layer` returns, named as in the reference."""
 
@@ -335,8 +332,14 @@ def rel_lstm_layer(
         tensor is not None and tensor.requires_grad for tensor in tensors
     )
     if wants_grad:
-        result = RelLstmFunction.apply(  # type: ignore[no-untyped-call]
-            backend, *tensors, relevance, lengths, detach_mask, *options
+        result = apply(
+            RelLstmFunction,
+            backend,
+            *tensors,
+            relevance,
+            lengths,
+            detach_mask,
+            *options,
         )
     else:
         result = _KERNELS[backend].forward(

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.ops.once import look_up_signature, once_differentiable
+from throughtime.ops.once import apply, once_differentiable
 
 _FORWARD = (
     "(Tensor query, Tensor key, Tensor value, Tensor? score_weight, Tensor? lengths, "
@@ -64,9 +64,9 @@ def memory_sizes(
     window = prefix - retained + length
     leaving = window - (window_size - 1)
     # Not min and max: the sizes may be symbolic.
-    leaving = torch.sym_max(0, leaving)  # type: ignore[no-untyped-call]
-    after = torch.sym_min(top_k, retained + leaving)  # type: ignore[no-untyped-call]
-    return after, torch.sym_min(window_size - 1, window)  # type: ignore[no-untyped-call]
+    leaving = torch.sym_max(0, leaving)
+    after = torch.sym_min(top_k, retained + leaving)
+    return after, torch.sym_min(window_size - 1, window)
 
 
 def _forward_fake(
@@ -201,9 +201,6 @@ class RelevancyFunction(torch.autograd.Function):
         return (None, *wanted, *(None,) * 7)
 
 
-look_up_signature(RelevancyFunction)
-
-
 def relevancy_attention(
     backend: str,
     query: Tensor,
@@ -240,7 +237,7 @@ def relevancy_attention(
         tensor is not None and tensor.requires_grad for tensor in differentiable
     )
     if wants_grad:
-        result = RelevancyFunction.apply(backend, *args)  # type: ignore[no-untyped-call]
+        result = apply(RelevancyFunction, backend, *args)
     else:
         result = _KERNELS[backend].forward(*args)
     output, _, last, memory_index, memory_relevance = result
