@@ -64,9 +64,9 @@ def memory_sizes(
     window = prefix - retained + length
     leaving = window - (window_size - 1)
     # Not min and max: the sizes may be symbolic.
-    leaving = torch.sym_max(0, leaving)
-    after = torch.sym_min(top_k, retained + leaving)
-    return after, torch.sym_min(window_size - 1, window)
+    leaving = torch.sym_max(0, leaving)  # type: ignore[no-untyped-call]
+    after = torch.sym_min(top_k, retained + leaving)  # type: ignore[no-untyped-call]
+    return after, torch.sym_min(window_size - 1, window)  # type: ignore[no-untyped-call]
 
 
 def _forward_fake(
