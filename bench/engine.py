@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -234,7 +233,7 @@ class Bench:
             torch=torch.__version__,
             version=throughtime.__version__,
             date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            command=shlex.join(sys.argv),
+            command=machine.command_line(),
         )
         if entry.why_not is not None:
             return row

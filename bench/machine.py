@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +75,20 @@ def slug() -> str:
         True
     """
     return re.sub(r"[^a-z0-9]+", "-", f"{cpu_model()} {cores()}core".lower()).strip("-")
+
+
+def command_line() -> str:
+    """The command of this process, without the folders that its program lies in.
+
+    Example:
+        >>> "/" in command_line().split()[0]
+        False
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = [Path(sys.argv[0]).name]
+    if spec is not None:
+        program = ["python", "-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def header(devices: Sequence[str] = ("cpu",)) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import multiprocessing
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -171,7 +169,7 @@ def _row(op: str, contestant: Contestant, cell: Cell, taken: measure.Samples, pe
         torch=torch.__version__,
         version=throughtime.__version__,
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        command=shlex.join(sys.argv),
+        command=machine.command_line(),
     )
 
 

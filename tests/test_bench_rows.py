@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,12 @@ def test_another_table_is_refused(change: tuple[str, str], words: str, tmp_path:
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*none.csv: No such file"):
         rows.read_csv(tmp_path / "none.csv")
+
+
+def test_the_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    """As a user runs it, in a process of its own: the column is committed with the results."""
+    shape = ["--T", "2", "--B", "1", "--H", "2", "--backends", "auto", "--repeats", "1"]
+    command = ["throughtime", "bench", "lstm", *shape, "--peers", "--no-memory", "--csv", "a.csv"]
+    subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, check=True, capture_output=True)
+    written = {row.command for row in rows.read_csv(tmp_path / "a.csv")}
+    assert written == {f"python -m {' '.join(command)}"}

@@ -63,9 +63,16 @@ def cut(
 
 
 def run(
-    kernels: ModuleType, case: Case, given: list[Given], cuts: tuple[Cut, Cut]
+    kernels: ModuleType,
+    case: Case,
+    given: list[Given],
+    cuts: tuple[Cut, Cut],
+    work: dict[str, tuple[int, int]] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Results per direction; with two of them the second travels against ``case.reverse``."""
+    """Results per direction; with two of them the second travels against ``case.reverse``.
+
+    ``work`` is filled with (products, waits for other blocks) of the passes.
+    """
     T, B, D, H, S = case.T, case.B, len(given), case.H, case.dtype
 
     def unset(*shape: int, dtype: torch.dtype = S) -> Tensor:
@@ -111,7 +118,10 @@ def run(
     strides = (0, 0, 0) if mask is None else (*mask.stride(), 0)[:3]
     numbers |= dict(zip(("detach_stride_d", "detach_stride_t", "detach_stride_b"), strides,
                         strict=True))  # fmt: skip
+    forward_work = kernels.take_work()
     kernels.run(dtype, True, addresses(backward), numbers | cuts[1])
+    if work is not None:
+        work |= {"forward": forward_work, "backward": kernels.take_work()}
     found = {name: result[name] for name in ("output", "h_n", "c_n")} | grads
     per_step = ("output", "grad_gates")
     return [
@@ -198,6 +208,34 @@ def test_kernels_match_the_loop(
         assert all(torch.equal(x, other[name]) for name, x in one.items())
         travel = replace(case, reverse=case.reverse != (d == 1))
         assert_matches(one, expect(travel, anew), dtype, LOW_PRECISION)
+
+
+@pytest.mark.parametrize(
+    ("tier", "sizes", "waits"),
+    [
+        (STEPWISE, {}, False),
+        (RESIDENT, {}, False),
+        (RESIDENT, {"ranks": 2}, True),
+        (GRID, {"ranks": 2}, True),
+    ],
+)
+def test_a_detached_step_neither_multiplies_nor_waits(
+    tier: int, sizes: dict[str, int], waits: bool, kernels: ModuleType
+) -> None:
+    case = Case(5, 3, 16, torch.bfloat16, mask="TB")
+    cuts = (cut(kernels, case, False, tier, **sizes), cut(kernels, case, True, tier, **sizes))
+    done = {}
+    for open_steps in (0, 1, 3):
+        given = inputs(case)
+        given.detach_mask = torch.ones(5, 3, dtype=torch.bool)
+        given.detach_mask[1 : 1 + open_steps, 2] = False  # one sample is enough
+        work: dict[str, tuple[int, int]] = {}
+        run(kernels, case, [given], cuts, work)
+        done[open_steps] = work["backward"]
+        assert work["forward"][0] > 0 and (work["forward"][1] > 0) == waits
+    assert done[0] == (0, 0)
+    assert done[1][0] > 0 and (done[1][1] > 0) == waits
+    assert done[3] == (3 * done[1][0], 3 * done[1][1])
 
 
 H100 = {"compute": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster": 16}

@@ -115,6 +115,7 @@ struct Common {
         lengths(dense(lengths_)),
         reset(dense(reset_)),
         reverse(reverse_) {
+    STD_TORCH_CHECK(weight_hh.is_cuda(), op, ": weight_hh should be on a GPU, as the others are");
     STD_TORCH_CHECK(weight_hh.dim() == 3, op, ": weight_hh should be [D, 4H, H], got ",
                     weight_hh.dim(), " dimensions");
     STD_TORCH_CHECK(

@@ -73,6 +73,13 @@ struct Here {
 };
 inline thread_local Here here;
 
+// What the kernels did: products of tiles, and waits for other blocks, by all warps and threads.
+struct Work {
+  int64_t products, waits;
+};
+inline Work work{};
+inline void count(int64_t& what) { __atomic_fetch_add(&what, 1, __ATOMIC_RELAXED); }
+
 // The barrier that is left out, for the mutation test; kCount: none.
 inline Site dropped = Site::kCount;
 
@@ -96,6 +103,7 @@ inline void grid_arrive(Site site, unsigned* arrivals) {
   if (here.thread == 0) __atomic_fetch_add(arrivals, 1u, order);
 }
 inline void grid_wait(Site site, const unsigned* arrivals, unsigned all) {
+  count(work.waits);
   if (site == dropped) return;
   if (here.thread == 0) {
     while (__atomic_load_n(arrivals, __ATOMIC_ACQUIRE) < all) sched_yield();
@@ -119,6 +127,7 @@ void send(T* place, T value, Mailbox* box, int rank) {
   __atomic_fetch_add(at_rank(box, rank), sizeof(T), __ATOMIC_RELEASE);
 }
 inline void wait_for_mail(Site site, Mailbox* box, uint32_t round, uint32_t bytes) {
+  count(work.waits);
   if (site == dropped) return;
   const Mailbox all = (round + Mailbox{1}) * bytes;
   while (__atomic_load_n(box, __ATOMIC_ACQUIRE) < all) sched_yield();
@@ -219,6 +228,7 @@ void mma_16x8x16(S, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3
                  uint32_t b1) {
   const uint32_t words[] = {a0, a1, a2, a3, b0, b1};
   const auto* all = exchange(words, 6);
+  if (here.thread % 32 == 0) count(work.products);
   const int g = here.thread % 32 / 4, q = here.thread % 4;
   const auto half = [](uint32_t word, int high) {
     return to_float(S{static_cast<uint16_t>(word >> (16 * high))});

@@ -2,6 +2,7 @@
 // Tensors come as addresses by name; an address that is missing is null.
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <pybind11/pybind11.h>
 
@@ -139,7 +140,15 @@ int shared_bytes(bool backward, int H, int units, int ranks, int parts, int warp
 
 }  // namespace
 
+// (products, waits for other blocks) since the last call.
+std::pair<int64_t, int64_t> take_work() {
+  const device::Work done = device::work;
+  device::work = {};
+  return {done.products, done.waits};
+}
+
 PYBIND11_MODULE(cuda_on_cpu, m) {
+  m.def("take_work", &take_work);
   m.def("run", &run_dtype);
   m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
         py::arg("scalar_bytes"), py::arg("backward"), py::arg("compute"),

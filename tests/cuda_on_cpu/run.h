@@ -32,6 +32,7 @@ bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
 template <typename Left, typename Right>
 void multiply(const Left& a, int64_t rows, int64_t inner, int64_t columns, const Right& b,
               float* product) {
+  device::count(device::work.products);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
       float sum = 0;

@@ -149,7 +149,7 @@ def _project(input: Tensor, weight_ih: Tensor) -> Tensor:
     rows, transposed = input.reshape(-1, input.size(2)), weight_ih.flatten(0, 1).t()
     if input.dtype == sums(input.dtype):
         projected = rows @ transposed
-    elif input.is_cuda:
+    elif input.is_cuda and torch.version.hip is None:  # sums kept in float32 by cuBLAS
         projected = torch.mm(rows, transposed, out_dtype=torch.float32)
     else:
         projected = rows.float() @ transposed.float()
