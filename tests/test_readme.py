@@ -45,6 +45,8 @@ def test_command_exists(line: str) -> None:
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE)
+    elif words[0] == "pytest":
+        assert list((ROOT / words[1]).glob("test_*.py"))
     else:
         assert words[:3] == ["python", "-m", "throughtime"], line
         assert callable(make_parser().parse_args(words[3:]).run)
