@@ -102,6 +102,7 @@ def run(
     bias = projected[0, 0].clone().nan_to_num()
     forward = common | {"projected": projected - bias, "bias": bias, "h_0": h_0}
     dtype = str(S).removeprefix("torch.")
+    kernels.take_work()  # what was done before
     kernels.run(dtype, False, addresses(forward | result), numbers | cuts[0])
 
     output, h_n, c_n = (together([g.grads[i] for g in given], 0 if i else 2) for i in range(3))
