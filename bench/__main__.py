@@ -14,7 +14,7 @@ from throughtime.bench.rooms import OPERATIONS
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "compare": ("tell whether the working tree has become slower", compare.add_arguments),
     "plot": ("draw stored measurements", plot.add_arguments),
-    "profile": ("tell where the CPU kernels' time goes", profile.add_arguments),
+    "profile": ("tell where the time of the kernels goes", profile.add_arguments),
     "report": ("make a page of tables and plots from CSV files", page.add_arguments),
     "scaling": ("fit the powers with which time and memory grow", scaling.add_arguments),
     "schema": ("print the columns of the CSV files", rows.add_arguments),

@@ -1,4 +1,4 @@
-"""``bench profile``: where the time of the CPU kernels goes, phase by phase."""
+"""``bench profile``: where the time of the kernels goes, phase by phase."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughtime.bench import arguments, machine, profile_work, report
+from throughtime.bench import arguments, cuda, machine, profile_gpu, profile_work, report
+from throughtime.bench.cell import DEVICES, DTYPES
 from throughtime.bench.errors import UsageError
 from throughtime.bench.profile_work import Amount, Job
 
+import throughtime
 from throughtime import _ext
 
 # T, B, I, H
@@ -81,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape = {"T": 100, "B": 64, "I": 256, "H": 256}
     add = operation("lstm", "one LSTM layer", shape).add_argument
     add("--p", type=arguments.probability, default=0.0, help="detached fraction of the steps (0)")
+    add("--device", choices=DEVICES, default="cpu", help="(cpu)")
+    add("--dtype", choices=DTYPES, default="float32", help="on a GPU (float32)")
     shape = {"T": 120, "B": 64, "I": 10, "H": 128, "window": 10, "top-k": 15}
     operation("rel-lstm", "one RelLSTM layer", shape)
     shape = {"T": 2048, "B": 2, "heads": 4, "D": 64, "window": 64, "top-k": 64}
@@ -90,6 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Profiles every combination of the sizes and prints one table."""
+    if getattr(args, "device", "cpu") == "cuda":
+        return _run_on_gpu(args)
     kernels = _ext.extension
     if kernels is None:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
@@ -114,12 +120,71 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
+def _run_on_gpu(args: argparse.Namespace) -> int:
+    reason = cuda.why_not()
+    if reason is not None:
+        raise UsageError(f"--device cuda: {reason}")
+    for line in machine.header(["cuda"]):
+        print(line)
+    rows = []
+    for shape in _shapes(args):
+        table_of = throughtime.explain("lstm", hidden_size=shape[3], device="cuda")
+        kernels: Any = "cuda" if table_of.chosen == "cuda" else "triton"
+        made = profile_gpu.parts(shape, args.p, DTYPES[args.dtype], kernels, "cuda")
+        rows += gpu_rows(made, shape, cuda.EventTimer(), args.repeats, kernels)
+    print(table(rows))
+    if args.csv is not None:
+        write_csv(args.csv, rows)
+        print(f"\nphases: {args.csv}")
+    return 0
+
+
+def gpu_rows(
+    made: Sequence[profile_gpu.Part],
+    shape: tuple[int, ...],
+    timer: profile_gpu.Timer,
+    repeats: int,
+    kernels: str,
+) -> list[Row]:
+    """Rows of parts that were timed one by one; the last of them is the whole.
+
+    Args:
+        made: by :func:`profile_gpu.parts`.
+        shape: T, B, I, H.
+        timer: seconds of so many runs.
+        repeats: runs, of which the fastest counts.
+        kernels: their name, which stands beside the shape.
+    """
+    taken = [profile_gpu.seconds(part, timer, repeats) for part in made]
+    return [
+        Row(
+            op="lstm",
+            shape=f"{', '.join(map(str, shape))} ({kernels})",
+            threads=torch.get_num_threads(),
+            where=part.where,
+            phase=part.phase,
+            ms=spent * 1e3,
+            share=spent / taken[-1],
+            gflops=part.operations / spent * 1e-9 if part.operations else None,
+            of_multiply_adds=None,
+            gbytes=None,
+            of_copying=None,
+            machine=machine.name("cuda"),
+            torch=torch.__version__,
+        )
+        for part, spent in zip(made, taken, strict=True)
+    ]
+
+
+def _shapes(args: argparse.Namespace) -> list[tuple[int, ...]]:
     given = {size: getattr(args, size.replace("-", "_")) for size in args.sizes}
     if args.operation == "lstm" and not any(given.values()):
-        shapes: list[tuple[int, ...]] = list(LSTM)
-    else:
-        shapes = list(itertools.product(*(given[k] or [args.sizes[k]] for k in args.sizes)))
+        return list(LSTM)
+    return list(itertools.product(*(given[k] or [args.sizes[k]] for k in args.sizes)))
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    shapes = _shapes(args)
     if args.operation == "lstm":
         return [profile_work.lstm(*shape, p=args.p) for shape in shapes]
     if args.operation == "rel-lstm":
@@ -236,7 +301,7 @@ def table(rows: Sequence[Row]) -> str:
             continue
         line = [row.shape, row.where, row.phase, report.ms(row.ms), f"{row.share:.1%}"]
         for rate, of in ((row.gflops, row.of_multiply_adds), (row.gbytes, row.of_copying)):
-            line += ["", ""] if rate is None or of is None else [f"{rate:.3g}", f"{of:.0%}"]
+            line += ["" if rate is None else f"{rate:.3g}", "" if of is None else f"{of:.0%}"]
         lines.append(line)
     return report.markdown(header, lines)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from throughtime.bench import profile, profile_work
+from throughtime.bench import profile, profile_gpu, profile_work
 from throughtime.bench.__main__ import main
 from throughtime.bench.profile import Rates
 from throughtime.bench.profile_work import Job
@@ -202,3 +204,35 @@ def test_without_compiled_kernels(
     monkeypatch.setattr(_ext, "why_missing", lambda: "they were left out; install a compiler")
     assert main(["profile", "lstm"]) == 2
     assert "they were left out; install a compiler" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_parts_of_a_gpu_iteration_are_timed_one_by_one() -> None:
+    """In Triton's interpreter: the clock is this process's, the parts are those of a GPU."""
+
+    def timer(run: Callable[[], object], repeats: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return time.perf_counter() - begin
+
+    shape = (4, 3, 2, 8)
+    made = profile_gpu.parts(shape, 1.0, torch.float32, "triton", "cpu")
+    rows = profile.gpu_rows(made, shape, timer, 1, "triton")
+    assert [(row.where, row.phase) for row in rows] == [
+        ("forward", "input"), ("forward", "recurrence"), ("backward", "recurrence"),
+        ("backward", "weights"), ("iteration", "whole"),
+    ]  # fmt: skip
+    assert all(row.ms > 0 for row in rows) and rows[-1].share == 1
+    assert sum(row.ms for row in rows[:-1]) < 3 * rows[-1].ms
+    assert [part.operations for part in made] == [
+        8 * 4 * 3 * 8 * 2, 8 * 4 * 3 * 8 * 8, 0, 8 * 4 * 3 * 8 * 10, None,
+    ]  # fmt: skip
+    lines = profile.table(rows).splitlines()
+    assert "4, 3, 2, 8 (triton)" in lines[2] and lines[-1].count("|") == lines[0].count("|")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "lstm", "--device", "cuda"]) == 2
+    assert "error: --device cuda: torch" in capsys.readouterr().err

@@ -105,7 +105,8 @@ for _name, _run in (("forward", _run_forward), ("backward", _run_backward)):
     torch.library.impl(f"throughtime::lstm_recurrence_{_name}_triton", ("cpu", "cuda"), _run)
 
 
-def _forward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
+def recurrence_forward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
+    """The forward operator of the kernels, with the axis of directions."""
     if kernels == "cuda":
         return torch.ops.throughtime.lstm_recurrence_forward.default(*args)  # type: ignore[no-any-return]
     projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, save = args
@@ -119,7 +120,8 @@ def _forward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
     return output.unsqueeze(2), h_n.unsqueeze(0), c_n.unsqueeze(0), gates, cells
 
 
-def _backward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
+def recurrence_backward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
+    """The backward operator of the kernels, with the axis of directions."""
     if kernels == "cuda":
         return torch.ops.throughtime.lstm_recurrence_backward.default(*args)  # type: ignore[no-any-return]
     grad_output, grad_h_n, grad_c_n, c_0, weight_hh, gates, cells, *masks, reverse = args
@@ -144,7 +146,7 @@ def sums(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _project(input: Tensor, weight_ih: Tensor) -> Tensor:
+def project(input: Tensor, weight_ih: Tensor) -> Tensor:
     """X W_ih^T ``[T, B, D, 4H]`` in the dtype of sums."""
     rows, transposed = input.reshape(-1, input.size(2)), weight_ih.flatten(0, 1).t()
     if input.dtype == sums(input.dtype):
@@ -173,8 +175,8 @@ class LstmGpuFunction(torch.autograd.Function):
         detach_mask: Tensor | None,
         reverse: bool,
     ) -> tuple[Tensor, ...]:
-        projected = _project(input, weight_ih)
-        return _forward(
+        projected = project(input, weight_ih)
+        return recurrence_forward(
             kernels, projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, True
         )
 
@@ -231,10 +233,31 @@ def _gradients(
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
     """Of input, h_0, c_0, weight_ih, weight_hh and bias; empty where not needed."""
-    da, grad_h_0, grad_c_0 = _backward(
+    da, grad_h_0, grad_c_0 = recurrence_backward(
         kernels, grad_output, grad_h_n, grad_c_n, c_0, weight_hh, gates, cells, lengths, reset,
         detach_mask, reverse,
     )  # fmt: skip
+    input_grad, *weight_grads = products(
+        da, input, h_0, weight_ih, output, lengths, reset, reverse, needs
+    )
+    return (input_grad, grad_h_0.to(h_0.dtype), grad_c_0, *weight_grads)
+
+
+def products(
+    da: Tensor,
+    input: Tensor,
+    h_0: Tensor,
+    weight_ih: Tensor,
+    output: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The large products after the walk: gradients of input, weight_ih, weight_hh and bias.
+
+    Empty where ``needs`` (of input, h_0, c_0, weight_ih, weight_hh, bias) says so.
+    """
     nothing = da.new_empty(0)
     rows = da.flatten(0, 1).flatten(1)  # [T B, D 4H]
     if lengths is not None and needs[3]:  # the input's padding may hold anything
@@ -242,8 +265,6 @@ def _gradients(
         input = input.masked_fill((steps >= lengths).unsqueeze(2), 0.0)
     return (
         (rows @ weight_ih.flatten(0, 1)).view(input.shape) if needs[0] else nothing,
-        grad_h_0.to(h_0.dtype),
-        grad_c_0,
         (rows.t() @ input.flatten(0, 1)).view(weight_ih.shape) if needs[3] else nothing,
         _weight_gradients(da, h_0, output, lengths, reset, reverse) if needs[4] else nothing,
         da.sum((0, 1), dtype=sums(da.dtype)) if needs[5] else nothing,
@@ -326,8 +347,8 @@ def lstm_layer(
     if wants_grad:
         result = apply(LstmGpuFunction, kernels, *tensors, lengths, reset, detach_mask, reverse)
     else:
-        projected = _project(input, weight_ih)
-        result = _forward(
+        projected = project(input, weight_ih)
+        result = recurrence_forward(
             kernels, projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, False
         )
     output, h_n, c_n, *_ = result
