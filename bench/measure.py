@@ -198,7 +198,7 @@ class GemmRate(Rate):
     Example:
         >>> rate = GemmRate(torch.float32, size=64)
         >>> rate()
-        >>> rate.gflops() > 0
+        >>> rate.median() > 0
         True
     """
 
@@ -207,10 +207,6 @@ class GemmRate(Rate):
     ) -> None:
         a, b, out = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(3))
         super().__init__(lambda: torch.mm(a, b, out=out), 2.0 * size**3, **options)
-
-    def gflops(self) -> float:
-        """``Rate.median``."""
-        return self.median()
 
 
 class CopyRate(Rate):

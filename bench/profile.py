@@ -113,10 +113,14 @@ def run(args: argparse.Namespace) -> int:
         flush=True,
     )
     rows = [row for job in _jobs(args) for row in profile(kernels, job, rates, args.repeats)]
+    return _show(rows, args.csv)
+
+
+def _show(rows: Sequence[Row], path: Path | None) -> int:
     print(table(rows))
-    if args.csv is not None:
-        write_csv(args.csv, rows)
-        print(f"\nphases: {args.csv}")
+    if path is not None:
+        write_csv(path, rows)
+        print(f"\nphases: {path}")
     return 0
 
 
@@ -128,15 +132,12 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
         print(line)
     rows = []
     for shape in _shapes(args):
-        table_of = throughtime.explain("lstm", hidden_size=shape[3], device="cuda")
-        kernels: Any = "cuda" if table_of.chosen == "cuda" else "triton"
-        made = profile_gpu.parts(shape, args.p, DTYPES[args.dtype], kernels, "cuda")
+        dtype = DTYPES[args.dtype]
+        explained = throughtime.explain("lstm", hidden_size=shape[3], dtype=dtype, device="cuda")
+        kernels: Any = "cuda" if explained.chosen == "cuda" else "triton"
+        made = profile_gpu.parts(shape, args.p, dtype, kernels, "cuda")
         rows += gpu_rows(made, shape, cuda.EventTimer(), args.repeats, kernels)
-    print(table(rows))
-    if args.csv is not None:
-        write_csv(args.csv, rows)
-        print(f"\nphases: {args.csv}")
-    return 0
+    return _show(rows, args.csv)
 
 
 def gpu_rows(

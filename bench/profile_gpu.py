@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from throughtime.bench.cell import fixed_mask
 
 import throughtime
 from throughtime.ops import lstm_gpu
@@ -42,7 +43,8 @@ def parts(
     layer = throughtime.LSTM(inputs, hidden, backend=kernels, **made)
     x = torch.randn(steps, batch, inputs, **made)
     grad = torch.randn(steps, batch, hidden, **made)
-    mask = torch.rand(steps, device=device) < p
+    mask = fixed_mask(steps, p)
+    mask = None if mask is None else mask.to(device)
     weights = {name: weight.detach() for name, weight in layer.named_parameters()}
     weight_ih, weight_hh = (weights[f"weight_{of}_l0"].unsqueeze(0) for of in ("ih", "hh"))
     accumulate = lstm_gpu.sums(dtype)
@@ -62,7 +64,7 @@ def parts(
     def backward() -> tuple[torch.Tensor, ...]:
         return lstm_gpu.recurrence_backward(
             kernels, grad.unsqueeze(2), None, None, c_0, weight_hh, gates, cells, None, None,
-            mask.view(1, -1, 1), False,
+            None if mask is None else mask.view(1, -1, 1), False,
         )  # fmt: skip
 
     da = backward()[0]
@@ -73,7 +75,7 @@ def parts(
         torch.autograd.backward(result, grad)
 
     step = 8.0 * steps * batch * hidden
-    cut = float(mask.float().mean())
+    cut = 0.0 if mask is None else float(mask.float().mean())
     return [
         Part("forward", "input", lambda: lstm_gpu.project(x, weight_ih), step * inputs),
         Part("forward", "recurrence", forward, step * hidden),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from throughtime.bench.cell import fixed_mask
 from torch import Tensor
 
 import throughtime
@@ -66,8 +67,7 @@ def lstm(steps: int, batch: int, inputs: int, hidden: int, *, p: float = 0.0) ->
     layer = throughtime.LSTM(inputs, hidden, backend="cpu")
     x = torch.randn(steps, batch, inputs, generator=_generator())
     grad = torch.randn(steps, batch, hidden, generator=_generator())
-    order = torch.randperm(steps, generator=_generator())
-    mask = order < round(p * steps) if p else None
+    mask = fixed_mask(steps, p)
     return Job(
         op="lstm",
         shape=f"{steps}, {batch}, {inputs}, {hidden}" + (f", p {p:g}" if p else ""),

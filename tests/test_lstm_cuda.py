@@ -14,14 +14,22 @@ import torch
 from torch import Tensor
 
 import throughtime
-from cases import Shape, random, random_mask, tensors
+from cases import (
+    NAMES,
+    Shape,
+    as_dtype,
+    random,
+    random_mask,
+    results,
+    tensors,
+    with_gradients,
+)
 from closeness import TOLERANCE, assert_all_close
 from throughtime import functional
 from throughtime.backends import predicates
 from throughtime.nn import LSTM
 
 SMALL = {"compute": 90, "multiprocessors": 6, "shared_bytes": 48 << 10, "cluster": 2}
-NAMES = ("input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 LENGTHS = torch.tensor([3, 0, 4])
 RESET = random_mask(4, 3, p=0.4, seed=1)
 MASK = random_mask(4, 3, p=0.5, seed=2)
@@ -107,25 +115,6 @@ def host(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostK
     library._destroy()
 
 
-def run(given: dict[str, Tensor], backend: Any, **options: Any) -> dict[str, Tensor]:
-    """Results and gradients of all that is given, with random gradients of the results."""
-    leaves = {name: x.detach().clone().requires_grad_() for name, x in given.items()}
-    hx = (leaves["h_0"], leaves["c_0"]) if "h_0" in leaves else None
-    weights = [leaves.get(name) for name in NAMES[3:]]
-    output, (h_n, c_n) = functional.lstm(leaves["input"], hx, *weights, backend=backend, **options)
-    return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, leaves)
-
-
-def with_gradients(results: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    loss = sum(
-        (x * random(*x.shape, seed=i, dtype=x.dtype)).sum()
-        for i, x in enumerate(results.values(), 50)
-    )
-    grads = torch.autograd.grad(loss, list(leaves.values()))
-    named = {f"grad of {name}": g for name, g in zip(leaves, grads, strict=True)}
-    return {name: x.detach() for name, x in results.items()} | named
-
-
 def assert_matches(found: dict[str, Tensor], exact: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Against results in float64."""
     if dtype in TOLERANCE:
@@ -154,11 +143,11 @@ def test_layer_matches_the_reference(
 ) -> None:
     """5 units are padded to 8; 40 take several blocks."""
     shape = Shape(4, 3, 2, hidden)
-    given = {name: x.detach().to(dtype) for name, x in tensors(shape).items() if name in NAMES}
-    exact = run({name: x.double() for name, x in given.items()}, "reference", **options)
+    given = {name: x.detach().to(dtype) for name, x in tensors(shape).items() if name in NAMES[:7]}
+    exact = results(functional.lstm, as_dtype(given, torch.float64), backend="reference", **options)
     if "lengths" in options:
         given["input"][torch.arange(4).unsqueeze(1) >= LENGTHS] = torch.nan
-    found = run(given, "cuda", **options)
+    found = results(functional.lstm, as_dtype(given, dtype), backend="cuda", **options)
     assert host.tiers and 0 not in host.tiers
     assert_matches(found, exact, dtype)
 
@@ -167,13 +156,13 @@ def both_directions(
     given: dict[str, Tensor], backend: Any, hidden: int, **options: Any
 ) -> dict[str, Tensor]:
     leaves = {name: x.detach().clone().requires_grad_() for name, x in given.items()}
-    weights = [(*(leaves[f"{name} {d}"] for name in NAMES[3:]), None) for d in range(2)]
+    weights = [(*(leaves[f"{name} {d}"] for name in NAMES[3:7]), None) for d in range(2)]
     output, (h_n, c_n) = functional.bidirectional_lstm(
         leaves["input"], (leaves["h_0"], leaves["c_0"]), (weights[0], weights[1]),
         backend=backend, **options,
     )  # fmt: skip
     assert output.shape == (4, 3, 2 * hidden)
-    return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, leaves)
+    return with_gradients((output, (h_n, c_n)), leaves)
 
 
 @pytest.mark.parametrize("hidden", [5, 24])
@@ -194,7 +183,7 @@ def test_both_directions_match_the_reference(
     given["c_0"] = random(2, 3, hidden, seed=3)
     for d in range(2):
         drawn = tensors(Shape(4, 3, 2, hidden))
-        given |= {f"{n} {d}": drawn[n] * (1 + d) for n in NAMES[3:]}
+        given |= {f"{n} {d}": drawn[n] * (1 + d) for n in NAMES[3:7]}
     exact = both_directions(given, "reference", hidden, **options)
     single = {name: x.float() for name, x in given.items()}
     found = both_directions(single, "cuda", hidden, **options)
@@ -204,9 +193,13 @@ def test_both_directions_match_the_reference(
 
 @pytest.mark.parametrize("left_out", [("bias_ih",), ("bias_ih", "bias_hh"), ("h_0", "c_0")])
 def test_what_may_be_missing(left_out: tuple[str, ...], host: HostKernels) -> None:
-    given = {n: x.float() for n, x in tensors(Shape(4, 3, 2, 5)).items() if n in NAMES}
+    given = {n: x.float() for n, x in tensors(Shape(4, 3, 2, 5)).items() if n in NAMES[:7]}
     given = {n: x for n, x in given.items() if n not in left_out}
-    assert_all_close(run(given, "cuda"), run(given, "reference"))
+    found = [
+        results(functional.lstm, as_dtype(given, torch.float32), backend=backend)
+        for backend in ("cuda", "reference")
+    ]
+    assert_all_close(*found)
 
 
 def test_module_in_both_directions(host: HostKernels) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import throughtime
-from cases import NAMES, Shape, random, random_mask, tensors
+from cases import NAMES, Shape, as_dtype, random, random_mask, results, tensors
 from closeness import assert_all_close
 from throughtime import functional
 
@@ -32,38 +32,24 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def run(given: dict[str, Tensor], backend: Any, **options: Any) -> dict[str, Tensor]:
-    """Results and gradients of all that is given, with random gradients of the results."""
-    leaves = {name: x.detach().clone().requires_grad_() for name, x in given.items()}
-    hx = (leaves["h_0"], leaves["c_0"]) if "h_0" in leaves else None
-    weights = [leaves.get(name) for name in NAMES[3:7]]
-    output, (h_n, c_n) = functional.lstm(leaves["input"], hx, *weights, backend=backend, **options)
-    results = {"output": output, "h_n": h_n, "c_n": c_n}
-    loss = sum(
-        (x * random(*x.shape, seed=i, dtype=x.dtype)).sum()
-        for i, x in enumerate(results.values(), 50)
-    )
-    grads = torch.autograd.grad(loss, list(leaves.values()))
-    named = {f"grad of {name}": g for name, g in zip(leaves, grads, strict=True)}
-    return {name: x.detach() for name, x in results.items()} | named
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
 def test_layer_matches_the_reference(options: dict[str, Any], dtype: torch.dtype) -> None:
     given = {name: x.detach() for name, x in tensors(SHAPE, dtype).items()}
-    expected = run(given, "reference", **options)
+    expected = results(functional.lstm, as_dtype(given, dtype), backend="reference", **options)
     if "lengths" in options:
         given["input"][torch.arange(4).unsqueeze(1) >= LENGTHS] = torch.nan
-    assert_all_close(run(given, "triton", **options), expected)
+    assert_all_close(
+        results(functional.lstm, as_dtype(given, dtype), backend="triton", **options), expected
+    )
 
 
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize("options", [OPTIONS[1], OPTIONS[4]], ids=lambda o: "-".join(o))
 def test_low_precision_is_close(options: dict[str, Any], dtype: torch.dtype) -> None:
     given = {name: x.detach() for name, x in tensors(SHAPE, dtype).items()}
-    exact = run({name: x.double() for name, x in given.items()}, "reference", **options)
-    found = run(given, "triton", **options)
+    exact = results(functional.lstm, as_dtype(given, torch.float64), backend="reference", **options)
+    found = results(functional.lstm, as_dtype(given, dtype), backend="triton", **options)
     for name, wanted in exact.items():
         assert found[name].dtype == dtype, name
         error = (found[name].double() - wanted).abs().max() / wanted.abs().max().clamp(min=1)
@@ -75,7 +61,8 @@ def test_low_precision_is_close(options: dict[str, Any], dtype: torch.dtype) -> 
 )
 def test_what_may_be_missing(left_out: tuple[str, ...]) -> None:
     given = {n: x for n, x in tensors(SHAPE).items() if n not in left_out}
-    assert_all_close(run(given, "triton"), run(given, "reference"))
+    expected = results(functional.lstm, given, backend="reference")
+    assert_all_close(results(functional.lstm, given, backend="triton"), expected)
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
