@@ -96,6 +96,10 @@ def run(args: argparse.Namespace) -> int:
     """Profiles every combination of the sizes and prints one table."""
     if getattr(args, "device", "cpu") == "cuda":
         return _run_on_gpu(args)
+    if getattr(args, "dtype", "float32") != "float32":
+        raise UsageError(
+            f"--dtype {args.dtype}: the CPU kernels are profiled in float32, others on a GPU"
+        )
     kernels = _ext.extension
     if kernels is None:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")

@@ -236,3 +236,8 @@ def test_parts_of_a_gpu_iteration_are_timed_one_by_one() -> None:
 def test_a_gpu_that_is_not_here_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "lstm", "--device", "cuda"]) == 2
     assert "error: --device cuda: torch" in capsys.readouterr().err
+
+
+def test_another_dtype_is_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "lstm", "--dtype", "bfloat16"]) == 2
+    assert "error: --dtype bfloat16: the CPU kernels" in capsys.readouterr().err
