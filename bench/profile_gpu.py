@@ -52,7 +52,6 @@ def parts(
     h_0 = torch.zeros(1, batch, hidden, **made)
     c_0 = h_0.to(accumulate)
     projected = lstm_gpu.project(x, weight_ih)
-    needs = [False, False, False, True, True, True]
 
     def forward() -> tuple[torch.Tensor, ...]:
         return lstm_gpu.recurrence_forward(
@@ -83,7 +82,9 @@ def parts(
         Part(
             "backward",
             "weights",
-            lambda: lstm_gpu.products(da, x, h_0, weight_ih, output, None, None, False, needs),
+            lambda: lstm_gpu.products(
+                da, x, h_0, weight_ih, output, None, None, False, False, True
+            ),
             step * (inputs + hidden),
         ),
         Part("iteration", "whole", iterate),

@@ -160,7 +160,7 @@ def test_operators_pass_opcheck(lengths: Tensor | None) -> None:
     T, B, H = 4, 3, 5
     states = (random(B, H, seed=2), random(B, H, seed=3), random(4 * H, H, seed=4))
     projected, bias = random(T, B, 4 * H, seed=1), random(4 * H, seed=5)
-    # Fakes and schemas; gradients are LstmGpuFunction's.
+    # Fakes and schemas; gradients are lstm_gpu_forward's.
     checks = ("test_schema", "test_faketensor")
     args = (projected, bias, *states, lengths, RESET, True, True)
     torch.library.opcheck(forward, args, test_utils=checks)

@@ -25,7 +25,8 @@ def forward_arguments(shape: Shape, option: str, save: bool) -> tuple[Any, ...]:
     bias = named["bias_ih"] if option != "plain" else None
     states = (named["h_0"], named["c_0"], named["weight_ih"], named["weight_hh"])
     weight_hr = named.get("weight_hr")
-    return (named["input"], *states, bias, weight_hr, lengths, reset, option == "reverse", save)
+    optional = (bias, None, weight_hr, lengths, reset, None)
+    return (named["input"], *states, *optional, option == "reverse", save)
 
 
 def backward_arguments(shape: Shape, option: str) -> tuple[Any, ...]:
@@ -33,7 +34,7 @@ def backward_arguments(shape: Shape, option: str) -> tuple[Any, ...]:
     output, h_n, c_n, saved = ops.lstm_forward(*arguments)
     mask = random_mask(shape.T, p=0.5, seed=1) if option != "plain" else None
     grads = (None, h_n, c_n) if option == "reverse" else (random_like(output), None, None)
-    inputs, (_, *optional, reverse, _) = arguments[:5], arguments[5:]
+    inputs, (_, _, *optional, _, reverse, _) = arguments[:5], arguments[5:]
     return (*grads, *inputs, *optional, mask, output, saved, reverse, True, True)
 
 
@@ -56,9 +57,9 @@ def test_opcheck(shape: Shape, option: str) -> None:
 def test_only_the_gradients_asked_for_are_computed() -> None:
     arguments = backward_arguments(PROJECTED[0], "plain")
     without_weights = ops.lstm_backward(*arguments[:-2], True, False)
-    assert [x.numel() > 0 for x in without_weights] == [True, True, True, *[False] * 4]
+    assert [x.numel() > 0 for x in without_weights] == [True, True, True, *[False] * 5]
     without_input = ops.lstm_backward(*arguments[:-2], False, True)
-    assert [x.numel() > 0 for x in without_input] == [False, *[True] * 6]
+    assert [x.numel() > 0 for x in without_input] == [False, *[True] * 7]
     for x, y in zip(without_weights[1:3], without_input[1:3], strict=True):
         assert torch.equal(x, y)
 
@@ -86,11 +87,12 @@ def replaced(arguments: tuple[Any, ...], position: int, value: Any) -> tuple[Any
         (2, torch.zeros(4, 8, dtype=torch.float64), r"c_0 should have dtype Float, got Double"),
         (3, torch.zeros(32, 8), r"weight_ih should have shape \[32, 9\], got \[32, 8\]"),
         (4, torch.zeros(32), r"weight_hh should be \[4H, H or P\]"),
-        (5, torch.zeros(31), r"bias should have shape \[32\], got \[31\]"),
-        (6, torch.zeros(8, 7), r"weight_hr should have shape \[8, 8\], got \[8, 7\]"),
-        (7, torch.tensor([1, 2, 3, 6]), r"lengths should be in \[0, 5\].*got 6 for sample 3"),
-        (7, torch.tensor([1, 2, -3, 5]), r"lengths should be in \[0, 5\].*got -3 for sample 2"),
-        (8, torch.zeros(5, 4), r"reset should have dtype Bool, got Float"),
+        (5, torch.zeros(31), r"bias_ih should have shape \[32\], got \[31\]"),
+        (6, torch.zeros(31), r"bias_hh should have shape \[32\], got \[31\]"),
+        (7, torch.zeros(8, 7), r"weight_hr should have shape \[8, 8\], got \[8, 7\]"),
+        (8, torch.tensor([1, 2, 3, 6]), r"lengths should be in \[0, 5\].*got 6 for sample 3"),
+        (8, torch.tensor([1, 2, -3, 5]), r"lengths should be in \[0, 5\].*got -3 for sample 2"),
+        (9, torch.zeros(5, 4), r"reset should have dtype Bool, got Float"),
     ],
 )
 def test_forward_refuses(position: int, value: Tensor, message: str) -> None:

@@ -50,8 +50,8 @@ def test_layer_operators(case: Layer) -> None:
     initial += [given.get("memory"), given["relevance"]]
     weights = [given["weight_ih"], given["weight_hh"]]
     attention = [given[n] for n in ("weight_query", "weight_key", "weight_score")]
-    sizes = (given["lengths"], given["retained"], case.window_size, case.top_k, False)
-    args = (*initial, *weights, given["bias"], *attention, *sizes)
+    sizes = (given["lengths"], None, given["retained"], case.window_size, case.top_k, False)
+    args = (*initial, *weights, given["bias"], None, *attention, *sizes)
     torch.library.opcheck(ops.rel_lstm_forward, (*args, False))
     # Saved rows past a sample's end are never written, so their values cannot be compared.
     static = ("test_schema", "test_autograd_registration", "test_faketensor")

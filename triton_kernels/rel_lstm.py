@@ -437,11 +437,13 @@ def forward(
     relevance: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
     weight_query: Tensor,
     weight_key: Tensor,
     weight_score: Tensor,
     lengths: Tensor | None,
+    detach_mask: Tensor | None,
     retained: int,
     window_size: int,
     top_k: int,
@@ -475,7 +477,8 @@ def forward(
     initial = h_0.contiguous()
     if B > 0:
         x_gates = x @ weight_ih.T
-        x_gates = x_gates if bias is None else x_gates + bias
+        for bias in (bias_ih, bias_hh):
+            x_gates = x_gates if bias is None else x_gates + bias
         walk_forward[(triton.cdiv(B, SAMPLES),)](
             x_gates, initial, cells, context, weight_hh.contiguous(), weight_query.contiguous(),
             weight_key.contiguous(), weight_score.contiguous(), before.contiguous(), first, ends,
@@ -558,15 +561,17 @@ def backward(
     grads = [da @ weight_ih if need_input else none, direct, cells, context]
     grads.append(dh[:P] + du[:P] @ weight_key)
     if not need_weights:
-        return (*grads, none, none, none, none, none, none)
+        return (*grads, *[none] * 7)
     alive = torch.arange(T, device=device).unsqueeze(1) < ends
     x = torch.where(alive.unsqueeze(2), input, 0.0).reshape(T * B, I)
     rows, s = da.view(T * B, 4 * H), states.view(T * B, H)
+    bias = rows.sum(0)
     return (
         *grads,
         rows.T @ x,
         rows.T @ s,
-        rows.sum(0),
+        bias,
+        bias.clone(),
         dq.view(T * B, A).T @ s,
         du.view(S * B, A).T @ hidden.view(S * B, H),
         dw.sum(0),

@@ -33,6 +33,12 @@ Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
 void fill_zero(const Tensor& tensor);
 
+// Copies a contiguous tensor into another of the same size and dtype.
+void copy(const Tensor& from, const Tensor& to);
+
+// The one bias of the kernels: the sum of those that are there, float32 or float64; dense.
+OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh);
+
 template <typename S>
 const S* data(const Tensor& tensor) {
   return static_cast<const S*>(tensor.const_data_ptr());

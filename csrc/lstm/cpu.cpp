@@ -16,15 +16,14 @@ namespace {
 class Arguments {
  public:
   Arguments(const char* op, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-            const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias,
-            const OptionalTensor& weight_hr, const OptionalTensor& lengths,
-            const OptionalTensor& reset, bool reverse)
+            const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+            const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
+            const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse)
       : input_(with_dense_rows(input)),
         h_0_(dense(h_0)),
         c_0_(dense(c_0)),
         weight_ih_(dense(weight_ih)),
         weight_hh_(dense(weight_hh)),
-        bias_(dense(bias)),
         weight_hr_(dense(weight_hr)),
         reset_(dense(reset)),
         reverse_(reverse) {
@@ -51,7 +50,9 @@ class Arguments {
     check("weight_ih", weight_ih, {4 * shape.H, shape.I}, dtype);
     check("weight_hh", weight_hh, {4 * shape.H, shape.R}, dtype);
     if (weight_hr) check("weight_hr", *weight_hr, {shape.R, shape.H}, dtype);
-    if (bias) check("bias", *bias, {4 * shape.H}, dtype);
+    if (bias_ih) check("bias_ih", *bias_ih, {4 * shape.H}, dtype);
+    if (bias_hh) check("bias_hh", *bias_hh, {4 * shape.H}, dtype);
+    bias_ = sum_of(bias_ih, bias_hh);
     if (reset) check("reset", *reset, {shape.T, shape.B}, ScalarType::Bool);
     rows_.emplace(op, lengths, shape.B, shape.T);
   }
@@ -101,12 +102,13 @@ void forward_as(const Runtime& runtime, const Arguments& args, const ForwardResu
 
 ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
                            const Tensor weight_ih, const Tensor weight_hh,
-                           const OptionalTensor bias, const OptionalTensor weight_hr,
-                           const OptionalTensor lengths, const OptionalTensor reset, bool reverse,
+                           const OptionalTensor bias_ih, const OptionalTensor bias_hh,
+                           const OptionalTensor weight_hr, const OptionalTensor lengths,
+                           const OptionalTensor reset, const OptionalTensor, bool reverse,
                            bool save) {
   Call operation(kLstmForward);
-  const Arguments args("throughtime::lstm_forward", input, h_0, c_0, weight_ih, weight_hh, bias,
-                       weight_hr, lengths, reset, reverse);
+  const Arguments args("throughtime::lstm_forward", input, h_0, c_0, weight_ih, weight_hh, bias_ih,
+                       bias_hh, weight_hr, lengths, reset, reverse);
   const LstmShape& s = args.shape;
   operation.checked();
   const ForwardResult result{pooled({s.T, s.B, s.R}, args.dtype), pooled({s.B, s.R}, args.dtype),
@@ -127,13 +129,13 @@ struct Gradients {
   OptionalTensor detach_mask;
 };
 
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
 void backward_as(const Runtime& runtime, const Arguments& args, const Gradients& grad,
                  const Tensor& output, const Tensor& saved, const BackwardResult& result,
                  bool need_input, bool need_weights) {
-  const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias, dweight_hr] = result;
+  const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dweight_hr] = result;
   const auto& mask = grad.detach_mask;
   const LstmBackward<S> call{args.as<S>(),
                              data<S>(output),
@@ -152,7 +154,7 @@ void backward_as(const Runtime& runtime, const Arguments& args, const Gradients&
                              mutable_data<S>(dc0),
                              need_weights ? mutable_data<S>(dweight_ih) : nullptr,
                              need_weights ? mutable_data<S>(dweight_hh) : nullptr,
-                             need_weights ? mutable_data<S>(dbias) : nullptr,
+                             need_weights ? mutable_data<S>(dbias_ih) : nullptr,
                              need_weights ? mutable_data<S>(dweight_hr) : nullptr};
   cpu_kernels().lstm->backward(call, runtime);
 }
@@ -166,8 +168,8 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
                              bool need_weights) {
   Call operation(kLstmBackward);
   const char* op = "throughtime::lstm_backward";
-  const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, weight_hr, lengths,
-                       reset, reverse);
+  const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, std::nullopt,
+                       weight_hr, lengths, reset, reverse);
   const LstmShape& s = args.shape;
   const auto check = [&](const char* name, const OptionalTensor& tensor,
                          std::initializer_list<int64_t> sizes) {
@@ -199,6 +201,7 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
       need_weights ? pooled({rows, s.I}, args.dtype) : pooled({0}, args.dtype),
       need_weights ? pooled({rows, s.R}, args.dtype) : pooled({0}, args.dtype),
       pooled({rows}, args.dtype),
+      pooled({rows}, args.dtype),
       need_weights && weight_hr ? pooled({s.R, s.H}, args.dtype) : pooled({0}, args.dtype)};
   operation.allocated();
   if (need_input && lengths) fill_zero(std::get<0>(result));
@@ -207,6 +210,7 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
     fill_zero(std::get<4>(result));
     fill_zero(std::get<5>(result));
     fill_zero(std::get<6>(result));
+    fill_zero(std::get<7>(result));
     return result;
   }
   const Tensor output_dense = dense(output), saved_dense = dense(saved);
@@ -217,6 +221,7 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
     backward_as<double>(operation.runtime(), args, grad, output_dense, saved_dense, result,
                         need_input, need_weights);
   }
+  copy(std::get<5>(result), std::get<6>(result));
   return result;
 }
 

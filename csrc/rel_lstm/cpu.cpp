@@ -132,11 +132,11 @@ void forward_as(const Runtime& runtime, const Arguments& args, const Initial& in
 ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
                                const Tensor context_0, const OptionalTensor memory,
                                const OptionalTensor relevance, const Tensor weight_ih,
-                               const Tensor weight_hh, const OptionalTensor bias,
-                               const Tensor weight_query, const Tensor weight_key,
-                               const Tensor weight_score, const OptionalTensor lengths,
-                               int64_t retained, int64_t window_size, int64_t top_k,
-                               bool keep_first, bool save) {
+                               const Tensor weight_hh, const OptionalTensor bias_ih,
+                               const OptionalTensor bias_hh, const Tensor weight_query,
+                               const Tensor weight_key, const Tensor weight_score,
+                               const OptionalTensor lengths, const OptionalTensor, int64_t retained,
+                               int64_t window_size, int64_t top_k, bool keep_first, bool save) {
   Call operation(kRelLstmForward);
   const char* op = "throughtime::rel_lstm_forward";
   STD_TORCH_CHECK(memory.has_value() == relevance.has_value(), op,
@@ -148,7 +148,8 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
   args.check("h_0", h_0, {B, H});
   args.check("c_0", c_0, {B, H});
   args.check("context_0", context_0, {B, H});
-  args.check("bias", bias, {4 * H});
+  args.check("bias_ih", bias_ih, {4 * H});
+  args.check("bias_hh", bias_hh, {4 * H});
   args.check("memory", memory, {P, B, H});
   args.check("relevance", relevance, {P, B});
   operation.checked();
@@ -162,8 +163,8 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                              args.make({saved_numbers(s)}, save)};
   operation.allocated();
   if (B == 0) return result;
-  const Initial initial{dense(h_0),  dense(c_0),    dense(context_0),
-                        dense(bias), dense(memory), dense(relevance)};
+  const Initial initial{dense(h_0),    dense(c_0),      dense(context_0), sum_of(bias_ih, bias_hh),
+                        dense(memory), dense(relevance)};
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(operation.runtime(), args, initial, keep_first, save, result);
   } else {
@@ -177,14 +178,14 @@ struct Gradients {
 };
 
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                  Tensor, Tensor, Tensor>;
+                                  Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
 void backward_as(const Runtime& runtime, const Arguments& args, const Gradients& grad,
                  const Tensor& c_0, const Tensor& last, const Tensor& saved, bool need_input,
                  bool need_weights, const BackwardResult& result) {
-  const auto& [dx, dh_0, dc_0, dcontext_0, dmemory, dweight_ih, dweight_hh, dbias, dweight_query,
-               dweight_key, dweight_score] = result;
+  const auto& [dx, dh_0, dc_0, dcontext_0, dmemory, dweight_ih, dweight_hh, dbias_ih, dbias_hh,
+               dweight_query, dweight_key, dweight_score] = result;
   const auto weight = [&](const Tensor& tensor) {
     return need_weights ? mutable_data<S>(tensor) : nullptr;
   };
@@ -209,7 +210,7 @@ void backward_as(const Runtime& runtime, const Arguments& args, const Gradients&
                                 mutable_data<S>(dmemory),
                                 weight(dweight_ih),
                                 weight(dweight_hh),
-                                weight(dbias),
+                                weight(dbias_ih),
                                 weight(dweight_query),
                                 weight(dweight_key),
                                 weight(dweight_score)};
@@ -259,6 +260,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
                               args.make({4 * H, s.I}, need_weights),
                               args.make({4 * H, H}, need_weights),
                               args.make({4 * H}, need_weights),
+                              args.make({4 * H}, need_weights),
                               args.make({s.A, H}, need_weights),
                               args.make({s.A, H}, need_weights),
                               args.make({s.A}, need_weights)};
@@ -271,6 +273,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
     fill_zero(std::get<8>(result));
     fill_zero(std::get<9>(result));
     fill_zero(std::get<10>(result));
+    fill_zero(std::get<11>(result));
     return result;
   }
   const bool dense_units = !grad_output || H == 1 || grad_output->stride(2) == 1;
@@ -284,6 +287,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
     backward_as<double>(operation.runtime(), args, grad, cells, until, kept, need_input,
                         need_weights, result);
   }
+  copy(std::get<7>(result), std::get<8>(result));
   return result;
 }
 

@@ -40,9 +40,7 @@ class LstmCall(NamedTuple):
             shape = (self.input.size(1), self.weight_hh.size(1))
             cells = (self.input.size(1), self.weight_hh.size(0) // 4)
             return self.input.new_zeros(shape), self.input.new_zeros(cells)
-        h_0, c_0 = self.hx
-        # Dynamo does not trace an autograd.Function that gets the same tensor twice.
-        return h_0, c_0.clone() if c_0 is h_0 else c_0
+        return self.hx
 
 
 def run(backend: str, call: LstmCall) -> tuple[Tensor, States]:
@@ -158,7 +156,6 @@ def _gpu(kernels: lstm_gpu.Kernels, *calls: LstmCall) -> tuple[Tensor, States]:
     dtype = first.input.dtype
     accumulate = lstm_gpu.sums(dtype)
     states = [call.states() for call in calls]
-    biases = [_bias(call, accumulate) for call in calls]
     masks = [call.detach_mask for call in calls]
     output, h_n, c_n = lstm_gpu.lstm_layer(
         kernels,
@@ -167,7 +164,8 @@ def _gpu(kernels: lstm_gpu.Kernels, *calls: LstmCall) -> tuple[Tensor, States]:
         _stack([c.to(accumulate) for _, c in states]),
         _stack([call.weight_ih for call in calls]),
         _stack([call.weight_hh for call in calls]),
-        None if biases[0] is None else _stack([b for b in biases if b is not None]),
+        _stack_biases([call.bias_ih for call in calls], accumulate),
+        _stack_biases([call.bias_hh for call in calls], accumulate),
         first.lengths,
         _stack_masks([call.reset for call in calls]),
         _stack_masks([mask if mask is None else _per_sample(mask) for mask in masks]),
@@ -176,10 +174,10 @@ def _gpu(kernels: lstm_gpu.Kernels, *calls: LstmCall) -> tuple[Tensor, States]:
     return output, (h_n, c_n.to(dtype))
 
 
-def _bias(call: LstmCall, dtype: torch.dtype) -> Tensor | None:
-    """The one bias of the kernels; its gradient is that of both."""
-    given = [as_dtype(bias, dtype) for bias in (call.bias_ih, call.bias_hh) if bias is not None]
-    return None if not given else given[0] if len(given) == 1 else given[0] + given[1]
+def _stack_biases(biases: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    """None where the directions, which have the same biases, have none."""
+    given = [bias.to(dtype) for bias in biases if bias is not None]
+    return _stack(given) if given else None
 
 
 def _per_sample(mask: Tensor) -> Tensor:

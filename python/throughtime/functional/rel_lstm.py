@@ -214,10 +214,6 @@ def _run(
     if dtype in LOW_PRECISION:
         input, h, c, context = input.float(), h.float(), c.float(), context.float()
         memory, weights = as_dtype(memory, torch.float32), weights.to(torch.float32)
-    # Dynamo does not trace an autograd.Function that gets the same tensor twice.
-    c = h.clone() if c is h else c
-    context = context.clone() if context is h else context
-    bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
     layer = rel_lstm_layer(
         backend,
         input,
@@ -228,7 +224,8 @@ def _run(
         relevance,
         weights.weight_ih,
         weights.weight_hh,
-        bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh,
+        weights.bias_ih,
+        weights.bias_hh,
         weights.weight_query,
         weights.weight_key,
         weights.weight_score,
@@ -309,7 +306,7 @@ def _initial(
             _check_part(f"hx[{k}]", x, (batch, hidden), input, dtype)
         h, c = hx if dtype is None else (hx[0].to(dtype), hx[1].to(dtype))
     context = h
-    if detach_mask is not None and h.requires_grad:
+    if detach_mask is not None:
         # s_0 is h_0, not half of it: a cut at the first step cuts all of it.
         cut = detach_mask[0].unsqueeze(-1) if detach_mask.dim() == 2 else detach_mask[0]
         context = torch.where(cut, h.detach(), h)

@@ -6,30 +6,28 @@
     c_t = f * c_{t-1} + i * g,    h_t = o * tanh(c_t)    (then times W_hr^T, if given)
 
 and ``throughtime::lstm_backward`` its gradient, where a step with ``detach_mask`` set passes none
-into ``h_{t-1}`` (h-detach: Kanuparthi et al., ICLR 2019, arXiv 1810.03023). The mask is an argument
-of the backward operator alone: the forward does not depend on it.
+into ``h_{t-1}`` (h-detach: Kanuparthi et al., ICLR 2019, arXiv 1810.03023). The forward takes the
+mask for its gradient's sake; its results do not depend on it.
 
 Schemas and fakes are here, the implementations in ``csrc/lstm``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from throughtime import _ext
-from throughtime.ops.once import apply, once_differentiable
+from throughtime import _ext, reference
+from throughtime.ops.differentiable import Differentiable
 
 _SAVED_VECTORS = 5  # i, f, g, o, c: kSavedVectors of csrc/lstm/params.h
 _SAVED_UNITS = 16  # kSavedUnits of csrc/lstm/params.h
 
 torch.library.define(
     "throughtime::lstm_forward",
-    "(Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "
-    "Tensor? weight_hr, Tensor? lengths, Tensor? reset, bool reverse, bool save) "
+    "(Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
+    "Tensor? bias_hh, Tensor? weight_hr, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
+    "bool reverse, bool save) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -39,15 +37,10 @@ torch.library.define(
     "Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, "
     "Tensor? reset, Tensor? detach_mask, Tensor output, Tensor saved, bool reverse, "
     "bool need_input, bool need_weights) -> (Tensor grad_input, Tensor grad_h_0, "
-    "Tensor grad_c_0, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias, "
-    "Tensor grad_weight_hr)",
+    "Tensor grad_c_0, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias_ih, "
+    "Tensor grad_bias_hh, Tensor grad_weight_hr)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-_lstm_forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = (
-    torch.ops.throughtime.lstm_forward.default
-)
-_lstm_backward = once_differentiable(torch.ops.throughtime.lstm_backward.default, "LSTM")
 
 
 @torch.library.register_fake("throughtime::lstm_forward")  # type: ignore[untyped-decorator]
@@ -57,10 +50,12 @@ def _lstm_forward_fake(
     c_0: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
     weight_hr: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
+    detach_mask: Tensor | None,
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -102,89 +97,33 @@ def _lstm_backward_fake(
         input.new_empty(weight_ih.shape if need_weights else (0,)),
         input.new_empty(weight_hh.shape if need_weights else (0,)),
         input.new_empty(gates),
+        input.new_empty(gates),
         input.new_empty(weight_hr.shape if need_weights and weight_hr is not None else (0,)),
     )
 
 
-class LstmFunction(torch.autograd.Function):
-    """``lstm_forward`` with ``lstm_backward`` as its gradient."""
+def _definition(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    detach_mask: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    output, (h_n, c_n) = reference.lstm(
+        input, (h_0, c_0), weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+        detach_mask=detach_mask, lengths=lengths, reset=reset, reverse=reverse,
+    )  # fmt: skip
+    return output, h_n, c_n, input.new_empty(0)
 
-    @staticmethod
-    def forward(
-        input: Tensor,
-        h_0: Tensor,
-        c_0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        weight_hr: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        detach_mask: Tensor | None,
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        bias = _sum(bias_ih, bias_hh)
-        return _lstm_forward(
-            input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr, lengths, reset, reverse, True
-        )
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, h_0, c_0, weight_ih, weight_hh, _, _, weight_hr, *masks, reverse = inputs
-        lengths, reset, detach_mask = masks
-        result, _, _, saved = output
-        ctx.mark_non_differentiable(saved)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            input,
-            h_0,
-            c_0,
-            weight_ih,
-            weight_hh,
-            weight_hr,
-            lengths,
-            reset,
-            detach_mask,
-            result,
-            saved,
-        )
-        ctx.reverse = reverse
-
-    @staticmethod
-    def backward(
-        ctx: Any,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        grad_saved: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        if grad_output is None and grad_h_n is None and grad_c_n is None:
-            return (None,) * 12
-        needs = ctx.needs_input_grad
-        input, h_0, c_0, weight_ih, weight_hh, bias, weight_hr = _lstm_backward(
-            grad_output,
-            grad_h_n,
-            grad_c_n,
-            *ctx.saved_tensors,
-            ctx.reverse,
-            needs[0],
-            any(needs[3:8]),
-        )
-        return (
-            input if needs[0] else None,
-            h_0 if needs[1] else None,
-            c_0 if needs[2] else None,
-            weight_ih if needs[3] else None,
-            weight_hh if needs[4] else None,
-            bias if needs[5] else None,
-            bias if needs[6] else None,
-            weight_hr if needs[7] else None,
-            None,
-            None,
-            None,
-            None,
-        )
+_lstm = Differentiable("lstm", "LSTM", _definition)
 
 
 def lstm_layer(
@@ -217,34 +156,11 @@ def lstm_layer(
     Returns:
         output ``[T, B, H or P]``, h_n ``[B, H or P]``, c_n ``[B, H]``; differentiable once.
     """
-    states = (input, h_0, c_0)
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (*states, *weights)
-    )
-    if wants_grad:
-        output, h_n, c_n, _ = apply(
-            LstmFunction,
-            *states,
-            *weights,
-            lengths,
-            reset,
-            detach_mask,
-            reverse,
-        )
-    else:
-        bias = _sum(bias_ih, bias_hh)
-        output, h_n, c_n, _ = _lstm_forward(
-            *states, weight_ih, weight_hh, bias, weight_hr, lengths, reset, reverse, False
-        )
+    output, h_n, c_n, _ = _lstm(
+        input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, reset,
+        detach_mask, reverse,
+    )  # fmt: skip
     return output, h_n, c_n
-
-
-def _sum(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
-    """The one bias of the kernels; its gradient is that of both."""
-    if bias_ih is None or bias_hh is None:
-        return bias_hh if bias_ih is None else bias_ih
-    return bias_ih + bias_hh
 
 
 def empty_cache() -> None:

@@ -9,8 +9,10 @@ walk are, over all T B rows at once and for each of the D directions::
     dW_ih = da^T x     dW_hh = da^T h_before     dbias = sum of da
 
 with da ``[T, B, D, 4H]`` the gradient before the nonlinearities. A is the dtype of sums and of c:
-float32, or float64 for float64. ``lstm_recurrence_*_triton`` are the same for one direction and
-without its axis. Implementations: ``csrc/lstm/cuda.cpp`` and ``triton_kernels/lstm.py``.
+float32, or float64 for float64. ``lstm_gpu_forward`` and ``lstm_gpu_backward`` are walk and
+products together; they are what is differentiated. ``lstm_recurrence_*_triton`` are the walk for
+one direction, without its axis. Implementations of the walk: ``csrc/lstm/cuda.cpp`` and
+``triton_kernels/lstm.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from throughtime.ops.once import apply, once_differentiable
+from throughtime import reference
+from throughtime.ops.differentiable import Differentiable, part_of
 
 Kernels = Literal["cuda", "triton"]
 
@@ -40,6 +43,25 @@ for _suffix in ("", "_triton"):
         "bool reverse) -> (Tensor grad_gates, Tensor grad_h_0, Tensor grad_c_0)",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
+
+torch.library.define(
+    "throughtime::lstm_gpu_forward",
+    "(str kernels, Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, "
+    "Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
+    "bool reverse, bool save) "
+    "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "throughtime::lstm_gpu_backward",
+    "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h_0, "
+    "Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? lengths, Tensor? reset, "
+    "Tensor? detach_mask, Tensor output, Tensor gates, Tensor cells, str kernels, bool reverse, "
+    "bool need_input, bool need_weights) -> (Tensor grad_input, Tensor grad_h_0, "
+    "Tensor grad_c_0, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias_ih, "
+    "Tensor grad_bias_hh)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
 def _forward_fake(
@@ -103,6 +125,8 @@ def _run_backward(*args: Any) -> tuple[Tensor, ...]:
 
 for _name, _run in (("forward", _run_forward), ("backward", _run_backward)):
     torch.library.impl(f"throughtime::lstm_recurrence_{_name}_triton", ("cpu", "cuda"), _run)
+    for _suffix in ("", "_triton"):
+        part_of(f"lstm_recurrence_{_name}{_suffix}", "lstm_gpu_forward")
 
 
 def recurrence_forward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
@@ -158,62 +182,30 @@ def project(input: Tensor, weight_ih: Tensor) -> Tensor:
     return projected.view(*input.shape[:2], *weight_ih.shape[:2])
 
 
-class LstmGpuFunction(torch.autograd.Function):
-    """One layer: projection, recurrence, and their gradients."""
-
-    @staticmethod
-    def forward(
-        kernels: Kernels,
-        input: Tensor,
-        h_0: Tensor,
-        c_0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        detach_mask: Tensor | None,
-        reverse: bool,
-    ) -> tuple[Tensor, ...]:
-        projected = project(input, weight_ih)
-        return recurrence_forward(
-            kernels, projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, True
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        kernels, input, h_0, c_0, weight_ih, weight_hh, _, *masks, reverse = inputs
-        result, _, _, gates, cells = output
-        ctx.mark_non_differentiable(gates, cells)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, h_0, c_0, weight_ih, weight_hh, *masks, result, gates, cells)
-        ctx.kernels, ctx.reverse = kernels, reverse
-
-    @staticmethod
-    def backward(
-        ctx: Any,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        *others: Any,
-    ) -> tuple[Tensor | None, ...]:
-        if grad_output is None and grad_h_n is None and grad_c_n is None:
-            return (None,) * 11
-        needs = list(ctx.needs_input_grad[1:7])
-        grads = _differentiate(
-            grad_output,
-            grad_h_n,
-            grad_c_n,
-            *ctx.saved_tensors,
-            ctx.kernels,
-            ctx.reverse,
-            needs,
-        )
-        wanted = (g if need else None for g, need in zip(grads, needs, strict=True))
-        return (None, *wanted, *(None,) * 4)
+def _forward(
+    kernels: Kernels,
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    detach_mask: Tensor | None,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
+    bias = None if not biases else biases[0] if len(biases) == 1 else biases[0] + biases[1]
+    projected = project(input, weight_ih)
+    return recurrence_forward(
+        kernels, projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, save
+    )
 
 
-def _gradients(
+def _backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
@@ -230,17 +222,55 @@ def _gradients(
     cells: Tensor,
     kernels: Kernels,
     reverse: bool,
-    needs: list[bool],
+    need_input: bool,
+    need_weights: bool,
 ) -> tuple[Tensor, ...]:
-    """Of input, h_0, c_0, weight_ih, weight_hh and bias; empty where not needed."""
     da, grad_h_0, grad_c_0 = recurrence_backward(
         kernels, grad_output, grad_h_n, grad_c_n, c_0, weight_hh, gates, cells, lengths, reset,
         detach_mask, reverse,
     )  # fmt: skip
-    input_grad, *weight_grads = products(
-        da, input, h_0, weight_ih, output, lengths, reset, reverse, needs
+    grad_input, *weights, bias = products(
+        da, input, h_0, weight_ih, output, lengths, reset, reverse, need_input, need_weights
     )
-    return (input_grad, grad_h_0.to(h_0.dtype), grad_c_0, *weight_grads)
+    return grad_input, grad_h_0.to(h_0.dtype), grad_c_0, *weights, bias, bias.clone()
+
+
+def _definition(
+    kernels: Kernels,
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    detach_mask: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    def part(x: Tensor | None, direction: int) -> Tensor | None:
+        return None if x is None else x[direction]
+
+    results = []
+    for d in range(h_0.size(0)):
+        mask = part(detach_mask, d)
+        result, (h, c) = reference.lstm(
+            input, (h_0[d], c_0[d].to(h_0.dtype)), weight_ih[d], weight_hh[d], part(bias_ih, d),
+            part(bias_hh, d), detach_mask=None if mask is None else mask.expand(input.shape[:2]),
+            lengths=lengths, reset=part(reset, d), reverse=reverse != (d == 1),
+        )  # fmt: skip
+        results.append((result, h, c))
+    output, h_n, c_n = zip(*results, strict=True)
+    nothing = input.new_empty(0)
+    return torch.stack(output, 2), torch.stack(h_n), torch.stack(c_n).to(c_0), nothing, nothing
+
+
+for _name, _run in (("forward", _forward), ("backward", _backward)):
+    torch.library.impl(f"throughtime::lstm_gpu_{_name}", ("cpu", "cuda"), _run)
+    torch.library.register_fake(f"throughtime::lstm_gpu_{_name}", _run)  # by the recurrence's fakes
+
+_lstm = Differentiable("lstm_gpu", "LSTM", _definition)
 
 
 def products(
@@ -252,26 +282,27 @@ def products(
     lengths: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
-    needs: list[bool],
+    need_input: bool,
+    need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The large products after the walk: gradients of input, weight_ih, weight_hh and bias.
 
-    Empty where ``needs`` (of input, h_0, c_0, weight_ih, weight_hh, bias) says so.
+    Empty where they are not needed.
     """
     nothing = da.new_empty(0)
     rows = da.flatten(0, 1).flatten(1)  # [T B, D 4H]
-    if lengths is not None and needs[3]:  # the input's padding may hold anything
+    grad_input = (rows @ weight_ih.flatten(0, 1)).view(input.shape) if need_input else nothing
+    if not need_weights:
+        return grad_input, nothing, nothing, nothing
+    if lengths is not None:  # the input's padding may hold anything
         steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
         input = input.masked_fill((steps >= lengths).unsqueeze(2), 0.0)
     return (
-        (rows @ weight_ih.flatten(0, 1)).view(input.shape) if needs[0] else nothing,
-        (rows.t() @ input.flatten(0, 1)).view(weight_ih.shape) if needs[3] else nothing,
-        _weight_gradients(da, h_0, output, lengths, reset, reverse) if needs[4] else nothing,
-        da.sum((0, 1), dtype=sums(da.dtype)) if needs[5] else nothing,
+        grad_input,
+        (rows.t() @ input.flatten(0, 1)).view(weight_ih.shape),
+        _weight_gradients(da, h_0, output, lengths, reset, reverse),
+        da.sum((0, 1), dtype=sums(da.dtype)),
     )
-
-
-_differentiate = once_differentiable(_gradients, "LSTM")
 
 
 def _weight_gradients(
@@ -315,7 +346,8 @@ def lstm_layer(
     c_0: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
     detach_mask: Tensor | None,
@@ -329,7 +361,7 @@ def lstm_layer(
         h_0: S ``[D, B, H]``.
         c_0: ``[D, B, H]``, of the dtype of sums.
         weight_ih, weight_hh: S ``[D, 4H, I]`` and ``[D, 4H, H]``, gate rows i, f, g, o.
-        bias: ``[D, 4H]`` of the dtype of sums, or None.
+        bias_ih, bias_hh: ``[D, 4H]`` of the dtype of sums, or None.
         lengths: int64 ``[B]`` or None.
         reset: bool ``[D, T, B]`` or None.
         detach_mask: bool ``[D, T, 1 or B]`` or None.
@@ -340,16 +372,8 @@ def lstm_layer(
         output S ``[T, B, D, H]``, h_n S ``[D, B, H]``, c_n ``[D, B, H]`` of the dtype of sums;
         differentiable once.
     """
-    tensors = (input, h_0, c_0, weight_ih, weight_hh, bias)
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
-    if wants_grad:
-        result = apply(LstmGpuFunction, kernels, *tensors, lengths, reset, detach_mask, reverse)
-    else:
-        projected = project(input, weight_ih)
-        result = recurrence_forward(
-            kernels, projected, bias, h_0, c_0, weight_hh, lengths, reset, reverse, False
-        )
-    output, h_n, c_n, *_ = result
+    output, h_n, c_n, *_ = _lstm(
+        kernels, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, reset,
+        detach_mask, reverse,
+    )  # fmt: skip
     return output, h_n, c_n

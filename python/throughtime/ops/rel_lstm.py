@@ -27,16 +27,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.ops.once import apply, once_differentiable
+from throughtime import reference
+from throughtime.ops.differentiable import Differentiable
 from throughtime.ops.relevancy import memory_sizes
 
 _UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/params.h
 
 _FORWARD = (
     "(Tensor input, Tensor h_0, Tensor c_0, Tensor context_0, Tensor? memory, Tensor? relevance, "
-    "Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor weight_query, Tensor weight_key, "
-    "Tensor weight_score, Tensor? lengths, SymInt retained, SymInt window_size, SymInt top_k, "
-    "bool keep_first, bool save) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor context_n, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor weight_query, "
+    "Tensor weight_key, Tensor weight_score, Tensor? lengths, Tensor? detach_mask, "
+    "SymInt retained, SymInt window_size, SymInt top_k, bool keep_first, bool save) -> "
+    "(Tensor output, Tensor h_n, Tensor c_n, Tensor context_n, "
     "Tensor last, Tensor memory_index, Tensor memory_relevance, Tensor saved)"
 )
 _BACKWARD = (
@@ -45,7 +47,8 @@ _BACKWARD = (
     "Tensor weight_key, Tensor weight_score, Tensor? lengths, Tensor? detach_mask, Tensor last, "
     "Tensor saved, SymInt retained, SymInt window_size, bool need_input, bool need_weights) "
     "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor grad_context_0, "
-    "Tensor grad_memory, Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias, "
+    "Tensor grad_memory, Tensor grad_weight_ih, Tensor grad_weight_hh, "
+    "Tensor grad_bias_ih, Tensor grad_bias_hh, "
     "Tensor grad_weight_query, Tensor grad_weight_key, Tensor grad_weight_score)"
 )
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -79,11 +82,13 @@ def _forward_fake(
         relevance: Tensor | None,
         weight_ih: Tensor,
         weight_hh: Tensor,
-        bias: Tensor | None,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
         weight_query: Tensor,
         weight_key: Tensor,
         weight_score: Tensor,
         lengths: Tensor | None,
+        detach_mask: Tensor | None,
         retained: int,
         window_size: int,
         top_k: int,
@@ -130,7 +135,8 @@ def _backward_fake(
     need_input: bool,
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
-    weights = (weight_ih, weight_hh, weight_hh[:, 0], weight_query, weight_key, weight_score)
+    bias = weight_hh[:, 0]
+    weights = (weight_ih, weight_hh, bias, bias, weight_query, weight_key, weight_score)
     return (
         input.new_empty(input.shape if need_input else (0,)),
         input.new_empty(c_0.shape),
@@ -139,11 +145,6 @@ def _backward_fake(
         input.new_empty(last.shape[0] - input.shape[0], *c_0.shape),
         *(input.new_empty(w.shape if need_weights else (0,)) for w in weights),
     )
-
-
-class _Kernels(NamedTuple):
-    forward: Callable[..., tuple[Tensor, ...]]
-    backward: Callable[..., tuple[Tensor, ...]]
 
 
 def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -162,104 +163,42 @@ for _suffix, _numbers in (("", _saved_by_cpu), ("_triton", _saved_by_triton)):
 for _name in ("forward", "backward"):
     torch.library.impl(f"throughtime::rel_lstm_{_name}_triton", ("cpu", "cuda"), _triton(_name))
 
+
+def _definition(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    context_0: Tensor,
+    memory: Tensor | None,
+    relevance: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_query: Tensor,
+    weight_key: Tensor,
+    weight_score: Tensor,
+    lengths: Tensor | None,
+    detach_mask: Tensor | None,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    keep_first: bool,
+) -> tuple[Tensor, ...]:
+    result = reference.rel_lstm(
+        input, h_0, c_0, context_0, memory, relevance, weight_ih, weight_hh, bias_ih, bias_hh,
+        weight_query, weight_key, weight_score, lengths=lengths, detach_mask=detach_mask,
+        retained=retained, window_size=window_size, top_k=top_k, keep_first=keep_first,
+    )  # fmt: skip
+    state = (result.output, result.h_n, result.c_n, result.context_n)
+    left = (result.memory.positions, result.memory.relevance)
+    return (*state, result.last, *left, input.new_empty(0))
+
+
 _KERNELS = {
-    backend: _Kernels(
-        getattr(torch.ops.throughtime, f"rel_lstm_forward{suffix}").default,
-        once_differentiable(
-            getattr(torch.ops.throughtime, f"rel_lstm_backward{suffix}").default, "RelLSTM"
-        ),
-    )
+    backend: Differentiable("rel_lstm", "RelLSTM", _definition, suffix=suffix)
     for backend, suffix in (("cpu", ""), ("triton", "_triton"))
 }
-
-
-class RelLstmFunction(torch.autograd.Function):
-    """``rel_lstm_forward`` of a backend with ``rel_lstm_backward`` as its gradient."""
-
-    @staticmethod
-    def forward(
-        backend: str,
-        input: Tensor,
-        h_0: Tensor,
-        c_0: Tensor,
-        context_0: Tensor,
-        memory: Tensor | None,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor | None,
-        weight_query: Tensor,
-        weight_key: Tensor,
-        weight_score: Tensor,
-        relevance: Tensor | None,
-        lengths: Tensor | None,
-        detach_mask: Tensor | None,
-        retained: int,
-        window_size: int,
-        top_k: int,
-        keep_first: bool,
-    ) -> tuple[Tensor, ...]:
-        return _KERNELS[backend].forward(
-            input,
-            h_0,
-            c_0,
-            context_0,
-            memory,
-            relevance,
-            weight_ih,
-            weight_hh,
-            bias,
-            weight_query,
-            weight_key,
-            weight_score,
-            lengths,
-            retained,
-            window_size,
-            top_k,
-            keep_first,
-            True,
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        backend, input, _, c_0, _, _, weight_ih, weight_hh, _, *rest = inputs
-        weight_query, weight_key, weight_score, _, lengths, detach_mask, *options = rest
-        *_, last, memory_index, memory_relevance, saved = output
-        ctx.mark_non_differentiable(last, memory_index, memory_relevance, saved)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            input,
-            c_0,
-            weight_ih,
-            weight_hh,
-            weight_query,
-            weight_key,
-            weight_score,
-            lengths,
-            detach_mask,
-            last,
-            saved,
-        )
-        ctx.options = tuple(options[:2])  # retained, window_size
-        ctx.backend = backend
-
-    @staticmethod
-    def backward(
-        ctx: Any,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        grad_context_n: Tensor | None,
-        *others: Any,
-    ) -> tuple[Tensor | None, ...]:
-        given = (grad_output, grad_h_n, grad_c_n, grad_context_n)
-        if all(grad is None for grad in given):
-            return (None,) * 19
-        needs = ctx.needs_input_grad
-        grads = _KERNELS[ctx.backend].backward(
-            *given, *ctx.saved_tensors, *ctx.options, needs[1], any(needs[6:12])
-        )
-        wanted = [g if need else None for g, need in zip(grads, needs[1:12], strict=True)]
-        return (None, *wanted, *(None,) * 7)
 
 
 class RelLstmLayer(NamedTuple):
@@ -284,7 +223,8 @@ def rel_lstm_layer(
     relevance: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias: Tensor | None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
     weight_query: Tensor,
     weight_key: Tensor,
     weight_score: Tensor,
@@ -304,7 +244,7 @@ def rel_lstm_layer(
         h_0, c_0, context_0: ``[B, H]``.
         memory, relevance: ``[P, B, H]`` and ``[P, B]`` of an earlier call, or None.
         weight_ih, weight_hh: ``[4H, I]`` and ``[4H, H]``, gate rows i, f, g, o.
-        bias: ``[4H]`` or None.
+        bias_ih, bias_hh: ``[4H]`` or None.
         weight_query, weight_key, weight_score: ``[A, H]``, ``[A, H]`` and ``[A]``.
         lengths: int64 ``[B]`` or None.
         detach_mask: bool ``[T]``, ``[T, B]`` or None.
@@ -314,35 +254,9 @@ def rel_lstm_layer(
         output ``[T, B, H]`` and the final states ``[B, H]``, differentiable once; last, and the
         memory's positions and relevance.
     """
-    tensors = (
-        input,
-        h_0,
-        c_0,
-        context_0,
-        memory,
-        weight_ih,
-        weight_hh,
-        bias,
-        weight_query,
-        weight_key,
-        weight_score,
-    )
-    options = (retained, window_size, top_k, keep_first)
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
-    if wants_grad:
-        result = apply(
-            RelLstmFunction,
-            backend,
-            *tensors,
-            relevance,
-            lengths,
-            detach_mask,
-            *options,
-        )
-    else:
-        result = _KERNELS[backend].forward(
-            *tensors[:5], relevance, *tensors[5:], lengths, *options, False
-        )
+    result = _KERNELS[backend](
+        input, h_0, c_0, context_0, memory, relevance, weight_ih, weight_hh, bias_ih, bias_hh,
+        weight_query, weight_key, weight_score, lengths, detach_mask, retained, window_size, top_k,
+        keep_first,
+    )  # fmt: skip
     return RelLstmLayer(*result[:7])

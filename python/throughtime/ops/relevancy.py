@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from throughtime.ops.once import apply, once_differentiable
+from throughtime import reference
+from throughtime.ops.differentiable import Differentiable
 
 _FORWARD = (
     "(Tensor query, Tensor key, Tensor value, Tensor? score_weight, Tensor? lengths, "
@@ -116,11 +117,6 @@ def _backward_fake(
     )
 
 
-class _Kernels(NamedTuple):
-    forward: Callable[..., tuple[Tensor, ...]]
-    backward: Callable[..., tuple[Tensor, ...]]
-
-
 def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
     """The Triton implementation, imported when it is first called: Triton may be missing."""
 
@@ -137,68 +133,32 @@ for _suffix in ("", "_triton"):
 for _name in ("forward", "backward"):
     torch.library.impl(f"throughtime::relevancy_{_name}_triton", ("cpu", "cuda"), _triton(_name))
 
+
+def _definition(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor | None,
+    lengths: Tensor | None,
+    relevance: Tensor | None,
+    retained: int,
+    window_size: int,
+    top_k: int,
+    scale: float,
+    keep_first: bool,
+) -> tuple[Tensor, ...]:
+    output, last, left = reference.relevancy_attention(
+        query, key, value, score_weight, lengths, relevance, retained=retained,
+        window_size=window_size, top_k=top_k, scale=scale, keep_first=keep_first,
+    )  # fmt: skip
+    lse = query.new_empty(query.shape[:3])
+    return output, lse, last, left.positions, left.relevance
+
+
 _KERNELS = {
-    backend: _Kernels(
-        getattr(torch.ops.throughtime, f"relevancy_forward{suffix}").default,
-        once_differentiable(
-            getattr(torch.ops.throughtime, f"relevancy_backward{suffix}").default, "relevancy"
-        ),
-    )
+    backend: Differentiable("relevancy", "relevancy", _definition, suffix=suffix)
     for backend, suffix in (("cpu", ""), ("triton", "_triton"))
 }
-
-
-class RelevancyFunction(torch.autograd.Function):
-    """``relevancy_forward`` of a backend with ``relevancy_backward`` as its gradient."""
-
-    @staticmethod
-    def forward(
-        backend: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        score_weight: Tensor | None,
-        lengths: Tensor | None,
-        relevance: Tensor | None,
-        retained: int,
-        window_size: int,
-        top_k: int,
-        scale: float,
-        keep_first: bool,
-    ) -> tuple[Tensor, ...]:
-        return _KERNELS[backend].forward(
-            query,
-            key,
-            value,
-            score_weight,
-            lengths,
-            relevance,
-            retained,
-            window_size,
-            top_k,
-            scale,
-            keep_first,
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        backend, query, key, value, score_weight, lengths, _, *options = inputs
-        retained, window_size, _, scale, _ = options
-        result, lse, last, memory_index, memory_relevance = output
-        ctx.mark_non_differentiable(lse, last, memory_index, memory_relevance)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, score_weight, lengths, result, lse, last)
-        ctx.options = (retained, window_size, scale)
-        ctx.backend = backend
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
-        if grad_output is None:
-            return (None,) * 12
-        needs = ctx.needs_input_grad
-        grads = _KERNELS[ctx.backend].backward(grad_output, *ctx.saved_tensors, *ctx.options)
-        wanted = [g if need else None for g, need in zip(grads, needs[1:5], strict=True)]
-        return (None, *wanted, *(None,) * 7)
 
 
 def relevancy_attention(
@@ -231,14 +191,8 @@ def relevancy_attention(
         output ``[B, heads, T, Dv]``, differentiable once; last int64 ``[B, heads, P + T]``;
         memory_index int64 and memory_relevance ``[B, heads, P']``.
     """
-    differentiable = (query, key, value, score_weight)
-    args = (*differentiable, lengths, relevance, retained, window_size, top_k, scale, keep_first)
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in differentiable
-    )
-    if wants_grad:
-        result = apply(RelevancyFunction, backend, *args)
-    else:
-        result = _KERNELS[backend].forward(*args)
-    output, _, last, memory_index, memory_relevance = result
+    output, _, last, memory_index, memory_relevance = _KERNELS[backend](
+        query, key, value, score_weight, lengths, relevance, retained, window_size, top_k, scale,
+        keep_first,
+    )  # fmt: skip
     return output, last, memory_index, memory_relevance

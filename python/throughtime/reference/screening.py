@@ -114,7 +114,7 @@ class Screening:
         # A newcomer that is empty for a sequence (it has ended) leaves its set as it was.
         absent = competing[:, -1:] < 0
         least = torch.where(absent, order[:, -1:], least)
-        return order[order != least].view(len(order), order.size(1) - 1)
+        return order[:, :-1] + (order[:, :-1] >= least)
 
     def memory(self, lengths: Tensor) -> Memory:
         """What is left after ``lengths`` int64 ``[N]`` queries of each sequence."""
