@@ -20,7 +20,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-cuda-build bench bench-compare install format clean FORCE
+.PHONY: help demo test test-cuda-build gradient-table bench bench-compare install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test     install into $(VENV), then every check and every test"
 	@echo "make test-cuda-build  install with the CUDA kernels beside a torch for CUDA ($(VENV_CUDA),"
 	@echo "              several GB), and see them load; needs nvcc, no GPU"
+	@echo "make gradient-table  the gradient by every route that torch offers: bench/results/gradient-table.md"
 	@echo "make bench    install into $(VENV), measure every operation, write tables, plots and a page"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
@@ -70,6 +71,9 @@ test-cuda-build:
 	  --no-deps --force-reinstall .; \
 	$(VENV_CUDA)/bin/python tests/check_cuda_build.py; \
 	printf '== make test-cuda-build: passed in %s s\n' $$(( $$(date +%s) - begin ))
+
+gradient-table: install
+	$(BIN)/python tests/gradient_table.py bench/results/gradient-table.md
 
 bench-compare: install
 	$(BIN)/python -m throughtime bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)

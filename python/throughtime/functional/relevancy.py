@@ -160,7 +160,7 @@ def relevancy_attention(
         check_lengths(_OP, lengths, batch, length, query.device)
         lengths = lengths.to(query.device)
     if scale is None:
-        scale = size**-0.5
+        scale = float(size) ** -0.5  # a size is a tensor in a trace, and its power one of float32
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"{_OP}: scale should be a number or None, got {type(scale).__name__}")
     dtype = autocast_dtype(query)
