@@ -47,7 +47,7 @@ def test_most_of_the_table_applies() -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
 def test_an_aotinductor_program_has_no_gradient_instead_of_a_wrong_one(tmp_path: Path) -> None:
     layer, x = build("LSTM", "cpu"), example().requires_grad_()
     path = str(tmp_path / "layer.pt2")
