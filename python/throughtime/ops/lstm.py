@@ -22,19 +22,22 @@ from torch import Tensor
 
 from throughtime import _ext
 from throughtime.ops.once import apply, once_differentiable
+from throughtime.ops.registration import register
 
 _SAVED_VECTORS = 5  # i, f, g, o, c: kSavedVectors of csrc/lstm/params.h
 _SAVED_UNITS = 16  # kSavedUnits of csrc/lstm/params.h
 
-torch.library.define(
-    "throughtime::lstm_forward",
+register(
+    torch.library.define,
+    "lstm_forward",
     "(Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "
     "Tensor? weight_hr, Tensor? lengths, Tensor? reset, bool reverse, bool save) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-torch.library.define(
-    "throughtime::lstm_backward",
+register(
+    torch.library.define,
+    "lstm_backward",
     "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h_0, "
     "Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, "
     "Tensor? reset, Tensor? detach_mask, Tensor output, Tensor saved, bool reverse, "
@@ -50,7 +53,6 @@ _lstm_forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = (
 _lstm_backward = once_differentiable(torch.ops.throughtime.lstm_backward.default, "LSTM")
 
 
-@torch.library.register_fake("throughtime::lstm_forward")  # type: ignore[untyped-decorator]
 def _lstm_forward_fake(
     input: Tensor,
     h_0: Tensor,
@@ -74,7 +76,6 @@ def _lstm_forward_fake(
     )
 
 
-@torch.library.register_fake("throughtime::lstm_backward")  # type: ignore[untyped-decorator]
 def _lstm_backward_fake(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -104,6 +105,10 @@ def _lstm_backward_fake(
         input.new_empty(gates),
         input.new_empty(weight_hr.shape if need_weights and weight_hr is not None else (0,)),
     )
+
+
+register(torch.library.register_fake, "lstm_forward", _lstm_forward_fake)
+register(torch.library.register_fake, "lstm_backward", _lstm_backward_fake)
 
 
 class LstmFunction(torch.autograd.Function):

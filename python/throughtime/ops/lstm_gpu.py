@@ -22,19 +22,22 @@ import torch
 from torch import Tensor
 
 from throughtime.ops.once import apply, once_differentiable
+from throughtime.ops.registration import register
 
 Kernels = Literal["cuda", "triton"]
 
 for _suffix in ("", "_triton"):
-    torch.library.define(
-        f"throughtime::lstm_recurrence_forward{_suffix}",
+    register(
+        torch.library.define,
+        f"lstm_recurrence_forward{_suffix}",
         "(Tensor projected, Tensor? bias, Tensor h_0, Tensor c_0, Tensor weight_hh, "
         "Tensor? lengths, Tensor? reset, bool reverse, bool save) "
         "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
-    torch.library.define(
-        f"throughtime::lstm_recurrence_backward{_suffix}",
+    register(
+        torch.library.define,
+        f"lstm_recurrence_backward{_suffix}",
         "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor c_0, Tensor weight_hh, "
         "Tensor gates, Tensor cells, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
         "bool reverse) -> (Tensor grad_gates, Tensor grad_h_0, Tensor grad_c_0)",
@@ -82,8 +85,8 @@ def _backward_fake(
 
 
 for _suffix in ("", "_triton"):
-    torch.library.register_fake(f"throughtime::lstm_recurrence_forward{_suffix}", _forward_fake)
-    torch.library.register_fake(f"throughtime::lstm_recurrence_backward{_suffix}", _backward_fake)
+    register(torch.library.register_fake, f"lstm_recurrence_forward{_suffix}", _forward_fake)
+    register(torch.library.register_fake, f"lstm_recurrence_backward{_suffix}", _backward_fake)
 
 
 def _dense(args: tuple[Any, ...]) -> list[Any]:
@@ -102,7 +105,7 @@ def _run_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 for _name, _run in (("forward", _run_forward), ("backward", _run_backward)):
-    torch.library.impl(f"throughtime::lstm_recurrence_{_name}_triton", ("cpu", "cuda"), _run)
+    register(torch.library.impl, f"lstm_recurrence_{_name}_triton", ("cpu", "cuda"), _run)
 
 
 def recurrence_forward(kernels: Kernels, *args: Any) -> tuple[Tensor, ...]:
