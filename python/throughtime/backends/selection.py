@@ -11,8 +11,7 @@ import threading
 import warnings
 from types import TracebackType
 
-import torch
-
+from throughtime.backends.constant import constant_result
 from throughtime.backends.predicates import (
     NAMES,
     ORDER,
@@ -134,7 +133,7 @@ def choose(argument: str, request: Request) -> str:
     raise RuntimeError(f"no backend can run this {request.op}: " + "; ".join(reasons))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _report(op: str, chosen: str, reasons: tuple[str, ...]) -> None:
     """Log why faster backends were passed over; runs while tracing, so compiled code tells too."""
     if _logger.isEnabledFor(logging.DEBUG):
