@@ -1,6 +1,7 @@
 """Builds and tests the package beside other versions of torch and Python: `make test-versions`.
 
-For each pair of versions an environment is made, the core tests run there twice, and it is removed:
+What is tested is HEAD, not what lies uncommitted beside it. For each pair of versions an environment
+is made, the core tests run there twice, and it is removed:
 
     source  the package is compiled in the environment
     wheel   it is compiled once, beside the torch of the running Python, and installed everywhere
@@ -102,20 +103,14 @@ def all_pairs(torches: Sequence[str], pythons: Sequence[str]) -> list[tuple[str,
     ]
 
 
-def copy_sources(folder: Path) -> Path:
-    """Copies the checkout, so that these builds leave alone what was compiled in it."""
+def check_out(commit: str, folder: Path) -> Path:
+    """Writes the files of a commit, so that what is compiled in the checkout is left alone."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name in filter(None, run("git", "ls-files", "-z", cwd=ROOT).split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+    archive = folder.with_suffix(".zip")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    run("git", "archive", "--format=zip", "--output", archive, commit, cwd=ROOT)
+    shutil.unpack_archive(archive, folder)
     return folder
-
-
-def commit() -> str:
-    """HEAD, with a + if the checkout differs from it."""
-    changed = run("git", "status", "--porcelain", "--untracked-files=no", cwd=ROOT).splitlines()
-    mark = "+" if any(not line.endswith(OUT.name) for line in changed) else ""
-    return run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip() + mark
 
 
 def make_wheel(sources: Path, folder: Path) -> Path:
@@ -191,16 +186,17 @@ def main() -> int:
     pythons = interpreters()
     pairs = [tuple(pair.split(":")) for pair in args.pairs or ()]
     pairs = pairs or all_pairs(torch_releases(), list(pythons))
-    rows, revision, bad = read(args.out), commit(), 0
-    sources = copy_sources(WORK / "sources")
-    print(f"compiling the wheel beside torch {torch.__version__}", flush=True)
+    rows, bad = read(args.out), 0
+    commit = run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip()
+    sources = check_out(commit, WORK / "sources")
+    print(f"commit {commit}: the wheel, beside torch {torch.__version__}", flush=True)
     ways = {
         "source": sources,
         f"wheel of {torch.__version__}": make_wheel(sources, WORK / "wheel"),
     }
     for place, (version, python) in enumerate(pairs, 1):
         lacking = [
-            way for way in ways if rows.get((version, python, way), {}).get("commit") != revision
+            way for way in ways if rows.get((version, python, way), {}).get("commit") != commit
         ]
         title = f"[{place}/{len(pairs)}] torch {version}, Python {python}"
         try:
@@ -213,7 +209,7 @@ def main() -> int:
             continue
         for way in lacking:
             log = WORK / f"{version}-{python}-{way.partition(' ')[0]}.log"
-            row = dict(zip(KEY, (version, python, way), strict=True)) | {"commit": revision}
+            row = dict(zip(KEY, (version, python, way), strict=True)) | {"commit": commit}
             row |= install_and_test(inside, ways[way], sources, log)
             rows[version, python, way] = row
             write(args.out, rows)
