@@ -1,6 +1,6 @@
 """Builds and tests the package beside other versions of torch and Python: `make test-versions`.
 
-What is tested is HEAD, not what lies uncommitted beside it. For each pair of versions an environment
+What is tested is HEAD, not what lies uncommitted. For each pair of versions an environment
 is made, the core tests run there twice, and it is removed:
 
     source  the package is compiled in the environment
