@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 
-from throughtime.backends.constant import constant_result
+from throughtime.constant import constant_result
 
 
 def run_python(code: str) -> str:
     """What a fresh interpreter prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
         capture_output=True,
         text=True,
         check=False,

@@ -41,7 +41,8 @@ CORE = (  # every operator on every backend that a CPU can run: values, gradient
 )
 REQUIREMENTS = (
     *("setuptools>=77", "ninja"),  # of the build
-    *("hypothesis", "numpy", "pybind11", "pytest>=8.4", "pytest-timeout"),
+    # An older Triton's interpreter cannot run beside NumPy 2.4.
+    *("hypothesis", "numpy<2.4", "pybind11", "pytest>=8.4", "pytest-timeout"),
 )
 
 Row = dict[str, str]
@@ -183,6 +184,7 @@ def main() -> int:
         "--pairs", nargs="+", metavar="TORCH:PYTHON", help="such as 2.10.0:3.11 (default: many)"
     )
     args = parser.parse_args()
+    os.environ["THROUGHTIME_BUILD"] = "cpu"
     pythons = interpreters()
     pairs = [tuple(pair.split(":")) for pair in args.pairs or ()]
     pairs = pairs or all_pairs(torch_releases(), list(pythons))

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from throughtime import _ext
-from throughtime.backends.constant import constant_result
+from throughtime.constant import constant_result
 
 BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
 

@@ -15,7 +15,6 @@ from types import TracebackType
 
 import torch
 
-from throughtime.backends.constant import constant_result
 from throughtime.backends.predicates import (
     NAMES,
     ORDER,
@@ -26,6 +25,7 @@ from throughtime.backends.predicates import (
     passed_over,
     unknown,
 )
+from throughtime.constant import constant_result
 
 VARIABLE = "THROUGHTIME_BACKEND"
 
