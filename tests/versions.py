@@ -26,10 +26,6 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "csrc"))
-
-from toolchain import TORCH_AT_LEAST  # noqa: E402
-
 OUT = ROOT / "bench" / "results" / "versions.csv"
 WORK = ROOT / "build" / "versions"
 KEY = ("torch", "python", "install")
@@ -73,7 +69,8 @@ def torch_releases() -> list[str]:
     listed = re.search(r"^Available versions: (.+)$", told, re.MULTILINE)
     assert listed is not None, told
     known = {version.partition("+")[0] for version in listed[1].split(", ")}
-    supported = sorted((v for v in known if number(v) >= TORCH_AT_LEAST), key=number)
+    oldest = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    supported = sorted((v for v in known if number(v) >= number(oldest[0])), key=number)
     last = {number(version)[:2]: version for version in supported}
     return sorted({supported[0], *last.values()}, key=number)
 
