@@ -104,7 +104,9 @@ def test_the_reason_for_missing_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-@pytest.mark.parametrize("origin", ["folder", "folder that is gone", "git", "wheel", "index"])
+@pytest.mark.parametrize(
+    "origin", ["folder", "egg-info", "folder that is gone", "git", "wheel", "index"]
+)
 def test_what_to_install_again(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = {
         "folder": {"dir_info": {}, "url": ROOT.as_uri()},
@@ -114,12 +116,12 @@ def test_what_to_install_again(origin: str, monkeypatch: pytest.MonkeyPatch) -> 
     }.get(origin)
     lines = ["Changelog, https://example.org/log", "Repository, https://example.org/throughtime"]
     installed = SimpleNamespace(
+        locate_file=lambda path: ROOT if origin == "egg-info" else "/site-packages",
         read_text=lambda name: json.dumps(url) if url and name == "direct_url.json" else None,
         metadata=SimpleNamespace(get_all=lambda name: lines if name == "Project-URL" else None),
     )
     monkeypatch.setattr(_install, "distribution", lambda name: installed)
-    monkeypatch.setattr(_install, "__file__", "/site-packages/throughtime/_install.py")
-    if origin == "folder":
+    if origin in ("folder", "egg-info"):
         assert _install.source() == str(ROOT)
         assert _install.source("[bench]") == f"'{ROOT}[bench]'"
     else:
