@@ -268,7 +268,8 @@ def compile_module(plan: Plan, module: Module) -> Path:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, flush=True)
     if done.returncode != 0:
-        error = re.search(r"^.*(?:error|undefined reference).*$", done.stdout, re.MULTILINE)
+        wrong = r"^.*(?:error: |undefined reference|cannot find ).*$"
+        error = re.search(wrong, done.stdout, re.MULTILINE)
         first = error[0] if error else done.stdout.splitlines()[-1]
         raise CannotBuild(
             f"{plan.compiler.name} could not compile {module.file} ({first.strip()})",
