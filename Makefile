@@ -9,6 +9,7 @@ VENV_CUDA ?= .venv-cuda
 PYTEST_ARGS ?=
 BASE ?= main
 COMPARE_ARGS ?=
+VERSIONS_ARGS ?=
 QUICK ?=
 RESULTS ?=
 THROUGHTIME_BUILD ?= cpu
@@ -20,7 +21,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-cuda-build gradient-table bench bench-compare install format clean FORCE
+.PHONY: help demo test test-cuda-build test-versions gradient-table bench bench-compare install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +30,8 @@ help:
 	@echo "make test-cuda-build  install with the CUDA kernels beside a torch for CUDA ($(VENV_CUDA),"
 	@echo "              several GB), and see them load; needs nvcc, no GPU"
 	@echo "make gradient-table  the gradient by every route that torch offers: bench/results/gradient-table.md"
+	@echo "make test-versions    build and test beside the oldest and the newest torch with every Python"
+	@echo "              at hand, and between (some GB each; goes on where it was interrupted)"
 	@echo "make bench    install into $(VENV), measure every operation, write tables, plots and a page"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
@@ -37,6 +40,7 @@ help:
 	@echo
 	@echo "PYTHON=$(PYTHON)  TORCH=$(TORCH)  THROUGHTIME_BUILD=$(THROUGHTIME_BUILD)  PYTEST_ARGS=$(PYTEST_ARGS)"
 	@echo "may be set, as in: make test TORCH=torch==2.12.0 PYTEST_ARGS='-k functional'"
+	@echo "or: make test-versions VERSIONS_ARGS='--pairs 2.10.0:3.11'"
 	@echo "or: make bench-compare BASE=HEAD~1 COMPARE_ARGS='--cases lstm'; QUICK=1 shortens both"
 	@echo "benchmarks, and RESULTS=FOLDER is where make bench writes, instead of bench/results/MACHINE"
 
@@ -74,6 +78,9 @@ test-cuda-build:
 
 gradient-table: install
 	$(BIN)/python tests/gradient_table.py bench/results/gradient-table.md
+
+test-versions: install
+	$(BIN)/python tests/versions.py $(VERSIONS_ARGS)
 
 bench-compare: install
 	$(BIN)/python -m throughtime bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)

@@ -1,10 +1,12 @@
 """What to compile, and where the packages lie; everything declarative is in pyproject.toml.
 
 THROUGHTIME_BUILD selects what is compiled:
-    auto   (default) whatever this machine can compile; the rest is left out and the reason recorded
+    auto   (default) what this machine has compilers for; the rest is left out, the reason recorded
     none   nothing: a pure Python package
-    cpu    the CPU kernels, or stop with the reason
-    cuda   the CPU and CUDA kernels, or stop with the reason
+    cpu    the CPU kernels
+    cuda   the CPU and CUDA kernels
+
+What was asked for and cannot be compiled stops the installation, and so does a compiler that fails.
 
 CUDA_HOME and TORCH_CUDA_ARCH_LIST say with what and for which GPUs (by default those of this
 machine, without one 8.0, 9.0a and 10.0+PTX).
@@ -22,11 +24,12 @@ import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.errors import CompileError
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "csrc"))
@@ -34,7 +37,7 @@ sys.path.insert(0, str(HERE / "csrc"))
 import ninja_file
 import toolchain
 from ninja_file import Module, Object
-from toolchain import CannotBuild
+from toolchain import CannotBuild, Missing
 
 PACKAGES = {
     "throughtime": "python/throughtime",
@@ -100,6 +103,7 @@ NVCC_FLAGS = [
 INCLUDE = f"-I{HERE / 'csrc'}"
 USER_FLAGS = ("CPPFLAGS", "CFLAGS", "CXXFLAGS")
 
+SETUPTOOLS_AT_LEAST = 77  # the first that reads pyproject.toml's licence
 PYTHON_ABI = (3, 10)
 # A free-threaded Python has no limited API: there the module serves that one Python only.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -111,6 +115,7 @@ class Plan:
 
     built: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    refusal: str = ""  # why nothing can be installed
     compiler: toolchain.Compiler | None = None
     instruction_sets: list[tuple[str, list[str]]] = field(default_factory=list)
     cuda: toolchain.Cuda | None = None
@@ -127,59 +132,63 @@ def make_plan(mode: str) -> Plan:
     plan = Plan()
     if mode not in ("auto", "none", "cpu", "cuda"):
         stop(f"THROUGHTIME_BUILD must be auto, none, cpu or cuda, but is {mode!r}")
-    if mode == "none":
-        reason = f"THROUGHTIME_BUILD=none was set: unset it, then `{toolchain.again()}`"
-        plan.left_out = {"cpu": reason, "cuda": reason}
-        return plan
-    try:
-        if mode == "cuda":
-            plan.cuda = toolchain.find_cuda()
-        plan_cpu(plan)
-    except CannotBuild as reason:
-        if mode in ("cpu", "cuda"):
-            stop(f"THROUGHTIME_BUILD={mode}: {reason}")
-        plan.left_out["cpu"] = str(reason)
-    if mode == "cuda":
-        return plan
-    if mode == "cpu":
-        plan.left_out["cuda"] = (
-            f"THROUGHTIME_BUILD=cpu was set: set it to cuda, then `{toolchain.again()}`"
-        )
-        return plan
-    try:
-        if "cpu" in plan.left_out:
-            raise CannotBuild(plan.left_out["cpu"])
-        plan.cuda = toolchain.find_cuda()
-    except CannotBuild as reason:
-        plan.left_out["cuda"] = str(reason)
+    for part, prepare, unasked in (
+        ("cpu", plan_cpu, ["none"]),
+        ("cuda", plan_cuda, ["none", "cpu"]),
+    ):
+        if mode in unasked:
+            plan.left_out[part] = f"THROUGHTIME_BUILD={mode} was set"
+        elif "cpu" in plan.left_out:  # nvcc needs a C++ compiler
+            plan.left_out[part] = plan.left_out["cpu"]
+        else:
+            try:
+                prepare(plan)
+            except CannotBuild as error:
+                if mode == "auto" and isinstance(error, Missing):
+                    plan.left_out[part] = error.reason
+                else:
+                    plan.refusal = plan.refusal or refusal(part, error)
     return plan
+
+
+def refusal(part: str, error: CannotBuild) -> str:
+    """The sentence with which an installation stops."""
+    if MODE != "auto":
+        return f"THROUGHTIME_BUILD={MODE}: {error}"
+    without = "a pure Python package" if part == "cpu" else "one without CUDA kernels"
+    return f"{error}, or set THROUGHTIME_BUILD={'none' if part == 'cpu' else 'cpu'} for {without}"
 
 
 def plan_cpu(plan: Plan) -> None:
     """Asks for all that ninja will need, so that a lack of it is known before the compiling."""
+    machine = toolchain.machine()
+    if machine not in INSTRUCTION_SETS:
+        raise Missing(
+            f"there are no kernels for {machine} processors, only for "
+            f"{' and '.join(INSTRUCTION_SETS)}",
+            "use such a machine",
+        )
     plan.compiler = toolchain.find_compiler()
     toolchain.find_torch()
     toolchain.find_python_headers()
     toolchain.find_ninja()
-    machine = toolchain.machine()
-    if machine not in INSTRUCTION_SETS:
-        raise CannotBuild(
-            f"there are no kernels for {machine} processors, only for "
-            f"{' and '.join(INSTRUCTION_SETS)}: backend='reference' runs everywhere"
-        )
     for name, flags in INSTRUCTION_SETS[machine]:
         if plan.compiler.takes(["-std=c++17", *flags]):
             plan.instruction_sets.append((name, flags))
         else:
             plan.left_out[name] = (
-                f"{plan.compiler.name} does not take {shlex.join(['-std=c++17', *flags])}: "
-                f"use GCC 11 or Clang 12 or newer, then `{toolchain.again()}`"
+                f"{plan.compiler.name} does not take {shlex.join(['-std=c++17', *flags])}"
             )
     if not plan.instruction_sets:
-        raise CannotBuild(plan.left_out[INSTRUCTION_SETS[machine][0][0]])
+        smallest = INSTRUCTION_SETS[machine][0][0]
+        raise CannotBuild(plan.left_out[smallest], "use GCC 11 or Clang 12 or newer")
 
 
-def stop(sentence: str) -> None:
+def plan_cuda(plan: Plan) -> None:
+    plan.cuda = toolchain.find_cuda()
+
+
+def stop(sentence: str) -> NoReturn:
     raise SystemExit(f"throughtime: {sentence}.")
 
 
@@ -259,12 +268,12 @@ def compile_module(plan: Plan, module: Module) -> Path:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, flush=True)
     if done.returncode != 0:
-        error = re.search(r"^.*(?:error|undefined reference).*$", done.stdout, re.MULTILINE)
+        wrong = r"^.*(?:error: |undefined reference|cannot find ).*$"
+        error = re.search(wrong, done.stdout, re.MULTILINE)
         first = error[0] if error else done.stdout.splitlines()[-1]
-        part = "cuda" if module.file == "_C_cuda.so" else "cpu"
         raise CannotBuild(
-            f"{plan.compiler.name} could not compile the kernels ({first.strip()}): see all of it "
-            f"by `THROUGHTIME_BUILD={part} {toolchain.again()} --verbose`"
+            f"{plan.compiler.name} could not compile {module.file} ({first.strip()})",
+            "mend what its last lines above say",
         )
     return folder / module.file
 
@@ -300,6 +309,8 @@ class BuildPy(build_py):
     """Copies the Python files into an empty folder and records what is left out."""
 
     def run(self) -> None:
+        if PLAN.refusal:  # here, so that metadata and sdists can be made anywhere
+            stop(PLAN.refusal)
         # What an earlier build left would live on: a deleted module, a _C that none has asked for.
         if self.editable_mode:
             for stale in Path(self.get_package_dir("throughtime")).glob("_C*.so"):
@@ -311,34 +322,19 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
-    """Compiles by ninja and records what came of it."""
+    """Compiles by ninja and records it."""
 
     def build_extension(self, ext: Extension) -> None:
         part = "cuda" if ext.name.endswith("_cuda") else "cpu"
         try:
             module = compile_module(PLAN, (cuda_module if part == "cuda" else cpu_module)(PLAN))
-        except CannotBuild as reason:
-            if not ext.optional:
-                stop(f"THROUGHTIME_BUILD={MODE}: {reason}")
-            self.leave_out(part, str(reason))
-            raise CompileError(str(reason)) from None
+        except CannotBuild as error:
+            stop(refusal(part, error))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(module, target)
         PLAN.built[part] = PLAN.names(part)
         record(self.get_finalized_command("build_py"), PLAN)
-
-    def leave_out(self, part: str, reason: str) -> None:
-        """Goes on without a module; without any, the wheel is a pure one."""
-        PLAN.left_out[part] = reason
-        record(self.get_finalized_command("build_py"), PLAN)
-        if part == "cuda":
-            return
-        PLAN.left_out["cuda"] = reason
-        self.distribution.ext_modules = []
-        wheel = self.distribution.command_obj.get("bdist_wheel")
-        if wheel is not None:
-            wheel.root_is_pure = True
 
 
 def packages() -> list[str]:
@@ -353,9 +349,15 @@ def extension(part: str, name: str, sources: list[str]) -> list[Extension]:
     """The extension that a part is built as, unless the plan leaves it out."""
     if part in PLAN.left_out:
         return []
-    return [Extension(name, sources, py_limited_api=LIMITED_API, optional=MODE == "auto")]
+    return [Extension(name, sources, py_limited_api=LIMITED_API)]
 
 
+if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS_AT_LEAST:
+    wanted = f"`pip install 'setuptools>={SETUPTOOLS_AT_LEAST}' ninja`"
+    stop(
+        f"setuptools {setuptools.__version__} is too old: {wanted}, then "
+        f"`{toolchain.again()} --no-build-isolation`"
+    )
 MODE = os.environ.get("THROUGHTIME_BUILD", "auto")
 PLAN = make_plan(MODE)
 EXTENSIONS = [

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from throughtime.bench.errors import UsageError
 
+from throughtime import _install
+
 BUILD_VARIABLES = ("CXX", "CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "THROUGHTIME_BUILD")
 
 
@@ -112,7 +114,8 @@ def _run(command: Sequence[str]) -> None:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise UsageError(
             f"{command[0]} {' '.join(command[1:4])} ... failed:\n{last}\n"
-            'Building needs setuptools, ninja and a compiler: pip install "throughtime[test]"'
+            "Building needs setuptools, ninja and a compiler: "
+            f"pip install {_install.source('[test]')}"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from throughtime import _install
+
 
 class UsageError(Exception):
     """Something the person at the keyboard can put right; the message says what and how."""
@@ -29,5 +31,5 @@ def require(module: str) -> ModuleType:
         distribution = "scikit-learn" if module.startswith("sklearn") else module.split(".")[0]
         raise UsageError(
             f"this command needs {distribution}, which is not installed; "
-            'install it with: pip install "throughtime[bench]"'
+            f"install it with: pip install {_install.source('[bench]')}"
         ) from error

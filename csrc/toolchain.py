@@ -25,7 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class CannotBuild(Exception):
-    """Why a part cannot be compiled here, as one sentence with the way out."""
+    """Why a part cannot be compiled here; ``str()`` is one sentence with the way out."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}: {remedy}, then `{again()}`")
+        self.reason = reason
+
+
+class Missing(CannotBuild):
+    """There is nothing to compile with, or nothing to compile for."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,12 @@ def output_of(
 
 def again() -> str:
     """The command that repeats this installation; a temporary source folder is gone by then."""
-    temporary = ROOT.is_relative_to(Path(tempfile.gettempdir()).resolve())
-    source = "throughtime" if temporary else shlex.quote(str(ROOT))
+    source = shlex.quote(str(ROOT))
+    if ROOT.is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        address = re.search(r'^Repository = "(.+)"$', metadata, re.MULTILINE)
+        assert address is not None
+        source = f"git+{address[1]}"
     return f"pip install --force-reinstall --no-deps --no-cache-dir {source}"
 
 
@@ -91,43 +103,44 @@ def find_torch() -> Torch:
     wanted = ".".join(map(str, TORCH_AT_LEAST))
     if root is None:
         raise CannotBuild(
-            f"no torch was found in {sys.prefix}: `pip install 'torch>={wanted}'`, then "
-            f"`{again()}` (with --no-build-isolation if the installer builds elsewhere)"
+            f"no torch was found in {sys.prefix}",
+            f"`pip install 'torch>={wanted}'` (an installer that builds elsewhere needs "
+            "--no-build-isolation to see it)",
         )
     text = (root / "version.py").read_text(encoding="utf-8")
     version = re.search(r"^__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", text, re.MULTILINE)
     if version is None:
-        raise CannotBuild(f"{root}/version.py names no version: reinstall torch, then `{again()}`")
+        raise CannotBuild(f"{root}/version.py names no version", "reinstall torch")
     if (int(version[2]), int(version[3])) < TORCH_AT_LEAST:
         raise CannotBuild(
-            f"torch {version[1]} in {root} is older than {wanted}: "
-            f"`pip install 'torch>={wanted}'`, then `{again()}`"
+            f"torch {version[1]} in {root} is older than {wanted}",
+            f"`pip install 'torch>={wanted}'`",
         )
     if not (root / "include/torch/csrc/stable/library.h").is_file():
-        raise CannotBuild(f"torch in {root} has no C++ headers: reinstall torch, then `{again()}`")
+        raise CannotBuild(f"torch in {root} has no C++ headers", "reinstall torch")
     cuda = re.search(r"^cuda(?::[^=]*)? = ['\"]([^'\"]+)", text, re.MULTILINE)
     return Torch(root, version[1], cuda[1] if cuda else None)
 
 
 def find_compiler() -> Compiler:
     if sys.platform == "win32":
-        raise CannotBuild(
-            "the kernels use vector extensions of GCC and Clang that MSVC does not have: "
-            "use Linux, macOS or WSL for the compiled kernels"
+        raise Missing(
+            "the kernels use vector extensions of GCC and Clang that MSVC does not have",
+            "use Linux, macOS or WSL",
         )
     command = shlex.split(os.environ.get("CXX", ""))
     if not command:
         found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
         if found is None:
-            raise CannotBuild(
-                "no C++ compiler (c++, g++ or clang++) is on PATH: install one or name it by CXX, "
-                f"then `{again()}`"
+            raise Missing(
+                "no C++ compiler (c++, g++ or clang++) was found on PATH",
+                "install one or name it by CXX",
             )
         command = [found]
     greeting = output_of([*command, "--version"])
     if not greeting:
         raise CannotBuild(
-            f"the C++ compiler {shlex.join(command)!r} cannot be run: correct CXX, then `{again()}`"
+            f"the C++ compiler {shlex.join(command)!r} cannot be run", "correct CXX or PATH"
         )
     return Compiler(tuple(command), greeting.splitlines()[0].strip())
 
@@ -136,8 +149,8 @@ def find_python_headers() -> Path:
     folder = Path(sysconfig.get_paths()["include"])
     if not (folder / "Python.h").is_file():
         raise CannotBuild(
-            f"Python's C headers are missing ({folder / 'Python.h'}): install them (the system's "
-            f"package python3-dev or python3-devel), then `{again()}`"
+            f"Python's C headers are missing ({folder / 'Python.h'})",
+            "install them (the system's package python3-dev or python3-devel)",
         )
     return folder
 
@@ -153,7 +166,7 @@ def find_ninja() -> str:
             return str(beside)
     found = shutil.which("ninja")
     if found is None:
-        raise CannotBuild(f"ninja is missing: `pip install ninja`, then `{again()}`")
+        raise CannotBuild("ninja is missing", "`pip install ninja`")
     return found
 
 
@@ -203,26 +216,26 @@ def find_cuda() -> Cuda:
     """The CUDA toolkit, a torch with CUDA beside it, and the architectures to compile for."""
     toolkit = cuda_toolkit()
     if toolkit is None:
-        raise CannotBuild(
-            "no CUDA toolkit was found (by CUDA_HOME or nvcc on PATH): install one or name it by "
-            f"CUDA_HOME, then `{again()}`"
+        raise Missing(
+            "no CUDA toolkit was found (by CUDA_HOME or nvcc on PATH)",
+            "install one or name it by CUDA_HOME",
         )
     torch = find_torch()
     if torch.cuda is None:
-        raise CannotBuild(
-            f"torch {torch.version} is without CUDA (toolkit: {toolkit}): install a torch for "
-            f"CUDA, then `{again()}`"
+        raise Missing(
+            f"torch {torch.version} was without CUDA (toolkit: {toolkit})",
+            "install a torch for CUDA",
         )
     if not any((toolkit / "lib64").glob("libcudart_static*")):
         raise CannotBuild(
-            f"the CUDA toolkit in {toolkit} has no libcudart_static: install its development "
-            f"files, then `{again()}`"
+            f"the CUDA toolkit in {toolkit} has no libcudart_static",
+            "install its development files",
         )
     nvcc = str(toolkit / "bin" / "nvcc")
     version = re.search(r"release ([\d.]+)", output_of([nvcc, "--version"]) or "")
     known = re.findall(r"compute_(\d+)", output_of([nvcc, "--list-gpu-arch"]) or "")
     if version is None or not known:
-        raise CannotBuild(f"{nvcc} cannot be run: mend the CUDA toolkit, then `{again()}`")
+        raise CannotBuild(f"{nvcc} cannot be run", "mend the CUDA toolkit")
     return Cuda(toolkit, version[1], architectures(known))
 
 
@@ -242,8 +255,8 @@ def architectures(known: list[str]) -> tuple[str, ...]:
     made_for = [number for number in ("80", "90", "100") if number in known]
     if not made_for:
         raise CannotBuild(
-            f"this CUDA toolkit compiles for {', '.join(known)}, and the kernels need 80, 90 or "
-            f"100: install CUDA 12 or later, then `{again()}`"
+            f"this CUDA toolkit compiles for {', '.join(known)}, not for 80, 90 or 100",
+            "install CUDA 12 or later",
         )
     names = ["90a" if number == "90" else number for number in made_for]
     return (*names[:-1], f"{made_for[-1]}+PTX")
@@ -254,6 +267,7 @@ def _architecture(name: str, known: list[str]) -> str:
     if found is None or found[1] + found[2] not in known or int(found[1]) < 8:
         raise CannotBuild(
             "TORCH_CUDA_ARCH_LIST should name architectures from 8.0 on that this toolkit knows "
-            f"({', '.join(known)}), as in '8.0;9.0a;10.0+PTX', got {name!r}"
+            f"({', '.join(known)}), as in '8.0;9.0a;10.0+PTX', got {name!r}",
+            "correct it",
         )
     return found[1] + found[2] + found[3] + (found[4] or "")

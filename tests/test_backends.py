@@ -170,6 +170,7 @@ def test_missing_kernels_warn_once_with_the_command(monkeypatch: pytest.MonkeyPa
     assert [str(w.message) for w in caught] == [
         "throughtime runs its slow pure PyTorch lstm: no kernels were built; run `pip install .`"
     ]
+    assert caught[0].filename == __file__  # the line that called the layer
 
 
 @pytest.mark.parametrize("why", ["explicit", "device"])
@@ -185,8 +186,10 @@ def test_no_warning_where_kernels_would_not_help(why: str, monkeypatch: pytest.M
 def test_compiled_code_warns_too(monkeypatch: pytest.MonkeyPatch) -> None:
     without_kernels(monkeypatch)
     compiled = torch.compile(LSTM(2, 3), fullgraph=True, backend="eager")
-    with pytest.warns(RuntimeWarning, match="slow pure PyTorch lstm: no kernels were built"):
+    match = "slow pure PyTorch lstm: no kernels were built"
+    with pytest.warns(RuntimeWarning, match=match) as caught:
         compiled(torch.zeros(2, 1, 2))
+    assert [w.filename for w in caught] == [__file__]
 
 
 def test_log_level_variable() -> None:

@@ -14,6 +14,8 @@ from throughtime.bench import compare, compare_cases, compare_trees, compare_wor
 from throughtime.bench import compare_stats as stats
 from throughtime.bench.errors import UsageError
 
+from throughtime import _install
+
 CASES = [f"case {k}" for k in range(6)]
 
 
@@ -291,7 +293,7 @@ def test_a_build_that_fails_says_how(repo: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         compare_trees.install(repo, tmp_path / "out")
     assert "pip install --quiet" not in str(caught.value).splitlines()[-1]
-    assert 'pip install "throughtime[test]"' in str(caught.value)
+    assert f"pip install {_install.source('[test]')}" in str(caught.value)
 
 
 def test_places_without_a_base_are_sentences(

@@ -26,6 +26,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (".ci", "bench", "csrc", "python", "tests", "triton_kernels")
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
+REPOSITORY = "https://github.com/throughtime/throughtime"
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
 BINDING = """
@@ -180,24 +181,50 @@ class TestRefusals:
         assert "must be auto, none, cpu or cuda, but is 'gpu'" in said
 
     def test_cuda_without_toolkit(self, build: Build, empty: str) -> None:
-        said = build("cuda", PATH=empty).sentence()
+        said = build("cuda", PATH=empty, CXX=shutil.which("c++")).sentence()
         assert "THROUGHTIME_BUILD=cuda: " in said
         assert "no CUDA toolkit was found" in said
         assert "name it by CUDA_HOME" in said
 
     def test_cpu_without_compiler(self, build: Build, empty: str) -> None:
         said = build("cpu", PATH=empty).sentence()
-        assert "no C++ compiler (c++, g++ or clang++) is on PATH" in said
+        assert "no C++ compiler (c++, g++ or clang++) was found on PATH" in said
 
-    def test_cpu_with_a_compiler_that_is_none(self, build: Build) -> None:
-        said = build("cpu", CXX="/no/such/c++").sentence()
+    @pytest.mark.parametrize("mode", ["cpu", "auto", None])
+    def test_a_compiler_that_is_none(self, build: Build, mode: str | None) -> None:
+        said = build(mode, CXX="/no/such/c++").sentence()
         assert "'/no/such/c++' cannot be run: correct CXX" in said
 
-    def test_cpu_with_kernels_that_do_not_compile(self, build: Build, checkout: Path) -> None:
+    @pytest.mark.parametrize("mode", ["cpu", "auto", None])
+    def test_kernels_that_do_not_compile(
+        self, build: Build, checkout: Path, mode: str | None
+    ) -> None:
         (checkout / "csrc" / "stub.h").write_text("#error out of order\n")
-        said = build("cpu").sentence()
-        assert "could not compile the kernels" in said
-        assert "out of order" in said
+        refused = build(mode)
+        said = refused.sentence()
+        assert "could not compile _C.so (" in said and "#error out of order" in said
+        assert f"pip install --force-reinstall --no-deps --no-cache-dir git+{REPOSITORY}" in said
+        assert ("or set THROUGHTIME_BUILD=none" in said) == (mode != "cpu")
+        assert "FAILED: " in refused.output  # what ninja and the compiler said stands above
+
+    def test_a_compiler_that_takes_no_flag(self, build: Build, tmp_path: Path) -> None:
+        said = build("auto", CXX=old_compiler(tmp_path, "-std=c++17")).sentence()
+        assert "does not take -std=c++17" in said and "use GCC 11" in said
+
+    @pytest.mark.parametrize("kind", ["wheel", "editable"])
+    def test_auto_without_torch(self, build: Build, tmp_path: Path, kind: str) -> None:
+        said = build("auto", kind, **without_torch(tmp_path)).sentence()
+        assert f"no torch was found in {tmp_path / 'venv'}: `pip install 'torch>=2.10'`" in said
+
+    def test_old_setuptools(self, build: Build, tmp_path: Path) -> None:
+        # As beside --no-build-isolation: a setuptools that cannot read pyproject.toml's licence.
+        folder = overlay(tmp_path)
+        (folder / "sitecustomize.py").write_text(
+            "import setuptools; setuptools.__version__ = '65.5.0'\n"
+        )
+        said = build("cpu", PYTHONPATH=str(folder)).sentence()
+        assert "setuptools 65.5.0 is too old: `pip install 'setuptools>=77' ninja`" in said
+        assert said.endswith(" --no-build-isolation`.")
 
 
 class TestPureWheel:
@@ -240,33 +267,29 @@ class TestPureWheel:
         assert built.file is not None, built.output
         assert built.file.name.endswith("-py3-none-any.whl")
         reason = built.left_out("cpu")
-        assert "no C++ compiler" in reason
-        assert "pip install --force-reinstall" in reason
+        assert reason == "no C++ compiler (c++, g++ or clang++) was found on PATH"
         assert f"throughtime: left out cpu: {reason}." in built.output
-        assert "no C++ compiler" in built.left_out("cuda")
+        assert built.left_out("cuda") == reason
 
-    def test_auto_with_kernels_that_do_not_compile(self, build: Build, checkout: Path) -> None:
-        (checkout / "csrc" / "stub.h").write_text("#error out of order\n")
-        built = build("auto")
-        assert built.file is not None, built.output
-        assert built.file.name.endswith("-py3-none-any.whl")
-        assert "out of order" in built.left_out("cpu")
-        assert built.info()["built"] == {}
-        assert not [name for name in built.names() if name.endswith(".so")]
+    def test_sdist_without_torch(self, build: Build, tmp_path: Path) -> None:
+        assert build("auto", "sdist", **without_torch(tmp_path)).file is not None
 
-    def test_auto_without_torch(self, build: Build, tmp_path: Path) -> None:
-        # An environment without torch, the build requirements laid over it as pip does.
-        subprocess.run(
-            [sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True
-        )
-        built = build(
-            "auto",
-            python=str(tmp_path / "venv" / "bin" / "python"),
-            PYTHONPATH=str(overlay(tmp_path)),
-        )
-        assert built.file is not None, built.output
-        assert built.file.name.endswith("-py3-none-any.whl")
-        assert f"no torch was found in {tmp_path / 'venv'}" in built.left_out("cpu")
+
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment without torch, the build requirements laid over it as pip does."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    return {"python": python, "PYTHONPATH": str(overlay(tmp_path))}
+
+
+def old_compiler(tmp_path: Path, unknown: str) -> str:
+    """A compiler that fails where its arguments hold ``unknown``."""
+    old = tmp_path / "old-c++"
+    old.write_text(
+        f'#!/bin/sh\ncase "$*" in *{unknown}*) exit 1;; esac\nexec {shutil.which("c++")} "$@"\n'
+    )
+    old.chmod(0o755)
+    return str(old)
 
 
 def overlay(tmp_path: Path) -> Path:
@@ -306,12 +329,7 @@ class TestCompiledWheel:
     def test_leaves_out_an_instruction_set_that_the_compiler_lacks(
         self, build: Build, tmp_path: Path
     ) -> None:
-        old = tmp_path / "old-c++"
-        old.write_text(
-            f'#!/bin/sh\ncase "$*" in *x86-64-v4*) exit 1;; esac\nexec {shutil.which("c++")} "$@"\n'
-        )
-        old.chmod(0o755)
-        built = build("cpu", CXX=str(old))
+        built = build("cpu", CXX=old_compiler(tmp_path, "x86-64-v4"))
         assert built.info()["built"] == {"cpu": "sse2, avx2"}
         assert "does not take -std=c++17 -march=x86-64-v4" in built.left_out("avx512")
         assert kernels_in(built, tmp_path) == 2

@@ -21,6 +21,7 @@ from throughtime.bench.rows import SCHEMA, read_csv
 from throughtime.bench.tasks import copying
 
 import throughtime
+from throughtime import _install
 from throughtime.__main__ import main
 
 COPYING = ["train", "copying", "--T", "3", "--hidden", "8", "--batch", "4"]
@@ -327,5 +328,5 @@ def test_missing_extras_are_one_sentence(
     assert main(command.split()) == 2
     assert capsys.readouterr().err == (
         f"error: this command needs {distribution}, which is not installed; "
-        'install it with: pip install "throughtime[bench]"\n'
+        f"install it with: pip install {_install.source('[bench]')}\n"
     )

@@ -238,6 +238,7 @@ def test_backward_twice_through_one_graph() -> None:
     assert torch.equal(first, torch.autograd.grad(loss, named["weight_hh"])[0])
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="before torch 2.11 memory is torch's own")
 def test_nothing_is_saved_when_nothing_needs_a_gradient() -> None:
     shape = Shape(200, 16, 8, 128)
     named = as_dtype(tensors(shape), torch.float32)

@@ -1,19 +1,24 @@
-"""``throughtime.env.report``, and what an import does without torch."""
+"""``throughtime.env.report``, how to install again, and what an import does without torch."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import throughtime
-from throughtime import _ext, env
+from throughtime import _ext, _install, env
 from throughtime.backends import ORDER
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def row(text: str, name: str) -> str:
@@ -56,6 +61,80 @@ def test_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row(text, "compiler") == "g++ 13" and row(text, "flags") == "-O3"
     monkeypatch.setitem(sys.modules, "throughtime._build_info", None)
     assert row(env.report(), "record").startswith("none: this is a source tree")
+
+
+def build_record(monkeypatch: pytest.MonkeyPatch, **left_out: str) -> None:
+    info = ModuleType("throughtime._build_info")
+    info.left_out = left_out
+    monkeypatch.setitem(sys.modules, "throughtime._build_info", info)
+    # Neither extension is found, as in a pure Python installation.
+    monkeypatch.setattr(_ext, "importlib", SimpleNamespace(import_module=find_all_but_extensions))
+
+
+def find_all_but_extensions(name: str) -> ModuleType:
+    if "._C" in name:
+        raise ModuleNotFoundError(name)
+    return sys.modules[name]
+
+
+def test_the_reason_for_missing_cuda_kernels_is_of_the_torch_that_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build_record(monkeypatch, cuda="torch 2.13.0+cpu was without CUDA (toolkit: /opt/cuda)")
+    run = f"run {_install.again('cuda')}"
+    needs = f"where there are a torch for CUDA, the CUDA toolkit and a C++ compiler, {run}"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
+    assert _ext._load("cuda", "throughtime._C_cuda")[1] == (
+        f"torch 2.12.1+cpu is without CUDA; {needs}"
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert _ext._load("cuda", "throughtime._C_cuda")[1] == (
+        "the CUDA kernels are not in this installation (when it was built: torch 2.13.0+cpu was "
+        f"without CUDA (toolkit: /opt/cuda)); {needs}"
+    )
+
+
+def test_the_reason_for_missing_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_record(monkeypatch, cpu="THROUGHTIME_BUILD=none was set")
+    assert _ext._load("cpu", "throughtime._C")[1] == (
+        "the compiled CPU kernels are not in this installation (when it was built: "
+        "THROUGHTIME_BUILD=none was set); where there are torch >= 2.10 and a C++ compiler, run "
+        f"{_install.again('cpu')}"
+    )
+
+
+@pytest.mark.parametrize(
+    "origin", ["folder", "egg-info", "folder that is gone", "git", "wheel", "index"]
+)
+def test_what_to_install_again(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = {
+        "folder": {"dir_info": {}, "url": ROOT.as_uri()},
+        "folder that is gone": {"dir_info": {}, "url": "file:///no/such/folder"},
+        "git": {"vcs_info": {"vcs": "git"}, "url": "https://example.org/throughtime"},
+        "wheel": {"archive_info": {}, "url": "file:///somewhere/throughtime-0.1.0.whl"},
+    }.get(origin)
+    lines = ["Changelog, https://example.org/log", "Repository, https://example.org/throughtime"]
+    installed = SimpleNamespace(
+        locate_file=lambda path: ROOT if origin == "egg-info" else "/site-packages",
+        read_text=lambda name: json.dumps(url) if url and name == "direct_url.json" else None,
+        metadata=SimpleNamespace(get_all=lambda name: lines if name == "Project-URL" else None),
+    )
+    monkeypatch.setattr(_install, "distribution", lambda name: installed)
+    if origin in ("folder", "egg-info"):
+        assert _install.source() == str(ROOT)
+        assert _install.source("[bench]") == f"'{ROOT}[bench]'"
+    else:
+        assert _install.source() == "git+https://example.org/throughtime"
+        assert _install.source("[a]") == "'throughtime[a] @ git+https://example.org/throughtime'"
+
+
+def test_no_message_installs_a_name_that_no_index_has() -> None:
+    files = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.*"), *(ROOT / "bench").rglob("*.py")]
+    files += [*(ROOT / "python").rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")]
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix != ".so"}
+    wrong = r"pip install [^`\n]*\bthroughtime\b"
+    assert texts and not [path for path, text in texts.items() if re.search(wrong, text)]
 
 
 def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:

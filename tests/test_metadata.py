@@ -62,6 +62,7 @@ def test_one_repository(pyproject: dict[str, Any]) -> None:
     urls = pyproject["project"]["urls"]
     assert found(r"^repository-code: (\S+)$", "CITATION.cff") == urls["Repository"]
     assert all(url.startswith(urls["Repository"]) for url in urls.values())
+    assert constant("REPOSITORY", "tests/test_build.py") == urls["Repository"]
 
 
 def test_lowest_python_is_the_one_that_is_built_for_and_checked(pyproject: dict[str, Any]) -> None:
@@ -80,6 +81,12 @@ def test_lowest_torch_is_the_one_that_is_built_for(pyproject: dict[str, Any]) ->
 def test_torch_is_no_build_requirement(pyproject: dict[str, Any]) -> None:
     names = [re.split(r"\W", name)[0] for name in pyproject["build-system"]["requires"]]
     assert names == ["setuptools", "ninja"]
+
+
+def test_lowest_setuptools_is_the_one_that_is_asked_for(pyproject: dict[str, Any]) -> None:
+    lowest = f"setuptools>={constant('SETUPTOOLS_AT_LEAST', 'setup.py')}"
+    assert lowest in pyproject["build-system"]["requires"]
+    assert lowest in pyproject["project"]["optional-dependencies"]["test"]
 
 
 def test_the_source_tree_is_not_what_is_imported() -> None:

@@ -103,7 +103,9 @@ def test_skips_what_may_compute_something_else() -> None:
 
 def test_nothing_changes_if_the_backend_cannot_run_one_of_them() -> None:
     model = nn.ModuleDict({"a": nn.LSTM(2, 3), "b": nn.LSTM(2, 3, proj_size=1)})
-    with pytest.raises(RuntimeError, match=r"replace: backend='cuda' cannot run a: .*no layer was"):
+    with pytest.raises(
+        RuntimeError, match=r"replace: backend='cuda' cannot run [ab]: .*no layer was"
+    ):
         replace(model, backend="cuda")
     assert type(model["a"]) is type(model["b"]) is nn.LSTM
     replace(model, backend="reference")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -96,6 +97,17 @@ def test_missing_python_headers(
     monkeypatch.setattr(toolchain.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     with pytest.raises(toolchain.CannotBuild, match="Python's C headers are missing"):
         toolchain.find_python_headers()
+
+
+def test_macros_of_torch_are_those_of_the_oldest() -> None:
+    # Newer headers hide functions that TORCH_TARGET_VERSION does not have, but no macros.
+    oldest = {"STABLE_TORCH_LIBRARY_IMPL", "STD_TORCH_CHECK", "TORCH_ABI_VERSION", "TORCH_BOX"}
+    oldest |= {"TORCH_ERROR_CODE_CHECK", "TORCH_SUCCESS"}
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    used = set(re.findall(r"\b(?:[A-Z]+_)?TORCH_[A-Z_]+\b", text)) - {"TORCH_CUDA_ARCH_LIST"}
+    assert "STABLE_TORCH_LIBRARY_IMPL" in used
+    assert used <= oldest  # one more? see that torch 2.10 has it: make test-versions
 
 
 def test_windows(toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ Tensor dense(const Tensor& tensor) {
   const auto contiguous = torch::headeronly::MemoryFormat::Contiguous;
   std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor),
                                     torch::stable::detail::from(contiguous)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }

@@ -64,7 +64,7 @@ RecurrencePlan planned(const char* op, RecurrenceShape shape, int device) {
 
 cudaStream_t current_stream(int device) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
@@ -83,13 +83,13 @@ void multiply_into(Tensor product, const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
   if (a.scalar_type() == ScalarType::Float) {
     std::array<StableIValue, 3> stack{from(a), from(b), from(product)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);  // takes the reference that was returned
     return;
   }
   std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(product)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);
 }

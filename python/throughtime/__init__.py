@@ -23,11 +23,11 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from throughtime import functional, nn, reference
-from throughtime.backends import backend, explain
+from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.selection import configure_logging as _configure_logging
 from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
 from throughtime.ops.lstm import empty_cache
-from throughtime.replacement import replace
+from throughtime.replacement import Replacement, replace
 from throughtime.schedule import DetachSchedule
 from throughtime.states import RelevancyCache, RelState
 
@@ -42,10 +42,12 @@ _configure_logging()
 __all__ = [
     "LSTM",
     "DetachSchedule",
+    "Explanation",
     "RelLSTM",
     "RelState",
     "RelevancyAttention",
     "RelevancyCache",
+    "Replacement",
     "__version__",
     "backend",
     "empty_cache",

@@ -12,39 +12,38 @@ from typing import Literal
 
 import torch
 
+from throughtime import _install
+
 Part = Literal["cpu", "cuda"]
 
 _WHAT = {"cpu": "the compiled CPU kernels", "cuda": "the CUDA kernels"}
-_INSTALL = {
-    "cpu": (
-        "reinstall throughtime where torch >= 2.10 and a C++ compiler are present: "
-        "`pip install --force-reinstall --no-deps --no-cache-dir .` in its source folder"
-    ),
-    "cuda": (
-        "reinstall throughtime where a torch for CUDA and the CUDA toolkit are present: "
-        "`THROUGHTIME_BUILD=cuda pip install --force-reinstall --no-deps --no-cache-dir .` in its "
-        "source folder"
-    ),
+_NEEDS = {
+    "cpu": "torch >= 2.10 and a C++ compiler",
+    "cuda": "a torch for CUDA, the CUDA toolkit and a C++ compiler",
 }
-
-
-def _reason_from_build(part: Part) -> str:
-    try:
-        info = importlib.import_module("throughtime._build_info")
-    except ImportError:
-        return f"{_WHAT[part]} were not built; {_INSTALL[part]}"
-    reason = str(info.left_out.get(part, f"{_WHAT[part]} are not in this installation"))
-    return reason if "pip install" in reason else f"{reason}; {_INSTALL[part]}"
 
 
 def _load(part: Part, name: str) -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(name), None
     except ModuleNotFoundError:
-        return None, _reason_from_build(part)
+        reason = _not_built(part)
     except ImportError as error:
-        reason = f"{_WHAT[part]} do not load under torch {torch.__version__} ({error}); "
-        return None, reason + _INSTALL[part]
+        reason = f"{_WHAT[part]} do not load under torch {torch.__version__} ({error})"
+    return None, f"{reason}; where there are {_NEEDS[part]}, run {_install.again(part)}"
+
+
+def _not_built(part: Part) -> str:
+    """Why a part is not here: this torch could not run it, or what setup.py recorded."""
+    if part == "cuda" and torch.version.cuda is None:
+        return f"torch {torch.__version__} is without CUDA"
+    try:
+        info = importlib.import_module("throughtime._build_info")
+    except ImportError:
+        return f"{_WHAT[part]} were not built"
+    because = info.left_out.get(part)
+    when = f" (when it was built: {because})" if because else ""
+    return f"{_WHAT[part]} are not in this installation{when}"
 
 
 extension, _missing = _load("cpu", "throughtime._C")

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from throughtime import _ext
+from throughtime.constant import constant_result
 
 BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
 
@@ -96,7 +97,7 @@ def _cuda(request: Request) -> str | None:
     return reason
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 @functools.cache
 def _gpu(index: int) -> str | None:
     """Why the CUDA kernels do not run on a GPU."""

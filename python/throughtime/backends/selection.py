@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import warnings
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -23,10 +25,14 @@ from throughtime.backends.predicates import (
     passed_over,
     unknown,
 )
+from throughtime.constant import constant_result
 
 VARIABLE = "THROUGHTIME_BACKEND"
 
 _logger = logging.getLogger("throughtime")
+_NOT_THE_USERS = tuple(
+    str(folder) + os.sep for folder in (Path(__file__).parents[1], Path(torch.__file__).parent)
+)
 
 
 class _Preference(threading.local):
@@ -134,7 +140,7 @@ def choose(argument: str, request: Request) -> str:
     raise RuntimeError(f"no backend can run this {request.op}: " + "; ".join(reasons))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _report(op: str, chosen: str, reasons: tuple[str, ...]) -> None:
     """Log why faster backends were passed over; runs while tracing, so compiled code tells too."""
     if _logger.isEnabledFor(logging.DEBUG):
@@ -149,7 +155,15 @@ def warn_once(message: str) -> None:
     """Warn once per process, whatever filters and places the caller has."""
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warnings.warn(message, RuntimeWarning, stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """The ``stacklevel`` of the first line, seen from the caller, that is not ours or torch's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def configure_logging() -> None:

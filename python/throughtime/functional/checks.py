@@ -7,17 +7,24 @@ from typing import NoReturn, overload
 import torch
 from torch import Tensor
 
+from throughtime.constant import constant_result
+
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
     """The dtype that autocast wants ``input`` in, None if it leaves it as it is."""
     device_type = input.device.type
-    if input.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+    if input.dtype == torch.float64 or not _has_autocast(device_type):
         return None
     if not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
+
+
+@constant_result  # Dynamo of torch 2.10 cannot trace the builtin in it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 @overload

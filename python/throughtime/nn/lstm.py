@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -268,6 +268,9 @@ class LSTM(BackendChoice, nn.RNNBase):
         if not batched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+    if TYPE_CHECKING:  # a call has forward's types, where nn.Module says Any
+        __call__ = forward
 
     def _forward_packed(
         self,

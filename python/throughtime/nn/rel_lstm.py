@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor, nn
@@ -245,6 +245,9 @@ class RelLSTM(BackendChoice, nn.Module):
         if not batched:
             return output.squeeze(1), state
         return output.transpose(0, 1) if self.batch_first else output, state
+
+    if TYPE_CHECKING:  # a call has forward's types, where nn.Module says Any
+        __call__ = forward
 
     def _forward_packed(
         self,

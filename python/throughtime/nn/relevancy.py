@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +179,9 @@ class RelevancyAttention(BackendChoice, nn.Module):
             output.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias
         )
         return output if self.batch_first else output.transpose(0, 1)
+
+    if TYPE_CHECKING:  # a call has forward's types, where nn.Module says Any
+        __call__ = forward
 
     def extra_repr(self) -> str:
         text = f"{self.embed_dim}, {self.num_heads}, {self.window_size}, {self.top_k}"

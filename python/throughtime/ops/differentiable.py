@@ -30,22 +30,25 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
+from throughtime.ops.registration import register
+
 Operator = Callable[..., tuple[Tensor, ...]]
 
-torch.library.define(
-    "throughtime::second_derivative",
+register(
+    torch.library.define,
+    "second_derivative",
     "(Tensor grad, Tensor of, str title) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-@torch.library.impl("throughtime::second_derivative", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
 def _second_derivative(grad: Tensor, of: Tensor, title: str) -> Tensor:
     raise RuntimeError(_once(title))
 
 
-torch.library.register_fake(
-    "throughtime::second_derivative", lambda grad, of, title: torch.empty_like(of)
+register(torch.library.impl, "second_derivative", "CompositeExplicitAutograd", _second_derivative)
+register(
+    torch.library.register_fake, "second_derivative", lambda grad, of, title: torch.empty_like(of)
 )
 
 
@@ -65,18 +68,16 @@ class Differentiable:
 
     def __init__(self, name: str, title: str, definition: Operator, *, suffix: str = "") -> None:
         self.title, self.definition = title, definition
-        self.forward_name = f"{name}_forward{suffix}"
-        self.backward_name = f"{name}_backward{suffix}"
-        self.forward_op: Any = getattr(torch.ops.throughtime, self.forward_name).default
-        self.backward_op: Any = getattr(torch.ops.throughtime, self.backward_name).default
+        forward, backward = f"{name}_forward{suffix}", f"{name}_backward{suffix}"
+        self.forward_op: Any = getattr(torch.ops.throughtime, forward).default
+        self.backward_op: Any = getattr(torch.ops.throughtime, backward).default
         self._read_schemas()
         self._function = _function(self)
         self._refusal = _refusal(self.backward_op, title)
-        namespace = "throughtime::"
-        torch.library.impl(namespace + self.forward_name, "Autograd", self._autograd)
-        torch.library.impl(namespace + self.backward_name, "Autograd", self._autograd_of_backward)
-        for operator in (self.forward_op, self.backward_op):
-            torch.library.register_vmap(operator, _one_call_per_sample(operator))
+        register(torch.library.impl, forward, "Autograd", self._autograd)
+        register(torch.library.impl, backward, "Autograd", self._autograd_of_backward)
+        for each, operator in ((forward, self.forward_op), (backward, self.backward_op)):
+            register(torch.library.register_vmap, each, _one_call_per_sample(operator))
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         if not _plain():
@@ -99,14 +100,14 @@ class Differentiable:
         options = [a for a in rest if "Tensor" not in str(a.type)]
         flags = [a.name for a in backward.arguments if a.name.startswith("need_")]
         in_order = [*grads, *(a.name for a in (*tensors, *options)), *flags]
-        assert in_order == [argument.name for argument in backward.arguments], self.backward_name
+        assert in_order == [argument.name for argument in backward.arguments], backward
         self._grads = _picking(outputs.index(name[5:]) for name in grads)
         self._constant = _picking(k for k, x in enumerate(outputs) if f"grad_{x}" not in grads)
         self._tensors = _picking(names.index(a.name) for a in tensors)
         self._options = _picking(names.index(a.name) for a in options)
         results = {r.name[5:]: k for k, r in enumerate(backward.returns)}
         self._results = tuple(results.pop(name, None) for name in inputs)
-        assert not results, f"{self.backward_name} returns gradients of no argument: {results}"
+        assert not results, f"{backward.name} returns gradients of no argument: {results}"
         self._differentiable = tuple(k for k, r in enumerate(self._results) if r is not None)
         self._needs = [_picking(_needing(flag, inputs)) for flag in flags]
 
@@ -177,7 +178,7 @@ def part_of(name: str, whole: str) -> None:
             )
         return _below(operator, args)
 
-    torch.library.impl(f"throughtime::{name}", "Autograd", autograd)
+    register(torch.library.impl, name, "Autograd", autograd)
 
 
 def _plain() -> bool:

@@ -19,20 +19,23 @@ from torch import Tensor
 
 from throughtime import _ext, reference
 from throughtime.ops.differentiable import Differentiable
+from throughtime.ops.registration import register
 
 _SAVED_VECTORS = 5  # i, f, g, o, c: kSavedVectors of csrc/lstm/params.h
 _SAVED_UNITS = 16  # kSavedUnits of csrc/lstm/params.h
 
-torch.library.define(
-    "throughtime::lstm_forward",
+register(
+    torch.library.define,
+    "lstm_forward",
     "(Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
     "Tensor? bias_hh, Tensor? weight_hr, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
     "bool reverse, bool save) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-torch.library.define(
-    "throughtime::lstm_backward",
+register(
+    torch.library.define,
+    "lstm_backward",
     "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h_0, "
     "Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, "
     "Tensor? reset, Tensor? detach_mask, Tensor output, Tensor saved, bool reverse, "
@@ -43,7 +46,6 @@ torch.library.define(
 )
 
 
-@torch.library.register_fake("throughtime::lstm_forward")  # type: ignore[untyped-decorator]
 def _lstm_forward_fake(
     input: Tensor,
     h_0: Tensor,
@@ -69,7 +71,6 @@ def _lstm_forward_fake(
     )
 
 
-@torch.library.register_fake("throughtime::lstm_backward")  # type: ignore[untyped-decorator]
 def _lstm_backward_fake(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -100,6 +101,10 @@ def _lstm_backward_fake(
         input.new_empty(gates),
         input.new_empty(weight_hr.shape if need_weights and weight_hr is not None else (0,)),
     )
+
+
+register(torch.library.register_fake, "lstm_forward", _lstm_forward_fake)
+register(torch.library.register_fake, "lstm_backward", _lstm_backward_fake)
 
 
 def _definition(

@@ -25,35 +25,40 @@ from torch import Tensor
 
 from throughtime import reference
 from throughtime.ops.differentiable import Differentiable, part_of
+from throughtime.ops.registration import register
 
 Kernels = Literal["cuda", "triton"]
 
 for _suffix in ("", "_triton"):
-    torch.library.define(
-        f"throughtime::lstm_recurrence_forward{_suffix}",
+    register(
+        torch.library.define,
+        f"lstm_recurrence_forward{_suffix}",
         "(Tensor projected, Tensor? bias, Tensor h_0, Tensor c_0, Tensor weight_hh, "
         "Tensor? lengths, Tensor? reset, bool reverse, bool save) "
         "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
-    torch.library.define(
-        f"throughtime::lstm_recurrence_backward{_suffix}",
+    register(
+        torch.library.define,
+        f"lstm_recurrence_backward{_suffix}",
         "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor c_0, Tensor weight_hh, "
         "Tensor gates, Tensor cells, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
         "bool reverse) -> (Tensor grad_gates, Tensor grad_h_0, Tensor grad_c_0)",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
 
-torch.library.define(
-    "throughtime::lstm_gpu_forward",
+register(
+    torch.library.define,
+    "lstm_gpu_forward",
     "(str kernels, Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, "
     "Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? reset, Tensor? detach_mask, "
     "bool reverse, bool save) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-torch.library.define(
-    "throughtime::lstm_gpu_backward",
+register(
+    torch.library.define,
+    "lstm_gpu_backward",
     "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h_0, "
     "Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? lengths, Tensor? reset, "
     "Tensor? detach_mask, Tensor output, Tensor gates, Tensor cells, str kernels, bool reverse, "
@@ -104,8 +109,8 @@ def _backward_fake(
 
 
 for _suffix in ("", "_triton"):
-    torch.library.register_fake(f"throughtime::lstm_recurrence_forward{_suffix}", _forward_fake)
-    torch.library.register_fake(f"throughtime::lstm_recurrence_backward{_suffix}", _backward_fake)
+    register(torch.library.register_fake, f"lstm_recurrence_forward{_suffix}", _forward_fake)
+    register(torch.library.register_fake, f"lstm_recurrence_backward{_suffix}", _backward_fake)
 
 
 def _dense(args: tuple[Any, ...]) -> list[Any]:
@@ -124,7 +129,7 @@ def _run_backward(*args: Any) -> tuple[Tensor, ...]:
 
 
 for _name, _run in (("forward", _run_forward), ("backward", _run_backward)):
-    torch.library.impl(f"throughtime::lstm_recurrence_{_name}_triton", ("cpu", "cuda"), _run)
+    register(torch.library.impl, f"lstm_recurrence_{_name}_triton", ("cpu", "cuda"), _run)
     for _suffix in ("", "_triton"):
         part_of(f"lstm_recurrence_{_name}{_suffix}", "lstm_gpu_forward")
 
@@ -267,8 +272,8 @@ def _definition(
 
 
 for _name, _run in (("forward", _forward), ("backward", _backward)):
-    torch.library.impl(f"throughtime::lstm_gpu_{_name}", ("cpu", "cuda"), _run)
-    torch.library.register_fake(f"throughtime::lstm_gpu_{_name}", _run)  # by the recurrence's fakes
+    register(torch.library.impl, f"lstm_gpu_{_name}", ("cpu", "cuda"), _run)
+    register(torch.library.register_fake, f"lstm_gpu_{_name}", _run)  # by the recurrence's fakes
 
 _lstm = Differentiable("lstm_gpu", "LSTM", _definition)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from throughtime import reference
 from throughtime.ops.differentiable import Differentiable
+from throughtime.ops.registration import register
 from throughtime.ops.relevancy import memory_sizes
 
 _UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/params.h
@@ -54,8 +55,8 @@ _BACKWARD = (
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 for _suffix in ("", "_triton"):
-    torch.library.define(f"throughtime::rel_lstm_forward{_suffix}", _FORWARD, tags=_TAGS)
-    torch.library.define(f"throughtime::rel_lstm_backward{_suffix}", _BACKWARD, tags=_TAGS)
+    register(torch.library.define, f"rel_lstm_forward{_suffix}", _FORWARD, tags=_TAGS)
+    register(torch.library.define, f"rel_lstm_backward{_suffix}", _BACKWARD, tags=_TAGS)
 
 
 def _saved_by_cpu(length: int, batch: int, prefix: int, hidden: int, attention: int) -> int:
@@ -158,10 +159,10 @@ def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 for _suffix, _numbers in (("", _saved_by_cpu), ("_triton", _saved_by_triton)):
-    torch.library.register_fake(f"throughtime::rel_lstm_forward{_suffix}", _forward_fake(_numbers))
-    torch.library.register_fake(f"throughtime::rel_lstm_backward{_suffix}", _backward_fake)
+    register(torch.library.register_fake, f"rel_lstm_forward{_suffix}", _forward_fake(_numbers))
+    register(torch.library.register_fake, f"rel_lstm_backward{_suffix}", _backward_fake)
 for _name in ("forward", "backward"):
-    torch.library.impl(f"throughtime::rel_lstm_{_name}_triton", ("cpu", "cuda"), _triton(_name))
+    register(torch.library.impl, f"rel_lstm_{_name}_triton", ("cpu", "cuda"), _triton(_name))
 
 
 def _definition(

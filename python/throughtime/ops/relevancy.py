@@ -26,6 +26,7 @@ from torch import Tensor
 
 from throughtime import reference
 from throughtime.ops.differentiable import Differentiable
+from throughtime.ops.registration import register
 
 _FORWARD = (
     "(Tensor query, Tensor key, Tensor value, Tensor? score_weight, Tensor? lengths, "
@@ -42,8 +43,8 @@ _BACKWARD = (
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 for _suffix in ("", "_triton"):
-    torch.library.define(f"throughtime::relevancy_forward{_suffix}", _FORWARD, tags=_TAGS)
-    torch.library.define(f"throughtime::relevancy_backward{_suffix}", _BACKWARD, tags=_TAGS)
+    register(torch.library.define, f"relevancy_forward{_suffix}", _FORWARD, tags=_TAGS)
+    register(torch.library.define, f"relevancy_backward{_suffix}", _BACKWARD, tags=_TAGS)
 
 
 def memory_sizes(
@@ -128,10 +129,10 @@ def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 for _suffix in ("", "_triton"):
-    torch.library.register_fake(f"throughtime::relevancy_forward{_suffix}", _forward_fake)
-    torch.library.register_fake(f"throughtime::relevancy_backward{_suffix}", _backward_fake)
+    register(torch.library.register_fake, f"relevancy_forward{_suffix}", _forward_fake)
+    register(torch.library.register_fake, f"relevancy_backward{_suffix}", _backward_fake)
 for _name in ("forward", "backward"):
-    torch.library.impl(f"throughtime::relevancy_{_name}_triton", ("cpu", "cuda"), _triton(_name))
+    register(torch.library.impl, f"relevancy_{_name}_triton", ("cpu", "cuda"), _triton(_name))
 
 
 def _definition(

@@ -1,0 +1,68 @@
+"""What a type checker knows of the package: the types of a call, and the names that are public."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import throughtime
+
+pytest.importorskip("mypy")
+
+# mypy --strict finds nothing here, neither an error nor a `type: ignore` that ignores none.
+CALLS = """
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import assert_type
+
+import throughtime
+from throughtime import LSTM, RelevancyAttention, RelLSTM, RelState
+
+def calls(x: Tensor, packed: PackedSequence) -> None:
+    lstm, rel, attend = LSTM(3, 4), RelLSTM(3, 4), RelevancyAttention(4, 2, 3, 1)
+    assert_type(lstm(x), tuple[Tensor, tuple[Tensor, Tensor]])
+    assert_type(lstm(packed, None, reset=x), tuple[PackedSequence, tuple[Tensor, Tensor]])
+    assert_type(rel(x), tuple[Tensor, RelState])
+    assert_type(rel(packed, detach_mask=x), tuple[PackedSequence, RelState])
+    assert_type(attend(x, lengths=x), Tensor)
+    lstm(x, detach_masks=x)  # type: ignore[call-overload]
+    lstm(x, None, x)  # type: ignore[call-overload]
+    rel(x, resets=x)  # type: ignore[call-overload]
+    attend(x, cash=None)  # type: ignore[call-arg]
+    attend(packed)  # type: ignore[arg-type]
+
+def names(model: torch.nn.Module) -> tuple[throughtime.Replacement, throughtime.Explanation]:
+    return throughtime.replace(model), throughtime.explain("lstm", hidden_size=3)
+
+module: torch.nn.Module = LSTM(3, 4)
+"""
+
+
+def test_a_call_has_types(tmp_path: Path) -> None:
+    (tmp_path / "calls.py").write_text(CALLS, encoding="utf-8")
+    parent = Path(throughtime.__file__).parents[1]
+    # mypy finds an installed package by itself, an editable one by its folder.
+    path = {} if parent.name == "site-packages" else {"MYPYPATH": str(parent)}
+    cache = Path(sys.prefix, "mypy")  # that of `make test`, where torch has been read already
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={cache}", "calls.py"],
+        cwd=tmp_path,
+        env=os.environ | path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_functions_return_is_public() -> None:
+    assert isinstance(throughtime.explain("lstm", hidden_size=3), throughtime.Explanation)
+    assert isinstance(throughtime.replace(throughtime.LSTM(2, 3)), throughtime.Replacement)
+    assert {"Explanation", "Replacement"} <= set(throughtime.__all__)
