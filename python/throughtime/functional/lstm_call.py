@@ -106,12 +106,15 @@ def _cpu(call: LstmCall) -> tuple[Tensor, States]:
         call.detach_mask,
         call.reverse,
     )
+    if call.weight_hr is not None and dtype not in LOW_PRECISION:
+        # The backward reads the output, which nn.LSTM lets its user overwrite with a projection.
+        output = output.clone() if output.requires_grad else output
     return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
 
 
 def _triton(call: LstmCall) -> tuple[Tensor, States]:
     output, (h_n, c_n) = _gpu("triton", call)
-    return output.squeeze(2), (h_n.squeeze(0), c_n.squeeze(0))
+    return output.squeeze(2), (_first(h_n), _first(c_n))
 
 
 def _cuda(*calls: LstmCall) -> tuple[Tensor, States]:
@@ -128,8 +131,13 @@ def _cuda(*calls: LstmCall) -> tuple[Tensor, States]:
         output, h_n, c_n = (x[..., :hidden].contiguous() for x in (output, h_n, c_n))
     output = output.flatten(2)
     if len(calls) == 1:
-        return output, (h_n.squeeze(0), c_n.squeeze(0))
+        return output, (_first(h_n), _first(c_n))
     return output, (h_n, c_n)
+
+
+def _first(state: Tensor) -> Tensor:
+    """``state [1, B, H]`` without its first dimension: no view, which detach_() would refuse."""
+    return torch.ops.aten._unsafe_view.default(state, state.shape[1:])  # type: ignore[no-any-return]
 
 
 def _padded(call: LstmCall, units: int) -> LstmCall:

@@ -1,0 +1,55 @@
+"""Makes the package's classes known to ``torch.load`` and its states to ``torch.export``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree  # torch.export has no other way that is free to import
+
+from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
+from throughtime.schedule import DetachSchedule
+from throughtime.states import RelevancyCache, RelState
+
+
+def register() -> None:
+    """Register all of them; done once, when the package is imported."""
+    states = (RelState, RelevancyCache)
+    torch.serialization.add_safe_globals(
+        [LSTM, RelLSTM, RelevancyAttention, DetachSchedule, *states]
+    )
+    for state in states:
+        _register_state(state)
+
+
+def _register_state(cls: type[Any]) -> None:
+    """Register a dataclass of tensors, and of constants, as a pytree."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    tensors = [name for name in names if name not in ("retained", "options")]
+    constants = [name for name in names if name not in tensors]
+
+    def flatten(state: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(state, n) for n in tensors], tuple(getattr(state, n) for n in constants)
+
+    def flatten_with_keys(state: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        leaves, context = flatten(state)
+        return [(pytree.GetAttrKey(n), x) for n, x in zip(tensors, leaves, strict=True)], context
+
+    def unflatten(leaves: Any, context: tuple[Any, ...]) -> Any:
+        return cls(**dict(zip((*tensors, *constants), (*leaves, *context), strict=True)))
+
+    pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        serialized_type_name=f"throughtime.{cls.__name__}",
+        to_dumpable_context=list,
+        from_dumpable_context=_as_tuples,
+        flatten_with_keys_fn=flatten_with_keys,
+    )
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists, as JSON has them, as the tuples that they were."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
