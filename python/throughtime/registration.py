@@ -24,20 +24,20 @@ def register() -> None:
 
 
 def _register_state(cls: type[Any]) -> None:
-    """Register a dataclass of tensors, and of constants, as a pytree."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    tensors = [name for name in names if name not in ("retained", "options")]
-    constants = [name for name in names if name not in tensors]
+    """Register a dataclass as a pytree of its fields, but for the constant ``options``."""
+    # Backwards: torch.export replaces names in text, and would find "c" in "context".
+    names = sorted((field.name for field in dataclasses.fields(cls)), reverse=True)
+    leaves, constants = ([n for n in names if (n == "options") == last] for last in (False, True))
 
     def flatten(state: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(state, n) for n in tensors], tuple(getattr(state, n) for n in constants)
+        return [getattr(state, n) for n in leaves], tuple(getattr(state, n) for n in constants)
 
     def flatten_with_keys(state: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-        leaves, context = flatten(state)
-        return [(pytree.GetAttrKey(n), x) for n, x in zip(tensors, leaves, strict=True)], context
+        values, context = flatten(state)
+        return [(pytree.GetAttrKey(n), x) for n, x in zip(leaves, values, strict=True)], context
 
-    def unflatten(leaves: Any, context: tuple[Any, ...]) -> Any:
-        return cls(**dict(zip((*tensors, *constants), (*leaves, *context), strict=True)))
+    def unflatten(values: Any, context: tuple[Any, ...]) -> Any:
+        return cls(**dict(zip((*leaves, *constants), (*values, *context), strict=True)))
 
     pytree.register_pytree_node(
         cls,
