@@ -53,7 +53,7 @@ def detach_mask(
 
     Source: arXiv 1810.03023, Algorithm 1.
     """
-    check_probability(p, "p")
+    p = check_probability(p, "p")
     shape = (length,) if batch is None else (length, batch)
     # rand's overload with a generator takes no symbolic sizes, which torch.compile needs.
     if generator is None:

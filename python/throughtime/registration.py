@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree  # torch.export has no other way that is free to import
 
+from throughtime.backends.explanation import Explanation
 from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
+from throughtime.replacement import Replacement
 from throughtime.schedule import DetachSchedule
 from throughtime.states import RelevancyCache, RelState
 
@@ -17,7 +19,7 @@ def register() -> None:
     """Register all of them; done once, when the package is imported."""
     states = (RelState, RelevancyCache)
     torch.serialization.add_safe_globals(
-        [LSTM, RelLSTM, RelevancyAttention, DetachSchedule, *states]
+        [LSTM, RelLSTM, RelevancyAttention, DetachSchedule, Replacement, Explanation, *states]
     )
     for state in states:
         _register_state(state)

@@ -187,6 +187,18 @@ def check_flag(name: str, value: bool) -> None:
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
+def check_sequence(op: str, input: object) -> None:
+    """Check that a layer's input, which is not packed, is a tensor.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"{op}: input should be a Tensor or a PackedSequence, got {type(input).__name__}"
+        )
+
+
 def check_pair(op: str, hx: object, kinds: str = "") -> None:
     """Check that ``hx`` is None or two tensors; ``kinds`` names what else it may be.
 

@@ -106,9 +106,9 @@ def _cpu(call: LstmCall) -> tuple[Tensor, States]:
         call.detach_mask,
         call.reverse,
     )
-    if call.weight_hr is not None and dtype not in LOW_PRECISION:
-        # The backward reads the output, which nn.LSTM lets its user overwrite with a projection.
-        output = output.clone() if output.requires_grad else output
+    if output.requires_grad and (call.weight_hr is not None or dtype == torch.float64):
+        # The backward reads the output, and nn.LSTM lets its user overwrite it in these cases.
+        output = output.clone()
     return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
 
 

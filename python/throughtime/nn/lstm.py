@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime import functional, masks
 from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import check_name
-from throughtime.functional.checks import check_flag, check_pair, check_weight_dtype
+from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.nn.backend import BackendChoice
 from throughtime.packed import repack, unpack
 
@@ -252,10 +252,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         check_pair("LSTM", hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, detach_mask, reset, generator)
-        if not isinstance(input, Tensor):
-            raise TypeError(
-                f"LSTM: input should be a Tensor or a PackedSequence, got {type(input).__name__}"
-            )
+        check_sequence("LSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3

@@ -18,6 +18,7 @@ from throughtime.functional.checks import (
     check_choice,
     check_flag,
     check_pair,
+    check_sequence,
     check_size,
     check_weight_dtype,
 )
@@ -235,6 +236,7 @@ class RelLSTM(BackendChoice, nn.Module):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, detach_mask, generator)
+        check_sequence("RelLSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"RelLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
