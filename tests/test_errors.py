@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from cases import random_mask, runnable
-from throughtime import LSTM, _ext, functional, masks
+from throughtime import LSTM, RelLSTM, _ext, functional, masks
 
 T, B = 6, 3
 
@@ -192,7 +194,18 @@ def test_module_errors(
         LSTM(4, 5, 2, backend=backend)(*arguments, **options)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan"), "0.5", None, True])
+@pytest.mark.parametrize("p", [0.5, np.float32(0.5), np.float64(0.5), np.int64(1), Fraction(1, 2)])
+def test_numbers_that_are_probabilities(p: float) -> None:
+    """What nn.LSTM takes for dropout is taken for detach_prob and RelLSTM too."""
+    assert nn.LSTM(4, 5, 2, dropout=p).dropout == LSTM(4, 5, 2, dropout=p).dropout == float(p)
+    for layer in (LSTM(4, 5, detach_prob=p), RelLSTM(4, 5, 2, dropout=p, detach_prob=p)):
+        assert type(layer.detach_prob) is float and layer.detach_prob == float(p)
+    assert layer.dropout == float(p) and masks.detach_mask(3, p).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "p", [-0.1, 1.1, float("nan"), "0.5", None, True, np.bool_(True), np.array(0.5), 1j]
+)
 def test_probabilities(p: object) -> None:
     message = re.escape(f"should be a number in range [0, 1], got {p!r}")
     lstm = LSTM(4, 5)
@@ -250,7 +263,9 @@ FUNCTION_ERRORS = [
     ({"input": zeros(T, B, 3)}, RuntimeError, "to input_size. Expected 4, got 3"),
     ({"input": [[1.0]]}, TypeError, "lstm: input should be a Tensor, got list"),
     ({"hx": zeros(B, 5)}, TypeError, r"hx should be a pair \(h_0, c_0\) of tensors or None, got T"),
-    ({"hx": (zeros(B, 5), None)}, TypeError, r"hx\[1\] should be a Tensor, got NoneType"),
+    ({"hx": (zeros(B, 5), None)}, TypeError, r"or None, got a pair of Tensor and NoneType"),
+    ({"hx": (zeros(B, 5),) * 3}, RuntimeError, r"tensors or None, got a tuple of 3"),
+    ({"reverse": "no"}, TypeError, r"lstm: reverse should be of type bool, got: str"),
     (
         {"hx": (zeros(1, B, 5), zeros(B, 5))},
         RuntimeError,
@@ -322,6 +337,122 @@ def test_function_errors(
 ) -> None:
     with pytest.raises(kind, match=message):
         functional.lstm(**{"backend": backend} | layer(**changed))
+
+
+WEIGHTS = (zeros(20, 4), zeros(20, 5), zeros(20), zeros(20), None)
+BOTH_ERRORS = [
+    ({"input": None}, TypeError, "input should be a Tensor, got NoneType"),
+    ({"weights": None}, TypeError, "weights should be a pair, one per direction, got NoneType"),
+    ({"weights": (WEIGHTS,) * 3}, TypeError, "weights should be a pair, .*, got a tuple of 3"),
+    ({"weights": (WEIGHTS, WEIGHTS[:2])}, TypeError, r"weights\[1\] should be .*got a tuple of 2"),
+    ({"weights": (WEIGHTS, None)}, TypeError, r"weights\[1\] should be .* got NoneType"),
+    ({"weights": (WEIGHTS, (*WEIGHTS[:3], None, None))}, TypeError, "have the same biases and pro"),
+    (
+        {"weights": (WEIGHTS, (*WEIGHTS[:4], zeros(5, 5)))},
+        TypeError,
+        "the same biases and projections, or none",
+    ),
+    ({"weights": (WEIGHTS, (None, *WEIGHTS[1:]))}, TypeError, "weight_ih should be a Tensor, got"),
+    (
+        {"weights": (WEIGHTS, (zeros(24, 4), zeros(24, 6), zeros(24), zeros(24), None))},
+        RuntimeError,
+        r"weight_hh of the second direction should have shape \[20, 5\], got \[24, 6\]",
+    ),
+    ({"hx": zeros(2, 2, B, 5)}, TypeError, r"a pair \(h_0, c_0\) of tensors or None, got Tensor"),
+    ({"hx": (zeros(2, B, 5),)}, RuntimeError, "tensors or None, got a tuple of 1"),
+    ({"hx": (zeros(2, B, 5), None)}, TypeError, "got a pair of Tensor and NoneType"),
+    (
+        {"hx": (zeros(2, B, 5), zeros(5, B, 5))},
+        RuntimeError,
+        r"bidirectional_lstm: hx\[1\] should have shape \[2, B, H\], got \[5, 3, 5\]",
+    ),
+    (
+        {"hx": (zeros(B, 5), zeros(2, B, 5))},
+        RuntimeError,
+        r"hx\[0\] should have shape \[2, B, H or P\], got \[3, 5\]",
+    ),
+    (
+        {"hx": (zeros(2, B, 5), zeros(2, B, 6))},
+        RuntimeError,
+        r"Expected hidden\[1\] size \(3, 5\), got \[3, 6\]",
+    ),
+    ({"detach_mask": zeros(T).bool()}, TypeError, "detach_mask should be a pair, .* got Tensor"),
+    ({"detach_mask": None}, TypeError, "detach_mask should be a pair, .* got NoneType"),
+    ({"reset": (None,)}, TypeError, "reset should be a pair, .* got a tuple of 1"),
+    ({"reset": (None, zeros(T, B))}, ValueError, "reset should have dtype torch.bool"),
+    ({"lengths": [1, 2, 3]}, TypeError, "lengths should be an int64 Tensor, got list"),
+]
+
+
+@pytest.mark.parametrize(("changed", "kind", "message"), BOTH_ERRORS)
+def test_errors_of_both_directions(
+    changed: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    good = {"input": zeros(T, B, 4), "hx": None, "weights": (WEIGHTS, WEIGHTS)}
+    functional.bidirectional_lstm(**good)
+    with pytest.raises(kind, match=message):
+        functional.bidirectional_lstm(**(good | changed))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "castable"),
+    [
+        (torch.int64, False),
+        (torch.bool, False),
+        (torch.complex64, False),
+        (torch.float64, False),
+        (torch.float8_e4m3fn, False),
+        (torch.float16, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("argument", ["input", "hx", "weight"])
+@pytest.mark.parametrize("layer_type", [LSTM, RelLSTM])
+def test_autocast_casts_what_theirs_does(
+    layer_type: type[nn.Module], argument: str, dtype: torch.dtype, castable: bool
+) -> None:
+    """No integer, bool, complex or double is cast in silence: a RuntimeError, as nn.LSTM's."""
+    arguments = {"input": zeros(T, B, 4), "hx": zeros(1, B, 5), "weight": zeros(20, 5)}
+    arguments[argument] = arguments[argument].to(dtype)
+
+    def run(layer: nn.Module) -> object:
+        layer.weight_hh_l0 = nn.Parameter(arguments["weight"], requires_grad=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(arguments["input"], (arguments["hx"], arguments["hx"]))
+
+    if castable:
+        run(layer_type(4, 5))
+        return
+    if dtype != torch.float8_e4m3fn:
+        assert error_of(lambda: run(nn.LSTM(4, 5)))[0] is RuntimeError
+    kind, words = error_of(lambda: run(layer_type(4, 5)))
+    assert kind is RuntimeError and str(dtype) in words and words.count(":")
+
+
+@pytest.mark.parametrize(
+    ("hx", "kind", "message"),
+    [
+        (zeros(2, 2, B, 5), TypeError, "of tensors or None, got Tensor"),
+        ((zeros(2, B, 5),) * 3, RuntimeError, "got a tuple of 3"),
+        ([zeros(2, B, 5), None], TypeError, "got a pair of Tensor and NoneType"),
+        ((0.0, zeros(2, B, 5)), TypeError, "got a pair of float and Tensor"),
+        ("state", TypeError, "got str"),
+    ],
+)
+@pytest.mark.parametrize(
+    "x", [zeros(T, B, 4), packed(), zeros(T, 4)], ids=lambda x: type(x).__name__
+)
+def test_states_of_another_kind(x: object, hx: object, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        LSTM(4, 5, 2)(x, hx)
+
+
+def test_states_in_a_list_and_an_input_that_is_no_tensor() -> None:
+    x, states = zeros(T, B, 4), [zeros(1, B, 5), zeros(1, B, 5)]
+    assert LSTM(4, 5)(x, states)[0].shape == (T, B, 5)
+    for layer_type in (LSTM, RelLSTM):
+        with pytest.raises(TypeError, match="should be a Tensor or a PackedSequence, got list"):
+            layer_type(4, 5)([[1.0]])
 
 
 def test_the_good_arguments_are_good(backend: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def test_a_packed_input_checks_the_batch_of_its_state(batch: int, enforce_sorted
         ((1, 2), "a pair of int and int"),
         ([None, None], "a pair of NoneType and NoneType"),
         ((torch.zeros(1, 2, 4), None), "a pair of Tensor and NoneType"),
-        ((1, 2, 3), "tuple"),
+        ((1, 2, 3), "a tuple of 3"),
         (torch.zeros(1, 2, 4), "Tensor"),
         ({}, "dict"),
     ],
@@ -50,7 +51,7 @@ def test_states_of_another_kind(form: str, hx: Any, got: str) -> None:
         "unbatched": torch.zeros(5, 3),
         "packed": pack_sequence([torch.zeros(2, 3), torch.zeros(3, 3)], enforce_sorted=False),
     }
-    with pytest.raises(TypeError) as error:
+    with pytest.raises(RuntimeError if got.endswith("3") else TypeError) as error:
         small()(inputs[form], hx)
     assert str(error.value).endswith(f"a pair (h_0, c_0) of tensors or None, got {got}")
 
@@ -61,7 +62,7 @@ def test_states_of_another_kind(form: str, hx: Any, got: str) -> None:
         (
             {"length": torch.zeros(3, dtype=torch.int64)},
             RuntimeError,
-            "hx.length should have shape [2], one per sample, got [3]",
+            "Expected hx.length size (2,), got [3]",
         ),
         (
             {"relevance": torch.zeros(1, 3, 2, dtype=torch.float64)},
@@ -71,8 +72,46 @@ def test_states_of_another_kind(form: str, hx: Any, got: str) -> None:
         (
             {"relevance": torch.zeros(1, 2, 2)},
             RuntimeError,
-            "hx.relevance should have shape [3, 2], got [2, 2]",
+            "Expected hx.relevance size (1, 3, 2), got [1, 2, 2]",
         ),
+        ({"memory": 0.0}, TypeError, "hx.memory should be a Tensor, got float"),
+        ({"length": None}, TypeError, "hx.length should be a Tensor, got NoneType"),
+        (
+            {"memory": torch.zeros(2, 3, 2, 4)},
+            RuntimeError,
+            "Expected hx.memory size (1, 3, 2, 4), got [2, 3, 2, 4]",
+        ),
+        (
+            {"position": torch.zeros(1, 3, 2)},
+            ValueError,
+            "hx.position should have dtype torch.int64 for an input of torch.float32, got torch.f",
+        ),
+        (
+            {"position": torch.full((1, 3, 2), -2)},
+            ValueError,
+            "hx.position should hold numbers from -1, got -2; begin anew with hx=(hx.h, hx.c)",
+        ),
+        (
+            {"relevance": torch.full((1, 3, 2), torch.nan)},
+            ValueError,
+            "hx.relevance should hold numbers from -1, got nan; begin anew",
+        ),
+        (
+            {"length": torch.tensor([5, -1])},
+            ValueError,
+            "hx.length should hold numbers from 0, got -1",
+        ),
+        (
+            {"retained": -1},
+            ValueError,
+            "hx.retained should be an int from 0 to its 3 slots, got -1",
+        ),
+        (
+            {"retained": 1.0},
+            ValueError,
+            "hx.retained should be an int from 0 to its 3 slots, got 1",
+        ),
+        ({"retained": 4}, ValueError, "hx.retained should be an int from 0 to its 3 slots, got 4"),
         (
             {"position": torch.zeros(1, 3, 2, dtype=torch.int64, device="meta")},
             RuntimeError,
@@ -88,7 +127,87 @@ def test_a_state_that_was_changed(
     _, state = layer(x)
     with pytest.raises(kind) as error:
         layer(x, dataclasses.replace(state, **change))
-    assert str(error.value).startswith(f"rel_lstm: {message}")
+    assert message in str(error.value)
+    packed = pack_sequence([x[:, 0], x[:, 1]], enforce_sorted=False)
+    with pytest.raises(kind):
+        layer(packed, dataclasses.replace(state, **change))
+
+
+CACHE_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"value": None}, ValueError, "cache holds no value; begin a new sequence with a new Relevan"),
+    ({"key": None, "length": None}, ValueError, "cache holds no key and no length; begin a new"),
+    ({"position": [0]}, TypeError, "cache.position should be a Tensor, got list"),
+    (
+        {"position": torch.zeros(1, 1, 3)},
+        ValueError,
+        "cache.position should have dtype torch.int64",
+    ),
+    (
+        {"position": torch.zeros(1, 1, 2, dtype=torch.int64)},
+        RuntimeError,
+        "Expected cache.position size (1, 1, 3), got [1, 1, 2]",
+    ),
+    (
+        {"value": torch.zeros(1, 1, 2, 2)},
+        RuntimeError,
+        "Expected cache.value size (1, 1, 3, 2), got [1, 1, 2, 2]",
+    ),
+    (
+        {"position": torch.full((1, 1, 3), -7)},
+        ValueError,
+        "cache.position should hold numbers from",
+    ),
+    (
+        {"relevance": torch.full((1, 1, 3), torch.nan)},
+        ValueError,
+        "cache.relevance should hold numbers from -1, got nan; begin a new sequence",
+    ),
+    (
+        {"relevance": torch.zeros(1, 1, 3, dtype=torch.float64)},
+        ValueError,
+        "cache.relevance should have dtype torch.float32",
+    ),
+    ({"length": torch.tensor([-5])}, ValueError, "cache.length should hold numbers from 0, got -5"),
+    (
+        {"length": torch.zeros(2, dtype=torch.int64)},
+        RuntimeError,
+        "Expected cache.length size (1,)",
+    ),
+    ({"retained": 1.5}, ValueError, "cache.retained should be an int from 0 to its 3 slots, got"),
+    ({"retained": 3}, ValueError, "cache holds 3 retained keys and 0 of the window, more than top"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), CACHE_ERRORS)
+def test_a_cache_that_was_changed(
+    backend: str, change: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    q, cache = torch.randn(1, 1, 5, 2), RelevancyCache()
+    relevancy_attention(q, q, q, 2, 2, cache=cache, backend=backend)  # type: ignore[call-overload]
+    with pytest.raises(kind) as error:
+        relevancy_attention(
+            q, q, q, 2, 2, cache=dataclasses.replace(cache, **change), backend=backend
+        )  # type: ignore[call-overload]
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"scale": float("nan")}, ValueError, "scale should be finite, got nan; 1 / sqrt(D) is"),
+        ({"scale": -float("inf")}, ValueError, "scale should be finite, got -inf"),
+        ({"scale": "1"}, TypeError, "scale should be a number or None, got str"),
+        ({"scale": True}, TypeError, "scale should be a number or None, got bool"),
+        ({"return_retained": "no"}, TypeError, "return_retained should be of type bool, got: str"),
+    ],
+)
+def test_scale_and_flags(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    q = torch.randn(1, 1, 5, 2)
+    with pytest.raises(kind) as error:
+        relevancy_attention(q, q, q, 2, 2, **options)
+    assert message in str(error.value)
+    with_numpy = relevancy_attention(q, q, q, 2, 2, scale=np.float32(0.5))
+    assert torch.equal(with_numpy, relevancy_attention(q, q, q, 2, 2, scale=0.5))
 
 
 def test_dropout_without_a_second_layer_warns_in_the_words_of_lstm() -> None:
@@ -104,8 +223,8 @@ def test_dropout_without_a_second_layer_warns_in_the_words_of_lstm() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bias": "yes"}, "bias should be of type bool, got str"),
-        ({"batch_first": 1}, "batch_first should be of type bool, got int"),
+        ({"bias": "yes"}, "bias should be of type bool, got: str"),
+        ({"batch_first": 1}, "batch_first should be of type bool, got: int"),
         ({"embed_dim": 8.0}, "embed_dim should be of type int, got float"),
         ({"num_heads": True}, "num_heads should be of type int, got bool"),
         ({"top_k": None}, "top_k should be of type int, got NoneType"),

@@ -27,6 +27,7 @@ from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.selection import configure_logging as _configure_logging
 from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
 from throughtime.ops.lstm import empty_cache
+from throughtime.registration import register as _register
 from throughtime.replacement import Replacement, replace
 from throughtime.schedule import DetachSchedule
 from throughtime.states import RelevancyCache, RelState
@@ -38,6 +39,7 @@ except _PackageNotFoundError:
     __version__ = "0+unknown"
 
 _configure_logging()
+_register()
 
 __all__ = [
     "LSTM",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ def check_probability(p: float, name: str) -> float:
     Raises:
         ValueError: if ``p`` is not a number in [0, 1].
     """
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= p <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], got {p!r}")
     return float(p)
 
@@ -52,7 +53,7 @@ def detach_mask(
 
     Source: arXiv 1810.03023, Algorithm 1.
     """
-    check_probability(p, "p")
+    p = check_probability(p, "p")
     shape = (length,) if batch is None else (length, batch)
     # rand's overload with a generator takes no symbolic sizes, which torch.compile needs.
     if generator is None:

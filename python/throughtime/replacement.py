@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from throughtime.backends.predicates import BackendName, Request, can_run
 from throughtime.backends.selection import check_name
+from throughtime.functional.checks import check_flag
 from throughtime.masks import check_probability
 from throughtime.nn import LSTM
 
@@ -73,10 +74,7 @@ def replace(
     """
     check_probability(detach_prob, "detach_prob")
     check_name(backend)
-    if not isinstance(detach_shared, bool):
-        raise TypeError(
-            f"detach_shared should be of type bool, got: {type(detach_shared).__name__}"
-        )
+    check_flag("detach_shared", detach_shared)
     found: dict[str, nn.LSTM] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():

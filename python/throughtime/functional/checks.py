@@ -10,16 +10,67 @@ from torch import Tensor
 from throughtime.constant import constant_result
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
+_CAST = (torch.float32, *LOW_PRECISION)  # what autocast casts: not float64, integers, complex
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
     """The dtype that autocast wants ``input`` in, None if it leaves it as it is."""
-    device_type = input.device.type
-    if input.dtype == torch.float64 or not _has_autocast(device_type):
+    if input.dtype not in _CAST or not _autocast_enabled(input.device.type):
         return None
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
+    return torch.get_autocast_dtype(input.device.type)
+
+
+def _autocast_enabled(device_type: str) -> bool:
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _wrong_dtype(input: Tensor, words: str) -> NoReturn:
+    """Raise what ``nn.LSTM`` raises where dtypes do not fit: a RuntimeError under autocast."""
+    raise (RuntimeError if _autocast_enabled(input.device.type) else ValueError)(words)
+
+
+def check_weight_dtype(input: Tensor, weight: Tensor, name: str = "") -> None:
+    """Check that the input has the dtype of a weight.
+
+    Raises:
+        RuntimeError, ValueError: if not, under autocast and without.
+    """
+    if input.dtype != weight.dtype:
+        _wrong_dtype(
+            input,
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype})"
+            f"{name and f' of {name}'}. Convert input: input.to({weight.dtype}), or convert "
+            f"model: model.to({input.dtype})",
+        )
+
+
+def check_state_dtype(input: Tensor, state: Tensor, name: str) -> None:
+    """Check that a state has the dtype of the input.
+
+    Raises:
+        RuntimeError, ValueError: if not, under autocast and without.
+    """
+    if input.dtype != state.dtype:
+        _wrong_dtype(
+            input,
+            f"Input and hidden tensors are not the same dtype, found input tensor with "
+            f"{input.dtype} and {name} with {state.dtype}. Convert the state: "
+            f"{name}.to({input.dtype})",
+        )
+
+
+def check_cast(op: str, named: dict[str, Tensor]) -> None:
+    """Check that autocast casts all of these, as it does the input.
+
+    Raises:
+        RuntimeError: if it does not.
+    """
+    for name, x in named.items():
+        if x.dtype not in _CAST:
+            raise RuntimeError(
+                f"{op}: {name} should be float32, float16 or bfloat16 under autocast, which casts "
+                f"nothing else, got {x.dtype}; convert it: {name}.float()"
+            )
 
 
 @constant_result  # Dynamo of torch 2.10 cannot trace the builtin in it
@@ -99,8 +150,7 @@ def check_lengths(op: str, lengths: Tensor, batch: int, length: int, device: tor
             f"{op}: lengths should be on the CPU or on the input's device {device}, got "
             f"{lengths.device}"
         )
-    # Reading values would stall a GPU and break a graph, so there they are taken on trust.
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or batch == 0:
+    if batch == 0 or not readable(lengths):
         return
     low, high = (int(bound) for bound in lengths.aminmax())
     if low < 0 or high > length:
@@ -108,6 +158,11 @@ def check_lengths(op: str, lengths: Tensor, batch: int, length: int, device: tor
             f"{op}: lengths should be between 0 and the number of steps {length}, got values from "
             f"{low} to {high}; pad the input or clamp the lengths"
         )
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether values may be looked at: it would stall a GPU and break a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def wrong_shape(op: str, name: str, wanted: str, got: Tensor) -> NoReturn:
@@ -126,6 +181,47 @@ def check_size(op: str, name: str, value: int, *, least: int) -> None:
         raise TypeError(f"{op}: {name} should be of type int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{op}: {name} should be {least} or more, got {value}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Check that ``value`` is a bool.
+
+    Raises:
+        TypeError: if it is not, in the words of ``nn.LSTM``.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def check_sequence(op: str, input: object) -> None:
+    """Check that a layer's input, which is not packed, is a tensor.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"{op}: input should be a Tensor or a PackedSequence, got {type(input).__name__}"
+        )
+
+
+def check_pair(op: str, hx: object, kinds: str = "") -> None:
+    """Check that ``hx`` is None or two tensors; ``kinds`` names what else it may be.
+
+    Raises:
+        RuntimeError: if it is another number of them.
+        TypeError: if it is something else.
+    """
+    if hx is None:
+        return
+    wanted = f"{op}: hx should be {kinds}a pair (h_0, c_0) of tensors or None"
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{wanted}, got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise RuntimeError(f"{wanted}, got a {type(hx).__name__} of {len(hx)}")
+    if not all(isinstance(x, Tensor) for x in hx):
+        got = " and ".join(type(x).__name__ for x in hx)
+        raise TypeError(f"{wanted}, got a pair of {got}")
 
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:

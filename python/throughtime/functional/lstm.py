@@ -12,8 +12,13 @@ from throughtime.backends.selection import choose
 from throughtime.functional.checks import (
     as_dtype,
     autocast_dtype,
+    check_cast,
+    check_flag,
     check_lengths,
     check_mask,
+    check_pair,
+    check_state_dtype,
+    check_weight_dtype,
     wrong_shape,
 )
 from throughtime.functional.lstm_call import LstmCall, States, run, run_both
@@ -134,6 +139,7 @@ def bidirectional_lstm(
 
     Source: arXiv 1810.03023, Algorithm 1, once per direction.
     """
+    _check_directions(hx, weights, detach_mask, reset)
     one, other = (
         _checked(
             LstmCall(
@@ -144,12 +150,53 @@ def bidirectional_lstm(
         for d in range(2)
     )  # fmt: skip
     if one.weight_hh.shape != other.weight_hh.shape:
-        wrong_shape("lstm", "weight_hh of the second direction", str(list(one.weight_hh.shape)),
+        wrong_shape(_BOTH, "weight_hh of the second direction", str(list(one.weight_hh.shape)),
                     other.weight_hh)  # fmt: skip
-    if (one.bias_ih is None, one.bias_hh is None) != (other.bias_ih is None, other.bias_hh is None):
-        raise TypeError("lstm: both directions should have the same biases, or none")
+    if [x is None for x in one[2:7]] != [x is None for x in other[2:7]]:
+        raise TypeError(
+            f"{_BOTH}: both directions should have the same biases and projections, or none"
+        )
     with _no_autocast(input):
         return run_both(_chosen(backend, one), one, other)
+
+
+_BOTH = "bidirectional_lstm"
+
+
+def _check_directions(
+    hx: States | None,
+    weights: tuple[Weights, Weights],
+    detach_mask: PerDirection,
+    reset: PerDirection,
+) -> None:
+    """Check that everything is there once per direction; what is there, :func:`_checked` checks.
+
+    Raises:
+        RuntimeError: if a state has another first size than 2.
+        TypeError: if something is no pair.
+    """
+    per_direction = {"weights": weights, "detach_mask": detach_mask, "reset": reset}
+    for name, pair in per_direction.items():
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise TypeError(
+                f"{_BOTH}: {name} should be a pair, one per direction, got {_kind(pair)}"
+            )
+    for d, one in enumerate(weights):
+        if not (isinstance(one, (tuple, list)) and len(one) == 5):
+            raise TypeError(
+                f"{_BOTH}: weights[{d}] should be (weight_ih, weight_hh, bias_ih, bias_hh, "
+                f"weight_hr), with None for what is left out, got {_kind(one)}"
+            )
+    check_pair(_BOTH, hx)
+    for k, x in enumerate(hx or ()):
+        if x.dim() != 3 or x.size(0) != 2:
+            wrong_shape(_BOTH, f"hx[{k}]", f"[2, B, {'H' if k else 'H or P'}]", x)
+
+
+def _kind(value: object) -> str:
+    """The type, and the number of parts, for a message."""
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else kind
 
 
 def _checked(call: LstmCall) -> LstmCall:
@@ -160,6 +207,7 @@ def _checked(call: LstmCall) -> LstmCall:
     """
     input, lengths = call.input, call.lengths
     named = _named(*call[:7])
+    check_flag("lstm: reverse", call.reverse)
     _check_sizes(named)
     length, batch, _ = input.shape
     check_mask("lstm", "detach_mask", call.detach_mask, input, ((length,), (length, batch)))
@@ -171,6 +219,7 @@ def _checked(call: LstmCall) -> LstmCall:
     if dtype is None:
         _check_dtypes(named)
         return call
+    check_cast("lstm", named)
     return call._replace(
         input=input.to(dtype),
         hx=None if call.hx is None else (call.hx[0].to(dtype), call.hx[1].to(dtype)),
@@ -214,10 +263,7 @@ def _named(
     Raises:
         TypeError: if one of them is no tensor, or ``hx`` is no pair.
     """
-    if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-        raise TypeError(
-            f"lstm: hx should be a pair (h_0, c_0) of tensors or None, got {type(hx).__name__}"
-        )
+    check_pair("lstm", hx)
     named = {"input": input}
     if hx is not None:
         named |= {"hx[0]": hx[0], "hx[1]": hx[1]}
@@ -278,17 +324,6 @@ def _check_sizes(named: dict[str, Tensor]) -> None:
 
 
 def _check_dtypes(named: dict[str, Tensor]) -> None:
-    input = named["input"]
     for name, x in named.items():
-        if x.dtype == input.dtype:
-            continue
-        if name.startswith("hx"):
-            raise ValueError(
-                f"Input and hidden tensors are not the same dtype, found input tensor with "
-                f"{input.dtype} and {name} with {x.dtype}. Convert the state: "
-                f"{name}.to({input.dtype})"
-            )
-        raise ValueError(
-            f"RNN input dtype ({input.dtype}) does not match weight dtype ({x.dtype}) of {name}. "
-            f"Convert input: input.to({x.dtype}), or convert model: model.to({input.dtype})"
-        )
+        check = check_state_dtype if name.startswith("hx") else check_weight_dtype
+        check(named["input"], x, name)

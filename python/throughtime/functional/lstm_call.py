@@ -104,12 +104,15 @@ def _cpu(call: LstmCall) -> tuple[Tensor, States]:
         call.detach_mask,
         call.reverse,
     )
+    if output.requires_grad and (call.weight_hr is not None or dtype == torch.float64):
+        # The backward reads the output, and nn.LSTM lets its user overwrite it in these cases.
+        output = output.clone()
     return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
 
 
 def _triton(call: LstmCall) -> tuple[Tensor, States]:
     output, (h_n, c_n) = _gpu("triton", call)
-    return output.squeeze(2), (h_n.squeeze(0), c_n.squeeze(0))
+    return output.squeeze(2), (_first(h_n), _first(c_n))
 
 
 def _cuda(*calls: LstmCall) -> tuple[Tensor, States]:
@@ -126,8 +129,13 @@ def _cuda(*calls: LstmCall) -> tuple[Tensor, States]:
         output, h_n, c_n = (x[..., :hidden].contiguous() for x in (output, h_n, c_n))
     output = output.flatten(2)
     if len(calls) == 1:
-        return output, (h_n.squeeze(0), c_n.squeeze(0))
+        return output, (_first(h_n), _first(c_n))
     return output, (h_n, c_n)
+
+
+def _first(state: Tensor) -> Tensor:
+    """``state [1, B, H]`` without its first dimension: no view, which detach_() would refuse."""
+    return torch.ops.aten._unsafe_view.default(state, state.shape[1:])  # type: ignore[no-any-return]
 
 
 def _padded(call: LstmCall, units: int) -> LstmCall:

@@ -12,14 +12,18 @@ from torch import Tensor
 from throughtime import reference
 from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import choose
+from throughtime.functional.carried import check_initial, check_state
 from throughtime.functional.checks import (
     LOW_PRECISION,
     as_dtype,
     autocast_dtype,
+    check_cast,
     check_choice,
     check_lengths,
     check_mask,
+    check_pair,
     check_size,
+    check_weight_dtype,
     wrong_shape,
 )
 from throughtime.functional.relevancy import Retain
@@ -135,16 +139,14 @@ def rel_lstm(
         check_lengths(_OP, lengths, batch, length, input.device)
         lengths = lengths.to(input.device)
     dtype = autocast_dtype(input)
-    if dtype is not None:
+    given = {name: x for name, x in weights._asdict().items() if x is not None}
+    if dtype is None:
+        for name, x in given.items():
+            check_weight_dtype(input, x, name)
+    else:
+        check_cast(_OP, given)
         input = input.to(dtype)
         weights = weights.to(dtype)
-    for name, x in weights._asdict().items():
-        if x is not None and x.dtype != input.dtype:
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({x.dtype}) of "
-                f"{name}. Convert input: input.to({x.dtype}), or convert model: "
-                f"model.to({input.dtype})"
-            )
     state = _initial(hx, input, weight_hh.size(1), detach_mask, (window_size, top_k), dtype)
 
     request = Request(
@@ -284,8 +286,8 @@ def _initial(
     """The state to begin with, checked; a fresh one has no memory and h_0 as its context."""
     batch = input.size(1)
     if isinstance(hx, RelState):
-        _check_state(hx, input, hidden, sizes, dtype)
-        if dtype is None or hx.h.dtype == dtype:
+        check_state(_OP, hx, input, hidden, sizes, dtype)
+        if dtype is None:
             return hx
         return dataclasses.replace(
             hx,
@@ -297,13 +299,8 @@ def _initial(
     if hx is None:
         h = c = input.new_zeros(batch, hidden)
     else:
-        if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-            raise TypeError(
-                f"{_OP}: hx should be a RelState, a pair (h_0, c_0) of tensors or None, got "
-                f"{type(hx).__name__}"
-            )
-        for k, x in enumerate(hx):
-            _check_part(f"hx[{k}]", x, (batch, hidden), input, dtype)
+        check_pair(_OP, hx, "a RelState, ")
+        check_initial(_OP, hx, (batch, hidden), input, dtype)
         h, c = hx if dtype is None else (hx[0].to(dtype), hx[1].to(dtype))
     context = h
     if detach_mask is not None:
@@ -323,70 +320,6 @@ def _initial(
         torch.zeros(batch, dtype=torch.int64, device=input.device),
         0,
     )
-
-
-def _check_state(
-    state: RelState,
-    input: Tensor,
-    hidden: int,
-    sizes: tuple[int, int | None],
-    dtype: torch.dtype | None,
-) -> None:
-    window_size, top_k = sizes
-    batch, slots = input.size(1), state.memory.size(0)
-    named = {"h": state.h, "c": state.c, "context": state.context}
-    for name, x in named.items():
-        _check_part(f"hx.{name}", x, (batch, hidden), input, dtype)
-    _check_part("hx.memory", state.memory, (slots, batch, hidden), input, dtype)
-    for name, x in (("relevance", state.relevance), ("position", state.position)):
-        if tuple(x.shape) != (slots, batch):
-            wrong_shape(_OP, f"hx.{name}", f"{[slots, batch]}", x)
-    if tuple(state.length.shape) != (batch,):
-        wrong_shape(_OP, "hx.length", f"[{batch}], one per sample", state.length)
-    for name in ("relevance", "position", "length"):
-        x = getattr(state, name)
-        if x.device != input.device:
-            raise RuntimeError(
-                f"{_OP}: hx.{name} should be on the input's device {input.device}, got {x.device}; "
-                f"move it: hx.{name}.to({str(input.device)!r})"
-            )
-    wanted = torch.float32 if input.dtype in LOW_PRECISION else input.dtype
-    if state.relevance.dtype != wanted:
-        raise ValueError(
-            f"{_OP}: hx.relevance should have dtype {wanted} for an input of {input.dtype}, got "
-            f"{state.relevance.dtype}; convert it: hx.relevance.to({wanted})"
-        )
-    window = slots - state.retained
-    if window > window_size - 1 or (top_k is not None and state.retained > top_k):
-        raise ValueError(
-            f"{_OP}: hx holds {state.retained} retained states and {window} of the window, more "
-            f"than top_k = {top_k} and window_size - 1 = {window_size - 1} allow; go on with the "
-            "sizes of the call that made it, or begin anew with hx=(hx.h, hx.c)"
-        )
-
-
-def _check_part(
-    name: str,
-    x: object,
-    shape: tuple[int, ...],
-    input: Tensor,
-    dtype: torch.dtype | None,
-) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{_OP}: {name} should be a Tensor, got {type(x).__name__}")
-    if tuple(x.shape) != shape:
-        raise RuntimeError(f"Expected {name} size {shape}, got {list(x.shape)}")
-    if x.device != input.device:
-        raise RuntimeError(
-            f"Input and hidden tensors are not at the same device, found input tensor at "
-            f"{input.device} and hidden tensor at {x.device} ({name})"
-        )
-    if dtype is None and x.dtype != input.dtype:
-        raise ValueError(
-            f"Input and hidden tensors are not the same dtype, found input tensor with "
-            f"{input.dtype} and {name} with {x.dtype}. Convert the state: "
-            f"{name}.to({input.dtype})"
-        )
 
 
 def _check_tensors(input: Tensor, weights: dict[str, Tensor | None], gates: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from contextlib import nullcontext
 from typing import Literal, NoReturn, overload
 
@@ -12,10 +13,13 @@ from torch import Tensor
 from throughtime import reference
 from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import choose
+from throughtime.functional.carried import check_cache
 from throughtime.functional.checks import (
     LOW_PRECISION,
     autocast_dtype,
+    check_cast,
     check_choice,
+    check_flag,
     check_lengths,
     check_size,
     wrong_shape,
@@ -154,6 +158,7 @@ def relevancy_attention(
     check_size(_OP, "top_k", top_k, least=0)
     check_choice(_OP, "score", score, ("dot", "additive"))
     check_choice(_OP, "retain", retain, ("relevant", "first"))
+    check_flag(f"{_OP}: return_retained", return_retained)
     weight = _check_tensors(query, key, value, score, score_weight)
     batch, _, length, size = query.shape
     if lengths is not None:
@@ -161,17 +166,21 @@ def relevancy_attention(
         lengths = lengths.to(query.device)
     if scale is None:
         scale = float(size) ** -0.5  # a size is a tensor in a trace, and its power one of float32
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+    elif isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise TypeError(f"{_OP}: scale should be a number or None, got {type(scale).__name__}")
+    elif not -math.inf < scale < math.inf:
+        raise ValueError(f"{_OP}: scale should be finite, got {scale}; 1 / sqrt(D) is the default")
     dtype = autocast_dtype(query)
     if dtype is not None:
+        tensors = {"key": key, "value": value, "score_weight": weight}
+        check_cast(_OP, {name: x for name, x in tensors.items() if x is not None})
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         weight = None if weight is None else weight.to(dtype)
     _check_dtypes(query, {"key": key, "value": value, "score_weight": weight})
     relevance, retained = None, 0
     new_key, new_value = key, value
     if cache is not None:
-        _check_cache(cache, key, value, (window_size, top_k, score, float(scale), retain))
+        check_cache(_OP, cache, key, value, (window_size, top_k), (score, float(scale), retain))
         if cache.key is not None and cache.value is not None:
             key, value = torch.cat([cache.key, key], 2), torch.cat([cache.value, value], 2)
             relevance, retained = cache.relevance, cache.retained
@@ -395,37 +404,6 @@ def _check_dtypes(query: Tensor, others: dict[str, Tensor | None]) -> None:
             raise ValueError(
                 f"{_OP}: {name} should have the query's dtype {query.dtype}, got {x.dtype}; "
                 f"convert it: {name}.to({query.dtype})"
-            )
-
-
-def _check_cache(
-    cache: RelevancyCache, key: Tensor, value: Tensor, options: tuple[object, ...]
-) -> None:
-    """Check that a cache continues what this call goes on with; remember the options."""
-    if not isinstance(cache, RelevancyCache):
-        raise TypeError(f"{_OP}: cache should be a RelevancyCache, got {type(cache).__name__}")
-    way_out = "begin a new sequence with a new RelevancyCache()"
-    if cache.key is None or cache.value is None:
-        cache.options = options
-        return
-    if cache.options != options:
-        names = "(window_size, top_k, score, scale, retain)"
-        raise ValueError(
-            f"{_OP}: cache was begun with {names} = {cache.options}, got {options}; "
-            f"go on with the same, or {way_out}"
-        )
-    for name, old, new in (("key", cache.key, key), ("value", cache.value, value)):
-        wanted = (*new.shape[:2], new.shape[3])
-        got = (*old.shape[:2], old.shape[3])
-        if wanted != got:
-            raise ValueError(
-                f"{_OP}: cache holds {name}s of (B, heads, features) = {got}, but {name} has "
-                f"{wanted}; {way_out}"
-            )
-        if old.dtype != new.dtype or old.device != new.device:
-            raise ValueError(
-                f"{_OP}: cache holds {name}s in {old.dtype} on {old.device}, but {name} is in "
-                f"{new.dtype} on {new.device}; convert {name}, or {way_out}"
             )
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime import functional, masks
 from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import check_name
+from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.nn.backend import BackendChoice
 from throughtime.packed import repack, unpack
 
@@ -72,6 +73,11 @@ class LSTM(BackendChoice, nn.RNNBase):
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
+    # What a subclass may call beside RNNBase's own; they ask for no more than an RNNBase has.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
     def __init__(
         self,
         input_size: int,
@@ -90,10 +96,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         backend: BackendName = "auto",
     ) -> None:
         masks.check_probability(detach_prob, "detach_prob")
-        if not isinstance(detach_shared, bool):
-            raise TypeError(
-                f"detach_shared should be of type bool, got: {type(detach_shared).__name__}"
-            )
+        check_flag("detach_shared", detach_shared)
         check_name(backend)
         super().__init__(
             "LSTM",
@@ -246,8 +249,10 @@ class LSTM(BackendChoice, nn.RNNBase):
             TypeError: if a mask is no tensor.
             ValueError: if a dtype or the number of dimensions of the input is wrong.
         """
+        check_pair("LSTM", hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, detach_mask, reset, generator)
+        check_sequence("LSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -323,14 +328,13 @@ class LSTM(BackendChoice, nn.RNNBase):
                     reset=reset,
                     backend=self.backend,
                 )
-                h, c = h.unsqueeze(0), c.unsqueeze(0)
             h_n.append(h)
             c_n.append(c)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout)
-        if len(h_n) == 1:
-            return x, (h_n[0], c_n[0])
-        return x, (torch.cat(h_n), torch.cat(c_n))
+        # Copies, of one layer too: a view could not be detached in place.
+        join = torch.cat if self.bidirectional else torch.stack
+        return x, (join(h_n), join(c_n))
 
     def _run_both(
         self,
@@ -395,12 +399,8 @@ class LSTM(BackendChoice, nn.RNNBase):
 
     def _check_input(self, input: Tensor, dims: int) -> None:
         weight = self.weight_ih_l0
-        if input.dtype != weight.dtype and functional.autocast_dtype(input) is None:
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: "
-                f"model.to({input.dtype})"
-            )
+        if functional.autocast_dtype(input) is None:
+            check_weight_dtype(input, weight)
         if input.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
         if input.size(-1) != self.input_size:
@@ -414,10 +414,9 @@ class LSTM(BackendChoice, nn.RNNBase):
             return
         count = self.num_layers * (2 if self.bidirectional else 1)
         for k, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
-            if tuple(hx[k].shape) != (count, batch, size):
-                raise RuntimeError(
-                    f"Expected hidden[{k}] size {(count, batch, size)}, got {list(hx[k].shape)}"
-                )
+            self.check_hidden_size(
+                hx[k], (count, batch, size), f"Expected hidden[{k}] size {{}}, got {{}}"
+            )
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()

@@ -13,7 +13,15 @@ from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
 from throughtime.backends.predicates import BackendName, Request
-from throughtime.functional.checks import check_choice, check_size
+from throughtime.functional.carried import check_state_sizes
+from throughtime.functional.checks import (
+    check_choice,
+    check_flag,
+    check_pair,
+    check_sequence,
+    check_size,
+    check_weight_dtype,
+)
 from throughtime.functional.rel_lstm import Cell
 from throughtime.functional.relevancy import Retain
 from throughtime.nn.backend import BackendChoice
@@ -70,6 +78,8 @@ class RelLSTM(BackendChoice, nn.Module):
     Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
     """
 
+    weight_hh_l0: Tensor
+
     def __init__(
         self,
         input_size: int,
@@ -103,8 +113,7 @@ class RelLSTM(BackendChoice, nn.Module):
             "batch_first": batch_first,
             "detach_shared": detach_shared,
         }.items():
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+            check_flag(name, flag)
         check_choice("RelLSTM", "cell", cell, ("lstm", "tanh"))
         check_choice("RelLSTM", "retain", retain, ("relevant", "first"))
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
@@ -142,7 +151,7 @@ class RelLSTM(BackendChoice, nn.Module):
         self.reset_parameters()
 
     def backend_request(self) -> Request:
-        weight: Tensor = self.get_parameter("weight_hh_l0")
+        weight = self.weight_hh_l0
         return Request(
             "rel_lstm",
             self.hidden_size,
@@ -227,6 +236,7 @@ class RelLSTM(BackendChoice, nn.Module):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, detach_mask, generator)
+        check_sequence("RelLSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"RelLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -318,16 +328,14 @@ class RelLSTM(BackendChoice, nn.Module):
         return list(zip(hx[0], hx[1], strict=True))
 
     def _check_states(self, hx: RelState | States | None, batch: int) -> None:
-        """Check the sizes; the rest of a RelState is checked per layer."""
-        if hx is None:
-            return
-        wanted = (self.num_layers, batch, self.hidden_size)
-        named = {"hx.h": hx.h} if isinstance(hx, RelState) else {"hidden[0]": hx[0]}
-        if not isinstance(hx, RelState):
-            named["hidden[1]"] = hx[1]
-        for name, x in named.items():
-            if tuple(x.shape) != wanted:
-                raise RuntimeError(f"Expected {name} size {wanted}, got {list(x.shape)}")
+        """Check the sizes; the rest is checked per layer."""
+        if isinstance(hx, RelState):
+            check_state_sizes("RelLSTM", hx, (self.num_layers,), batch, self.hidden_size)
+        elif hx is not None:
+            wanted = (self.num_layers, batch, self.hidden_size)
+            for k, x in enumerate(hx):
+                if tuple(x.shape) != wanted:
+                    raise RuntimeError(f"Expected hidden[{k}] size {wanted}, got {list(x.shape)}")
 
     def _masks(
         self,
@@ -352,12 +360,8 @@ class RelLSTM(BackendChoice, nn.Module):
 
     def _check_input(self, input: Tensor) -> None:
         weight = self.weight_hh_l0
-        if input.dtype != weight.dtype and functional.autocast_dtype(input) is None:
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: "
-                f"model.to({input.dtype})"
-            )
+        if functional.autocast_dtype(input) is None:
+            check_weight_dtype(input, weight)
         if input.size(-1) != self.input_size:
             raise RuntimeError(
                 "input.size(-1) must be equal to input_size. "
@@ -389,14 +393,5 @@ class RelLSTM(BackendChoice, nn.Module):
 
 def _check_kind(hx: object) -> None:
     """Check that ``hx`` is None, a RelState or a pair of tensors."""
-    if hx is None or isinstance(hx, RelState):
-        return
-    if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-        got = type(hx).__name__
-    elif not all(isinstance(x, Tensor) for x in hx):
-        got = f"a pair of {type(hx[0]).__name__} and {type(hx[1]).__name__}"
-    else:
-        return
-    raise TypeError(
-        f"RelLSTM: hx should be a RelState, a pair (h_0, c_0) of tensors or None, got {got}"
-    )
+    if not isinstance(hx, RelState):
+        check_pair("RelLSTM", hx, "a RelState, ")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from throughtime import functional
 from throughtime.backends.predicates import BackendName, Request
-from throughtime.functional.checks import check_choice, check_size
+from throughtime.functional.checks import check_choice, check_flag, check_size
 from throughtime.functional.relevancy import Retain, Score
 from throughtime.nn.backend import BackendChoice
 from throughtime.states import RelevancyCache
@@ -72,10 +72,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         check_size(name, "window_size", window_size, least=1)
         check_size(name, "top_k", top_k, least=0)
         for argument, flag in (("bias", bias), ("batch_first", batch_first)):
-            if not isinstance(flag, bool):
-                raise TypeError(
-                    f"{name}: {argument} should be of type bool, got {type(flag).__name__}"
-                )
+            check_flag(f"{name}: {argument}", flag)
         if embed_dim % num_heads:
             raise ValueError(
                 f"{name}: embed_dim should be divisible by num_heads, got {embed_dim} and "
@@ -147,8 +144,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
                 f"{self.embed_dim}, got {list(input.shape)}"
             )
         weight = self.in_proj_weight
-        cast = input.is_floating_point() and functional.autocast_dtype(input) is not None
-        if input.dtype != weight.dtype and not cast:
+        if input.dtype != weight.dtype and functional.autocast_dtype(input) is None:
             raise ValueError(
                 f"RelevancyAttention: input should have the weights' dtype {weight.dtype}, got "
                 f"{input.dtype}; convert it: input.to({weight.dtype})"
