@@ -21,7 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from throughtime.ops.fakes import check_dims, check_sizes
 from throughtime.ops.once import apply, once_differentiable
+from throughtime.ops.triton import check_runnable
 
 Kernels = Literal["cuda", "triton"]
 
@@ -53,9 +55,21 @@ def _forward_fake(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
+    if projected.dim() not in (3, 4):
+        check_dims("lstm_recurrence_forward", "projected", projected, "T, B, D, 4H")
     *rows, gates = projected.shape  # [T, B, D, 4H], or without D
     steps = rows[0] if save else 0
     hidden = weight_hh.shape[-1]
+    check_sizes(
+        "lstm_recurrence_forward",
+        projected,
+        bias=(bias, (*rows[2:], gates)),
+        h_0=(h_0, (*rows[2:], rows[1], hidden)),
+        c_0=(c_0, (*rows[2:], rows[1], hidden)),
+        weight_hh=(weight_hh, (*rows[2:], gates, hidden)),
+        lengths=(lengths, (rows[1],)),
+        reset=(reset, (*rows[2:], *rows[:2])),
+    )
     return (
         h_0.new_empty(*rows, hidden),
         h_0.new_empty(h_0.shape),
@@ -78,6 +92,22 @@ def _backward_fake(
     detach_mask: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
+    if gates.dim() not in (3, 4):
+        check_dims("lstm_recurrence_backward", "gates", gates, "T, B, D, 4H")
+    *rows, all_gates = gates.shape
+    hidden = weight_hh.shape[-1]
+    check_sizes(
+        "lstm_recurrence_backward",
+        gates,
+        grad_output=(grad_output, (*rows, hidden)),
+        grad_h_n=(grad_h_n, c_0.shape),
+        grad_c_n=(grad_c_n, c_0.shape),
+        c_0=(c_0, (*rows[2:], rows[1], hidden)),
+        weight_hh=(weight_hh, (*rows[2:], all_gates, hidden)),
+        cells=(cells, (*rows, hidden)),
+        lengths=(lengths, (rows[1],)),
+        reset=(reset, (*rows[2:], *rows[:2])),
+    )
     return gates.new_empty(gates.shape), c_0.new_empty(c_0.shape), c_0.new_empty(c_0.shape)
 
 
@@ -91,12 +121,14 @@ def _dense(args: tuple[Any, ...]) -> list[Any]:
 
 
 def _run_forward(*args: Any) -> tuple[Tensor, ...]:
+    check_runnable(args)
     # Imported when it is first called: Triton may be missing.
     kernels = import_module("throughtime.triton_kernels.lstm")
     return kernels.recurrence_forward(*_dense(args))  # type: ignore[no-any-return]
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
+    check_runnable(args)
     kernels = import_module("throughtime.triton_kernels.lstm")
     return kernels.recurrence_backward(*_dense(args))  # type: ignore[no-any-return]
 
