@@ -222,6 +222,21 @@ def test_batch_sizes_made_by_hand(layer: torch.nn.Module, sizes: list[int]) -> N
         layer(packed)
 
 
+def test_batch_sizes_in_compiled_code() -> None:
+    layer = LSTM(3, 4)
+    run_compiled = torch.compile(
+        lambda data, sizes: layer(PackedSequence(data, sizes))[0].data, backend="eager"
+    )
+    data = torch.randn(5, 3)
+    layer.requires_grad_(False)
+    torch.testing.assert_close(
+        run_compiled(data, torch.tensor([2, 2, 1])),
+        layer(PackedSequence(data, torch.tensor([2, 2, 1])))[0].data,
+    )
+    with pytest.raises(RuntimeError, match=r"batch_sizes .*should be positive"):
+        run_compiled(data, torch.tensor([2, 1, 2]))
+
+
 @pytest.mark.parametrize("layer", [LSTM(3, 4), RelLSTM(3, 4)], ids=["LSTM", "RelLSTM"])
 @pytest.mark.parametrize(
     ("order", "back"),

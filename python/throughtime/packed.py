@@ -12,15 +12,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 def check_packed(op: str, sequence: PackedSequence) -> None:
     """Check what anyone can put into a PackedSequence by hand.
 
-    Values of a tensor that is not on the CPU are taken on trust, as a look at them would stall it,
-    and so are all of them while torch.compile traces.
+    Values of a tensor that is not on the CPU are taken on trust: a look at them would stall it.
 
     Raises:
         RuntimeError: if ``batch_sizes`` or an order of the samples cannot belong to ``data``.
         TypeError: if one of them is no tensor.
     """
-    if torch.compiler.is_compiling():
-        return
     data, batch_sizes, there, back = sequence
     for name, tensor in (("data", data), ("batch_sizes", batch_sizes)):
         if not isinstance(tensor, Tensor):
