@@ -8,6 +8,7 @@ TORCH_CUDA ?= torch==2.14.1
 VENV_CUDA ?= .venv-cuda
 PYTEST_ARGS ?=
 BASE ?= main
+MINUTES ?= 10
 COMPARE_ARGS ?=
 VERSIONS_ARGS ?=
 QUICK ?=
@@ -21,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-cuda-build test-versions gradient-table bench bench-compare install format clean FORCE
+.PHONY: help demo test test-cuda-build test-versions gradient-table bench bench-compare fuzz install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +36,8 @@ help:
 	@echo "make bench    install into $(VENV), measure every operation, write tables, plots and a page"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
+	@echo "make fuzz     install into $(VENV), call the package with what is right and wrong from random"
+	@echo "              seeds for MINUTES=$(MINUTES), and print what ended a process, hung or named nothing"
 	@echo "make format   format the Python and C++ sources"
 	@echo "make clean    remove $(VENV) and all that was built"
 	@echo
@@ -99,6 +102,9 @@ bench: install
 	done; \
 	$(BIN)/python -m throughtime bench report "$$results"/lstm.csv "$$results"/rel-lstm.csv \
 	  "$$results"/relevancy.csv --out "$$results/benchmark.html"
+
+fuzz: install
+	cd tests && "$(abspath $(BIN))/python" -m fuzz --minutes $(MINUTES)
 
 install: $(VENV)/installed
 

@@ -64,6 +64,7 @@ BASELINE_SOURCES = [  # for the smallest instruction set
     "csrc/common/tensors.cpp",
     "csrc/lstm/cpu.cpp",
     "csrc/rel_lstm/cpu.cpp",
+    "csrc/relevancy/checks.cpp",
     "csrc/relevancy/cpu.cpp",
 ]
 KERNEL_SOURCES = [  # once per instruction set, without torch's headers

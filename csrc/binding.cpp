@@ -3,8 +3,10 @@
 // every Python from 3.10 on.
 #include <Python.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #include "common/cpu.h"
 #include "common/pool.h"
@@ -49,10 +51,19 @@ PyObject* cache_statistics(PyObject*, PyObject*) {
                        static_cast<Py_ssize_t>(s.peak_used_bytes));
 }
 
+// Plans divide by sizes.
+bool are_sizes(std::initializer_list<Py_ssize_t> sizes) {
+  const bool right = std::all_of(sizes.begin(), sizes.end(),
+                                 [](Py_ssize_t size) { return size >= 1 && size < kTooMany; });
+  if (!right) PyErr_SetString(PyExc_ValueError, "sizes should be at least 1 and below 2^53");
+  return right;
+}
+
 PyObject* lstm_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, I, H, scalar_bytes;
   int threads;
   if (!PyArg_ParseTuple(args, "nnnnni", &T, &B, &I, &H, &scalar_bytes, &threads)) return nullptr;
+  if (!are_sizes({T, B, I, H, scalar_bytes})) return nullptr;
   const LstmShape shape{T, B, I, H, H};
   const LstmPlan plan = plan_lstm(shape, scalar_bytes);
   const LstmSchedule schedule = schedule_lstm(shape, plan, threads);
@@ -72,6 +83,8 @@ PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
                         &gpu.ghz, &gpu.memory_gbs)) {
     return nullptr;
   }
+  if (!are_sizes({T, B, D, H, scalar_bytes, gpu.multiprocessors, gpu.shared_bytes, gpu.cluster}))
+    return nullptr;
   Tier only = Tier::kNone;
   if (!tier_named(tier, &only)) {
     PyErr_Format(PyExc_ValueError, "tier should be '', resident, grid or stepwise, got '%s'", tier);

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -11,6 +14,10 @@ import torch
 
 # Triton decides when a kernel is defined whether the interpreter will run it.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# torch keeps compiled code by the graph alone: what an earlier revision's fakes said would be reused.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="throughtime-inductor-")
+atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 from cases import runnable
 from host_kernels import load_module

@@ -80,7 +80,7 @@ def replaced(arguments: tuple[Any, ...], position: int, value: Any) -> tuple[Any
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (0, torch.zeros(5, 4), r"input should have 3 dimensions"),
+        (0, torch.zeros(5, 4), r"input should be \[T, B, I\], got 2 dimensions"),
         (0, torch.zeros(5, 4, 9, dtype=torch.float16), r"float32 or float64, got Half"),
         (0, torch.zeros(0, 4, 9), r"Expected sequence length to be larger than 0 in RNN"),
         (1, torch.zeros(3, 8), r"h_0 should have shape \[4, 8\], got \[3, 8\]"),
@@ -108,7 +108,7 @@ def test_forward_refuses(position: int, value: Tensor, message: str) -> None:
         (1, torch.zeros(4, 7), r"grad_h_n should have shape \[4, 8\]"),
         (11, torch.zeros(4, dtype=torch.bool), r"detach_mask should have shape \[5\]"),
         (11, torch.zeros(5), r"detach_mask should have dtype Bool"),
-        (13, torch.zeros(7), r"saved should have shape \[1600\], got \[7\]"),
+        (13, torch.zeros(7), r"saved should have shape \[1601\], got \[7\]"),
     ],
 )
 def test_backward_refuses(position: int, value: Tensor, message: str) -> None:

@@ -302,7 +302,7 @@ WRONG = {
     "key should have shape \\[2, 3, 5, 8\\], got \\[2, 3, 5, 7\\]": {"key": (2, 3, 5, 7)},
     "value should have shape \\[2, 3, 5, 8\\], got \\[2, 2, 5, 8\\]": {"value": (2, 2, 5, 8)},
     "score_weight should have shape \\[3, 8\\], got \\[8\\]": {"score_weight": (8,)},
-    "4 dimensions": {"query": (2, 5, 8)},
+    "query should be \\[B, heads, T, D\\], got 3 dimensions": {"query": (2, 5, 8)},
 }
 
 
@@ -318,7 +318,7 @@ def test_operator_names_what_is_wrong(message: str) -> None:
 def test_operator_refuses_an_impossible_memory_and_window() -> None:
     q, k = torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 8, 2)
     call = ops.relevancy_forward
-    with pytest.raises(RuntimeError, match=r"at most top_k = 1 retained keys.*got 2 and 3"):
+    with pytest.raises(RuntimeError, match=r"at most top_k = 1 retained positions.*got 2 and 3"):
         call(q, k, k, None, None, torch.zeros(1, 1, 5), 2, 9, 1, 1.0, False)
     with pytest.raises(RuntimeError, match="relevance should be given for the 5 keys"):
         call(q, k, k, None, None, None, 2, 9, 4, 1.0, False)

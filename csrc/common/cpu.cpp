@@ -10,23 +10,24 @@
 
 namespace throughtime {
 
-#define TT_DECLARE(isa)                                                                      \
-  extern const LstmKernels lstm_kernels_##isa;                                               \
-  extern const RelevancyKernels relevancy_kernels_##isa;                                     \
-  extern const RelLstmKernels rel_lstm_kernels_##isa;                                        \
-  const CpuKernels cpu_kernels_##isa = {#isa, &lstm_kernels_##isa, &relevancy_kernels_##isa, \
+// Marks are numbers that any floating point type holds, and that no activation has.
+#define TT_DECLARE(isa, mark)                                                                      \
+  extern const LstmKernels lstm_kernels_##isa;                                                     \
+  extern const RelevancyKernels relevancy_kernels_##isa;                                           \
+  extern const RelLstmKernels rel_lstm_kernels_##isa;                                              \
+  const CpuKernels cpu_kernels_##isa = {#isa, mark, &lstm_kernels_##isa, &relevancy_kernels_##isa, \
                                         &rel_lstm_kernels_##isa};
 #if defined(TT_HAVE_AVX512)
-TT_DECLARE(avx512)
+TT_DECLARE(avx512, 129)
 #endif
 #if defined(TT_HAVE_AVX2)
-TT_DECLARE(avx2)
+TT_DECLARE(avx2, 130)
 #endif
 #if defined(TT_HAVE_SSE2)
-TT_DECLARE(sse2)
+TT_DECLARE(sse2, 131)
 #endif
 #if defined(TT_HAVE_NEON)
-TT_DECLARE(neon)
+TT_DECLARE(neon, 132)
 #endif
 
 namespace {

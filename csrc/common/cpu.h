@@ -11,6 +11,7 @@ namespace throughtime {
 // All kernels of one instruction set.
 struct CpuKernels {
   const char* isa;
+  int mark;  // what they write into saved activations, which no other set can read
   const LstmKernels* lstm;
   const RelevancyKernels* relevancy;
   const RelLstmKernels* rel_lstm;
@@ -22,8 +23,7 @@ const CpuKernels& cpu_kernels();
 // All that this machine can run, best first; ends with null.
 const CpuKernels* const* runnable_cpu_kernels();
 
-// False if no runnable kernels have that name. For tests: saved activations of a forward pass can
-// be read only by the instruction set that wrote them.
+// False if no runnable kernels have that name. For tests.
 bool choose_cpu_kernels(const char* isa);
 
 Runtime cpu_runtime();  // without a profile

@@ -19,7 +19,7 @@ struct Panels {
   int64_t vectors;  // of columns, in all
 
   TT_INLINE static int64_t numbers(int64_t k_count, int64_t vectors) {
-    return k_count * vectors * kLanes<S>;
+    return times(k_count, vectors, kLanes<S>);
   }
   TT_INLINE int64_t count() const { return divide_up(vectors, kPanelVectors); }
   TT_INLINE int64_t width(int64_t panel) const {

@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "pool.h"
+#include "sizes.h"
 #include "tensors.h"
 
 // Part of the stable ABI since torch 2.11; weak, so that the same binary loads under 2.10.
@@ -12,17 +13,22 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace throughtime {
 
-Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+Tensor pooled(const char* op, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.begin(), sizes.size());
   int64_t count = 1;
-  for (int64_t size : sizes) count *= size;
+  double bytes = bytes_of(dtype);
+  for (int64_t size : sizes) {
+    count = times(count, size);
+    bytes *= static_cast<double>(size);
+  }
+  TT_CHECK(count < kTooMany, op, ": not enough memory: you tried to allocate ", bytes, " bytes");
   if (!torch_from_blob || count == 0) return torch::stable::empty(shape, dtype);
 
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
   const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  void* const memory = pool_acquire(count * (dtype == ScalarType::Float ? 4 : 8));
+  void* const memory = pool_acquire(count * bytes_of(dtype));
   AtenTensorHandle handle = nullptr;
   const AOTITorchError status = torch_from_blob(
       memory, shape.size(), shape.data(), strides.data(), 0, dtype_code,
@@ -30,7 +36,7 @@ Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
       [](void* data, void*) { pool_release(data); }, nullptr);
   if (status != TORCH_SUCCESS) {
     pool_release(memory);
-    STD_TORCH_CHECK(false, "throughtime: torch did not take a tensor of ", count, " elements");
+    TT_CHECK(false, "throughtime: torch did not take a tensor of ", count, " elements");
   }
   return Tensor(handle);
 }

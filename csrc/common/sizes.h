@@ -1,4 +1,4 @@
-// Rounding of sizes.
+// Sizes: rounding, and products that do not wrap.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,20 @@ TT_INLINE int64_t power_of_two_at_least(int64_t n) {
   int64_t power = 1;
   while (power < n) power *= 2;
   return power;
+}
+
+// Sizes end here: no machine has memory for 2^53 numbers. Some of them can still be added up.
+constexpr int64_t kTooMany = int64_t(1) << 53;
+
+// Product of sizes, kTooMany where it would be more. Whatever is allocated or lies at an offset has
+// a size from here: one that does not fit finds no memory, where a wrapped one would.
+TT_INLINE int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? kTooMany : least(product, kTooMany);
+}
+template <typename... Rest>
+TT_INLINE int64_t times(int64_t a, int64_t b, Rest... rest) {
+  return times(times(a, b), rest...);
 }
 
 }  // namespace throughtime

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "runtime.h"
+#include "sizes.h"
 #include "vec.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -98,12 +99,13 @@ class Scratch {
     if (base_) runtime_.release(base_);
   }
 
-  template <typename S>
-  Span<S> reserve(int64_t count) {
+  // Room for as many S as the product of the counts.
+  template <typename S, typename... Counts>
+  Span<S> reserve(Counts... counts) {
     Span<S> span;
     span.base_ = &base_;
     span.offset_ = bytes_;
-    bytes_ += (static_cast<size_t>(count) * sizeof(S) + kLine - 1) / kLine * kLine;
+    bytes_ += round_up(times(sizeof(S), counts...), kLine);
     return span;
   }
 
@@ -114,10 +116,10 @@ class Scratch {
   }
 
  private:
-  static constexpr size_t kLine = 64;
+  static constexpr int64_t kLine = 64;
   const Runtime& runtime_;
   char* base_ = nullptr;
-  size_t bytes_ = 0;
+  int64_t bytes_ = 0;  // of each part at most kTooMany, so of all of them no overflow
 };
 
 // Runs pass.prepare(share of blocks), pass.walk(member) and pass.finish(share of blocks) on all

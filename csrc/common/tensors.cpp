@@ -1,7 +1,10 @@
 #include "tensors.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+
+#include "sizes.h"
 
 namespace throughtime {
 namespace {
@@ -19,6 +22,25 @@ std::string text(const int64_t* sizes, size_t count) {
   return out.str();
 }
 
+// A schema's `Tensor` takes None too, as a tensor without anything.
+void check_defined(const char* op, const char* argument, const Tensor& tensor) {
+  TT_CHECK(tensor.defined(), op, ": ", argument, " should be a tensor, got None");
+}
+
+void check_storage(const char* op, const char* argument, const Tensor& tensor) {
+  int64_t end = 1;  // numbers from the first to the last
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) return;
+    end += times(tensor.size(d) - 1, tensor.stride(d));
+  }
+  int64_t offset = 0, held = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &held));
+  const int64_t needed = times(offset + end, bytes_of(tensor.scalar_type()));
+  TT_CHECK(needed <= held, op, ": ", argument, " should lie in ", needed, " bytes of storage, got ",
+           held, "; its storage was resized");
+}
+
 }  // namespace
 
 void check_shape(const char* op, const char* argument, const Tensor& tensor,
@@ -26,18 +48,62 @@ void check_shape(const char* op, const char* argument, const Tensor& tensor,
   const auto sizes = tensor.sizes();
   bool equal = sizes.size() == wanted.size();
   for (size_t i = 0; equal && i < wanted.size(); ++i) equal = sizes[i] == wanted.begin()[i];
-  STD_TORCH_CHECK(equal, op, ": ", argument, " should have shape ",
-                  text(wanted.begin(), wanted.size()), ", got ", text(sizes.data(), sizes.size()));
+  for (size_t i = 0; equal && i < wanted.size(); ++i)
+    TT_CHECK(sizes[i] < kTooMany, op, ": ", argument, " has shape ",
+             text(sizes.data(), sizes.size()), ", more than any memory can hold");
+  TT_CHECK(equal, op, ": ", argument, " should have shape ", text(wanted.begin(), wanted.size()),
+           ", got ", text(sizes.data(), sizes.size()));
 }
 
 void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType wanted) {
-  STD_TORCH_CHECK(tensor.scalar_type() == wanted, op, ": ", argument, " should have dtype ",
-                  torch::headeronly::toString(wanted), ", got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
+  TT_CHECK(tensor.scalar_type() == wanted, op, ": ", argument, " should have dtype ",
+           torch::headeronly::toString(wanted), ", got ",
+           torch::headeronly::toString(tensor.scalar_type()));
 }
 
 void check_cpu(const char* op, const char* argument, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", argument, " should be on the CPU, as the others are");
+  TT_CHECK(tensor.is_cpu(), op, ": ", argument, " should be on the CPU, as the others are");
+}
+
+void check_dims(const char* op, const char* argument, const Tensor& tensor, const char* letters) {
+  check_defined(op, argument, tensor);
+  const int64_t wanted = 1 + std::count(letters, letters + std::strlen(letters), ',');
+  TT_CHECK(tensor.dim() == wanted, op, ": ", argument, " should be ", letters, ", got ",
+           tensor.dim(), " dimensions");
+}
+
+void check_argument(const char* op, const char* argument, const Tensor& tensor,
+                    std::initializer_list<int64_t> wanted, ScalarType dtype) {
+  check_defined(op, argument, tensor);
+  check_cpu(op, argument, tensor);
+  check_shape(op, argument, tensor, wanted);
+  check_dtype(op, argument, tensor, dtype);
+  check_storage(op, argument, tensor);
+}
+
+void check_argument(const char* op, const char* argument, const OptionalTensor& tensor,
+                    std::initializer_list<int64_t> wanted, ScalarType dtype) {
+  if (tensor) check_argument(op, argument, *tensor, wanted, dtype);
+}
+
+void check_real(const char* op, const char* argument, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  TT_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", argument,
+           " should be float32 or float64, got ", torch::headeronly::toString(dtype));
+}
+
+void check_steps(const char* op, const char* argument, const OptionalTensor& mask, int64_t steps,
+                 int64_t batch) {
+  if (mask && mask->dim() == 2) {
+    check_argument(op, argument, mask, {steps, batch}, ScalarType::Bool);
+  } else {
+    check_argument(op, argument, mask, {steps}, ScalarType::Bool);
+  }
+}
+
+int64_t bytes_of(ScalarType dtype) {
+  if (dtype == ScalarType::Bool) return 1;
+  return dtype == ScalarType::Float ? 4 : 8;
 }
 
 Tensor dense(const Tensor& tensor) {
@@ -45,8 +111,10 @@ Tensor dense(const Tensor& tensor) {
   const auto contiguous = torch::headeronly::MemoryFormat::Contiguous;
   std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor),
                                     torch::stable::detail::from(contiguous)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION));
+  const auto status =
+      torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION);
+  TT_CHECK(status == TORCH_SUCCESS, "throughtime: not enough memory: an argument of shape ",
+           text(tensor.sizes().data(), tensor.dim()), " could not be copied");
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -63,10 +131,11 @@ void copy(const Tensor& from, const Tensor& to) {
     std::memcpy(to.mutable_data_ptr(), from.const_data_ptr(), from.numel() * from.element_size());
 }
 
-OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
+OptionalTensor sum_of(const char* op, const OptionalTensor& bias_ih,
+                      const OptionalTensor& bias_hh) {
   if (!bias_ih || !bias_hh) return dense(bias_ih ? bias_ih : bias_hh);
   const Tensor a = dense(*bias_ih), b = dense(*bias_hh);
-  const Tensor sum = pooled({a.numel()}, a.scalar_type());
+  const Tensor sum = pooled(op, {a.numel()}, a.scalar_type());
   if (a.scalar_type() == ScalarType::Float) {
     add<float>(a, b, sum);
   } else {

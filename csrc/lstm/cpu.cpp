@@ -12,49 +12,56 @@
 namespace throughtime {
 namespace {
 
-// The tensors that both passes take, dense, checked, and as the kernels want them.
+// Sizes of a call, once all that both passes take is known to fit.
+LstmShape checked(const char* op, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
+                  const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                  const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
+                  const OptionalTensor& reset) {
+  check_dims(op, "input", input, "[T, B, I]");
+  check_dims(op, "weight_hh", weight_hh, "[4H, H or P]");
+  const int64_t H = weight_hh.size(0) / 4, R = weight_hr ? weight_hh.size(1) : H;
+  const LstmShape s{input.size(0), input.size(1), input.size(2), H, R};
+  check_real(op, "input", input);
+  TT_CHECK(s.T > 0, "Expected sequence length to be larger than 0 in RNN");
+  TT_CHECK(H > 0 && R > 0, op, ": weight_hh should be [4H, H or P] of at least one unit");
+  const ScalarType dtype = input.scalar_type();
+  check_argument(op, "input", input, {s.T, s.B, s.I}, dtype);
+  check_argument(op, "h_0", h_0, {s.B, R}, dtype);
+  check_argument(op, "c_0", c_0, {s.B, H}, dtype);
+  check_argument(op, "weight_ih", weight_ih, {4 * H, s.I}, dtype);
+  check_argument(op, "weight_hh", weight_hh, {4 * H, R}, dtype);
+  check_argument(op, "weight_hr", weight_hr, {R, H}, dtype);
+  check_argument(op, "bias_ih", bias_ih, {4 * H}, dtype);
+  check_argument(op, "bias_hh", bias_hh, {4 * H}, dtype);
+  check_argument(op, "reset", reset, {s.T, s.B}, ScalarType::Bool);
+  return s;
+}
+
+// The tensors that both passes take, dense and as the kernels want them. All are checked before any
+// is copied: one of another shape may be as large as `expand` makes it.
 class Arguments {
  public:
   Arguments(const char* op, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
             const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
             const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
             const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse)
-      : input_(with_dense_rows(input)),
+      : shape(
+            checked(op, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset)),
+        dtype(input.scalar_type()),
+        op_(op),
+        input_(input.stride(2) == 1 ? input : dense(input)),
         h_0_(dense(h_0)),
         c_0_(dense(c_0)),
         weight_ih_(dense(weight_ih)),
         weight_hh_(dense(weight_hh)),
+        bias_(sum_of(op, bias_ih, bias_hh)),
         weight_hr_(dense(weight_hr)),
         reset_(dense(reset)),
-        reverse_(reverse) {
-    STD_TORCH_CHECK(input.dim() == 3, op, ": input should have 3 dimensions [T, B, I], got ",
-                    input.dim());
-    STD_TORCH_CHECK(weight_hh.dim() == 2, op, ": weight_hh should be [4H, H or P], got ",
-                    weight_hh.dim(), " dimensions");
-    const int64_t hidden = weight_hh.size(0) / 4;
-    shape = {input.size(0), input.size(1), input.size(2), hidden,
-             weight_hr ? weight_hr->size(0) : hidden};
-    dtype = input.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
-                    ": input should be float32 or float64, got ",
-                    torch::headeronly::toString(dtype));
-    STD_TORCH_CHECK(shape.T > 0, "Expected sequence length to be larger than 0 in RNN");
-    const auto check = [&](const char* name, const Tensor& tensor,
-                           std::initializer_list<int64_t> sizes, ScalarType wanted) {
-      check_cpu(op, name, tensor);
-      check_shape(op, name, tensor, sizes);
-      check_dtype(op, name, tensor, wanted);
-    };
-    check("h_0", h_0, {shape.B, shape.R}, dtype);
-    check("c_0", c_0, {shape.B, shape.H}, dtype);
-    check("weight_ih", weight_ih, {4 * shape.H, shape.I}, dtype);
-    check("weight_hh", weight_hh, {4 * shape.H, shape.R}, dtype);
-    if (weight_hr) check("weight_hr", *weight_hr, {shape.R, shape.H}, dtype);
-    if (bias_ih) check("bias_ih", *bias_ih, {4 * shape.H}, dtype);
-    if (bias_hh) check("bias_hh", *bias_hh, {4 * shape.H}, dtype);
-    bias_ = sum_of(bias_ih, bias_hh);
-    if (reset) check("reset", *reset, {shape.T, shape.B}, ScalarType::Bool);
-    rows_.emplace(op, lengths, shape.B, shape.T);
+        rows_(op, lengths, shape.B, shape.T),
+        reverse_(reverse) {}
+
+  Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
+    return wanted ? pooled(op_, sizes, dtype) : pooled(op_, {0}, dtype);
   }
 
   template <typename S>
@@ -69,8 +76,8 @@ class Arguments {
             data<S>(weight_hh_),
             data<S>(weight_hr_),
             data<S>(bias_),
-            rows_->lengths(),
-            rows_->order(),
+            rows_.lengths(),
+            rows_.order(),
             data<bool>(reset_),
             reverse_};
   }
@@ -79,13 +86,10 @@ class Arguments {
   ScalarType dtype;
 
  private:
-  static Tensor with_dense_rows(const Tensor& input) {
-    return input.dim() == 3 && input.stride(2) == 1 ? input : dense(input);
-  }
-
+  const char* op_;
   Tensor input_, h_0_, c_0_, weight_ih_, weight_hh_;
   OptionalTensor bias_, weight_hr_, reset_;
-  std::optional<RowOrder> rows_;
+  RowOrder rows_;
   bool reverse_;
 };
 
@@ -97,25 +101,26 @@ void forward_as(const Runtime& runtime, const Arguments& args, const ForwardResu
   const auto& [output, h_n, c_n, saved] = result;
   const LstmForward<S> call{args.as<S>(), mutable_data<S>(output), mutable_data<S>(h_n),
                             mutable_data<S>(c_n), save ? mutable_data<S>(saved) : nullptr};
-  cpu_kernels().lstm->forward(call, runtime);
+  const CpuKernels& kernels = cpu_kernels();
+  if (save) call.saved[saved_activations(args.shape)] = static_cast<S>(kernels.mark);
+  if (args.shape.B > 0) kernels.lstm->forward(call, runtime);
 }
 
 ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
                            const Tensor weight_ih, const Tensor weight_hh,
                            const OptionalTensor bias_ih, const OptionalTensor bias_hh,
                            const OptionalTensor weight_hr, const OptionalTensor lengths,
-                           const OptionalTensor reset, const OptionalTensor, bool reverse,
-                           bool save) {
+                           const OptionalTensor reset, const OptionalTensor detach_mask,
+                           bool reverse, bool save) {
   Call operation(kLstmForward);
   const Arguments args("throughtime::lstm_forward", input, h_0, c_0, weight_ih, weight_hh, bias_ih,
                        bias_hh, weight_hr, lengths, reset, reverse);
   const LstmShape& s = args.shape;
+  check_steps("throughtime::lstm_forward", "detach_mask", detach_mask, s.T, s.B);
   operation.checked();
-  const ForwardResult result{pooled({s.T, s.B, s.R}, args.dtype), pooled({s.B, s.R}, args.dtype),
-                             pooled({s.B, s.H}, args.dtype),
-                             pooled({save ? saved_numbers(s) : 0}, args.dtype)};
+  const ForwardResult result{args.make({s.T, s.B, s.R}), args.make({s.B, s.R}),
+                             args.make({s.B, s.H}), args.make({saved_numbers(s)}, save)};
   operation.allocated();
-  if (s.B == 0) return result;
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(operation.runtime(), args, result, save);
   } else {
@@ -156,7 +161,13 @@ void backward_as(const Runtime& runtime, const Arguments& args, const Gradients&
                              need_weights ? mutable_data<S>(dweight_hh) : nullptr,
                              need_weights ? mutable_data<S>(dbias_ih) : nullptr,
                              need_weights ? mutable_data<S>(dweight_hr) : nullptr};
-  cpu_kernels().lstm->backward(call, runtime);
+  const CpuKernels& kernels = cpu_kernels();
+  const S mark = call.saved[saved_activations(args.shape)];
+  TT_CHECK(mark == static_cast<S>(kernels.mark),
+           "throughtime::lstm_backward: saved should be what lstm_forward saved with the "
+           "same instruction set, ",
+           kernels.isa, "; another one wrote it, or it was changed: run forward again");
+  kernels.lstm->backward(call, runtime);
 }
 
 BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
@@ -171,38 +182,23 @@ BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTen
   const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, std::nullopt,
                        weight_hr, lengths, reset, reverse);
   const LstmShape& s = args.shape;
-  const auto check = [&](const char* name, const OptionalTensor& tensor,
-                         std::initializer_list<int64_t> sizes) {
-    if (!tensor) return;
-    check_shape(op, name, *tensor, sizes);
-    check_dtype(op, name, *tensor, args.dtype);
-  };
-  check("grad_output", grad_output, {s.T, s.B, s.R});
-  check("grad_h_n", grad_h_n, {s.B, s.R});
-  check("grad_c_n", grad_c_n, {s.B, s.H});
-  check("output", output, {s.T, s.B, s.R});
-  check("saved", saved, {saved_numbers(s)});
-  if (detach_mask) {
-    check_dtype(op, "detach_mask", *detach_mask, ScalarType::Bool);
-    if (detach_mask->dim() == 2) {
-      check_shape(op, "detach_mask", *detach_mask, {s.T, s.B});
-    } else {
-      check_shape(op, "detach_mask", *detach_mask, {s.T});
-    }
-  }
+  check_argument(op, "grad_output", grad_output, {s.T, s.B, s.R}, args.dtype);
+  check_argument(op, "grad_h_n", grad_h_n, {s.B, s.R}, args.dtype);
+  check_argument(op, "grad_c_n", grad_c_n, {s.B, s.H}, args.dtype);
+  check_argument(op, "output", output, {s.T, s.B, s.R}, args.dtype);
+  check_argument(op, "saved", saved, {saved_numbers(s)}, args.dtype);
+  check_steps(op, "detach_mask", detach_mask, s.T, s.B);
   const Gradients grad{grad_output && grad_output->stride(2) > 1 ? dense(grad_output) : grad_output,
                        dense(grad_h_n), dense(grad_c_n), detach_mask};
-  const int64_t rows = need_weights ? 4 * s.H : 0;
   operation.checked();
-  const BackwardResult result{
-      need_input ? pooled({s.T, s.B, s.I}, args.dtype) : pooled({0}, args.dtype),
-      pooled({s.B, s.R}, args.dtype),
-      pooled({s.B, s.H}, args.dtype),
-      need_weights ? pooled({rows, s.I}, args.dtype) : pooled({0}, args.dtype),
-      need_weights ? pooled({rows, s.R}, args.dtype) : pooled({0}, args.dtype),
-      pooled({rows}, args.dtype),
-      pooled({rows}, args.dtype),
-      need_weights && weight_hr ? pooled({s.R, s.H}, args.dtype) : pooled({0}, args.dtype)};
+  const BackwardResult result{args.make({s.T, s.B, s.I}, need_input),
+                              args.make({s.B, s.R}),
+                              args.make({s.B, s.H}),
+                              args.make({4 * s.H, s.I}, need_weights),
+                              args.make({4 * s.H, s.R}, need_weights),
+                              args.make({4 * s.H}, need_weights),
+                              args.make({4 * s.H}, need_weights),
+                              args.make({s.R, s.H}, need_weights && weight_hr.has_value())};
   operation.allocated();
   if (need_input && lengths) fill_zero(std::get<0>(result));
   if (s.B == 0) {

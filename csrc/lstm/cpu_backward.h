@@ -51,12 +51,12 @@ class Backward {
         scratch_(runtime),
         weights_(args, plan_, schedule_, &scratch_) {
     const auto per_lane = [&](bool wanted, int64_t size) {
-      return scratch_.template reserve<S>(wanted ? schedule_.lanes * size : 0);
+      return scratch_.template reserve<S>(wanted ? schedule_.lanes : 0, size);
     };
-    panel_h_ = scratch_.template reserve<S>(panels_out_ * panel_size());
+    panel_h_ = scratch_.template reserve<S>(panels_out_, panel_size());
     panel_x_ =
-        scratch_.template reserve<S>(p_.dx ? panels_x_ * kPanelVectors * L * blocks_ * kGates : 0);
-    panel_r_ = scratch_.template reserve<S>(projected_ ? panels_ * width_ * L * shape_.R : 0);
+        scratch_.template reserve<S>(p_.dx ? panels_x_ : 0, kPanelVectors * L, blocks_, kGates);
+    panel_r_ = scratch_.template reserve<S>(projected_ ? panels_ : 0, width_ * L, shape_.R);
     da_ = per_lane(true, da_size());
     dc_ = per_lane(true, dc_size());
     dr_ = per_lane(projected_, dr_size());
@@ -105,10 +105,10 @@ class Backward {
     while (width > 1 && divide_up(blocks_, width) < schedule_.team) width /= 2;
     return width;
   }
-  int64_t da_size() const { return blocks_ * slots_ * most_rows_ * kGates; }
-  int64_t dc_size() const { return blocks_ * most_rows_ * L; }
-  int64_t dr_size() const { return slots_ * most_rows_ * ld_dr_; }
-  int64_t u_size() const { return blocks_ * slots_ * most_rows_ * L; }
+  int64_t da_size() const { return times(blocks_, slots_, most_rows_, kGates); }
+  int64_t dc_size() const { return times(blocks_, most_rows_, L); }
+  int64_t dr_size() const { return times(slots_, most_rows_, ld_dr_); }
+  int64_t u_size() const { return times(blocks_, slots_, most_rows_, L); }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
@@ -226,7 +226,7 @@ class Backward {
     const int64_t left = all - panel * width_;
     return left < width_ ? left : width_;
   }
-  int64_t panel_size() const { return width_ * L * blocks_ * kGates; }
+  int64_t panel_size() const { return times(width_ * L, blocks_, kGates); }
 
   // Rows of da as the left operand of a product.
   Left<S> da_rows(const Walk& w, int64_t slot, int64_t row) const {

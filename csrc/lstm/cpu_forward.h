@@ -42,17 +42,17 @@ class Forward {
         ld_x_(leading_dimension<S>(shape_.I)),
         ld_h_(leading_dimension<S>(outputs_ * L)),
         ld_u_(leading_dimension<S>(blocks_ * L)),
-        stream_(saved_numbers(shape_) * static_cast<int64_t>(sizeof(S)) > kStreamBytes),
+        stream_(saved_activations(shape_) * static_cast<int64_t>(sizeof(S)) > kStreamBytes),
         scratch_(runtime) {
-    panel_x_ = scratch_.template reserve<S>(blocks_ * shape_.I * kGates);
-    panel_h_ = scratch_.template reserve<S>(blocks_ * shape_.R * kGates);
-    panel_r_ = scratch_.template reserve<S>(panels_r_ * kPanelVectors * L * shape_.H);
-    bias_ = scratch_.template reserve<S>(blocks_ * kGates);
-    x_ = scratch_.template reserve<S>(schedule_.lanes * x_size());
-    gates_x_ = scratch_.template reserve<S>(schedule_.lanes * gates_x_size());
-    h_ = scratch_.template reserve<S>(schedule_.lanes * 2 * h_size());
-    c_ = scratch_.template reserve<S>(schedule_.lanes * c_size());
-    u_ = scratch_.template reserve<S>(panels_r_ > 0 ? schedule_.lanes * u_size() : 0);
+    panel_x_ = scratch_.template reserve<S>(blocks_, shape_.I, kGates);
+    panel_h_ = scratch_.template reserve<S>(blocks_, shape_.R, kGates);
+    panel_r_ = scratch_.template reserve<S>(panels_r_, kPanelVectors * L, shape_.H);
+    bias_ = scratch_.template reserve<S>(blocks_, kGates);
+    x_ = scratch_.template reserve<S>(schedule_.lanes, x_size());
+    gates_x_ = scratch_.template reserve<S>(schedule_.lanes, gates_x_size());
+    h_ = scratch_.template reserve<S>(schedule_.lanes, 2, h_size());
+    c_ = scratch_.template reserve<S>(schedule_.lanes, c_size());
+    u_ = scratch_.template reserve<S>(panels_r_ > 0 ? schedule_.lanes : 0, u_size());
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
@@ -95,13 +95,13 @@ class Forward {
     S* u;                // [rows, ld_u]: o tanh(c) before a projection
   };
 
-  int64_t x_size() const { return plan_.chunk * most_rows_ * ld_x_; }
+  int64_t x_size() const { return times(plan_.chunk, most_rows_, ld_x_); }
   int64_t gates_x_size() const {
-    return plan_.fuse_input ? 0 : blocks_ * plan_.chunk * most_rows_ * kGates;
+    return plan_.fuse_input ? 0 : times(blocks_, plan_.chunk, most_rows_, kGates);
   }
-  int64_t h_size() const { return most_rows_ * ld_h_; }
-  int64_t c_size() const { return blocks_ * most_rows_ * L; }
-  int64_t u_size() const { return most_rows_ * ld_u_; }
+  int64_t h_size() const { return times(most_rows_, ld_h_); }
+  int64_t c_size() const { return times(blocks_, most_rows_, L); }
+  int64_t u_size() const { return times(most_rows_, ld_u_); }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 

@@ -35,14 +35,14 @@ constexpr double kOperationsToFork = 2 << 20;     // in all: below, starting thr
 
 TT_INLINE LstmPlan plan_lstm(const LstmShape& s, int64_t scalar_bytes) {
   using namespace lstm_plan_detail;
-  const int64_t weights = 4 * s.H * s.R * scalar_bytes;
-  const int64_t gradients = 4 * s.H * (s.R + s.I + 1) * scalar_bytes;
+  const int64_t weights = times(4 * scalar_bytes, s.H, s.R);
+  const int64_t gradients = times(4 * scalar_bytes, s.H, s.R + s.I + 1);
   LstmPlan plan;
   // Weights near: small groups need no barrier. Weights far: few groups read them less often.
   const int64_t rows = weights <= kNearBytes ? 32 : 64;
   plan.groups = power_of_two_at_least(divide_up(s.B, rows));
   if (plan.groups == 1 && s.B >= (weights <= kNearBytes ? 4 : 32)) plan.groups = 2;
-  while (plan.groups > 1 && plan.groups * gradients > kGradientBytes) plan.groups /= 2;
+  while (plan.groups > 1 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
   const int64_t group_rows = divide_up(s.B, plan.groups);
   plan.chunk = divide_up(kProductRows, group_rows);
   if (plan.chunk > s.T) plan.chunk = s.T;

@@ -28,9 +28,9 @@ class WeightGradients {
         columns_(shape_.R + shape_.I + 1),
         most_rows_(divide_up(shape_.B, plan.groups)) {
     if (!wanted()) return;
-    hx_ = scratch->template reserve<S>(schedule.lanes * hx_size());
-    dw_ = scratch->template reserve<S>(plan.groups * dw_size());
-    dw_r_ = scratch->template reserve<S>(projected() ? plan.groups * dw_r_size() : 0);
+    hx_ = scratch->template reserve<S>(schedule.lanes, hx_size());
+    dw_ = scratch->template reserve<S>(plan.groups, dw_size());
+    dw_r_ = scratch->template reserve<S>(projected() ? plan.groups : 0, dw_r_size());
   }
 
   bool wanted() const { return p_.dweight_hh != nullptr; }
@@ -115,9 +115,9 @@ class WeightGradients {
 
  private:
   bool projected() const { return in_.weight_hr != nullptr; }
-  int64_t hx_size() const { return plan_.chunk * most_rows_ * (columns_ + kRegisterRows); }
-  int64_t dw_size() const { return blocks_ * columns_ * kGates; }
-  int64_t dw_r_size() const { return blocks_ * shape_.R * L; }
+  int64_t hx_size() const { return times(plan_.chunk, most_rows_, columns_ + kRegisterRows); }
+  int64_t dw_size() const { return times(blocks_, columns_, kGates); }
+  int64_t dw_r_size() const { return times(blocks_, shape_.R, L); }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
 
   // Tiles of kRegisterRows columns: the tile's k loop reads one contiguous piece.

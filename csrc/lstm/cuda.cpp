@@ -13,6 +13,7 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../common/sizes.h"
 #include "../common/tensors.h"
 #include "gpu.h"
 #include "launch.h"
@@ -110,24 +111,30 @@ struct Common {
          bool reverse_)
       : device(weight_hh_.get_device()),
         dtype(weight_hh_.scalar_type()),
-        c_0(dense(c_0_)),
-        weight_hh(aligned(weight_hh_)),
-        lengths(dense(lengths_)),
-        reset(dense(reset_)),
+        c_0(c_0_),
+        weight_hh(weight_hh_),
+        lengths(lengths_),
+        reset(reset_),
         reverse(reverse_) {
     STD_TORCH_CHECK(weight_hh.is_cuda(), op, ": weight_hh should be on a GPU, as the others are");
-    STD_TORCH_CHECK(weight_hh.dim() == 3, op, ": weight_hh should be [D, 4H, H], got ",
-                    weight_hh.dim(), " dimensions");
+    check_dims(op, "weight_hh", weight_hh, "[D, 4H, H]");
     STD_TORCH_CHECK(
         dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
         op, ": weight_hh should be float32, bfloat16 or float16, got ",
         torch::headeronly::toString(dtype));
     shape = {T,       B, weight_hh.size(0), weight_hh.size(2), dtype == ScalarType::Float ? 4 : 2,
              backward};
-    check_shape(op, "weight_hh", weight_hh, {shape.D, 4 * shape.H, shape.H});
+    check_shape(op, "weight_hh", weight_hh, {shape.D, times(4, shape.H), shape.H});
+    STD_TORCH_CHECK(shape.D > 0 && shape.H > 0, op,
+                    ": weight_hh should be [D, 4H, H] of at least one direction and unit");
     check(op, "c_0", c_0, {shape.D, B, shape.H}, ScalarType::Float);
     if (lengths) check(op, "lengths", *lengths, {B}, ScalarType::Long);
     if (reset) check(op, "reset", *reset, {shape.D, T, B}, ScalarType::Bool);
+    // One of another shape may be as large as `expand` makes it: copied only now.
+    c_0 = dense(c_0);
+    weight_hh = aligned(weight_hh);
+    lengths = dense(lengths);
+    reset = dense(reset);
   }
 
   void check(const char* op, const char* argument, const Tensor& tensor,
@@ -211,16 +218,15 @@ ForwardResult forward(const Tensor projected_, const OptionalTensor bias_, const
                       const Tensor c_0, const Tensor weight_hh, const OptionalTensor lengths,
                       const OptionalTensor reset, bool reverse, bool save) {
   const char* op = "throughtime::lstm_recurrence_forward";
-  const Tensor projected = dense(projected_), h_0 = dense(h_0_);
-  const OptionalTensor bias = dense(bias_);
-  STD_TORCH_CHECK(projected.dim() == 4, op, ": projected should be [T, B, D, 4H], got ",
-                  projected.dim(), " dimensions");
-  const Common common(op, projected.size(0), projected.size(1), false, c_0, weight_hh, lengths,
+  check_dims(op, "projected", projected_, "[T, B, D, 4H]");
+  const Common common(op, projected_.size(0), projected_.size(1), false, c_0, weight_hh, lengths,
                       reset, reverse);
   const RecurrenceShape& s = common.shape;
-  common.check(op, "projected", projected, {s.T, s.B, s.D, 4 * s.H}, ScalarType::Float);
-  common.check(op, "h_0", h_0, {s.D, s.B, s.H}, common.dtype);
-  if (bias) common.check(op, "bias", *bias, {s.D, 4 * s.H}, ScalarType::Float);
+  common.check(op, "projected", projected_, {s.T, s.B, s.D, 4 * s.H}, ScalarType::Float);
+  common.check(op, "h_0", h_0_, {s.D, s.B, s.H}, common.dtype);
+  if (bias_) common.check(op, "bias", *bias_, {s.D, 4 * s.H}, ScalarType::Float);
+  const Tensor projected = dense(projected_), h_0 = dense(h_0_);
+  const OptionalTensor bias = dense(bias_);
 
   const torch::stable::accelerator::DeviceGuard guard(common.device);
   const int64_t steps = save ? s.T : 0;
@@ -315,26 +321,25 @@ BackwardResult backward(const OptionalTensor grad_output, const OptionalTensor g
                         const OptionalTensor reset, const OptionalTensor detach_mask,
                         bool reverse) {
   const char* op = "throughtime::lstm_recurrence_backward";
-  STD_TORCH_CHECK(gates.dim() == 4, op, ": gates should be [T, B, D, 4H], got ", gates.dim(),
-                  " dimensions");
+  check_dims(op, "gates", gates, "[T, B, D, 4H]");
   const Common common(op, gates.size(0), gates.size(1), true, c_0, weight_hh, lengths, reset,
                       reverse);
   const RecurrenceShape& s = common.shape;
-  const Gradients grad{aligned(grad_output), dense(grad_h_n), dense(grad_c_n),
-                       detach_mask,          aligned(gates),  dense(cells)};
-  common.check(op, "gates", grad.gates, {s.T, s.B, s.D, 4 * s.H}, common.dtype);
-  common.check(op, "cells", grad.cells, {s.T, s.B, s.D, s.H}, ScalarType::Float);
+  common.check(op, "gates", gates, {s.T, s.B, s.D, 4 * s.H}, common.dtype);
+  common.check(op, "cells", cells, {s.T, s.B, s.D, s.H}, ScalarType::Float);
   const auto check = [&](const char* name, const OptionalTensor& tensor,
                          std::initializer_list<int64_t> sizes, ScalarType wanted) {
     if (tensor) common.check(op, name, *tensor, sizes, wanted);
   };
-  check("grad_output", grad.output, {s.T, s.B, s.D, s.H}, common.dtype);
-  check("grad_h_n", grad.h_n, {s.D, s.B, s.H}, common.dtype);
-  check("grad_c_n", grad.c_n, {s.D, s.B, s.H}, ScalarType::Float);
+  check("grad_output", grad_output, {s.T, s.B, s.D, s.H}, common.dtype);
+  check("grad_h_n", grad_h_n, {s.D, s.B, s.H}, common.dtype);
+  check("grad_c_n", grad_c_n, {s.D, s.B, s.H}, ScalarType::Float);
   if (detach_mask) {
     const int64_t samples = detach_mask->dim() == 3 && detach_mask->size(2) == 1 ? 1 : s.B;
     check("detach_mask", detach_mask, {s.D, s.T, samples}, ScalarType::Bool);
   }
+  const Gradients grad{aligned(grad_output), dense(grad_h_n), dense(grad_c_n),
+                       detach_mask,          aligned(gates),  dense(cells)};
 
   const torch::stable::accelerator::DeviceGuard guard(common.device);
   const BackwardResult result{common.unset({s.T, s.B, s.D, 4 * s.H}, common.dtype),

@@ -83,8 +83,11 @@ constexpr int kSavedVectors = 5;
 // Units are padded to a multiple of this in what is saved, whatever the instruction set.
 constexpr int64_t kSavedUnits = 16;
 
-TT_INLINE int64_t saved_numbers(const LstmShape& s) {
-  return kSavedVectors * s.T * s.B * round_up(s.H, kSavedUnits);
+TT_INLINE int64_t saved_activations(const LstmShape& s) {
+  return times(kSavedVectors, s.T, s.B, round_up(s.H, kSavedUnits));
 }
+// Behind the activations one number tells which instruction set wrote them: others lay them out in
+// another way.
+TT_INLINE int64_t saved_numbers(const LstmShape& s) { return saved_activations(s) + 1; }
 
 }  // namespace throughtime

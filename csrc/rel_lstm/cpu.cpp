@@ -7,71 +7,77 @@
 
 #include "../common/row_order.h"
 #include "../common/tensors.h"
+#include "../relevancy/checks.h"
 #include "params.h"
 
 namespace throughtime {
 namespace {
 
-// The tensors that both passes take, checked, and as the kernels want them.
+// Sizes of a call after `earlier` positions of another, once all that both passes take is known to
+// fit.
+RelLstmShape checked(const char* op, const Tensor& input, int64_t earlier, const Tensor& weight_ih,
+                     const Tensor& weight_hh, const Tensor& weight_query, const Tensor& weight_key,
+                     const Tensor& weight_score, int64_t retained, int64_t window_size,
+                     int64_t top_k) {
+  check_dims(op, "input", input, "[T, B, I]");
+  check_dims(op, "weight_hh", weight_hh, "[4H, H]");
+  check_dims(op, "weight_score", weight_score, "[A]");
+  check_real(op, "input", input);
+  const int64_t T = input.size(0);
+  TT_CHECK(T > 0, "Expected sequence length to be larger than 0 in RNN");
+  check_memory(op, {T, earlier, retained, window_size, top_k});
+  const RelLstmShape s{input.size(1),
+                       input.size(2),
+                       weight_hh.size(1),
+                       weight_score.size(0),
+                       {T, earlier, retained, window_size, top_k}};
+  TT_CHECK(s.H > 0 && s.A > 0, op,
+           ": weight_hh should be [4H, H] and weight_score [A] of at least one unit");
+  const ScalarType dtype = input.scalar_type();
+  check_argument(op, "input", input, {T, s.B, s.I}, dtype);
+  check_argument(op, "weight_hh", weight_hh, {times(4, s.H), s.H}, dtype);
+  check_argument(op, "weight_ih", weight_ih, {times(4, s.H), s.I}, dtype);
+  check_argument(op, "weight_query", weight_query, {s.A, s.H}, dtype);
+  check_argument(op, "weight_key", weight_key, {s.A, s.H}, dtype);
+  check_argument(op, "weight_score", weight_score, {s.A}, dtype);
+  return s;
+}
+
+// The tensors that both passes take, dense and as the kernels want them; all are checked before any
+// is copied.
 class Arguments {
  public:
   Arguments(const char* op, const Tensor& input, int64_t earlier, const Tensor& weight_ih,
             const Tensor& weight_hh, const Tensor& weight_query, const Tensor& weight_key,
             const Tensor& weight_score, const OptionalTensor& lengths, int64_t retained,
             int64_t window_size, int64_t top_k)
-      : op_(op),
-        input_(input.dim() == 3 && input.stride(2) == 1 ? input : dense(input)),
+      : shape(checked(op, input, earlier, weight_ih, weight_hh, weight_query, weight_key,
+                      weight_score, retained, window_size, top_k)),
+        dtype(input.scalar_type()),
+        op_(op),
+        input_(input.stride(2) == 1 ? input : dense(input)),
         weight_ih_(dense(weight_ih)),
         weight_hh_(dense(weight_hh)),
         weight_query_(dense(weight_query)),
         weight_key_(dense(weight_key)),
-        weight_score_(dense(weight_score)) {
-    STD_TORCH_CHECK(input.dim() == 3, op, ": input should have 3 dimensions [T, B, I], got ",
-                    input.dim());
-    STD_TORCH_CHECK(weight_hh.dim() == 2 && weight_score.dim() == 1, op,
-                    ": weight_hh should be [4H, H] and weight_score [A], got ", weight_hh.dim(),
-                    " and ", weight_score.dim(), " dimensions");
-    dtype = input.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
-                    ": input should be float32 or float64, got ",
-                    torch::headeronly::toString(dtype));
-    const int64_t T = input.size(0);
-    STD_TORCH_CHECK(T > 0, "Expected sequence length to be larger than 0 in RNN");
-    STD_TORCH_CHECK(window_size >= 1 && top_k >= 0, op,
-                    ": window_size should be at least 1 and top_k at least 0, got ", window_size,
-                    " and ", top_k);
-    STD_TORCH_CHECK(0 <= retained && retained <= earlier, op, ": retained should be in [0, ",
-                    earlier, "], the positions of an earlier call; got ", retained);
-    STD_TORCH_CHECK(retained <= top_k && earlier - retained <= window_size - 1, op,
-                    ": an earlier call leaves at most top_k = ", top_k,
-                    " retained states and window_size - 1 = ", window_size - 1, " others, got ",
-                    retained, " and ", earlier - retained);
-    shape = {input.size(1),
-             input.size(2),
-             weight_hh.size(1),
-             weight_score.size(0),
-             {T, earlier, retained, window_size, top_k}};
-    const int64_t H = shape.H, A = shape.A;
-    check("weight_ih", weight_ih, {4 * H, shape.I});
-    check("weight_hh", weight_hh, {4 * H, H});
-    check("weight_query", weight_query, {A, H});
-    check("weight_key", weight_key, {A, H});
-    check("weight_score", weight_score, {A});
-    rows_.emplace(op, lengths, shape.B, T);
-  }
+        weight_score_(dense(weight_score)),
+        rows_(op, lengths, shape.B, shape.T()) {}
 
-  void check(const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes) const {
-    check_cpu(op_, name, tensor);
-    check_shape(op_, name, tensor, sizes);
-    check_dtype(op_, name, tensor, dtype);
-  }
   void check(const char* name, const OptionalTensor& tensor,
              std::initializer_list<int64_t> sizes) const {
-    if (tensor) check(name, *tensor, sizes);
+    check_argument(op_, name, tensor, sizes, dtype);
+  }
+
+  // last [S, B], dense.
+  void check_last(const Tensor& last) const {
+    LastCheck check(op_, shape.screening);
+    for (int64_t row = 0; row < shape.B; ++row)
+      check(data<int64_t>(last) + rows_.order()[row], shape.B,
+            rows_.lengths() ? rows_.lengths()[row] : shape.T());
   }
 
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
-    return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
+    return wanted ? pooled(op_, sizes, dtype) : pooled(op_, {0}, dtype);
   }
 
   template <typename S>
@@ -85,8 +91,8 @@ class Arguments {
             data<S>(weight_query_),
             data<S>(weight_key_),
             data<S>(weight_score_),
-            rows_->lengths(),
-            rows_->order()};
+            rows_.lengths(),
+            rows_.order()};
   }
 
   RelLstmShape shape;
@@ -95,7 +101,7 @@ class Arguments {
  private:
   const char* op_;
   Tensor input_, weight_ih_, weight_hh_, weight_query_, weight_key_, weight_score_;
-  std::optional<RowOrder> rows_;
+  RowOrder rows_;
 };
 
 // What an earlier call left, and the bias: everything that only the forward pass reads.
@@ -135,12 +141,14 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                                const Tensor weight_hh, const OptionalTensor bias_ih,
                                const OptionalTensor bias_hh, const Tensor weight_query,
                                const Tensor weight_key, const Tensor weight_score,
-                               const OptionalTensor lengths, const OptionalTensor, int64_t retained,
-                               int64_t window_size, int64_t top_k, bool keep_first, bool save) {
+                               const OptionalTensor lengths, const OptionalTensor detach_mask,
+                               int64_t retained, int64_t window_size, int64_t top_k,
+                               bool keep_first, bool save) {
   Call operation(kRelLstmForward);
   const char* op = "throughtime::rel_lstm_forward";
-  STD_TORCH_CHECK(memory.has_value() == relevance.has_value(), op,
-                  ": memory and relevance should be given together");
+  TT_CHECK(memory.has_value() == relevance.has_value(), op,
+           ": memory and relevance should be given together");
+  if (memory) check_dims(op, "memory", *memory, "[P, B, H]");
   const Arguments args(op, input, memory ? memory->size(0) : 0, weight_ih, weight_hh, weight_query,
                        weight_key, weight_score, lengths, retained, window_size, top_k);
   const RelLstmShape& s = args.shape;
@@ -150,6 +158,7 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
   args.check("context_0", context_0, {B, H});
   args.check("bias_ih", bias_ih, {4 * H});
   args.check("bias_hh", bias_hh, {4 * H});
+  check_steps(op, "detach_mask", detach_mask, s.T(), B);
   args.check("memory", memory, {P, B, H});
   args.check("relevance", relevance, {P, B});
   operation.checked();
@@ -157,14 +166,15 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                              args.make({B, H}),
                              args.make({B, H}),
                              args.make({B, H}),
-                             pooled({s.screening.S(), B}, ScalarType::Long),
-                             pooled({left, B}, ScalarType::Long),
+                             pooled(op, {s.screening.S(), B}, ScalarType::Long),
+                             pooled(op, {left, B}, ScalarType::Long),
                              args.make({left, B}),
                              args.make({saved_numbers(s)}, save)};
   operation.allocated();
   if (B == 0) return result;
-  const Initial initial{dense(h_0),    dense(c_0),      dense(context_0), sum_of(bias_ih, bias_hh),
-                        dense(memory), dense(relevance)};
+  const Initial initial{dense(h_0),       dense(c_0),
+                        dense(context_0), sum_of(op, bias_ih, bias_hh),
+                        dense(memory),    dense(relevance)};
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(operation.runtime(), args, initial, keep_first, save, result);
   } else {
@@ -227,8 +237,9 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
                                  int64_t window_size, bool need_input, bool need_weights) {
   Call operation(kRelLstmBackward);
   const char* op = "throughtime::rel_lstm_backward";
-  STD_TORCH_CHECK(input.dim() == 3 && last.dim() == 2 && last.size(0) >= input.size(0), op,
-                  ": last should be [P + T, B] for an input [T, B, I]");
+  check_dims(op, "input", input, "[T, B, I]");
+  check_dims(op, "last", last, "[P + T, B]");
+  TT_CHECK(last.size(0) >= input.size(0), op, ": last should be [P + T, B] for an input [T, B, I]");
   const Arguments args(op, input, last.size(0) - input.size(0), weight_ih, weight_hh, weight_query,
                        weight_key, weight_score, lengths, retained, window_size, retained);
   const RelLstmShape& s = args.shape;
@@ -239,18 +250,8 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
   args.check("grad_context_n", grad_context_n, {B, H});
   args.check("c_0", c_0, {B, H});
   args.check("saved", saved, {saved_numbers(s)});
-  check_cpu(op, "last", last);
-  check_shape(op, "last", last, {s.screening.S(), B});
-  check_dtype(op, "last", last, ScalarType::Long);
-  if (detach_mask) {
-    check_cpu(op, "detach_mask", *detach_mask);
-    check_dtype(op, "detach_mask", *detach_mask, ScalarType::Bool);
-    if (detach_mask->dim() == 2) {
-      check_shape(op, "detach_mask", *detach_mask, {s.T(), B});
-    } else {
-      check_shape(op, "detach_mask", *detach_mask, {s.T()});
-    }
-  }
+  check_argument(op, "last", last, {s.screening.S(), B}, ScalarType::Long);
+  check_steps(op, "detach_mask", detach_mask, s.T(), B);
   operation.checked();
   const BackwardResult result{args.make({s.T(), B, s.I}, need_input),
                               args.make({B, H}),
@@ -280,6 +281,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
   const Gradients grad{dense_units ? grad_output : dense(grad_output), dense(grad_h_n),
                        dense(grad_c_n), dense(grad_context_n), detach_mask};
   const Tensor cells = dense(c_0), until = dense(last), kept = dense(saved);
+  args.check_last(until);
   if (args.dtype == ScalarType::Float) {
     backward_as<float>(operation.runtime(), args, grad, cells, until, kept, need_input,
                        need_weights, result);

@@ -45,47 +45,47 @@ class RelLstmBackwardPass {
         most_(padded<S>(slots_)),
         scratch_(runtime) {
     const auto per_lane = [&](int64_t count) {
-      return scratch_.template reserve<S>(schedule_.lanes * count);
+      return scratch_.template reserve<S>(schedule_.lanes, count);
     };
     const auto per_group = [&](int64_t count) {
-      return scratch_.template reserve<S>(p_.dweight_hh ? plan_.groups * count : 0);
+      return scratch_.template reserve<S>(p_.dweight_hh ? plan_.groups : 0, count);
     };
     stacked_ = scratch_.template reserve<S>(Panels<S>::numbers(at_.stacked, at_.units / L));
     key_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.A, at_.units / L));
     inputs_ = scratch_.template reserve<S>(
         p_.dx ? Panels<S>::numbers(at_.gates, divide_up(shape_.I, L)) : 0);
     score_ = scratch_.template reserve<S>(at_.attention);
-    da_ = per_lane(plan_.chunk_rows * at_.stacked);
-    sx_ = per_lane(plan_.chunk_rows * (at_.units + at_.inputs));
-    keys_ = per_lane(plan_.chunk_rows * at_.key);
-    dx_ = per_lane(p_.dx ? most_rows_ * at_.inputs : 0);
-    dh_ = per_lane(most_rows_ * at_.units);
-    ds_ = per_lane(most_rows_ * at_.units);
-    direct_ = per_lane(most_rows_ * at_.units);
-    context_ = per_lane(most_rows_ * at_.units);
-    dc_ = per_lane(most_rows_ * at_.units);
+    da_ = per_lane(times(plan_.chunk_rows, at_.stacked));
+    sx_ = per_lane(times(plan_.chunk_rows, at_.units + at_.inputs));
+    keys_ = per_lane(times(plan_.chunk_rows, at_.key));
+    dx_ = per_lane(p_.dx ? times(most_rows_, at_.inputs) : 0);
+    dh_ = per_lane(times(most_rows_, at_.units));
+    ds_ = per_lane(times(most_rows_, at_.units));
+    direct_ = per_lane(times(most_rows_, at_.units));
+    context_ = per_lane(times(most_rows_, at_.units));
+    dc_ = per_lane(times(most_rows_, at_.units));
     c_0_ = per_lane(at_.units);
-    slot_ = per_lane(most_rows_ * slots_ * at_.key);
+    slot_ = per_lane(times(most_rows_, slots_, at_.key));
     weights_ = per_lane(most_);
     grad_ = per_lane(most_);
-    tanh_ = per_lane(slots_ * at_.attention);
-    sum_s_ = per_group(at_.stacked * at_.units);
-    sum_x_ = per_group(at_.gates * at_.inputs);
-    sum_key_ = per_group(at_.attention * at_.units);
-    sum_score_ = scratch_.template reserve<S>(plan_.groups * at_.attention);
+    tanh_ = per_lane(times(slots_, at_.attention));
+    sum_s_ = per_group(times(at_.stacked, at_.units));
+    sum_x_ = per_group(times(at_.gates, at_.inputs));
+    sum_key_ = per_group(times(at_.attention, at_.units));
+    sum_score_ = scratch_.template reserve<S>(plan_.groups, at_.attention);
     const auto positions = [&](int64_t count) {
-      return scratch_.template reserve<int64_t>(schedule_.lanes * most_rows_ * count);
+      return scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, count);
     };
     ended_ = positions(screen_.T);
     kept_ = positions(screen_.S());
     slot_of_ = positions(screen_.S());
     free_ = positions(slots_);
-    slots_of_row_ = scratch_.template reserve<Slots>(schedule_.lanes * most_rows_);
-    replay_ = scratch_.template reserve<Replay>(schedule_.lanes * most_rows_);
-    keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes * most_);
-    hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes * most_);
-    dkeys_of_ = scratch_.template reserve<S*>(schedule_.lanes * most_);
-    dhidden_of_ = scratch_.template reserve<S*>(schedule_.lanes * most_);
+    slots_of_row_ = scratch_.template reserve<Slots>(schedule_.lanes, most_rows_);
+    replay_ = scratch_.template reserve<Replay>(schedule_.lanes, most_rows_);
+    keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
+    hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
+    dkeys_of_ = scratch_.template reserve<S*>(schedule_.lanes, most_);
+    dhidden_of_ = scratch_.template reserve<S*>(schedule_.lanes, most_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);

@@ -30,27 +30,27 @@ class RelLstmForwardPass {
         most_(padded<S>(screen_.most_in_window() + screen_.most_retained())),
         scratch_(runtime) {
     const auto per_lane = [&](int64_t count) {
-      return scratch_.template reserve<S>(schedule_.lanes * count);
+      return scratch_.template reserve<S>(schedule_.lanes, count);
     };
     stacked_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.stacked / L));
     inputs_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.I, at_.gates / L));
     key_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.attention / L));
     bias_ = scratch_.template reserve<S>(at_.stacked);
     score_ = scratch_.template reserve<S>(at_.attention);
-    z_ = per_lane(most_rows_ * at_.stacked);
-    x_ = per_lane(most_rows_ * at_.inputs);
-    c_ = per_lane(most_rows_ * at_.units);
-    h_0_ = per_lane(most_rows_ * at_.units);
-    context_ = per_lane(most_rows_ * at_.units);
+    z_ = per_lane(times(most_rows_, at_.stacked));
+    x_ = per_lane(times(most_rows_, at_.inputs));
+    c_ = per_lane(times(most_rows_, at_.units));
+    h_0_ = per_lane(times(most_rows_, at_.units));
+    context_ = per_lane(times(most_rows_, at_.units));
     scores_ = per_lane(most_);
-    relevance_ = per_lane(most_rows_ * screen_.S());
-    kept_ = scratch_.template reserve<int64_t>(schedule_.lanes * most_rows_ * kept_size());
-    screenings_ = scratch_.template reserve<Screening<S>>(schedule_.lanes * most_rows_);
-    keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes * most_);
-    hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes * most_);
+    relevance_ = per_lane(times(most_rows_, screen_.S()));
+    kept_ = scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, kept_size());
+    screenings_ = scratch_.template reserve<Screening<S>>(schedule_.lanes, most_rows_);
+    keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
+    hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
     // Without a backward pass keys must last as long, but of each step only one.
-    keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.S() * shape_.B * at_.key);
-    step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.lanes * most_rows_ * at_.step);
+    keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.S(), shape_.B, at_.key);
+    step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.lanes, most_rows_, at_.step);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);

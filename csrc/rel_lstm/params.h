@@ -37,7 +37,7 @@ struct RelLstmShape {
 //   keys   [S][B]: h_j, U_a h_j
 //   steps  [T][B]: i, f, g, o, c, s, V_a s
 TT_INLINE int64_t saved_numbers(const RelLstmShape& s) {
-  return s.B * (s.screening.S() * s.key_numbers() + s.T() * s.step_numbers());
+  return times(s.B, times(s.screening.S(), s.key_numbers()) + times(s.T(), s.step_numbers()));
 }
 
 template <typename S>

@@ -30,12 +30,13 @@ constexpr double kOperationsToFork = 1 << 20;  // in all: below, starting thread
 
 TT_INLINE RelLstmPlan plan_rel_lstm(const RelLstmShape& s, int64_t scalar_bytes) {
   using namespace rel_lstm_plan_detail;
-  const int64_t weights = (4 * s.H + 2 * s.A) * s.H * scalar_bytes;
-  const int64_t gradients = ((4 * s.H + 2 * s.A) * s.units() + 4 * s.H * (s.I + 16)) * scalar_bytes;
+  const int64_t weights = times(4 * s.H + 2 * s.A, s.H, scalar_bytes);
+  const int64_t numbers = times(4 * s.H + 2 * s.A, s.units()) + times(4, s.H, s.I + kRelLstmUnits);
+  const int64_t gradients = times(numbers, scalar_bytes);
   const int64_t rows = weights <= kNearBytes ? kNearRows : kFarRows;
   RelLstmPlan plan{power_of_two_at_least(divide_up(s.B, rows)), 0};
   if (plan.groups == 1 && s.B >= 2) plan.groups = 2;
-  while (plan.groups > 2 && plan.groups * gradients > kGradientBytes) plan.groups /= 2;
+  while (plan.groups > 2 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
   plan.chunk_rows = kProductRows + divide_up(s.B, plan.groups);
   return plan;
 }

@@ -5,14 +5,16 @@
 
 #include <tuple>
 
+#include "../common/row_order.h"
 #include "../common/tensors.h"
+#include "checks.h"
 #include "params.h"
 
 namespace throughtime {
 namespace {
 
 Tensor with_dense_rows(const Tensor& tensor) {
-  return tensor.dim() == 4 && tensor.stride(3) == 1 ? tensor : dense(tensor);
+  return tensor.stride(3) == 1 ? tensor : dense(tensor);
 }
 
 template <typename S>
@@ -20,64 +22,65 @@ Sequences<S> sequences(const Tensor& tensor) {
   return {data<S>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-// The tensors that both passes take, checked, and as the kernels want them.
+// Sizes of a call, once all that both passes take is known to fit.
+RelevancyShape checked(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
+                       const OptionalTensor& score_weight, int64_t retained, int64_t window_size,
+                       int64_t top_k) {
+  check_dims(op, "query", query, "[B, heads, T, D]");
+  check_dims(op, "key", key, "[B, heads, P + T, D]");
+  check_dims(op, "value", value, "[B, heads, P + T, Dv]");
+  check_real(op, "query", query);
+  const int64_t T = query.size(2), P = key.size(2) - T;
+  TT_CHECK(P >= 0 && retained <= P, op, ": key should have the T = ", T,
+           " keys of query and at least `retained` more, got ", key.size(2),
+           " with retained = ", retained);
+  check_memory(op, {T, P, retained, window_size, top_k});
+  const RelevancyShape s{query.size(0),
+                         query.size(1),
+                         query.size(3),
+                         value.size(3),
+                         {T, P, retained, window_size, top_k}};
+  TT_CHECK(s.D > 0, op, ": query should have at least one feature, got none");
+  const ScalarType dtype = query.scalar_type();
+  check_argument(op, "query", query, {s.B, s.heads, T, s.D}, dtype);
+  check_argument(op, "key", key, {s.B, s.heads, P + T, s.D}, dtype);
+  check_argument(op, "value", value, {s.B, s.heads, P + T, s.Dv}, dtype);
+  check_argument(op, "score_weight", score_weight, {s.heads, s.D}, dtype);
+  return s;
+}
+
+// The tensors that both passes take, dense and as the kernels want them; all are checked before any
+// is copied.
 class Arguments {
  public:
   Arguments(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
             const OptionalTensor& score_weight, const OptionalTensor& lengths, int64_t retained,
             int64_t window_size, int64_t top_k, double scale)
-      : query_(with_dense_rows(query)),
+      : shape(checked(op, query, key, value, score_weight, retained, window_size, top_k)),
+        dtype(query.scalar_type()),
+        op_(op),
+        query_(with_dense_rows(query)),
         key_(with_dense_rows(key)),
         value_(with_dense_rows(value)),
         score_weight_(dense(score_weight)),
-        lengths_(dense(lengths)),
-        scale_(scale) {
-    for (const Tensor* tensor : {&query, &key, &value})
-      STD_TORCH_CHECK(tensor->dim() == 4, op,
-                      ": query, key and value should have 4 dimensions [B, heads, T, features], ",
-                      "got ", tensor->dim());
-    const int64_t T = query.size(2), P = key.size(2) - T;
-    dtype = query.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
-                    ": query should be float32 or float64, got ",
-                    torch::headeronly::toString(dtype));
-    STD_TORCH_CHECK(P >= 0 && 0 <= retained && retained <= P, op, ": key should have the T = ", T,
-                    " keys of query and at least `retained` more, got ", key.size(2),
-                    " with retained = ", retained);
-    STD_TORCH_CHECK(window_size >= 1 && top_k >= 0, op,
-                    ": window_size should be at least 1 and top_k at least 0, got ", window_size,
-                    " and ", top_k);
-    STD_TORCH_CHECK(retained <= top_k && P - retained <= window_size - 1, op,
-                    ": an earlier call leaves at most top_k = ", top_k,
-                    " retained keys and window_size - 1 = ", window_size - 1, " others, got ",
-                    retained, " and ", P - retained);
-    shape = {query.size(0),
-             query.size(1),
-             query.size(3),
-             value.size(3),
-             {T, P, retained, window_size, top_k}};
-    STD_TORCH_CHECK(shape.D > 0, op, ": query should have at least one feature, got none");
-    check_cpu(op, "query", query);
-    check(op, "key", key, {shape.B, shape.heads, P + T, shape.D});
-    check(op, "value", value, {shape.B, shape.heads, P + T, shape.Dv});
-    if (score_weight) check(op, "score_weight", *score_weight, {shape.heads, shape.D});
-    if (lengths) {
-      check_cpu(op, "lengths", *lengths);
-      check_shape(op, "lengths", *lengths, {shape.B});
-      check_dtype(op, "lengths", *lengths, ScalarType::Long);
-      for (int64_t b = 0; b < shape.B; ++b) {
-        const int64_t length = data<int64_t>(lengths_)[b];
-        STD_TORCH_CHECK(0 <= length && length <= T, op, ": lengths should be in [0, ", T,
-                        "], the number of queries; got ", length, " for sample ", b);
-      }
-    }
+        lengths_(checked_lengths(op, lengths, shape.B, shape.T())),
+        scale_(scale) {}
+
+  void check(const char* name, const OptionalTensor& tensor,
+             std::initializer_list<int64_t> sizes) const {
+    check_argument(op_, name, tensor, sizes, dtype);
   }
 
-  void check(const char* op, const char* name, const Tensor& tensor,
-             std::initializer_list<int64_t> sizes) const {
-    check_cpu(op, name, tensor);
-    check_shape(op, name, tensor, sizes);
-    check_dtype(op, name, tensor, dtype);
+  // last [B, heads, S], dense.
+  void check_last(const Tensor& last) const {
+    LastCheck check(op_, shape.screening);
+    for (int64_t n = 0; n < shape.sequences(); ++n)
+      check(data<int64_t>(last) + n * shape.screening.S(), 1,
+            lengths_ ? data<int64_t>(lengths_)[n / shape.heads] : shape.T());
+  }
+
+  Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
+    return wanted ? pooled(op_, sizes, dtype) : pooled(op_, {0}, dtype);
   }
 
   template <typename S>
@@ -95,6 +98,7 @@ class Arguments {
   ScalarType dtype;
 
  private:
+  const char* op_;
   Tensor query_, key_, value_;
   OptionalTensor score_weight_, lengths_;
   double scale_;
@@ -126,18 +130,18 @@ ForwardResult relevancy_forward(const Tensor query, const Tensor key, const Tens
   const Arguments args(op, query, key, value, score_weight, lengths, retained, window_size, top_k,
                        scale);
   const RelevancyShape& s = args.shape;
-  STD_TORCH_CHECK(relevance || s.screening.P == 0, op, ": relevance should be given for the ",
-                  s.screening.P, " keys of an earlier call");
-  if (relevance) args.check(op, "relevance", *relevance, {s.B, s.heads, s.screening.P});
+  TT_CHECK(relevance || s.screening.P == 0, op, ": relevance should be given for the ",
+           s.screening.P, " keys of an earlier call");
+  args.check("relevance", relevance, {s.B, s.heads, s.screening.P});
   const OptionalTensor before = dense(relevance);
   const int64_t left = s.screening.memory_after();
   operation.checked();
   const ForwardResult result{
-      pooled({s.B, s.heads, s.T(), s.Dv}, args.dtype), pooled({s.B, s.heads, s.T()}, args.dtype),
-      pooled({s.B, s.heads, s.screening.S()}, ScalarType::Long),
-      pooled({s.B, s.heads, left}, ScalarType::Long), pooled({s.B, s.heads, left}, args.dtype)};
+      args.make({s.B, s.heads, s.T(), s.Dv}), args.make({s.B, s.heads, s.T()}),
+      pooled(op, {s.B, s.heads, s.screening.S()}, ScalarType::Long),
+      pooled(op, {s.B, s.heads, left}, ScalarType::Long), args.make({s.B, s.heads, left})};
   operation.allocated();
-  if (s.sequences() == 0) return result;
+  if (s.sequences() == 0 || s.screening.S() == 0) return result;
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(operation.runtime(), args, before, keep_first, result);
   } else {
@@ -173,24 +177,22 @@ BackwardResult relevancy_backward(const Tensor grad_output, const Tensor query, 
   const Arguments args(op, query, key, value, score_weight, lengths, retained, window_size,
                        retained, scale);
   const RelevancyShape& s = args.shape;
-  args.check(op, "grad_output", grad_output, {s.B, s.heads, s.T(), s.Dv});
-  args.check(op, "output", output, {s.B, s.heads, s.T(), s.Dv});
-  args.check(op, "lse", lse, {s.B, s.heads, s.T()});
-  check_cpu(op, "last", last);
-  check_shape(op, "last", last, {s.B, s.heads, s.screening.S()});
-  check_dtype(op, "last", last, ScalarType::Long);
+  args.check("grad_output", grad_output, {s.B, s.heads, s.T(), s.Dv});
+  args.check("output", output, {s.B, s.heads, s.T(), s.Dv});
+  args.check("lse", lse, {s.B, s.heads, s.T()});
+  check_argument(op, "last", last, {s.B, s.heads, s.screening.S()}, ScalarType::Long);
   operation.checked();
-  const BackwardResult result{
-      pooled({s.B, s.heads, s.T(), s.D}, args.dtype),
-      pooled({s.B, s.heads, s.screening.S(), s.D}, args.dtype),
-      pooled({s.B, s.heads, s.screening.S(), s.Dv}, args.dtype),
-      score_weight ? pooled({s.heads, s.D}, args.dtype) : pooled({0}, args.dtype)};
+  const BackwardResult result{args.make({s.B, s.heads, s.T(), s.D}),
+                              args.make({s.B, s.heads, s.screening.S(), s.D}),
+                              args.make({s.B, s.heads, s.screening.S(), s.Dv}),
+                              args.make({s.heads, s.D}, score_weight.has_value())};
   operation.allocated();
-  if (s.sequences() == 0) {
+  if (s.sequences() == 0 || s.screening.S() == 0) {
     fill_zero(std::get<3>(result));
     return result;
   }
   const Tensor grad = with_dense_rows(grad_output), lse_dense = dense(lse), until = dense(last);
+  args.check_last(until);
   if (args.dtype == ScalarType::Float) {
     backward_as<float>(operation.runtime(), args, grad, lse_dense, until, result);
   } else {

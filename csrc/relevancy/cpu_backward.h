@@ -34,7 +34,7 @@ class RelevancyBackwardPass {
                       retained_at_end(s, in_.length(n / shape_.heads), {p_.last + n * s.S(), 1}));
     most_ = padded<S>(s.most_in_window() + retained + 1);
     const auto per_lane = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.lanes * count);
+      return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
     };
     ended_ = per_lane(int64_t(), s.T);
     kept_ = per_lane(int64_t(), s.S());
@@ -44,7 +44,7 @@ class RelevancyBackwardPass {
     values_ = per_lane(static_cast<const S*>(nullptr), most_);
     grad_keys_ = per_lane(static_cast<S*>(nullptr), most_);
     grad_values_ = per_lane(static_cast<S*>(nullptr), most_);
-    grad_w_ = scratch_.template reserve<S>(in_.score_weight ? shape_.sequences() * shape_.D : 0);
+    grad_w_ = scratch_.template reserve<S>(in_.score_weight ? shape_.sequences() : 0, shape_.D);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);

@@ -39,7 +39,7 @@ class RelevancyForwardPass {
         most_(padded<S>(shape_.screening.most_in_window() + shape_.screening.most_retained())),
         scratch_(runtime) {
     const auto per_lane = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.lanes * count);
+      return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
     };
     relevance_ = per_lane(S(), shape_.screening.S());
     kept_ = per_lane(int64_t(), kept_size());

@@ -34,7 +34,7 @@ struct RelevancyShape {
   ScreeningShape screening;
 
   TT_INLINE int64_t T() const { return screening.T; }
-  TT_INLINE int64_t sequences() const { return B * heads; }
+  TT_INLINE int64_t sequences() const { return times(B, heads); }
 };
 
 // A tensor [B, heads, time, features] with contiguous features.

@@ -2,8 +2,73 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+def check_packed(op: str, sequence: PackedSequence) -> None:
+    """Check what anyone can put into a PackedSequence by hand.
+
+    Values of a tensor that is not on the CPU are taken on trust: a look at them would stall it.
+
+    Raises:
+        RuntimeError: if ``batch_sizes`` or an order of the samples cannot belong to ``data``.
+        TypeError: if one of them is no tensor.
+    """
+    data, batch_sizes, there, back = sequence
+    for name, tensor in (("data", data), ("batch_sizes", batch_sizes)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} should be a Tensor, got {type(tensor).__name__}")
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
+        raise RuntimeError(
+            f"{op}: batch_sizes of a packed sequence should be int64 [T] on the CPU, got "
+            f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
+        )
+    rows = data.shape[0] if data.dim() > 0 else 0
+    if batch_sizes.numel() > rows:  # one of them is not positive, or `expand` made them
+        raise RuntimeError(
+            f"{op}: batch_sizes of a packed sequence should be positive and sum up to the {rows} "
+            f"rows of data, got {batch_sizes.numel()} of them"
+        )
+    sizes = batch_sizes.tolist()
+    falling = all(size >= after for size, after in pairwise(sizes))
+    if not sizes or sizes[-1] < 1 or not falling or sum(sizes) != rows:
+        raise RuntimeError(
+            f"{op}: batch_sizes of a packed sequence should be positive, never rise, and sum up to "
+            f"the {rows} rows of data, got {_shown(sizes)}; make it by "
+            "pack_padded_sequence or pack_sequence"
+        )
+    for name, order in (("sorted_indices", there), ("unsorted_indices", back)):
+        if order is not None:
+            _check_order(op, name, order, sizes[0])
+    if there is None or back is None or not (there.is_cpu and back.is_cpu):
+        return
+    if there[back].tolist() != list(range(sizes[0])):
+        raise RuntimeError(
+            f"{op}: unsorted_indices of a packed sequence should undo sorted_indices, got "
+            f"{_shown(back.tolist())} after {_shown(there.tolist())}"
+        )
+
+
+def _check_order(op: str, name: str, order: Tensor, batch: int) -> None:
+    if not isinstance(order, Tensor):
+        raise TypeError(f"{op}: {name} should be a Tensor, got {type(order).__name__}")
+    got = f"{order.dtype} {list(order.shape)}"
+    if order.dtype == torch.int64 and tuple(order.shape) == (batch,):
+        if not order.is_cpu or sorted(order.tolist()) == list(range(batch)):
+            return
+        got = _shown(order.tolist())
+    raise RuntimeError(
+        f"{op}: {name} of a packed sequence should be int64 [{batch}], a permutation of its "
+        f"{batch} samples, got {got}"
+    )
+
+
+def _shown(values: list[int]) -> str:
+    return f"[{', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''}]"
 
 
 def unpack(sequence: PackedSequence) -> tuple[Tensor, Tensor]:

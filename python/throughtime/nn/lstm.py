@@ -15,7 +15,7 @@ from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import check_name
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.nn.backend import BackendChoice
-from throughtime.packed import repack, unpack
+from throughtime.packed import check_packed, repack, unpack
 
 States = tuple[Tensor, Tensor]
 
@@ -285,6 +285,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         reset: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[PackedSequence, States]:
+        check_packed("LSTM", packed)
         self._check_input(packed.data, 2)
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         self._check_states(hx, batch)

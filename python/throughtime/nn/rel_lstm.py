@@ -25,7 +25,7 @@ from throughtime.functional.checks import (
 from throughtime.functional.rel_lstm import Cell
 from throughtime.functional.relevancy import Retain
 from throughtime.nn.backend import BackendChoice
-from throughtime.packed import repack, unpack
+from throughtime.packed import check_packed, repack, unpack
 from throughtime.states import RelState
 
 States = tuple[Tensor, Tensor]
@@ -266,6 +266,7 @@ class RelLSTM(BackendChoice, nn.Module):
         detach_mask: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[PackedSequence, RelState]:
+        check_packed("RelLSTM", packed)
         self._check_input(packed.data.unsqueeze(1))
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         _check_kind(hx)

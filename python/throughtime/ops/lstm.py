@@ -19,10 +19,14 @@ from torch import Tensor
 
 from throughtime import _ext, reference
 from throughtime.ops.differentiable import Differentiable
+from throughtime.ops.fakes import check_dims, check_sizes
 from throughtime.ops.registration import register
 
-_SAVED_VECTORS = 5  # i, f, g, o, c: kSavedVectors of csrc/lstm/params.h
-_SAVED_UNITS = 16  # kSavedUnits of csrc/lstm/params.h
+
+def _saved_numbers(steps: int, batch: int, hidden: int) -> int:
+    """saved_numbers of csrc/lstm/params.h: i, f, g, o and c in padded units, and a mark."""
+    return 5 * steps * batch * ((hidden + 15) // 16 * 16) + 1
+
 
 register(
     torch.library.define,
@@ -61,13 +65,29 @@ def _lstm_forward_fake(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    steps, batch, _ = input.shape
-    padded = (c_0.shape[1] + _SAVED_UNITS - 1) // _SAVED_UNITS * _SAVED_UNITS
+    check_dims("lstm_forward", "input", input, "T, B, I")
+    check_dims("lstm_forward", "weight_hh", weight_hh, "4H, H or P")
+    steps, batch, features = input.shape
+    gates, outputs = weight_hh.shape
+    check_sizes(
+        "lstm_forward",
+        input,
+        h_0=(h_0, (batch, outputs)),
+        c_0=(c_0, (batch, gates // 4)),
+        weight_ih=(weight_ih, (gates, features)),
+        weight_hh=(weight_hh, (gates // 4 * 4, gates // 4 if weight_hr is None else outputs)),
+        bias_ih=(bias_ih, (gates,)),
+        bias_hh=(bias_hh, (gates,)),
+        weight_hr=(weight_hr, (outputs, gates // 4)),
+        lengths=(lengths, (batch,)),
+        reset=(reset, (steps, batch)),
+        detach_mask=(detach_mask, input.shape[: 1 if detach_mask is None else detach_mask.dim()]),
+    )
     return (
         input.new_empty(steps, batch, h_0.shape[1]),
         input.new_empty(h_0.shape),
         input.new_empty(c_0.shape),
-        input.new_empty(_SAVED_VECTORS * steps * batch * padded if save else 0),
+        input.new_empty(_saved_numbers(steps, batch, gates // 4) if save else 0),
     )
 
 
@@ -90,6 +110,24 @@ def _lstm_backward_fake(
     need_input: bool,
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
+    check_dims("lstm_backward", "input", input, "T, B, I")
+    check_sizes(
+        "lstm_backward",
+        input,
+        grad_output=(grad_output, output.shape),
+        grad_h_n=(grad_h_n, h_0.shape),
+        grad_c_n=(grad_c_n, c_0.shape),
+        h_0=(h_0, (input.shape[1], weight_hh.shape[-1])),
+        c_0=(c_0, (input.shape[1], weight_hh.shape[0] // 4)),
+        weight_ih=(weight_ih, (weight_hh.shape[0], input.shape[2])),
+        weight_hh=(weight_hh, weight_hh.shape),
+        weight_hr=(weight_hr, (weight_hh.shape[-1], weight_hh.shape[0] // 4)),
+        lengths=(lengths, (input.shape[1],)),
+        reset=(reset, input.shape[:2]),
+        detach_mask=(detach_mask, input.shape[: 1 if detach_mask is None else detach_mask.dim()]),
+        output=(output, (*input.shape[:2], weight_hh.shape[-1])),
+        saved=(saved, (_saved_numbers(input.shape[0], input.shape[1], weight_hh.shape[0] // 4),)),
+    )
     gates = weight_hh.shape[0] if need_weights else 0
     return (
         input.new_empty(input.shape if need_input else (0,)),

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from throughtime import reference
 from throughtime.ops.differentiable import Differentiable, part_of
+from throughtime.ops.fakes import check_dims, check_sizes
 from throughtime.ops.registration import register
+from throughtime.ops.triton import check_runnable
 
 Kernels = Literal["cuda", "triton"]
 
@@ -80,9 +82,21 @@ def _forward_fake(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
+    if projected.dim() not in (3, 4):
+        check_dims("lstm_recurrence_forward", "projected", projected, "T, B, D, 4H")
     *rows, gates = projected.shape  # [T, B, D, 4H], or without D
     steps = rows[0] if save else 0
     hidden = weight_hh.shape[-1]
+    check_sizes(
+        "lstm_recurrence_forward",
+        projected,
+        bias=(bias, (*rows[2:], gates)),
+        h_0=(h_0, (*rows[2:], rows[1], hidden)),
+        c_0=(c_0, (*rows[2:], rows[1], hidden)),
+        weight_hh=(weight_hh, (*rows[2:], gates, hidden)),
+        lengths=(lengths, (rows[1],)),
+        reset=(reset, (*rows[2:], *rows[:2])),
+    )
     return (
         h_0.new_empty(*rows, hidden),
         h_0.new_empty(h_0.shape),
@@ -105,6 +119,22 @@ def _backward_fake(
     detach_mask: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
+    if gates.dim() not in (3, 4):
+        check_dims("lstm_recurrence_backward", "gates", gates, "T, B, D, 4H")
+    *rows, all_gates = gates.shape
+    hidden = weight_hh.shape[-1]
+    check_sizes(
+        "lstm_recurrence_backward",
+        gates,
+        grad_output=(grad_output, (*rows, hidden)),
+        grad_h_n=(grad_h_n, c_0.shape),
+        grad_c_n=(grad_c_n, c_0.shape),
+        c_0=(c_0, (*rows[2:], rows[1], hidden)),
+        weight_hh=(weight_hh, (*rows[2:], all_gates, hidden)),
+        cells=(cells, (*rows, hidden)),
+        lengths=(lengths, (rows[1],)),
+        reset=(reset, (*rows[2:], *rows[:2])),
+    )
     return gates.new_empty(gates.shape), c_0.new_empty(c_0.shape), c_0.new_empty(c_0.shape)
 
 
@@ -118,12 +148,14 @@ def _dense(args: tuple[Any, ...]) -> list[Any]:
 
 
 def _run_forward(*args: Any) -> tuple[Tensor, ...]:
+    check_runnable(args)
     # Imported when it is first called: Triton may be missing.
     kernels = import_module("throughtime.triton_kernels.lstm")
     return kernels.recurrence_forward(*_dense(args))  # type: ignore[no-any-return]
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
+    check_runnable(args)
     kernels = import_module("throughtime.triton_kernels.lstm")
     return kernels.recurrence_backward(*_dense(args))  # type: ignore[no-any-return]
 

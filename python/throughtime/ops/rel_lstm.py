@@ -29,8 +29,10 @@ from torch import Tensor
 
 from throughtime import reference
 from throughtime.ops.differentiable import Differentiable
+from throughtime.ops.fakes import check_dims, check_sizes
 from throughtime.ops.registration import register
 from throughtime.ops.relevancy import memory_sizes
+from throughtime.ops.triton import check_runnable
 
 _UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/params.h
 
@@ -96,9 +98,29 @@ def _forward_fake(
         keep_first: bool,
         save: bool,
     ) -> tuple[Tensor, ...]:
-        length, batch, _ = input.shape
+        check_dims("rel_lstm_forward", "input", input, "T, B, I")
+        check_dims("rel_lstm_forward", "weight_hh", weight_hh, "4H, H")
+        check_dims("rel_lstm_forward", "weight_score", weight_score, "A")
+        length, batch, features = input.shape
         hidden, attention = weight_hh.shape[1], weight_score.shape[0]
         prefix = 0 if memory is None else memory.shape[0]
+        check_sizes(
+            "rel_lstm_forward",
+            input,
+            h_0=(h_0, (batch, hidden)),
+            c_0=(c_0, (batch, hidden)),
+            context_0=(context_0, (batch, hidden)),
+            memory=(memory, (prefix, batch, hidden)),
+            relevance=(relevance, (prefix, batch)),
+            weight_ih=(weight_ih, (4 * hidden, features)),
+            weight_hh=(weight_hh, (4 * hidden, hidden)),
+            bias_ih=(bias_ih, (4 * hidden,)),
+            bias_hh=(bias_hh, (4 * hidden,)),
+            weight_query=(weight_query, (attention, hidden)),
+            weight_key=(weight_key, (attention, hidden)),
+            weight_score=(weight_score, (attention,)),
+            lengths=(lengths, (batch,)),
+        )
         left = sum(memory_sizes(length, prefix, retained, window_size, top_k))
         saved = saved_numbers(length, batch, prefix, hidden, attention) if save else 0
         return (
@@ -136,6 +158,27 @@ def _backward_fake(
     need_input: bool,
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
+    check_dims("rel_lstm_backward", "input", input, "T, B, I")
+    check_dims("rel_lstm_backward", "last", last, "S, B")
+    length, batch, _ = input.shape
+    check_sizes(
+        "rel_lstm_backward",
+        input,
+        grad_output=(grad_output, (length, *c_0.shape)),
+        grad_h_n=(grad_h_n, c_0.shape),
+        grad_c_n=(grad_c_n, c_0.shape),
+        grad_context_n=(grad_context_n, c_0.shape),
+        c_0=(c_0, (batch, weight_hh.shape[-1])),
+        weight_ih=(weight_ih, (weight_hh.shape[0], input.shape[2])),
+        weight_hh=(weight_hh, (4 * weight_hh.shape[-1], weight_hh.shape[-1])),
+        weight_query=(weight_query, (*weight_score.shape, weight_hh.shape[-1])),
+        weight_key=(weight_key, (*weight_score.shape, weight_hh.shape[-1])),
+        weight_score=(weight_score, weight_query.shape[:1]),
+        lengths=(lengths, (batch,)),
+        detach_mask=(detach_mask, input.shape[: 1 if detach_mask is None else detach_mask.dim()]),
+        last=(last, (last.shape[0], batch)),
+        saved=(saved, saved.shape),
+    )
     bias = weight_hh[:, 0]
     weights = (weight_ih, weight_hh, bias, bias, weight_query, weight_key, weight_score)
     return (
@@ -152,6 +195,7 @@ def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
     """The Triton implementation, imported when it is first called: Triton may be missing."""
 
     def run(*args: Any) -> tuple[Tensor, ...]:
+        check_runnable(args)
         module = import_module("throughtime.triton_kernels.rel_lstm")
         return getattr(module, name)(*args)  # type: ignore[no-any-return]
 

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from throughtime import reference
 from throughtime.ops.differentiable import Differentiable
+from throughtime.ops.fakes import check_dims, check_sizes
 from throughtime.ops.registration import register
+from throughtime.ops.triton import check_runnable
 
 _FORWARD = (
     "(Tensor query, Tensor key, Tensor value, Tensor? score_weight, Tensor? lengths, "
@@ -84,8 +86,19 @@ def _forward_fake(
     scale: float,
     keep_first: bool,
 ) -> tuple[Tensor, ...]:
-    batch, heads, length, _ = query.shape
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_dims("relevancy_forward", name, tensor, "B, heads, T, features")
+    batch, heads, length, features = query.shape
     positions = key.shape[2]
+    check_sizes(
+        "relevancy_forward",
+        query,
+        key=(key, (batch, heads, positions, features)),
+        value=(value, (batch, heads, positions, value.shape[3])),
+        score_weight=(score_weight, (heads, features)),
+        lengths=(lengths, (batch,)),
+        relevance=(relevance, (batch, heads, positions - length)),
+    )
     left = sum(memory_sizes(length, positions - length, retained, window_size, top_k))
     return (
         query.new_empty(batch, heads, length, value.shape[3]),
@@ -110,6 +123,22 @@ def _backward_fake(
     window_size: int,
     scale: float,
 ) -> tuple[Tensor, ...]:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_dims("relevancy_backward", name, tensor, "B, heads, T, features")
+    batch, heads, length, features = query.shape
+    positions, values = key.shape[2], value.shape[3]
+    check_sizes(
+        "relevancy_backward",
+        query,
+        grad_output=(grad_output, (batch, heads, length, values)),
+        key=(key, (batch, heads, positions, features)),
+        value=(value, (batch, heads, positions, values)),
+        score_weight=(score_weight, (heads, features)),
+        lengths=(lengths, (batch,)),
+        output=(output, (batch, heads, length, values)),
+        lse=(lse, (batch, heads, length)),
+        last=(last, (batch, heads, positions)),
+    )
     return (
         query.new_empty(query.shape),
         query.new_empty(key.shape),
@@ -122,6 +151,7 @@ def _triton(name: str) -> Callable[..., tuple[Tensor, ...]]:
     """The Triton implementation, imported when it is first called: Triton may be missing."""
 
     def run(*args: Any) -> tuple[Tensor, ...]:
+        check_runnable(args)
         module = import_module("throughtime.triton_kernels.relevancy")
         return getattr(module, name)(*args)  # type: ignore[no-any-return]
 

@@ -1,0 +1,1 @@
+"""Calls of the package, valid and malformed, from seeds, in processes that may die of them."""
