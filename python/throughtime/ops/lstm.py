@@ -113,6 +113,7 @@ def _lstm_backward_fake(
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
     check_dims("lstm_backward", "input", input, "T, B, I")
+    check_dims("lstm_backward", "weight_hh", weight_hh, "4H, H or P")
     check_sizes(
         "lstm_backward",
         input,

@@ -153,6 +153,7 @@ def _backward_fake(
 ) -> tuple[Tensor, ...]:
     check_dims("rel_lstm_backward", "input", input, "T, B, I")
     check_dims("rel_lstm_backward", "last", last, "S, B")
+    check_dims("rel_lstm_backward", "weight_hh", weight_hh, "4H, H")
     length, batch, _ = input.shape
     check_sizes(
         "rel_lstm_backward",
