@@ -69,7 +69,8 @@ def drawn(seed: int) -> Spec:
             continue
         name, valid = rng.choice(list(calls[index].arguments.items()))
         breaks.append(Break(index, name, rng.choice(kinds_for(name, valid, raw))))
-    return replace(spec, breaks=tuple(breaks))
+    # One fault a name: what makes the second must not trip over the first.
+    return replace(spec, breaks=tuple({wrong.argument: wrong for wrong in breaks}.values()))
 
 
 def _calls(spec: Spec) -> list[targets.Call]:

@@ -6,16 +6,25 @@ then go on as if they were numbers.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
 
-def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
+def _refuse_none(op: str, name: str) -> NoReturn:
+    """A schema's ``Tensor`` takes None too."""
+    raise RuntimeError(f"throughtime::{op}: {name} should be a tensor, got None")
+
+
+def check_dims(op: str, name: str, tensor: Tensor | None, letters: str) -> None:
     """Check that ``tensor`` has as many dimensions as ``letters`` names: ``"T, B, I"``.
 
     Raises:
         RuntimeError: if it has another number.
     """
+    if tensor is None:
+        _refuse_none(op, name)
     if tensor.dim() != len(letters.split(", ")):
         raise RuntimeError(
             f"throughtime::{op}: {name} should be [{letters}], got {tensor.dim()} dimensions"
@@ -25,12 +34,16 @@ def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
 def check_sizes(
     op: str, first: Tensor, **named: tuple[Tensor | None, tuple[int | torch.SymInt, ...]]
 ) -> None:
-    """Check tensors that are not None: device of ``first``, and the sizes beside each.
+    """Check that tensors are beside ``first`` and have the sizes given with each.
 
     Raises:
-        RuntimeError: if one is elsewhere or has other sizes.
+        RuntimeError: if one is elsewhere, has other sizes, or is None where the schema has none.
     """
+    schema = getattr(torch.ops.throughtime, op).default._schema
+    optional = {given.name for given in schema.arguments if given.type.kind() == "OptionalType"}
     for name, (tensor, sizes) in named.items():
+        if tensor is None and name not in optional:
+            _refuse_none(op, name)
         if tensor is None:
             continue
         if tensor.device != first.device:

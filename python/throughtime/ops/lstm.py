@@ -111,6 +111,11 @@ def _lstm_backward_fake(
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
     check_dims("lstm_backward", "input", input, "T, B, I")
+    check_dims("lstm_backward", "weight_hh", weight_hh, "4H, H or P")
+    check_dims("lstm_backward", "h_0", h_0, "B, H or P")
+    check_dims("lstm_backward", "c_0", c_0, "B, H")
+    check_dims("lstm_backward", "output", output, "T, B, H or P")
+    check_dims("lstm_backward", "weight_ih", weight_ih, "4H, I")
     check_sizes(
         "lstm_backward",
         input,

@@ -84,6 +84,10 @@ def _forward_fake(
 ) -> tuple[Tensor, ...]:
     if projected.dim() not in (3, 4):
         check_dims("lstm_recurrence_forward", "projected", projected, "T, B, D, 4H")
+    letters = "4H, H" if projected.dim() == 3 else "D, 4H, H"
+    check_dims("lstm_recurrence_forward", "weight_hh", weight_hh, letters)
+    for name, state in (("h_0", h_0), ("c_0", c_0)):
+        check_dims("lstm_recurrence_forward", name, state, letters.replace("4H", "B"))
     *rows, gates = projected.shape  # [T, B, D, 4H], or without D
     steps = rows[0] if save else 0
     hidden = weight_hh.shape[-1]
@@ -121,6 +125,9 @@ def _backward_fake(
 ) -> tuple[Tensor, ...]:
     if gates.dim() not in (3, 4):
         check_dims("lstm_recurrence_backward", "gates", gates, "T, B, D, 4H")
+    letters = "4H, H" if gates.dim() == 3 else "D, 4H, H"
+    check_dims("lstm_recurrence_backward", "weight_hh", weight_hh, letters)
+    check_dims("lstm_recurrence_backward", "c_0", c_0, letters.replace("4H", "B"))
     *rows, all_gates = gates.shape
     hidden = weight_hh.shape[-1]
     check_sizes(

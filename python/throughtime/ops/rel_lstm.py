@@ -160,6 +160,11 @@ def _backward_fake(
 ) -> tuple[Tensor, ...]:
     check_dims("rel_lstm_backward", "input", input, "T, B, I")
     check_dims("rel_lstm_backward", "last", last, "S, B")
+    check_dims("rel_lstm_backward", "weight_hh", weight_hh, "4H, H")
+    check_dims("rel_lstm_backward", "c_0", c_0, "B, H")
+    check_dims("rel_lstm_backward", "saved", saved, "numbers")
+    check_dims("rel_lstm_backward", "weight_query", weight_query, "A, H")
+    check_dims("rel_lstm_backward", "weight_score", weight_score, "A")
     length, batch, _ = input.shape
     check_sizes(
         "rel_lstm_backward",
