@@ -155,10 +155,10 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_logs_why_it_passes_over(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="throughtime"):
-        choose("auto", REQUEST._replace(device=torch.device("meta")))
+        choose("auto", REQUEST._replace(device=torch.device("xpu")))
     (record,) = caplog.records
     assert record.getMessage().startswith("lstm runs on backend 'reference'; passed over: cuda: ")
-    assert "cpu: the tensors are on meta, not on the CPU" in record.getMessage()
+    assert "cpu: the tensors are on xpu, not on the CPU" in record.getMessage()
 
 
 def test_missing_kernels_warn_once_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_log_level_variable() -> None:
 def test_explain_a_module() -> None:
     table = explain(LSTM(2, 3, proj_size=1, dtype=torch.float64, device="meta"))
     assert table.request == Request("lstm", 3, 1, torch.device("meta"), torch.float64)
-    assert table.chosen == "reference" and list(table.reasons) == list(ORDER)
+    assert table.chosen == "cpu" and list(table.reasons) == list(ORDER)
     first, header, _, *rows = str(table).splitlines()
     assert first == "lstm with hidden_size=3, proj_size=1, torch.float64 on meta, backend='auto'"
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
@@ -228,10 +228,10 @@ def test_explain_a_module() -> None:
     assert [row[:3] for row in cells] == [
         ["cuda", "no", ""],
         ["triton", "no", ""],
-        ["cpu", "no", ""],
-        ["reference", "yes", "*"],
+        ["cpu", "yes", "*"],
+        ["reference", "yes", ""],
     ]
-    assert cells[2][3].startswith("the tensors are on meta, not on the CPU")
+    assert cells[0][3].startswith("proj_size=1 is not supported by the CUDA kernels")
     assert repr(table) == str(table)
 
 
