@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from cases import runnable
 from host_kernels import load_module
+from throughtime import _ext
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +43,16 @@ def poison() -> Iterator[None]:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The GPU kernels' sources as a module that runs them on the CPU; see tests/cuda_on_cpu."""
     return load_module(tmp_path_factory.mktemp("cuda_on_cpu"))
+
+
+@pytest.fixture(params=_ext.extension.runnable_isas() if _ext.extension else [])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the compiled kernels that can run here."""
+    kernels: Any = _ext.extension
+    best = kernels.isa()
+    kernels.set_isa(request.param)
+    yield request.param
+    kernels.set_isa(best)
 
 
 @pytest.fixture(params=runnable())

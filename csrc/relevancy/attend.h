@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../common/sizes.h"
-#include "../common/vec.h"
+#include "../common/tile.h"
 
 namespace throughtime {
 namespace {
@@ -21,6 +21,12 @@ TT_INLINE void for_vectors(int64_t D, const F& f) {
   int64_t d = 0;
   for (; d + kLanes<S> <= D; d += kLanes<S>) f(d, static_cast<int64_t>(kLanes<S>));
   if (d < D) f(d, D - d);
+}
+
+// Calls f(begin, end) for the pieces of [0, count) that one chain adds up.
+template <typename F>
+TT_INLINE void for_chains(int64_t count, const F& f) {
+  for (int64_t begin = 0; begin < count; begin += kChain) f(begin, least(count, begin + kChain));
 }
 
 // scores[c] = sum over d of term(d, part, c), for `count` rows.
@@ -108,12 +114,16 @@ template <typename S, int NV>
 TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t count, int64_t d,
                               int64_t part, S factor, S* out) {
   Vec<S> sum[NV] = {};
-  for (int64_t c = 0; c < count; ++c) {
-    const S weight = weights[c];
-    const S* row = rows[c] + d;
-    for (int v = 0; v < NV - 1; ++v) sum[v] += load(row + v * kLanes<S>) * weight;
-    sum[NV - 1] += load_part(row + (NV - 1) * kLanes<S>, part) * weight;
-  }
+  for_chains(count, [&](int64_t begin, int64_t end) {
+    Vec<S> chain[NV] = {};
+    for (int64_t c = begin; c < end; ++c) {
+      const S weight = weights[c];
+      const S* row = rows[c] + d;
+      for (int v = 0; v < NV - 1; ++v) chain[v] += load(row + v * kLanes<S>) * weight;
+      chain[NV - 1] += load_part(row + (NV - 1) * kLanes<S>, part) * weight;
+    }
+    for (int v = 0; v < NV; ++v) sum[v] += chain[v];
+  });
   for (int v = 0; v < NV - 1; ++v) store(out + d + v * kLanes<S>, sum[v] * factor);
   store_part(out + d + (NV - 1) * kLanes<S>, sum[NV - 1] * factor, part);
 }
@@ -168,18 +178,20 @@ TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t 
                                   S* const* grad_rows, S* grad_q, S* grad_w, const F& tanh_at) {
   for_vectors<S>(D, [&](int64_t d, int64_t part) {
     const Vec<S> weight = load_part(w + d, part);
-    Vec<S> to_q{}, to_w{};
-    for (int64_t c = 0; c < count; ++c) {
-      const Vec<S> t = tanh_at(d, part, c);
-      const Vec<S> e = splat(grad[c]);
-      const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
-      to_q += g;
-      to_w += e * t;
-      S* row = grad_rows[c] + d;
-      store_part(row, load_part(row, part) + g, part);
-    }
-    store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
-    store_part(grad_w + d, load_part(grad_w + d, part) + to_w, part);
+    for_chains(count, [&](int64_t begin, int64_t end) {
+      Vec<S> to_q{}, to_w{};
+      for (int64_t c = begin; c < end; ++c) {
+        const Vec<S> t = tanh_at(d, part, c);
+        const Vec<S> e = splat(grad[c]);
+        const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
+        to_q += g;
+        to_w += e * t;
+        S* row = grad_rows[c] + d;
+        store_part(row, load_part(row, part) + g, part);
+      }
+      store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
+      store_part(grad_w + d, load_part(grad_w + d, part) + to_w, part);
+    });
   });
 }
 
