@@ -133,14 +133,12 @@ def run(layer: nn.Module, case: Case, x: Tensor, lengths: Tensor) -> Named:
 
 
 def show(name: str, actual: Named, plain: Named, exact: Named) -> None:
-    """One line of the table: the tensor of the largest ratio, and the output."""
+    """One line of the table: the output, and the tensor of the largest ratio."""
     errors = {n: (rms(actual[n], e), rms(plain[n], e)) for n, e in exact.items()}
-    worst = max(errors, key=lambda n: errors[n][0] / max(errors[n][1], 1e-9))
-    cells = [
-        f"{n} {errors[n][0]:.1e} / {errors[n][1]:.1e} = {errors[n][0] / max(errors[n][1], 1e-9):.2f}"
-        for n in ("output", worst)
-    ]
-    print(f"\n{name:40} {cells[0]:40} worst: {cells[1]}", end="")
+    ratio = {n: ours / max(theirs, 1e-9) for n, (ours, theirs) in errors.items()}
+    print(f"\n{name}:", end="")
+    for n in ("output", max(ratio, key=lambda n: ratio[n])):
+        print(f"  {n} {errors[n][0]:.1e} / {errors[n][1]:.1e} = {ratio[n]:.2f}", end="")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

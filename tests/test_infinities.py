@@ -9,11 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import random
-from cases_relevancy import Attention, Layer, attention_inputs, doubled, layer_inputs
-from cases_relevancy import expect_attention, expect_layer, layer_grads, run_attention, run_layer
+from cases import OPTIONS, Shape, call, options_for, random, tensors
+from cases_relevancy import (
+    Attention,
+    Layer,
+    attention_inputs,
+    doubled,
+    expect_attention,
+    expect_layer,
+    layer_grads,
+    layer_inputs,
+    numbers,
+    run_attention,
+    run_layer,
+)
 from closeness import assert_close
 from throughtime import LSTM, _ext
+from throughtime.functional import lstm
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
@@ -35,19 +47,30 @@ def assert_no_further(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> No
         assert_close(found[name][finite], due[finite].to(found[name].dtype), name)
 
 
-def results(
-    layer: nn.Module, x: Tensor, states: tuple[Tensor, Tensor], cut: bool = False
+def assert_as_far(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """What the reference makes of it is the definition, and so neither goes further."""
+    results = [numbers(x) for x in (found, wanted)]
+    for actual, expected in (results, results[::-1]):
+        assert_no_further(actual, expected)
+
+
+def with_gradients(
+    result: tuple[Tensor, tuple[Tensor, Tensor]], leaves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    leaves = {"input": x, "h_0": states[0], "c_0": states[1]}
-    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
-    output, (h_n, c_n) = layer(leaves["input"], (leaves["h_0"], leaves["c_0"]))
-    found = {"output": output, "h_n": h_n, "c_n": c_n}
-    # The gradients of infinite results are finite numbers.
+    """The results and all gradients; those of infinite results are finite numbers."""
+    found = {"output": result[0], "h_n": result[1][0], "c_n": result[1][1]}
     grads = [random(*y.shape, seed=9 + k, dtype=y.dtype) for k, y in enumerate(found.values())]
-    leaves |= dict(layer.named_parameters())
-    gradients = torch.autograd.grad(list(found.values()), list(leaves.values()), grads)
+    outputs = list(found.values())
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), grads, materialize_grads=True)
     found = {name: y.detach() for name, y in found.items()}
     return found | {f"grad {n}": g for n, g in zip(leaves, gradients, strict=True)}
+
+
+def results(layer: nn.Module, x: Tensor, states: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    leaves = {"input": x, "h_0": states[0], "c_0": states[1]}
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    result = layer(leaves["input"], (leaves["h_0"], leaves["c_0"]))
+    return with_gradients(result, leaves | dict(layer.named_parameters()))
 
 
 def pair(hidden: int, dtype: torch.dtype, **options: Any) -> tuple[nn.LSTM, LSTM]:
@@ -74,6 +97,24 @@ def test_lstm(isa: str, hidden: int, proj_size: int, place: str, value: str) -> 
     assert_no_further(results(ours, *arguments), results(theirs, *arguments))
 
 
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("place", ["input", "h_0", "c_0"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_lstm_as_the_reference(isa: str, option: str, place: str, value: str) -> None:
+    """Also in a sample that has ended, at a cut, or before an episode's border."""
+    shape = Shape(6, 4, 3, 5)
+    named = tensors(shape)
+    with torch.no_grad():
+        for sample in (0, 2):
+            named[place][(-1, sample, 1)[-named[place].dim() :]] = VALUES[value]
+    found = []
+    for backend in ("cpu", "reference"):
+        result = call(lstm, named, backend=backend, **options_for(shape)[option])
+        found.append(with_gradients(result, named))
+    for actual, expected in (found, found[::-1]):
+        assert_no_further(actual, expected)
+
+
 @pytest.mark.parametrize("value", HUGE, ids=str)
 @pytest.mark.parametrize("hidden", [5, 48])
 @pytest.mark.parametrize("place", ["input", "c_0"])
@@ -97,7 +138,7 @@ def test_lstm_with_one_huge_number(isa: str, place: str, hidden: int, value: flo
 LAYERS = (
     Layer(8, 3, 3, 5, 6, 3, 2),
     Layer(8, 3, 3, 16, 16, 3, 2, lengths=True, mask="T"),
-    Layer(6, 3, 2, 21, 3, 3, 2, before=7),
+    Layer(6, 3, 2, 21, 3, 3, 2, lengths=True, before=7),
 )
 
 
@@ -111,10 +152,7 @@ def test_rel_lstm(isa: str, case: Layer, place: str, value: str) -> None:
     with torch.no_grad():
         given[place][(-1, 1, 1)[-given[place].dim() :]] = VALUES[value]
     grads = layer_grads(case)
-    found, wanted = run_layer(case, given, grads), expect_layer(case, given, grads)
-    for results in (found, wanted):
-        results.pop("last"), results.pop("memory")
-    assert_no_further(found, wanted)
+    assert_as_far(run_layer(case, given, grads), expect_layer(case, given, grads))
 
 
 @pytest.mark.parametrize("value", HUGE, ids=str)
@@ -141,13 +179,11 @@ ATTENTION = (
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("place", ["query", "key", "value"])
+@pytest.mark.parametrize("step", [0, 4])
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
-def test_attention(isa: str, case: Attention, place: str, value: str) -> None:
+def test_attention(isa: str, case: Attention, step: int, place: str, value: str) -> None:
     given = attention_inputs(case)
     with torch.no_grad():
-        given[place][0, 0, 4, 1] = VALUES[value]
+        given[place][0, 0, step, 1] = VALUES[value]
     grad = random(case.B, case.heads, case.T, case.Dv, seed=9)
-    found, wanted = run_attention(case, given, grad), expect_attention(case, given, grad)
-    for results in (found, wanted):
-        results.pop("last"), results.pop("memory")
-    assert_no_further(found, wanted)
+    assert_as_far(run_attention(case, given, grad), expect_attention(case, given, grad))

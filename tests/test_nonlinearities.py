@@ -112,9 +112,7 @@ def test_the_ends(isa: str, function: str, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-def test_softmax_is_exact_to_its_smallest_weights(
-    isa: str, dtype: torch.dtype, cases: Any
-) -> None:
+def test_softmax_is_exact_to_its_smallest_weights(isa: str, dtype: torch.dtype, cases: Any) -> None:
     """Of two keys with scores 0 and x the second has the weight e^x / (1 + e^x)."""
     x, _ = cases("exp", dtype)
     key = torch.stack([torch.zeros_like(x), x], 1).view(len(x), 1, 2, 1)
@@ -148,5 +146,5 @@ def test_derivatives(isa: str, dtype: torch.dtype, cases: Any) -> None:
     assert bias.grad is not None
     i = exact("sigmoid", x)
     assert_few_ulps(bias.grad[:hidden], i * (1 - i), x, ULPS + 2)
-    assert not bias.grad[:hidden][x < LEAST_LOG[dtype] - 1e-3].any()
+    assert not bias.grad[:hidden][x < LEAST_LOG[dtype] - 1.5].any()
     assert not bias.grad[2 * hidden : 3 * hidden].any()  # tanh'(50)

@@ -48,7 +48,7 @@ struct Traits<float> {
   static constexpr float kLn2Hi = 0.693359375f;  // 10 bits: n * kLn2Hi is exact
   static constexpr float kLn2Lo = -2.12194440054690583e-4f;
   static constexpr float kLeastLog = -87.33654022f;  // e^x is a normal number from here on
-  static constexpr float kExpClamp = 87.5f;          // 2^n stays a normal number
+  static constexpr float kExpClamp = 89.0f;          // the bits of 2^n are those of infinity
   static constexpr float kTanhClamp = 10.0f;         // tanh(10) rounds to 1
 };
 
@@ -61,7 +61,7 @@ struct Traits<double> {
   static constexpr double kLn2Hi = 6.93145751953125e-1;
   static constexpr double kLn2Lo = 1.42860682030941723212e-6;
   static constexpr double kLeastLog = -708.3964185322641;
-  static constexpr double kExpClamp = 708.5;
+  static constexpr double kExpClamp = 710.0;
   static constexpr double kTanhClamp = 20.0;
 };
 
@@ -249,7 +249,7 @@ struct Exponential {
   Vec<S> scale, q;
 };
 
-// For x within +-kExpClamp. NaN ends in q: as bits it would not survive the addition of `power`.
+// For x within [kLeastLog, kExpClamp]. NaN ends in q: as bits it would not survive the addition of `power`.
 template <typename S>
 TT_INLINE Exponential<S> exponential(Vec<S> x) {
   typename VecOf<S>::integers power;
@@ -258,14 +258,12 @@ TT_INLINE Exponential<S> exponential(Vec<S> x) {
   return {(Vec<S>)((typename VecOf<S>::integers)splat(S(1)) + power), q};
 }
 
-// 1 / (1 + e^|x|) is sigmoid(-|x|), exactly 0 where that is no normal number. The other half is taken
-// from 1, so that it is rounded once near 1: a forget gate's error adds up over all steps.
+// 1 / (1 + e^|x|) is sigmoid(-|x|); e^|x| becomes infinity, so that it ends in an exact 0. The other
+// half is taken from 1 and so is rounded once near 1: a forget gate's error adds up over all steps.
 template <typename S>
 TT_INLINE Vec<S> sigmoid(Vec<S> x) {
-  const Vec<S> a = absolute<S>(x);
-  const auto [scale, q] = exponential<S>(at_most(a, Traits<S>::kExpClamp));
-  const Vec<S> small = S(1) / (S(1) + (scale * q + scale));
-  const Vec<S> below = a > splat(-Traits<S>::kLeastLog) ? Vec<S>{} : small;
+  const auto [scale, q] = exponential<S>(at_most(absolute<S>(x), Traits<S>::kExpClamp));
+  const Vec<S> below = S(1) / (scale * (q + S(1)) + S(1));
   return x > Vec<S>{} ? S(1) - below : below;
 }
 
@@ -281,7 +279,7 @@ TT_INLINE Vec<S> tanh(Vec<S> x) {
 // e^x for x <= 0, or above it by roundings; exactly 0 where that is no normal number.
 template <typename S>
 TT_INLINE Vec<S> exp_nonpositive(Vec<S> x) {
-  const auto [scale, q] = exponential<S>(-at_most<S>(-x, Traits<S>::kExpClamp));
+  const auto [scale, q] = exponential<S>(-at_most<S>(-x, -Traits<S>::kLeastLog));
   return x < splat(Traits<S>::kLeastLog) ? Vec<S>{} : scale * q + scale;
 }
 

@@ -69,11 +69,11 @@ class RelLstmBackwardPass {
     weights_ = per_lane(most_);
     grad_ = per_lane(most_);
     tanh_ = per_lane(slots_ * at_.attention);
-    chunk_score_ = per_lane(at_.attention);
+    lost_score_ = per_lane(at_.attention);
     sum_s_ = per_group(at_.stacked * at_.units);
     sum_x_ = per_group(at_.gates * at_.inputs);
     sum_key_ = per_group(at_.attention * at_.units);
-    sum_score_ = per_group(at_.attention);
+    sum_score_ = scratch_.template reserve<S>(plan_.groups * at_.attention);
     const auto positions = [&](int64_t count) {
       return scratch_.template reserve<int64_t>(schedule_.lanes * most_rows_ * count);
     };
@@ -139,7 +139,7 @@ class RelLstmBackwardPass {
     Slots* slots;
     Replay* replay;
     S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *tanh;
-    S* chunk_score;  // of the score weights' gradient, what the rows collected so far give
+    S* lost_score;  // by rounding the group's sum_score
     Stopwatch* watch;
   };
 
@@ -184,7 +184,7 @@ class RelLstmBackwardPass {
            weights_() + lane * most_,
            grad_() + lane * most_,
            tanh_() + lane * slots_ * at_.attention,
-           chunk_score_() + lane * at_.attention,
+           lost_score_() + lane * at_.attention,
            member.watch};
     begin(w);
     w.watch->lap(kOther);
@@ -218,7 +218,8 @@ class RelLstmBackwardPass {
       for (int64_t j = 0; j < screen_.S(); ++j) w.slots[row].of[j] = -1;
       for (int64_t k = 0; k < slots_; ++k) w.slots[row].free[k] = k;
     }
-    std::memset(w.chunk_score, 0, at_.attention * sizeof(S));
+    std::memset(sum_score_() + w.group * at_.attention, 0, at_.attention * sizeof(S));
+    std::memset(w.lost_score, 0, at_.attention * sizeof(S));
     if (!p_.dweight_hh) return;
     const auto clear = [&](S* sums, int64_t size) {
       std::memset(sums + w.group * size, 0, size * sizeof(S));
@@ -226,7 +227,6 @@ class RelLstmBackwardPass {
     clear(sum_s_(), at_.stacked * at_.units);
     clear(sum_x_(), at_.gates * at_.inputs);
     clear(sum_key_(), at_.attention * at_.units);
-    clear(sum_score_(), at_.attention);
   }
 
   // The last step of a row gets the gradients of the final state.
@@ -299,7 +299,8 @@ class RelLstmBackwardPass {
     w.watch->lap(kSums);
     std::memset(dq, 0, at_.attention * sizeof(S));
     additive_gradients(
-        w.grad, score_(), at_.attention, count, dkeys, dq, w.chunk_score,
+        w.grad, score_(), at_.attention, count, dkeys, dq, sum_score_() + w.group * at_.attention,
+        w.lost_score,
         [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
     w.watch->lap(kScores);
   }
@@ -376,10 +377,6 @@ class RelLstmBackwardPass {
     add_outer_products<S>(w.da, at_.stacked, at_.gates, w.sx + n, ld, at_.inputs / L, rows,
                           sum_x_() + w.group * at_.gates * at_.inputs, at_.inputs);
     add_key_weights(w, rows);
-    S* score = sum_score_() + w.group * at_.attention;
-    for (int64_t k = 0; k < at_.attention; k += L)
-      store(score + k, load(score + k) + load(w.chunk_score + k));
-    std::memset(w.chunk_score, 0, at_.attention * sizeof(S));
   }
 
   void add_key_weights(const Walk& w, int64_t rows) {
@@ -437,7 +434,7 @@ class RelLstmBackwardPass {
   Scratch scratch_;
   Span<S> stacked_, key_, inputs_, score_;
   Span<S> da_, sx_, keys_, dx_, dh_, ds_, direct_, context_, dc_, c_0_;
-  Span<S> slot_, weights_, grad_, tanh_, chunk_score_;
+  Span<S> slot_, weights_, grad_, tanh_, lost_score_;
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
   Span<int64_t> ended_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;

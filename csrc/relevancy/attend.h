@@ -5,7 +5,8 @@
 #pragma once
 
 #include "../common/sizes.h"
-#include "../common/tile.h"
+#include "../common/sizes.h"
+#include "../common/vec.h"
 
 namespace throughtime {
 namespace {
@@ -23,10 +24,21 @@ TT_INLINE void for_vectors(int64_t D, const F& f) {
   if (d < D) f(d, D - d);
 }
 
-// Calls f(begin, end) for the pieces of [0, count) that one chain adds up.
+// Calls f(begin, end) for the pieces of [0, count) that one chain of additions takes. Weights are
+// positive: what they add up grows with every link, and so does its rounding.
 template <typename F>
 TT_INLINE void for_chains(int64_t count, const F& f) {
-  for (int64_t begin = 0; begin < count; begin += kChain) f(begin, least(count, begin + kChain));
+  constexpr int64_t kLinks = 64;
+  for (int64_t begin = 0; begin < count; begin += kLinks) f(begin, least(count, begin + kLinks));
+}
+
+// sum += value; `lost` is what rounding took from the sum, and comes back with the next value.
+template <typename S>
+TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
+  const Vec<S> before = load_part(sum, part), more = value - load_part(lost, part);
+  const Vec<S> now = before + more;
+  store_part(lost, (now - before) - more, part);
+  store_part(sum, now, part);
 }
 
 // scores[c] = sum over d of term(d, part, c), for `count` rows.
@@ -172,10 +184,11 @@ void softmax_gradient(const S* weights, S* grad, int64_t count) {
 
 // Gradients of additive scores: with t = tanh(q + rows[c]) and e the gradient of score c,
 //   grad_q += e w (1 - t^2)      grad_rows[c] += e w (1 - t^2)      grad_w += e t
-// tanh_at(d, part, c) gives t.
+// tanh_at(d, part, c) gives t. grad_w, a sum over all queries, is compensated.
 template <typename S, typename F>
 TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t count,
-                                  S* const* grad_rows, S* grad_q, S* grad_w, const F& tanh_at) {
+                                  S* const* grad_rows, S* grad_q, S* grad_w, S* lost_w,
+                                  const F& tanh_at) {
   for_vectors<S>(D, [&](int64_t d, int64_t part) {
     const Vec<S> weight = load_part(w + d, part);
     for_chains(count, [&](int64_t begin, int64_t end) {
@@ -190,7 +203,7 @@ TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t 
         store_part(row, load_part(row, part) + g, part);
       }
       store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
-      store_part(grad_w + d, load_part(grad_w + d, part) + to_w, part);
+      add_compensated(grad_w + d, lost_w + d, to_w, part);
     });
   });
 }

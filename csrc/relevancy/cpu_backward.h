@@ -45,7 +45,7 @@ class RelevancyBackwardPass {
     grad_keys_ = per_lane(static_cast<S*>(nullptr), most_);
     grad_values_ = per_lane(static_cast<S*>(nullptr), most_);
     grad_w_ = scratch_.template reserve<S>(in_.score_weight ? shape_.sequences() * shape_.D : 0);
-    chain_w_ = per_lane(S(), in_.score_weight ? shape_.D : 0);
+    lost_w_ = per_lane(S(), in_.score_weight ? shape_.D : 0);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
@@ -95,16 +95,15 @@ class RelevancyBackwardPass {
     std::memset(grad_query, 0, s.T * D * sizeof(S));
     std::memset(grad_key, 0, s.S() * D * sizeof(S));
     std::memset(grad_value, 0, s.S() * Dv * sizeof(S));
-    S* chain_w = chain_w_() + lane * D;  // what the last steps add to grad_w
+    S* lost_w = lost_w_() + lane * D;
     if (w) {
       std::memset(grad_w, 0, D * sizeof(S));
-      std::memset(chain_w, 0, D * sizeof(S));
+      std::memset(lost_w, 0, D * sizeof(S));
     }
 
     Replay replay(s, length, {p_.last + n * s.S(), 1}, ended_() + lane * s.T,
                   kept_() + lane * s.S());
     for (int64_t step = length - 1; step >= 0; --step) {
-      if (w && (length - 1 - step) % kChain == 0) end_chain(chain_w, grad_w);
       const Candidates& candidates = replay.candidates(step);
       const int64_t count = candidates.count();
       candidates.each([&](int64_t c, int64_t position) {
@@ -131,7 +130,7 @@ class RelevancyBackwardPass {
       add_to_rows(weights, S(1), go, Dv, grad_values, count);
       watch.lap(kSums);
       if (w) {
-        additive_gradients(grad, w, D, count, grad_keys, dq, chain_w,
+        additive_gradients(grad, w, D, count, grad_keys, dq, grad_w, lost_w,
                            [&](int64_t d, int64_t part, int64_t c) {
                              return tanh<S>(load_part(q + d, part) + load_part(keys[c] + d, part));
                            });
@@ -141,14 +140,6 @@ class RelevancyBackwardPass {
       }
       watch.lap(kScores);
     }
-    if (w) end_chain(chain_w, grad_w);
-  }
-
-  void end_chain(S* chain, S* sum) const {
-    for (int64_t d = 0; d < shape_.D; ++d) {
-      sum[d] += chain[d];
-      chain[d] = 0;
-    }
   }
 
   const RelevancyBackward<S>& p_;
@@ -157,7 +148,7 @@ class RelevancyBackwardPass {
   const SequenceSchedule schedule_;
   int64_t most_;  // candidates of a query, in whole vectors
   Scratch scratch_;
-  Span<S> weights_, grad_, grad_w_, chain_w_;
+  Span<S> weights_, grad_, grad_w_, lost_w_;
   Span<int64_t> ended_, kept_;
   Span<const S*> keys_, values_;
   Span<S*> grad_keys_, grad_values_;
