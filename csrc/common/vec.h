@@ -276,7 +276,7 @@ TT_INLINE Vec<S> tanh(Vec<S> x) {
   return with_sign<S>(m / (m + S(2)), x);
 }
 
-// e^x for x <= 0, or above it by roundings; exactly 0 where that is no normal number.
+// e^x for x <= 0; exactly 0 where that is no normal number.
 template <typename S>
 TT_INLINE Vec<S> exp_nonpositive(Vec<S> x) {
   const auto [scale, q] = exponential<S>(-at_most<S>(-x, -Traits<S>::kLeastLog));

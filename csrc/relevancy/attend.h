@@ -5,7 +5,6 @@
 #pragma once
 
 #include "../common/sizes.h"
-#include "../common/sizes.h"
 #include "../common/vec.h"
 
 namespace throughtime {
@@ -112,13 +111,6 @@ S softmax(S* scores, int64_t count) {
   const S sum = lane_sum<S>(sums), factor = S(1) / sum;
   for (int64_t c = 0; c < count; c += kLanes<S>) store(scores + c, load(scores + c) * factor);
   return top + static_cast<S>(__builtin_log(static_cast<double>(sum)));
-}
-
-// Scores to weights where the log of the sum is known.
-template <typename S>
-void softmax(S* scores, int64_t count, S lse) {
-  for (int64_t c = 0; c < count; c += kLanes<S>)
-    store(scores + c, exp_nonpositive<S>(load(scores + c) - splat(lse)));
 }
 
 // out [D] (+)= factor * sum over c of weights[c] rows[c]

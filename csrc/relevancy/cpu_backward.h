@@ -1,7 +1,8 @@
 // Relevancy attention on a CPU, backward.
 //
 // Every sequence is walked from its last query to its first over the candidates that the forward
-// pass chose (Replay). With p the weights, from the scores and their log-sum-exp:
+// pass chose (Replay). With p the weights, made from the scores again (e^(score - lse) would have the
+// rounding of the log-sum-exp, and weights that do not add up to 1):
 //
 //   dp_c = do . v_c      ds = p (dp - p . dp)      dv_c += p_c do
 //   dot:       dq = scale sum ds_c k_c             dk_c += scale ds_c q
@@ -123,7 +124,7 @@ class RelevancyBackwardPass {
         for (int64_t c = 0; c < count; c += kLanes<S>)
           store(weights + c, load(weights + c) * in_.scale);
       }
-      softmax(weights, count, p_.lse[n * s.T + step]);
+      softmax(weights, count);
       dot_scores(go, Dv, values, count, grad);
       softmax_gradient(weights, grad, count);
       watch.lap(kScores);
