@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -187,3 +188,22 @@ def test_attention(isa: str, case: Attention, step: int, place: str, value: str)
         given[place][0, 0, step, 1] = VALUES[value]
     grad = random(case.B, case.heads, case.T, case.Dv, seed=9)
     assert_as_far(run_attention(case, given, grad), expect_attention(case, given, grad))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # by numpy
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_goes_no_further_either() -> None:
+    """In the interpreter, which is slow: one place of each kind."""
+    layer, attention = LAYERS[2], ATTENTION[1]
+    for place in ("input", "memory"):
+        given, grads = layer_inputs(layer), layer_grads(layer)
+        with torch.no_grad():
+            given[place][-1, 1, 1] = math.inf
+        found = run_layer(layer, given, grads, "_triton")
+        assert_as_far(found, expect_layer(layer, given, grads))
+    given = attention_inputs(attention)
+    with torch.no_grad():
+        given["value"][0, 0, 4, 1] = math.inf
+    grad = random(attention.B, attention.heads, attention.T, attention.Dv, seed=9)
+    found = run_attention(attention, given, grad, "_triton")
+    assert_as_far(found, expect_attention(attention, given, grad))

@@ -122,7 +122,7 @@ def rel_lstm(
     screening = Screening(relevance.T, retained, length, window_size, top_k, keep_first)
     prefix = relevance.size(0)
     if memory is not None:  # of what is never attended, infinities neither
-        memory = torch.where((relevance.ge(0) & ends.gt(0)).unsqueeze(2), memory, 0.0)
+        memory = torch.where(((relevance < 0) | (ends == 0)).unsqueeze(2), 0.0, memory)
 
     # Hidden states and keys of the window by position, of the retained set by slot.
     hidden = [] if memory is None else list(memory.unbind(0))
