@@ -95,7 +95,7 @@ CASES = (
     *(Case(100, 8, 32, 96, kind, "last") for kind in ("default", "packed", "saturated", "memory")),
     Case(300, 1, 128, 128),
     Case(784, 10, 1, 128),
-    Case(784, 10, 1, 128, "packed", "last"),
+    Case(300, 10, 1, 128, "packed", "last"),
     Case(30, 16, 256, 256),
     Case(12, 8, 1024, 1024),
     Case(12, 8, 600, 1024, "packed", "last"),
