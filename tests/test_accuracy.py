@@ -92,10 +92,10 @@ KINDS: dict[str, Callable[[nn.LSTM, Tensor], Tensor]] = {
 
 CASES = (
     *(Case(100, 8, 32, 96, kind) for kind in KINDS),
-    *(Case(100, 8, 32, 96, kind, "last") for kind in ("default", "packed", "saturated", "memory")),
+    *(Case(60, 32, 32, 96, kind, "last") for kind in ("default", "packed", "saturated", "memory")),
     Case(300, 1, 128, 128),
     Case(784, 10, 1, 128),
-    Case(300, 10, 1, 128, "packed", "last"),
+    Case(100, 30, 1, 128, "packed", "last"),
     Case(30, 16, 256, 256),
     Case(12, 8, 1024, 1024),
     Case(12, 8, 600, 1024, "packed", "last"),
@@ -150,7 +150,9 @@ def test_lstm(case: Case) -> None:
         x = KINDS[case.kind](theirs, x)
     ours = LSTM(case.I, case.H, backend="cpu")
     ours.load_state_dict(theirs.state_dict())
-    lengths = torch.linspace(case.T, max(1, case.T // 2), case.B).long()
+    # Nearly equal: with the loss on the last step a gradient in h_0 is the shortest sample's alone,
+    # and the error of one sample is chance.
+    lengths = torch.linspace(case.T, case.T - 3, case.B).long()
     actual, plain = (run(layer, case, x, lengths) for layer in (ours, theirs))
     exact = run(theirs.double(), case, x.double(), lengths)
     show(str(case), actual, plain, exact)
