@@ -194,21 +194,11 @@ def assert_same(
     """The choice of keys exactly, values and gradients within tolerance (see closeness.py)."""
     assert torch.equal(actual["last"], expected["last"])
     (index, relevance), (wanted_index, wanted) = actual["memory"], expected["memory"]
-    assert index.shape == relevance.shape == wanted_index.shape == wanted.shape
-    for got, ours, due, theirs in zip(
-        *map(rows, (index, relevance, wanted_index, wanted)), strict=True
-    ):
-        # Empty slots may lie elsewhere among the retained.
-        assert torch.equal(got[got >= 0], due[due >= 0])
-        assert (ours[got < 0] == -1).all()
-        assert_close(ours[got >= 0], theirs[due >= 0].to(ours.dtype), "relevance")
+    assert torch.equal(index, wanted_index), f"slots {index.tolist()}, not {wanted_index.tolist()}"
+    assert (relevance[index < 0] == -1).all() and (wanted[index < 0] == -1).all()
+    assert_close(relevance, wanted.to(relevance.dtype), "relevance")
     got, due = numbers(actual), numbers(expected)
     assert_as_accurate(got, due if plain is None else numbers(plain), due)
-
-
-def rows(memory: Tensor) -> Tensor:
-    """``[B, heads, P']`` or ``[P', B]`` -> ``[N, P']``."""
-    return memory.flatten(0, 1) if memory.dim() == 3 else memory.T
 
 
 def numbers(found: dict[str, Any]) -> dict[str, Tensor]:

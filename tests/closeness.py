@@ -68,3 +68,21 @@ def assert_no_worse_than_plain(
         # Both may round to the nearest number; half a unit in the last place is no error.
         floor = torch.finfo(actual[name].dtype).eps * wanted.abs().max().item()
         assert error <= max(allowed, floor), f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def rms(actual: Tensor, exact: Tensor) -> float:
+    """Root mean square error, relative to the root mean square of ``exact``."""
+    size = exact.square().mean().sqrt().item()
+    return (actual.double() - exact).square().mean().sqrt().item() / (size or 1.0)
+
+
+def assert_rule(
+    actual: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> None:
+    """Assert a root mean square error of at most twice plain PyTorch's, or of one rounding."""
+    assert list(actual) == list(plain) == list(exact)
+    for name, wanted in exact.items():
+        assert actual[name].dtype == plain[name].dtype, name
+        error, allowed = rms(actual[name], wanted), 2 * rms(plain[name], wanted)
+        allowed = max(allowed, torch.finfo(actual[name].dtype).eps)
+        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_err
 
 from cases import runnable
 from host_kernels import load_module
+from throughtime import _ext
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +50,16 @@ def poison() -> Iterator[None]:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The GPU kernels' sources as a module that runs them on the CPU; see tests/cuda_on_cpu."""
     return load_module(tmp_path_factory.mktemp("cuda_on_cpu"))
+
+
+@pytest.fixture(params=_ext.extension.runnable_isas() if _ext.extension else [])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the compiled kernels that can run here."""
+    kernels: Any = _ext.extension
+    best = kernels.isa()
+    kernels.set_isa(request.param)
+    yield request.param
+    kernels.set_isa(best)
 
 
 @pytest.fixture(params=runnable())

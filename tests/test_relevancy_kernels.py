@@ -42,14 +42,6 @@ if _ext.extension is None:
 kernels: Any = _ext.extension
 
 
-@pytest.fixture(params=kernels.runnable_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    best = kernels.isa()
-    kernels.set_isa(request.param)
-    yield request.param
-    kernels.set_isa(best)
-
-
 @pytest.fixture
 def threads() -> Iterator[None]:
     before = torch.get_num_threads()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import throughtime
 from cases import random
 from closeness import assert_close
-from throughtime import DetachSchedule, RelevancyAttention, RelevancyCache, RelLSTM, RelState
+from throughtime import DetachSchedule, RelevancyAttention, RelevancyCache, RelLSTM, RelState, _ext
 from throughtime.functional import rel_lstm, relevancy_attention, retained_positions
 
 
@@ -144,6 +146,41 @@ def test_masks_are_drawn_in_training_only() -> None:
     schedule = DetachSchedule(layer, 4, final_steps=3)
     schedule.step()
     assert layer.detach_prob == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "first", "second"),
+    [
+        *itertools.product(["cpu"], [(1, 1, 2), (6, 2, 3), (5, 1, 9)], [(1, 4, 2), (3, 3, 1)]),
+        ("triton", (4, 1), (1, 2)),  # the interpreter is slow
+    ],
+    ids=str,
+)
+def test_every_backend_lists_the_slots_in_one_order(
+    other: str, first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    """Two packed calls with sequences that are shorter and longer than the window."""
+    absent = _ext.extension is None if other == "cpu" else find_spec("triton") is None
+    if absent:
+        pytest.skip("not in this installation")
+    options = {"window_size": 3, "top_k": 3, "num_layers": 1}
+    states = {}
+    for backend in (other, "reference"):
+        layer, state = small(backend=backend, **options), None
+        for call, lengths in enumerate((first, second)):
+            steps = [random(n, 3, seed=10 * call + k) for k, n in enumerate(lengths)]
+            _, state = layer(pack_sequence(steps, enforce_sorted=False), state)
+        states[backend] = state
+    found, wanted = states[other], states["reference"]
+    assert torch.equal(found.position, wanted.position) and found.retained == wanted.retained
+    retained, window = wanted.position.split([wanted.retained, 2], 1)
+    for slots in retained[0].T.tolist():
+        held = [slot for slot in slots if slot >= 0]
+        assert slots == sorted(held) + [-1] * (len(slots) - len(held))
+    for slots in window[0].T.tolist():
+        assert slots == sorted(slots)
+    for name in ("memory", "relevance", "h", "c", "context"):
+        assert_close(getattr(found, name), getattr(wanted, name), name)
 
 
 def test_dropout_between_layers_only() -> None:

@@ -464,7 +464,8 @@ def forward(
     hidden, keys, gates, states, queries = _views(saved, T, B, S, H, A)
     before = input.new_zeros(0, B) if relevance is None else relevance
     if memory is not None:
-        hidden[:P] = torch.where((before < 0).unsqueeze(2), 0.0, memory)
+        unattended = (before < 0) | (ends == 0)
+        hidden[:P] = torch.where(unattended.unsqueeze(2), 0.0, memory)
         keys[:P] = hidden[:P] @ weight_key.T
     taken = (~(before[retained:] < 0)).sum(0)
     first = P - taken

@@ -1,7 +1,7 @@
 // Matrix products of rows in memory with a packed weight, and sums of outer products.
 //
 // For layers whose steps are cut by rows: every matrix is [rows, columns] with columns padded to
-// whole vectors. Every element is one chain of multiply-adds in the order of k (see tile.h).
+// whole vectors. Sums are cut as in tile.h.
 #pragma once
 
 #include "sizes.h"
@@ -53,28 +53,23 @@ void pack_rows(const Panels<S>& to, int64_t columns, int64_t begin, int64_t end,
   }
 }
 
-// Where a product begins.
-enum class From { kZero, kBias, kResult };
+// What a product is added to.
+enum class Onto { kZero, kBias, kResult };
 
 template <typename S, int MR, int NV>
-TT_INLINE void multiply_tile(const S* a, int64_t lda, const S* panel, int64_t k_count, From from,
+TT_INLINE void multiply_tile(const S* a, int64_t lda, const S* panel, int64_t k_count, Onto onto,
                              const S* bias, S* c, int64_t ldc) {
-  Tile<S, MR, NV> tile;
-  if (from == From::kZero) {
-    tile.clear();
-  } else if (from == From::kBias) {
-    tile.fill(bias);
-  } else {
-    tile.read_rows(c, ldc);
-  }
-  tile.multiply(a, lda, 1, panel, k_count);
-  tile.write_rows(c, ldc);
+  Sum<S, MR, NV> sum(c, ldc, onto == Onto::kResult);
+  sum.multiply(a, lda, 1, panel, k_count);
+  sum.put([&](auto& whole) {
+    if (onto == Onto::kBias) whole.add_row(bias);
+  });
 }
 
 // c [rows, columns] = (0, a bias [columns], or c) + a [rows, k] times a packed weight.
 template <typename S>
 __attribute__((noinline)) void multiply(const S* a, int64_t lda, int64_t rows,
-                                        const Panels<S>& weight, From from, const S* bias, S* c,
+                                        const Panels<S>& weight, Onto onto, const S* bias, S* c,
                                         int64_t ldc) {
   for (int64_t q = 0; q < weight.count(); ++q) {
     const int64_t column = q * kPanelVectors * kLanes<S>;
@@ -82,7 +77,7 @@ __attribute__((noinline)) void multiply(const S* a, int64_t lda, int64_t rows,
       for_row_tiles(0, rows, [&](int64_t row, int64_t height) {
         with_rows(height, [&](auto count) {
           multiply_tile<S, decltype(count)::value, decltype(vectors)::value>(
-              a + row * lda, lda, weight.panel(q), weight.k_count, from, bias + column,
+              a + row * lda, lda, weight.panel(q), weight.k_count, onto, bias + column,
               c + row * ldc + column, ldc);
         });
       });
@@ -90,7 +85,8 @@ __attribute__((noinline)) void multiply(const S* a, int64_t lda, int64_t rows,
   }
 }
 
-// c [n, vectors * L] += a^T b for a [rows, n] and b [rows, vectors * L].
+// c [n, vectors * L] += a^T b for a [rows, n] and b [rows, vectors * L], from the last row to the
+// first: rows are collected from the last step on, and the gradients of early steps may be small.
 template <typename S>
 __attribute__((noinline)) void add_outer_products(const S* a, int64_t lda, int64_t n, const S* b,
                                                   int64_t ldb, int64_t vectors, int64_t rows, S* c,
@@ -101,11 +97,11 @@ __attribute__((noinline)) void add_outer_products(const S* a, int64_t lda, int64
       const int64_t column = v * kLanes<S>;
       for_row_tiles(0, n, [&](int64_t i, int64_t height) {
         with_rows(height, [&](auto count) {
-          Tile<S, decltype(count)::value, decltype(width)::value> tile;
-          S* to = c + i * ldc + column;
-          tile.read_rows(to, ldc);
-          tile.multiply(a + i, 1, lda, b + column, rows, ldb);
-          tile.write_rows(to, ldc);
+          Sum<S, decltype(count)::value, decltype(width)::value> sum(c + i * ldc + column, ldc,
+                                                                     true);
+          sum.multiply(a + (rows - 1) * lda + i, 1, -lda, b + (rows - 1) * ldb + column, rows,
+                       -ldb);
+          sum.put();
         });
       });
     });

@@ -47,8 +47,9 @@ struct Traits<float> {
   static constexpr float kLog2E = 1.44269504088896341f;
   static constexpr float kLn2Hi = 0.693359375f;  // 10 bits: n * kLn2Hi is exact
   static constexpr float kLn2Lo = -2.12194440054690583e-4f;
-  static constexpr float kSigmoidClamp = 87.0f;  // 2^n stays a normal number
-  static constexpr float kTanhClamp = 10.0f;     // tanh(10) rounds to 1
+  static constexpr float kLeastLog = -87.33654022f;  // e^x is a normal number from here on
+  static constexpr float kExpClamp = 89.0f;          // the bits of 2^n are those of infinity
+  static constexpr float kTanhClamp = 10.0f;         // tanh(10) rounds to 1
 };
 
 template <>
@@ -59,7 +60,8 @@ struct Traits<double> {
   static constexpr double kLog2E = 1.44269504088896340736;
   static constexpr double kLn2Hi = 6.93145751953125e-1;
   static constexpr double kLn2Lo = 1.42860682030941723212e-6;
-  static constexpr double kSigmoidClamp = 708.0;
+  static constexpr double kLeastLog = -708.3964185322641;
+  static constexpr double kExpClamp = 710.0;
   static constexpr double kTanhClamp = 20.0;
 };
 
@@ -178,26 +180,32 @@ TT_INLINE Vec<S> splat(S value) {
   return value - Vec<S>{};
 }
 
-// The bounds are the first operands: where x is NaN the x86 instructions return the second, and the
+template <typename S>
+TT_INLINE Vec<S> absolute(Vec<S> x) {
+  typedef typename VecOf<S>::integers Ints;
+  return (Vec<S>)((Ints)x & ~(Ints)splat(S(-0.0)));
+}
+
+// `magnitude`, which is not negative, with the sign of x.
+template <typename S>
+TT_INLINE Vec<S> with_sign(Vec<S> magnitude, Vec<S> x) {
+  typedef typename VecOf<S>::integers Ints;
+  return (Vec<S>)((Ints)magnitude | ((Ints)x & (Ints)splat(S(-0.0))));
+}
+
+// The bound is the first operand: where x is NaN the x86 instructions return the second, and the
 // comparisons are false, so NaN passes through.
 template <typename S>
-TT_INLINE Vec<S> clamp(Vec<S> x, S bound) {
-  const Vec<S> high = splat(bound), low = splat(-bound);
+TT_INLINE Vec<S> at_most(Vec<S> x, S bound) {
+  const Vec<S> high = splat(bound);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(S) == 4) {
-    return (Vec<S>)_mm512_max_ps((__m512)low, _mm512_min_ps((__m512)high, (__m512)x));
-  } else {
-    return (Vec<S>)_mm512_max_pd((__m512d)low, _mm512_min_pd((__m512d)high, (__m512d)x));
-  }
+  if constexpr (sizeof(S) == 4) return (Vec<S>)_mm512_min_ps((__m512)high, (__m512)x);
+  if constexpr (sizeof(S) == 8) return (Vec<S>)_mm512_min_pd((__m512d)high, (__m512d)x);
 #elif defined(__AVX2__)
-  if constexpr (sizeof(S) == 4) {
-    return (Vec<S>)_mm256_max_ps((__m256)low, _mm256_min_ps((__m256)high, (__m256)x));
-  } else {
-    return (Vec<S>)_mm256_max_pd((__m256d)low, _mm256_min_pd((__m256d)high, (__m256d)x));
-  }
+  if constexpr (sizeof(S) == 4) return (Vec<S>)_mm256_min_ps((__m256)high, (__m256)x);
+  if constexpr (sizeof(S) == 8) return (Vec<S>)_mm256_min_pd((__m256d)high, (__m256d)x);
 #else
-  x = x > high ? high : x;
-  return x < low ? low : x;
+  return x > high ? high : x;
 #endif
 }
 
@@ -235,36 +243,44 @@ TT_INLINE Vec<S> second_order(Vec<S> r) {
   }
 }
 
-// e^x for |x| <= kSigmoidClamp.
+// e^x = scale + scale q.
 template <typename S>
-TT_INLINE Vec<S> exponential(Vec<S> x) {
+struct Exponential {
+  Vec<S> scale, q;
+};
+
+// For x within [kLeastLog, kExpClamp]. NaN ends in q: as bits it would not survive the addition of `power`.
+template <typename S>
+TT_INLINE Exponential<S> exponential(Vec<S> x) {
   typename VecOf<S>::integers power;
   const Vec<S> r = reduce<S>(x, &power);
   const Vec<S> q = (second_order<S>(r) * r) * r + r;
-  return (Vec<S>)((typename VecOf<S>::integers)(q + S(1)) + power);
+  return {(Vec<S>)((typename VecOf<S>::integers)splat(S(1)) + power), q};
 }
 
+// 1 / (1 + e^|x|) is sigmoid(-|x|); e^|x| becomes infinity, so that it ends in an exact 0. The other
+// half is taken from 1 and so is rounded once near 1: a forget gate's error adds up over all steps.
 template <typename S>
 TT_INLINE Vec<S> sigmoid(Vec<S> x) {
-  return S(1) / (S(1) + exponential<S>(-clamp(x, Traits<S>::kSigmoidClamp)));
+  const auto [scale, q] = exponential<S>(at_most(absolute<S>(x), Traits<S>::kExpClamp));
+  const Vec<S> below = S(1) / (scale * (q + S(1)) + S(1));
+  return x > Vec<S>{} ? S(1) - below : below;
 }
 
-// tanh x = m / (m + 2) with m = e^2x - 1, which keeps full relative accuracy near zero.
+// tanh |x| = m / (m + 2) with m = e^2|x| - 1, which keeps full relative accuracy near zero.
 template <typename S>
 TT_INLINE Vec<S> tanh(Vec<S> x) {
-  typename VecOf<S>::integers power;
-  const Vec<S> r = reduce<S>(clamp(x, Traits<S>::kTanhClamp) * S(2), &power);
-  const Vec<S> scale = (Vec<S>)((typename VecOf<S>::integers)splat(S(1)) + power);
-  const Vec<S> q = (second_order<S>(r) * r) * r + r;
+  const Vec<S> a = at_most(absolute<S>(x), Traits<S>::kTanhClamp);
+  const auto [scale, q] = exponential<S>(a * S(2));
   const Vec<S> m = scale * q + (scale - S(1));
-  return m / (m + S(2));
+  return with_sign<S>(m / (m + S(2)), x);
 }
 
-// e^x for x <= 0; exactly 0 where that is no normal number, -inf included. NaN passes through.
+// e^x for x <= 0; exactly 0 where that is no normal number.
 template <typename S>
 TT_INLINE Vec<S> exp_nonpositive(Vec<S> x) {
-  const Vec<S> e = exponential<S>(clamp(x, Traits<S>::kSigmoidClamp));
-  return x < splat(-Traits<S>::kSigmoidClamp) ? Vec<S>{} : e;
+  const auto [scale, q] = exponential<S>(-at_most<S>(-x, -Traits<S>::kLeastLog));
+  return x < splat(Traits<S>::kLeastLog) ? Vec<S>{} : scale * q + scale;
 }
 
 // One level of `transpose`: a and b exchange the lanes that are off the diagonal of blocks of W.

@@ -343,6 +343,12 @@ class Backward {
       carried += L;
       da += kGates;
     }
+    if (tail(block) < L) clear_padding(w.da.at(block, slot, row), height * 4, tail(block));
+  }
+
+  // There are no units past the last, but lanes: infinity times a weight of zero has made them NaN.
+  TT_INLINE static void clear_padding(S* gates, int64_t count, int64_t units) {
+    for (; count > 0; --count, gates += L) store(gates, load_part(gates, units));
   }
 
   const S* saved_at(int64_t t, int64_t block, int64_t at) const {

@@ -191,10 +191,9 @@ class Forward {
       S* out = w.gates_x + block * plan_.chunk * w.rows * kGates;
       for_row_tiles(0, rows, [&](int64_t row, int64_t height) {
         with_rows(height, [&](auto count) {
-          Tile<S, decltype(count)::value, 4> tile;
-          tile.fill(bias_() + block * kGates);
-          tile.multiply(w.x + row * ld_x_, ld_x_, 1, panel, shape_.I);
-          tile.write(out + row * kGates);
+          Sum<S, decltype(count)::value, 4> sum(out + row * kGates, kGates, false);
+          sum.multiply(w.x + row * ld_x_, ld_x_, 1, panel, shape_.I);
+          sum.put([&](auto& whole) { whole.add_row(bias_() + block * kGates); });
         });
       });
     }
@@ -211,18 +210,20 @@ class Forward {
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> gates;
         with_rows(height, [&](auto count) {
-          Tile<S, decltype(count)::value, 4> tile;
-          if (plan_.fuse_input) {
-            tile.fill(bias_() + block * kGates);
-            tile.multiply(w.x + (k * w.rows + row) * ld_x_, ld_x_, 1, panel_x, shape_.I);
-            w.member.watch->lap(kInput);
-          } else {
-            tile.read(gates_x + row * kGates);
-          }
-          tile.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
-          tile.write(gates.numbers);
+          Sum<S, decltype(count)::value, 4> sum(gates.numbers, kGates, false);
+          sum.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
+          w.member.watch->lap(kRecurrent);
+          if (plan_.fuse_input)
+            sum.multiply(w.x + (k * w.rows + row) * ld_x_, ld_x_, 1, panel_x, shape_.I);
+          sum.put([&](auto& whole) {
+            if (plan_.fuse_input) {
+              whole.add_row(bias_() + block * kGates);
+            } else {
+              whole.add(gates_x + row * kGates, kGates);
+            }
+          });
         });
-        w.member.watch->lap(kRecurrent);
+        w.member.watch->lap(kInput);
         cells(w, gates.numbers, height, step, t, block, row);
         w.member.watch->lap(kPointwise);
       });

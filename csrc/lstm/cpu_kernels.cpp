@@ -32,10 +32,10 @@ int64_t multiply_adds(int64_t repeats) {
   tile.clear();
   for (int64_t n = 0; n < repeats; ++n) {
     asm volatile("" ::: "memory");  // the operands may have changed: nothing is hoisted
-    tile.multiply(a, kDepth, 1, panel, kDepth);
+    tile.multiply(a, kDepth, 1, panel, kDepth, kColumns);
   }
   TileBuffer<float> sink;
-  tile.write(sink.numbers);
+  tile.write(sink.numbers, kColumns);
   asm volatile("" ::"r"(sink.numbers) : "memory");
   return repeats * kRegisterRows * kColumns * kDepth;
 }

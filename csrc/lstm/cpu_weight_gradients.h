@@ -3,7 +3,9 @@
 //
 // The left operand is [h_{t-1}, x_t, 1], gathered per chunk in tiles of columns; the right one is
 // da as the walk left it in its ring. Every group of rows has its own sums, so groups never wait for
-// each other; in the end they are added in the order of groups.
+// each other; in the end they are added in the order of groups. A chunk is added up from its earliest
+// step on: where the loss is on the last step gradients fall with every step back, and small terms
+// come first.
 #pragma once
 
 #include "cpu_plan.h"
@@ -75,15 +77,16 @@ class WeightGradients {
       for (int64_t column = 0; column < columns_; column += kRegisterRows)
         with_rows(
             columns_ - column < kRegisterRows ? columns_ - column : kRegisterRows, [&](auto count) {
-              Tile<S, decltype(count)::value, 4> sum;
               S* to = dw_() + group * dw_size() + (block * columns_ + column) * kGates;
-              if (chunk.n > 0) sum.prefetch(to);
-              sum.clear();
+              Sum<S, decltype(count)::value, 4> sum(to, kGates, chunk.n > 0);
+              if (chunk.n > 0)
+                for (int v = 0; v < decltype(count)::value * 4; ++v) __builtin_prefetch(to + v * L);
               for_runs(in_, part, chunk, da.slots, [&](int64_t slot, int64_t index, int64_t rows) {
-                sum.multiply(hx_at(part, index, column), 1, kRegisterRows, da.at(block, slot, 0),
-                             rows);
+                const int64_t last = rows - 1;
+                sum.multiply(hx_at(part, index + last, column), 1, -kRegisterRows,
+                             da.at(block, slot, last), rows, -kGates);
               });
-              put_sum(sum, chunk, to);
+              sum.put();
             });
   }
 
@@ -93,12 +96,13 @@ class WeightGradients {
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
       for_row_tiles(0, shape_.R, [&](int64_t output, int64_t height) {
         with_rows(height, [&](auto count) {
-          Tile<S, decltype(count)::value, 1> sum;
-          sum.clear();
+          S* to = dw_r_() + group * dw_r_size() + (block * shape_.R + output) * L;
+          Sum<S, decltype(count)::value, 1> sum(to, L, chunk.n > 0);
           for_runs(in_, part, chunk, u.slots, [&](int64_t slot, int64_t, int64_t rows) {
-            sum.multiply(dr.at(0, slot, 0) + output, 1, dr.width, u.at(block, slot, 0), rows);
+            sum.multiply(dr.at(0, slot, rows - 1) + output, 1, -dr.width,
+                         u.at(block, slot, rows - 1), rows, -L);
           });
-          put_sum(sum, chunk, dw_r_() + group * dw_r_size() + (block * shape_.R + output) * L);
+          sum.put();
         });
       });
   }
@@ -124,15 +128,6 @@ class WeightGradients {
   S* hx_at(const GroupPart& part, int64_t row, int64_t column) const {
     const int64_t tile = column / kRegisterRows * plan_.chunk * part.rows + row;
     return hx_() + part.member.lane * hx_size() + tile * kRegisterRows + column % kRegisterRows;
-  }
-
-  template <int MR, int NV>
-  TT_INLINE static void put_sum(const Tile<S, MR, NV>& sum, const Chunk& chunk, S* to) {
-    if (chunk.n == 0) {
-      sum.write(to);
-    } else {
-      sum.add_to(to);
-    }
   }
 
   // Columns [column, column + count) of a row; zeros where there is no source.

@@ -69,6 +69,7 @@ class RelLstmBackwardPass {
     weights_ = per_lane(most_);
     grad_ = per_lane(most_);
     tanh_ = per_lane(times(slots_, at_.attention));
+    lost_score_ = per_lane(at_.attention);
     sum_s_ = per_group(times(at_.stacked, at_.units));
     sum_x_ = per_group(times(at_.gates, at_.inputs));
     sum_key_ = per_group(times(at_.attention, at_.units));
@@ -138,6 +139,7 @@ class RelLstmBackwardPass {
     Slots* slots;
     Replay* replay;
     S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *tanh;
+    S* lost_score;  // by rounding the group's sum_score
     Stopwatch* watch;
   };
 
@@ -182,6 +184,7 @@ class RelLstmBackwardPass {
            weights_() + lane * most_,
            grad_() + lane * most_,
            tanh_() + lane * slots_ * at_.attention,
+           lost_score_() + lane * at_.attention,
            member.watch};
     begin(w);
     w.watch->lap(kOther);
@@ -216,6 +219,7 @@ class RelLstmBackwardPass {
       for (int64_t k = 0; k < slots_; ++k) w.slots[row].free[k] = k;
     }
     std::memset(sum_score_() + w.group * at_.attention, 0, at_.attention * sizeof(S));
+    std::memset(w.lost_score, 0, at_.attention * sizeof(S));
     if (!p_.dweight_hh) return;
     const auto clear = [&](S* sums, int64_t size) {
       std::memset(sums + w.group * size, 0, size * sizeof(S));
@@ -245,11 +249,11 @@ class RelLstmBackwardPass {
       take_slot(w, screen_.P + t, row, w.dh + row * n, keys + row * at_.key);
       w.watch->lap(kGather);
     }
-    multiply<S>(keys + n, at_.key, active, key(), From::kResult, nullptr, w.dh, n);
+    multiply<S>(keys + n, at_.key, active, key(), Onto::kResult, nullptr, w.dh, n);
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, da + row * at_.stacked);
     w.watch->lap(kPointwise);
-    multiply<S>(da, at_.stacked, active, stacked(), From::kZero, nullptr, w.ds, n);
+    multiply<S>(da, at_.stacked, active, stacked(), Onto::kZero, nullptr, w.ds, n);
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) {
       const bool cut = p_.cuts(t, w.row0 + row);
@@ -296,6 +300,7 @@ class RelLstmBackwardPass {
     std::memset(dq, 0, at_.attention * sizeof(S));
     additive_gradients(
         w.grad, score_(), at_.attention, count, dkeys, dq, sum_score_() + w.group * at_.attention,
+        w.lost_score,
         [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
     w.watch->lap(kScores);
   }
@@ -344,6 +349,7 @@ class RelLstmBackwardPass {
       store(da + 2 * n + k, dc * i * (S(1) - g * g));
       store(da + 3 * n + k, d * tanh_c * o * (S(1) - o));
     }
+    for (int gate = 0; gate < 4; ++gate) clear_padding(da + gate * n, shape_.H, n);
   }
 
   // [s, x, 1] of one row.
@@ -356,7 +362,7 @@ class RelLstmBackwardPass {
   }
 
   void input_gradients(const Walk& w, int64_t t, int64_t active, const S* da) {
-    multiply<S>(da, at_.stacked, active, inputs(), From::kZero, nullptr, w.dx, at_.inputs);
+    multiply<S>(da, at_.stacked, active, inputs(), Onto::kZero, nullptr, w.dx, at_.inputs);
     for (int64_t row = 0; row < active; ++row)
       store_row(p_.dx + (t * shape_.B + in_.order[w.row0 + row]) * shape_.I,
                 w.dx + row * at_.inputs, shape_.I);
@@ -400,7 +406,7 @@ class RelLstmBackwardPass {
         std::memset(w.keys + row * at_.key, 0, at_.key * sizeof(S));
       }
     }
-    multiply<S>(w.keys + n, at_.key, w.rows, key(), From::kResult, nullptr, w.dh, n);
+    multiply<S>(w.keys + n, at_.key, w.rows, key(), Onto::kResult, nullptr, w.dh, n);
     for (int64_t row = 0; row < w.rows; ++row)
       store_row(p_.dmemory + (position * shape_.B + in_.order[w.row0 + row]) * shape_.H,
                 w.dh + row * n, shape_.H);
@@ -428,7 +434,7 @@ class RelLstmBackwardPass {
   Scratch scratch_;
   Span<S> stacked_, key_, inputs_, score_;
   Span<S> da_, sx_, keys_, dx_, dh_, ds_, direct_, context_, dc_, c_0_;
-  Span<S> slot_, weights_, grad_, tanh_;
+  Span<S> slot_, weights_, grad_, tanh_, lost_score_;
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
   Span<int64_t> ended_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;

@@ -154,7 +154,9 @@ class RelLstmForwardPass {
   // U_a h for the rows of one position.
   void make_keys(const Walk& w, int64_t position, int64_t rows) {
     S* first = key_row(position, w.row0);
-    multiply<S>(first, at_.key, rows, key(), From::kZero, nullptr, first + at_.units, at_.key);
+    multiply<S>(first, at_.key, rows, key(), Onto::kZero, nullptr, first + at_.units, at_.key);
+    for (int64_t row = 0; row < rows; ++row)
+      clear_padding(first + row * at_.key + at_.units, shape_.A, at_.attention);
   }
 
   void advance(const Walk& w, int64_t t, int64_t active) {
@@ -174,9 +176,9 @@ class RelLstmForwardPass {
     for (int64_t row = 0; row < active; ++row)
       std::memset(w.z + row * at_.stacked + at_.gates, 0, at_.attention * sizeof(S));
     w.watch->lap(kGather);
-    multiply<S>(w.x, at_.inputs, active, inputs(), From::kBias, bias_(), w.z, at_.stacked);
+    multiply<S>(w.x, at_.inputs, active, inputs(), Onto::kBias, bias_(), w.z, at_.stacked);
     w.watch->lap(kInput);
-    multiply<S>(s, at_.step, active, stacked(), From::kResult, nullptr, w.z, at_.stacked);
+    multiply<S>(s, at_.step, active, stacked(), Onto::kResult, nullptr, w.z, at_.stacked);
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, step + row * at_.step);
     w.watch->lap(kPointwise);
@@ -186,7 +188,7 @@ class RelLstmForwardPass {
   }
 
   void cells(const Walk& w, int64_t t, int64_t row, S* step) {
-    const S* z = w.z + row * at_.stacked;
+    S* z = w.z + row * at_.stacked;
     const int64_t n = at_.units;
     S* c = w.c + row * n;
     S* h = key_row(screen_.P + t, w.row0 + row);
@@ -205,6 +207,8 @@ class RelLstmForwardPass {
       store(step + 3 * n + k, o);
       store(step + 4 * n + k, now);
     }
+    clear_padding(h, shape_.H, n);
+    clear_padding(z + at_.gates, shape_.A, at_.attention);
     std::memcpy(step + 6 * n, z + at_.gates, at_.attention * sizeof(S));
   }
 

@@ -58,6 +58,12 @@ TT_INLINE void load_row(S* to, const S* from, int64_t count, int64_t columns) {
     store(to + k, from ? load_part(from + k, count - k) : Vec<S>{});
 }
 
+// Zeros past `count` of `columns`: infinity times a weight of zero has made them NaN.
+template <typename S>
+TT_INLINE void clear_padding(S* row, int64_t count, int64_t columns) {
+  for (int64_t k = count; k < columns; ++k) row[k] = 0;
+}
+
 template <typename S>
 TT_INLINE void store_row(S* to, const S* from, int64_t count) {
   for (int64_t k = 0; k < count; k += kLanes<S>) store_part(to + k, load(from + k), count - k);

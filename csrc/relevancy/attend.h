@@ -23,6 +23,23 @@ TT_INLINE void for_vectors(int64_t D, const F& f) {
   if (d < D) f(d, D - d);
 }
 
+// Calls f(begin, end) for the pieces of [0, count) that one chain of additions takes. Weights are
+// positive: what they add up grows with every link, and so does its rounding.
+template <typename F>
+TT_INLINE void for_chains(int64_t count, const F& f) {
+  constexpr int64_t kLinks = 64;
+  for (int64_t begin = 0; begin < count; begin += kLinks) f(begin, least(count, begin + kLinks));
+}
+
+// sum += value; `lost` is what rounding took from the sum, and comes back with the next value.
+template <typename S>
+TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
+  const Vec<S> before = load_part(sum, part), more = value - load_part(lost, part);
+  const Vec<S> now = before + more;
+  store_part(lost, (now - before) - more, part);
+  store_part(sum, now, part);
+}
+
 // scores[c] = sum over d of term(d, part, c), for `count` rows.
 template <typename S, typename F>
 TT_INLINE void reduce_rows(int64_t D, int64_t count, S* scores, const F& term) {
@@ -96,24 +113,21 @@ S softmax(S* scores, int64_t count) {
   return top + static_cast<S>(__builtin_log(static_cast<double>(sum)));
 }
 
-// Scores to weights where the log of the sum is known.
-template <typename S>
-void softmax(S* scores, int64_t count, S lse) {
-  for (int64_t c = 0; c < count; c += kLanes<S>)
-    store(scores + c, exp_nonpositive<S>(load(scores + c) - splat(lse)));
-}
-
 // out [D] (+)= factor * sum over c of weights[c] rows[c]
 template <typename S, int NV>
 TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t count, int64_t d,
                               int64_t part, S factor, S* out) {
   Vec<S> sum[NV] = {};
-  for (int64_t c = 0; c < count; ++c) {
-    const S weight = weights[c];
-    const S* row = rows[c] + d;
-    for (int v = 0; v < NV - 1; ++v) sum[v] += load(row + v * kLanes<S>) * weight;
-    sum[NV - 1] += load_part(row + (NV - 1) * kLanes<S>, part) * weight;
-  }
+  for_chains(count, [&](int64_t begin, int64_t end) {
+    Vec<S> chain[NV] = {};
+    for (int64_t c = begin; c < end; ++c) {
+      const S weight = weights[c];
+      const S* row = rows[c] + d;
+      for (int v = 0; v < NV - 1; ++v) chain[v] += load(row + v * kLanes<S>) * weight;
+      chain[NV - 1] += load_part(row + (NV - 1) * kLanes<S>, part) * weight;
+    }
+    for (int v = 0; v < NV; ++v) sum[v] += chain[v];
+  });
   for (int v = 0; v < NV - 1; ++v) store(out + d + v * kLanes<S>, sum[v] * factor);
   store_part(out + d + (NV - 1) * kLanes<S>, sum[NV - 1] * factor, part);
 }
@@ -162,24 +176,27 @@ void softmax_gradient(const S* weights, S* grad, int64_t count) {
 
 // Gradients of additive scores: with t = tanh(q + rows[c]) and e the gradient of score c,
 //   grad_q += e w (1 - t^2)      grad_rows[c] += e w (1 - t^2)      grad_w += e t
-// tanh_at(d, part, c) gives t.
+// tanh_at(d, part, c) gives t. grad_w, a sum over all queries, is compensated.
 template <typename S, typename F>
 TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t count,
-                                  S* const* grad_rows, S* grad_q, S* grad_w, const F& tanh_at) {
+                                  S* const* grad_rows, S* grad_q, S* grad_w, S* lost_w,
+                                  const F& tanh_at) {
   for_vectors<S>(D, [&](int64_t d, int64_t part) {
     const Vec<S> weight = load_part(w + d, part);
-    Vec<S> to_q{}, to_w{};
-    for (int64_t c = 0; c < count; ++c) {
-      const Vec<S> t = tanh_at(d, part, c);
-      const Vec<S> e = splat(grad[c]);
-      const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
-      to_q += g;
-      to_w += e * t;
-      S* row = grad_rows[c] + d;
-      store_part(row, load_part(row, part) + g, part);
-    }
-    store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
-    store_part(grad_w + d, load_part(grad_w + d, part) + to_w, part);
+    for_chains(count, [&](int64_t begin, int64_t end) {
+      Vec<S> to_q{}, to_w{};
+      for (int64_t c = begin; c < end; ++c) {
+        const Vec<S> t = tanh_at(d, part, c);
+        const Vec<S> e = splat(grad[c]);
+        const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
+        to_q += g;
+        to_w += e * t;
+        S* row = grad_rows[c] + d;
+        store_part(row, load_part(row, part) + g, part);
+      }
+      store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
+      add_compensated(grad_w + d, lost_w + d, to_w, part);
+    });
   });
 }
 

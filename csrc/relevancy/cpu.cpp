@@ -154,11 +154,10 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <typename S>
 void backward_as(const Runtime& runtime, const Arguments& args, const Tensor& grad_output,
-                 const Tensor& lse, const Tensor& last, const BackwardResult& result) {
+                 const Tensor& last, const BackwardResult& result) {
   const auto& [grad_query, grad_key, grad_value, grad_score_weight] = result;
   const RelevancyBackward<S> call{args.as<S>(),
                                   sequences<S>(grad_output),
-                                  data<S>(lse),
                                   data<int64_t>(last),
                                   mutable_data<S>(grad_query),
                                   mutable_data<S>(grad_key),
@@ -191,12 +190,12 @@ BackwardResult relevancy_backward(const Tensor grad_output, const Tensor query, 
     fill_zero(std::get<3>(result));
     return result;
   }
-  const Tensor grad = with_dense_rows(grad_output), lse_dense = dense(lse), until = dense(last);
+  const Tensor grad = with_dense_rows(grad_output), until = dense(last);
   args.check_last(until);
   if (args.dtype == ScalarType::Float) {
-    backward_as<float>(operation.runtime(), args, grad, lse_dense, until, result);
+    backward_as<float>(operation.runtime(), args, grad, until, result);
   } else {
-    backward_as<double>(operation.runtime(), args, grad, lse_dense, until, result);
+    backward_as<double>(operation.runtime(), args, grad, until, result);
   }
   return result;
 }

@@ -1,7 +1,8 @@
 // Relevancy attention on a CPU, backward.
 //
 // Every sequence is walked from its last query to its first over the candidates that the forward
-// pass chose (Replay). With p the weights, from the scores and their log-sum-exp:
+// pass chose (Replay). With p the weights, made from the scores again (e^(score - lse) would have the
+// rounding of the log-sum-exp, and weights that do not add up to 1):
 //
 //   dp_c = do . v_c      ds = p (dp - p . dp)      dv_c += p_c do
 //   dot:       dq = scale sum ds_c k_c             dk_c += scale ds_c q
@@ -45,6 +46,7 @@ class RelevancyBackwardPass {
     grad_keys_ = per_lane(static_cast<S*>(nullptr), most_);
     grad_values_ = per_lane(static_cast<S*>(nullptr), most_);
     grad_w_ = scratch_.template reserve<S>(in_.score_weight ? shape_.sequences() : 0, shape_.D);
+    lost_w_ = per_lane(S(), in_.score_weight ? shape_.D : 0);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
@@ -94,7 +96,11 @@ class RelevancyBackwardPass {
     std::memset(grad_query, 0, s.T * D * sizeof(S));
     std::memset(grad_key, 0, s.S() * D * sizeof(S));
     std::memset(grad_value, 0, s.S() * Dv * sizeof(S));
-    if (w) std::memset(grad_w, 0, D * sizeof(S));
+    S* lost_w = lost_w_() + lane * D;
+    if (w) {
+      std::memset(grad_w, 0, D * sizeof(S));
+      std::memset(lost_w, 0, D * sizeof(S));
+    }
 
     Replay replay(s, length, {p_.last + n * s.S(), 1}, ended_() + lane * s.T,
                   kept_() + lane * s.S());
@@ -118,14 +124,14 @@ class RelevancyBackwardPass {
         for (int64_t c = 0; c < count; c += kLanes<S>)
           store(weights + c, load(weights + c) * in_.scale);
       }
-      softmax(weights, count, p_.lse[n * s.T + step]);
+      softmax(weights, count);
       dot_scores(go, Dv, values, count, grad);
       softmax_gradient(weights, grad, count);
       watch.lap(kScores);
       add_to_rows(weights, S(1), go, Dv, grad_values, count);
       watch.lap(kSums);
       if (w) {
-        additive_gradients(grad, w, D, count, grad_keys, dq, grad_w,
+        additive_gradients(grad, w, D, count, grad_keys, dq, grad_w, lost_w,
                            [&](int64_t d, int64_t part, int64_t c) {
                              return tanh<S>(load_part(q + d, part) + load_part(keys[c] + d, part));
                            });
@@ -143,7 +149,7 @@ class RelevancyBackwardPass {
   const SequenceSchedule schedule_;
   int64_t most_;  // candidates of a query, in whole vectors
   Scratch scratch_;
-  Span<S> weights_, grad_, grad_w_;
+  Span<S> weights_, grad_, grad_w_, lost_w_;
   Span<int64_t> ended_, kept_;
   Span<const S*> keys_, values_;
   Span<S*> grad_keys_, grad_values_;

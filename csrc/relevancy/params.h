@@ -75,7 +75,6 @@ template <typename S>
 struct RelevancyBackward {
   RelevancyInput<S> in;
   Sequences<S> grad_output;
-  const S* lse;          // [B, heads, T]
   const int64_t* last;   // [B, heads, S]
   S* grad_query;         // [B, heads, T, D]
   S* grad_key;           // [B, heads, S, D]

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 
@@ -103,3 +104,26 @@ def repack(padded: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSeque
     """
     data = pack_padded_sequence(padded, lengths).data
     return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+
+
+def dropout(padded: Tensor, probability: float, lengths: Tensor | None) -> Tensor:
+    """Dropout of ``[T, B, ...]`` that draws what ``nn.LSTM`` draws for the same input.
+
+    A packed sequence has no padding, so nothing is drawn for it.
+
+    Args:
+        padded: ``[T, B, ...]``, longest sequence first if there are lengths.
+        probability: of zeroing a number.
+        lengths: int64 ``[B]`` on the CPU, of which the first is T; None if the input is not packed.
+
+    Example:
+        >>> import torch
+        >>> padded, lengths = torch.ones(3, 2, 1), torch.tensor([3, 1])
+        >>> dropped = dropout(padded, 0.5, lengths)
+        >>> assert set(dropped.flatten().tolist()) <= {0.0, 2.0} and not dropped[1:, 1].any()
+    """
+    if lengths is None:
+        return F.dropout(padded, probability)
+    packed = pack_padded_sequence(padded, lengths)
+    data = F.dropout(packed.data, probability)
+    return unpack(PackedSequence(data, packed.batch_sizes))[0]

@@ -15,7 +15,8 @@ class RelevancyCache:
 
     Begins empty; every call that is given it replaces its tensors (and never writes into them), so
     that any cutting of a sequence into calls gives the result of one call. P = R + V slots: the
-    retained set, oldest key first, then the window but for its oldest key, newest key last.
+    retained set, oldest key first, empty slots last, then the window but for its oldest key, newest
+    key last, empty slots first.
 
     Attributes:
         key: ``[B, heads, P, D]``, zeros where a slot is empty; None before the first call.

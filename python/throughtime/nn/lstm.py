@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
@@ -15,7 +14,7 @@ from throughtime.backends.predicates import BackendName, Request
 from throughtime.backends.selection import check_name
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.nn.backend import BackendChoice
-from throughtime.packed import check_packed, repack, unpack
+from throughtime.packed import check_packed, dropout, repack, unpack
 
 States = tuple[Tensor, Tensor]
 
@@ -313,26 +312,29 @@ class LSTM(BackendChoice, nn.RNNBase):
         reset: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, States]:
-        """Run all layers on ``x [T, B, I]`` with one mask per layer and direction."""
-        lengths = None if lengths is None else lengths.to(x.device)
+        """Run all layers on ``x [T, B, I]`` with one mask per layer and direction.
+
+        ``lengths`` are on the CPU.
+        """
+        ends = None if lengths is None else lengths.to(x.device)
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             if self.bidirectional:
-                x, (h, c) = self._run_both(layer, x, hx, cuts, reset, lengths)
+                x, (h, c) = self._run_both(layer, x, hx, cuts, reset, ends)
             else:
                 x, (h, c) = functional.lstm(
                     x,
                     None if hx is None else (hx[0][layer], hx[1][layer]),
                     *self._weights(layer, 0),
                     detach_mask=cuts[layer],
-                    lengths=lengths,
+                    lengths=ends,
                     reset=reset,
                     backend=self.backend,
                 )
             h_n.append(h)
             c_n.append(c)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout)
+                x = dropout(x, self.dropout, lengths)
         # Copies, of one layer too: a view could not be detached in place.
         join = torch.cat if self.bidirectional else torch.stack
         return x, (join(h_n), join(c_n))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
@@ -25,7 +24,7 @@ from throughtime.functional.checks import (
 from throughtime.functional.rel_lstm import Cell
 from throughtime.functional.relevancy import Retain
 from throughtime.nn.backend import BackendChoice
-from throughtime.packed import check_packed, repack, unpack
+from throughtime.packed import check_packed, dropout, repack, unpack
 from throughtime.states import RelState
 
 States = tuple[Tensor, Tensor]
@@ -318,7 +317,7 @@ class RelLSTM(BackendChoice, nn.Module):
             )
             states.append(state)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout)
+                x = dropout(x, self.dropout, lengths)
         return x, RelState.stack(states)
 
     def _per_layer(self, hx: RelState | States | None) -> Sequence[RelState | States | None]:

@@ -77,8 +77,9 @@ def lstm(
     if lengths is not None:
         position = torch.arange(length, device=input.device).unsqueeze(1)
         valid = (position < lengths).unsqueeze(2)  # [T, B, 1]
-        # A gradient of zero times a NaN activation is NaN: padding has to be harmless before the
-        # first product, masking what comes out of it would be too late.
+        # A gradient of zero times a NaN activation is NaN: padding, and below the state of samples
+        # that have ended, has to be harmless before the first product; masking what comes out of it
+        # would be too late.
         input = torch.where(valid, input, 0.0)
         reset = None if reset is None else reset & valid.squeeze(2)
 
@@ -93,9 +94,11 @@ def lstm(
         cut, restart, alive = cuts[t], resets[t], valids[t]
         if restart is not None:
             h, c = torch.where(restart, 0.0, h), torch.where(restart, 0.0, c)
-        h_in = h if cut is None else torch.where(cut, h.detach(), h)
+        h_in, c_in = h if cut is None else torch.where(cut, h.detach(), h), c
+        if alive is not None:
+            h_in, c_in = torch.where(alive, h_in, 0.0), torch.where(alive, c_in, 0.0)
         i, f, g, o = (x_gates[t] + F.linear(h_in, weight_hh)).chunk(4, dim=1)
-        c_t = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        c_t = f.sigmoid() * c_in + i.sigmoid() * g.tanh()
         h_t = o.sigmoid() * c_t.tanh()
         if weight_hr is not None:
             h_t = F.linear(h_t, weight_hr)

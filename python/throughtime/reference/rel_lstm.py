@@ -121,6 +121,8 @@ def rel_lstm(
         relevance = input.new_zeros(0, batch)
     screening = Screening(relevance.T, retained, length, window_size, top_k, keep_first)
     prefix = relevance.size(0)
+    if memory is not None:  # of what is never attended, infinities neither
+        memory = torch.where(((relevance < 0) | (ends == 0)).unsqueeze(2), 0.0, memory)
 
     # Hidden states and keys of the window by position, of the retained set by slot.
     hidden = [] if memory is None else list(memory.unbind(0))
@@ -136,8 +138,10 @@ def rel_lstm(
         if detach_mask is not None:
             cut = detach_mask[t].unsqueeze(-1) if detach_mask.dim() == 2 else detach_mask[t]
             direct = torch.where(cut, h.detach(), h)
-        s = 0.5 * (direct + context)
-        h_t, c_t = _CELLS[cell](x_gates[t] + F.linear(s, weight_hh), c)
+        # Zero gradients of an infinite state are NaN: that of an ended sample stays out.
+        keep = alive[t].unsqueeze(1)
+        s = torch.where(keep, 0.5 * (direct + context), 0.0)
+        h_t, c_t = _CELLS[cell](x_gates[t] + F.linear(s, weight_hh), torch.where(keep, c, 0.0))
         hidden.append(h_t)
         keys.append(F.linear(h_t, weight_key))
 
@@ -146,9 +150,12 @@ def rel_lstm(
         own = slice(prefix + t + 1 - count, prefix + t + 1)
         candidates_u = torch.cat([kept_u, torch.stack(keys[own], 1)], 1)
         candidates_h = torch.cat([kept_h, torch.stack(hidden[own], 1)], 1)
-        q = F.linear(s, weight_query)
-        attention = attend(q, candidates_u, positions >= 0, weight_score, 1.0)
-        o_t = (attention.unsqueeze(-1) * candidates_h).sum(1)
+        valid = positions >= 0
+        attended_u, attended_h = (
+            torch.where(valid.unsqueeze(2), x, 0.0) for x in (candidates_u, candidates_h)
+        )
+        attention = attend(F.linear(s, weight_query), attended_u, valid, weight_score, 1.0)
+        o_t = (attention.unsqueeze(-1) * attended_h).sum(1)
         if need_weights:
             row = attention.new_zeros(batch, prefix + length)
             weights.append(row.scatter_add(1, positions.clamp(min=0), attention))
@@ -160,7 +167,6 @@ def rel_lstm(
             kept_u = _pick(candidates_u[:, oldest], order)
             kept_h = _pick(candidates_h[:, oldest], order)
 
-        keep = alive[t].unsqueeze(1)
         h, c = torch.where(keep, h_t, h), torch.where(keep, c_t, c)
         context = torch.where(keep, o_t, context)
         outputs.append(torch.where(keep, h_t, 0.0))

@@ -146,5 +146,9 @@ def attend(query: Tensor, keys: Tensor, valid: Tensor, w: Tensor | None, scale: 
 
 
 def _gather(rows: Tensor, positions: Tensor) -> Tensor:
-    """``rows [N, S, D]`` at ``positions [N, C]`` -> ``[N, C, D]``; position 0 stands in for -1."""
-    return rows.gather(1, positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, rows.size(-1)))
+    """``rows [N, S, D]`` at ``positions [N, C]`` -> ``[N, C, D]``; zeros at -1.
+
+    Not any row that is there: zero weights make NaN of an infinite one.
+    """
+    taken = rows.gather(1, positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, rows.size(-1)))
+    return torch.where(positions.unsqueeze(-1) >= 0, taken, 0.0)

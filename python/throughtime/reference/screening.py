@@ -22,7 +22,8 @@ class Memory(NamedTuple):
 
     Attributes:
         positions: int64 ``[N, R + V]``, on this call's axis, -1 where a slot is empty: the
-            retained set, oldest first, then the window, whose last slot holds the newest key.
+            retained set, oldest first, its empty slots last, then the window, whose last slot holds
+            the newest key, its empty slots first. Every backend lists them so.
         relevance: ``[N, R + V]``, negative where a slot is empty.
         retained: R.
     """
@@ -123,7 +124,8 @@ class Screening:
         offsets = torch.arange(-size, 0, device=lengths.device)
         window = self.prefix + lengths.unsqueeze(1) + offsets
         window = torch.where(window < self.retained, -1, window)
-        index = torch.cat([self.kept, window], 1)
+        retained = torch.where(self.kept < 0, total, self.kept).sort(1).values
+        index = torch.cat([torch.where(retained == total, -1, retained), window], 1)
         relevance = self.relevance.gather(1, index.clamp(min=0))
         index = torch.where(relevance < 0, -1, index)
         return Memory(index, torch.where(index < 0, -1.0, relevance), self.kept.size(1))
