@@ -8,6 +8,7 @@
 
 #include "common/cpu.h"
 #include "common/pool.h"
+#include "common/subnormals.h"
 #include "lstm/cpu_plan.h"
 #include "lstm/plan.h"
 
@@ -145,6 +146,7 @@ PyObject* nonlinearity(PyObject*, PyObject* args) {
   int is_double, is_tanh;
   if (!PyArg_ParseTuple(args, "Knpp", &address, &count, &is_double, &is_tanh)) return nullptr;
   void* values = reinterpret_cast<void*>(static_cast<uintptr_t>(address));
+  const FlushSubnormals flush;  // as in a kernel
   if (is_double) {
     cpu_kernels().lstm->nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
   } else {

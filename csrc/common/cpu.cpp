@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "pool.h"
+#include "subnormals.h"
 
 namespace throughtime {
 
@@ -66,10 +67,17 @@ const Runnable& runnable() {
 
 std::atomic<const CpuKernels*> chosen{nullptr};
 
+// All kernels of all operators start here, on every thread that takes part.
 void run_parallel(int workers, void (*body)(void*, int, int), void* context) {
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  const auto work = [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush;
     body(context, static_cast<int>(begin), static_cast<int>(end));
-  });
+  };
+  if (workers == 1) {
+    work(0, 1);
+  } else {
+    torch::stable::parallel_for(0, workers, 1, work);
+  }
 }
 
 }  // namespace

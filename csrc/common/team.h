@@ -153,11 +153,7 @@ void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barr
     pass.finish(Share(pass.blocks(), begin, end, workers));
     watch.lap(kFinish);
   };
-  if (schedule.workers() == 1) {
-    body(&context, 0, 1);
-  } else {
-    runtime.parallel(schedule.workers(), body, &context);
-  }
+  runtime.parallel(schedule.workers(), body, &context);
 }
 
 }  // namespace
