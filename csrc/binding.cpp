@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common/cpu.h"
+#include "common/cpus.h"
 #include "common/pool.h"
 #include "common/subnormals.h"
 #include "lstm/cpu_plan.h"
@@ -48,6 +49,25 @@ PyObject* cache_statistics(PyObject*, PyObject*) {
   return Py_BuildValue("{s:n,s:n,s:n}", "used_bytes", static_cast<Py_ssize_t>(s.used_bytes),
                        "idle_bytes", static_cast<Py_ssize_t>(s.idle_bytes), "peak_used_bytes",
                        static_cast<Py_ssize_t>(s.peak_used_bytes));
+}
+
+PyObject* workers(PyObject*, PyObject*) {
+  const Cpus found = cpus();
+  return Py_BuildValue("{s:i,s:i,s:d,s:i}", "workers", cpu_runtime().threads, "affinity",
+                       found.affinity, "quota", found.quota, "taken", found.taken);
+}
+
+PyObject* pretend_cpus_are(PyObject*, PyObject* args) {
+  int count;
+  if (!PyArg_ParseTuple(args, "i", &count)) return nullptr;
+  pretend_cpus(count);
+  Py_RETURN_NONE;
+}
+
+PyObject* quota_below(PyObject*, PyObject* args) {
+  const char* root = nullptr;
+  if (!PyArg_ParseTuple(args, "s", &root)) return nullptr;
+  return PyFloat_FromDouble(cgroup_quota(root));
 }
 
 PyObject* lstm_plan(PyObject*, PyObject* args) {
@@ -163,6 +183,13 @@ PyMethodDef methods[] = {
     {"empty_cache", empty_cache, METH_NOARGS, "Give idle buffers back to the operating system."},
     {"cache_statistics", cache_statistics, METH_NOARGS,
      "Bytes of the buffer cache: used_bytes, idle_bytes, peak_used_bytes."},
+    {"workers", workers, METH_NOARGS,
+     "Workers that a kernel may have now, and the CPUs: affinity, quota (0: none), taken by "
+     "others."},
+    {"pretend_cpus", pretend_cpus_are, METH_VARARGS,
+     "pretend_cpus(count): as if there were that many free CPUs; 0: what the system says."},
+    {"cgroup_quota", quota_below, METH_VARARGS,
+     "cgroup_quota(root): CPUs that the control groups described below that folder grant, 0: all."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
      "lstm_plan(T, B, I, H, scalar_bytes, threads): how the CPU kernels cut that work."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,

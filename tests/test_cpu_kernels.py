@@ -47,8 +47,11 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
+    """The test sets the number of threads; kernels take as many workers on any machine."""
     before = torch.get_num_threads()
+    kernels.pretend_cpus(8)
     yield
+    kernels.pretend_cpus(0)
     torch.set_num_threads(before)
 
 
@@ -95,6 +98,7 @@ from throughtime.functional import lstm
 from throughtime import _ext
 named = tensors(Shape(20, 4, 3, 300))
 assert _ext.extension.lstm_plan(20, 4, 3, 300, 8, 4)["team"] > 1
+_ext.extension.pretend_cpus(4)
 torch.set_num_threads(1)
 alone = results(lstm, named, backend="cpu")
 torch.set_num_threads(4)

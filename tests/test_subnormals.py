@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from throughtime.functional import relevancy_attention
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
+kernels: Any = _ext.extension
 
 CONTROL = 0xFFC0  # of MXCSR: without the flags that say what happened
 
@@ -27,7 +29,9 @@ CONTROL = 0xFFC0  # of MXCSR: without the flags that say what happened
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
+    kernels.pretend_cpus(request.param)
     yield
+    kernels.pretend_cpus(0)
     torch.set_num_threads(before)
 
 

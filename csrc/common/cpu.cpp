@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
+#include <thread>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpus.h"
 #include "pool.h"
 #include "subnormals.h"
 
@@ -67,14 +71,38 @@ const Runnable& runnable() {
 
 std::atomic<const CpuKernels*> chosen{nullptr};
 
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+// Calls work(begin, end) on threads that live as long as that takes. Torch would wake all of its
+// own, also those that get no work.
+template <typename Work>
+void run_on_own_threads(int workers, const Work& work) {
+  std::vector<std::thread> threads;
+  threads.reserve(workers - 1);
+  int rest = workers;
+  try {
+    for (; rest > 1; --rest) threads.emplace_back(work, rest - 1, rest);
+  } catch (const std::exception&) {  // no more threads: this one does the rest
+  }
+  work(0, rest);
+  for (std::thread& thread : threads) thread.join();
+}
+
 // All kernels of all operators start here, on every thread that takes part.
 void run_parallel(int workers, void (*body)(void*, int, int), void* context) {
+  if (workers == 1) {
+    const FlushSubnormals flush;
+    body(context, 0, 1);
+    return;
+  }
+  RegionWatch region;
   const auto work = [&](int64_t begin, int64_t end) {
+    const RegionWatch::Worker worker(&region);
     const FlushSubnormals flush;
     body(context, static_cast<int>(begin), static_cast<int>(end));
   };
-  if (workers == 1) {
-    work(0, 1);
+  if (torch_threads() > cpus().usable()) {
+    run_on_own_threads(workers, work);
   } else {
     torch::stable::parallel_for(0, workers, 1, work);
   }
@@ -113,8 +141,8 @@ void set_profiling(bool on) {
 const Profile& profile_of(Operator op) { return profiles[op]; }
 
 Runtime cpu_runtime() {
-  return {static_cast<int>(torch::stable::get_num_threads()), run_parallel, pool_acquire,
-          pool_release, nullptr};
+  return {std::min(torch_threads(), cpus().usable()), run_parallel, pool_acquire, pool_release,
+          nullptr};
 }
 
 Call::Call(Operator op) : runtime_(cpu_runtime()), start_(0), last_(0) {

@@ -12,7 +12,7 @@
 namespace throughtime {
 
 struct Runtime {
-  int threads;  // torch.get_num_threads() at the time of the call
+  int threads;  // torch.get_num_threads(), or fewer where there are fewer free CPUs
   // Calls body(context, begin, end) on ranges that together make [0, workers), all at once, with
   // subnormal numbers flushed to zero.
   void (*parallel)(int workers, void (*body)(void* context, int begin, int end), void* context);

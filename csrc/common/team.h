@@ -5,7 +5,7 @@
 #include "vec.h"
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <sched.h>
+#include <time.h>
 #endif
 
 namespace throughtime {
@@ -16,6 +16,14 @@ TT_INLINE void pause_briefly() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield" ::: "memory");
+#endif
+}
+
+// Not sched_yield: Linux lets a thread that yields often wait for hundreds of milliseconds.
+TT_INLINE void sleep_briefly() {
+#if defined(__unix__) || defined(__APPLE__)
+  const timespec interval{0, 20'000};
+  nanosleep(&interval, nullptr);
 #endif
 }
 
@@ -38,18 +46,16 @@ class alignas(64) Barrier {
       return;
     }
     for (int spins = 0; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++spins) {
-      if (spins < kSpinsBeforeYield) {
+      if (spins < kSpinsBeforeSleep) {
         pause_briefly();
       } else {
-#if defined(__unix__) || defined(__APPLE__)
-        sched_yield();  // somebody else has our partner's core: let it run
-#endif
+        sleep_briefly();  // somebody else has our partner's core: let it have ours
       }
     }
   }
 
  private:
-  static constexpr int kSpinsBeforeYield = 4096;
+  static constexpr int kSpinsBeforeSleep = 4096;
   int members_ = 1;
   alignas(64) int arrived_ = 0;
   alignas(64) uint32_t phase_ = 0;
