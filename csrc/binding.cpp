@@ -108,10 +108,7 @@ PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
       "barriers", static_cast<Py_ssize_t>(p.barriers(T)), "microseconds", p.microseconds);
 }
 
-// Name of the pass and of the phase, as `bench profile` shows them.
-constexpr const char* kOperatorNames[kOperators] = {"lstm_forward",      "lstm_backward",
-                                                    "rel_lstm_forward",  "rel_lstm_backward",
-                                                    "relevancy_forward", "relevancy_backward"};
+// As `bench profile` shows them.
 constexpr const char* kPhaseNames[kPhases] = {
     "pack", "gather",    "input",   "recurrent",       "pointwise", "projection", "scores",
     "sums", "screening", "weights", "input_gradients", "finish",    "wait",       "other"};
@@ -127,7 +124,7 @@ PyObject* profile(PyObject*, PyObject* args) {
   const char* name = nullptr;
   if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
   int op = 0;
-  while (op < kOperators && std::strcmp(name, kOperatorNames[op]) != 0) ++op;
+  while (op < kOperators && std::strcmp(name, name_of(static_cast<Operator>(op))) != 0) ++op;
   if (op == kOperators) return PyErr_Format(PyExc_ValueError, "no operator is named '%s'", name);
   const Profile& p = profile_of(static_cast<Operator>(op));
   PyObject* result = Py_BuildValue("{s:L,s:L,s:L,s:L}", "calls", p.calls, "workers", p.workers,

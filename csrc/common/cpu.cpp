@@ -4,6 +4,9 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <new>
+#include <sstream>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -128,6 +131,13 @@ bool choose_cpu_kernels(const char* isa) {
 
 namespace {
 
+// Of a failed allocation the message names the operator.
+thread_local const char* running = "kernels";
+
+constexpr const char* kNames[kOperators] = {"lstm_forward",      "lstm_backward",
+                                            "rel_lstm_forward",  "rel_lstm_backward",
+                                            "relevancy_forward", "relevancy_backward"};
+
 std::atomic<bool> profiling{false};
 Profile profiles[kOperators];
 
@@ -140,12 +150,32 @@ void set_profiling(bool on) {
 
 const Profile& profile_of(Operator op) { return profiles[op]; }
 
+const char* name_of(Operator op) { return kNames[op]; }
+
+void out_of_memory(size_t bytes) {
+  std::ostringstream text;
+  text << "throughtime::" << running << ": can't allocate memory: you tried to allocate " << bytes
+       << " bytes, beside " << pool_statistics().used_bytes
+       << " bytes of earlier results and of what they keep for the backward pass. Take fewer steps "
+          "at a time (pass the detached state on), a smaller batch, or torch.no_grad() where no "
+          "gradient is wanted";
+  throw std::runtime_error(text.str());
+}
+
+void* acquire(size_t bytes) {
+  try {
+    return pool_acquire(bytes);
+  } catch (const std::bad_alloc&) {
+    out_of_memory(bytes);
+  }
+}
+
 Runtime cpu_runtime() {
-  return {std::min(torch_threads(), cpus().usable()), run_parallel, pool_acquire, pool_release,
-          nullptr};
+  return {std::min(torch_threads(), cpus().usable()), run_parallel, acquire, pool_release, nullptr};
 }
 
 Call::Call(Operator op) : runtime_(cpu_runtime()), start_(0), last_(0) {
+  running = kNames[op];
   if (!profiling.load(std::memory_order_relaxed)) return;
   runtime_.profile = &profiles[op];
   start_ = read_ticks();

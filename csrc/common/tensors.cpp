@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <array>
+#include <stdexcept>
 
 namespace throughtime {
 namespace {
@@ -39,8 +40,14 @@ Tensor dense(const Tensor& tensor) {
   const auto contiguous = torch::headeronly::MemoryFormat::Contiguous;
   std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor),
                                     torch::stable::detail::from(contiguous)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION));
+  if (torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION) !=
+      TORCH_SUCCESS) {
+    const auto sizes = tensor.sizes();
+    throw std::runtime_error("throughtime: can't allocate memory for a contiguous copy of " +
+                             text(sizes.data(), sizes.size()) + " " +
+                             torch::headeronly::toString(tensor.scalar_type()) +
+                             ": pass a contiguous tensor, fewer steps or a smaller batch");
+  }
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
