@@ -58,6 +58,7 @@ INSTRUCTION_SETS: dict[str, list[tuple[str, list[str]]]] = {
 BASELINE_SOURCES = [  # for the smallest instruction set
     "csrc/binding.cpp",
     "csrc/common/cpu.cpp",
+    "csrc/common/cpus.cpp",
     "csrc/common/pool.cpp",
     "csrc/common/pooled.cpp",
     "csrc/common/row_order.cpp",

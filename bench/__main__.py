@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from throughtime.bench import command, compare, page, plot, profile, rows, scaling
+from throughtime.bench import command, compare, last_step, page, plot, profile, rows, scaling
 from throughtime.bench.errors import UsageError
 from throughtime.bench.rooms import OPERATIONS
 
 # Command -> (what it does, what adds its options and sets ``run``).
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "compare": ("tell whether the working tree has become slower", compare.add_arguments),
+    "last-step": ("measure a loss on the last step alone", last_step.add_arguments),
     "plot": ("draw stored measurements", plot.add_arguments),
     "profile": ("tell where the time of the kernels goes", profile.add_arguments),
     "report": ("make a page of tables and plots from CSV files", page.add_arguments),

@@ -9,7 +9,9 @@
 #include <initializer_list>
 
 #include "common/cpu.h"
+#include "common/cpus.h"
 #include "common/pool.h"
+#include "common/subnormals.h"
 #include "lstm/cpu_plan.h"
 #include "lstm/plan.h"
 
@@ -59,6 +61,25 @@ bool are_sizes(std::initializer_list<Py_ssize_t> sizes) {
   return right;
 }
 
+PyObject* workers(PyObject*, PyObject*) {
+  const Cpus found = cpus();
+  return Py_BuildValue("{s:i,s:i,s:d,s:i}", "workers", cpu_runtime().threads, "affinity",
+                       found.affinity, "quota", found.quota, "taken", found.taken);
+}
+
+PyObject* pretend_cpus_are(PyObject*, PyObject* args) {
+  int count;
+  if (!PyArg_ParseTuple(args, "i", &count)) return nullptr;
+  pretend_cpus(count);
+  Py_RETURN_NONE;
+}
+
+PyObject* quota_below(PyObject*, PyObject* args) {
+  const char* root = nullptr;
+  if (!PyArg_ParseTuple(args, "s", &root)) return nullptr;
+  return PyFloat_FromDouble(cgroup_quota(root));
+}
+
 PyObject* lstm_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, I, H, scalar_bytes;
   int threads;
@@ -100,10 +121,7 @@ PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
       "barriers", static_cast<Py_ssize_t>(p.barriers(T)), "microseconds", p.microseconds);
 }
 
-// Name of the pass and of the phase, as `bench profile` shows them.
-constexpr const char* kOperatorNames[kOperators] = {"lstm_forward",      "lstm_backward",
-                                                    "rel_lstm_forward",  "rel_lstm_backward",
-                                                    "relevancy_forward", "relevancy_backward"};
+// As `bench profile` shows them.
 constexpr const char* kPhaseNames[kPhases] = {
     "pack", "gather",    "input",   "recurrent",       "pointwise", "projection", "scores",
     "sums", "screening", "weights", "input_gradients", "finish",    "wait",       "other"};
@@ -119,7 +137,7 @@ PyObject* profile(PyObject*, PyObject* args) {
   const char* name = nullptr;
   if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
   int op = 0;
-  while (op < kOperators && std::strcmp(name, kOperatorNames[op]) != 0) ++op;
+  while (op < kOperators && std::strcmp(name, name_of(static_cast<Operator>(op))) != 0) ++op;
   if (op == kOperators) return PyErr_Format(PyExc_ValueError, "no operator is named '%s'", name);
   const Profile& p = profile_of(static_cast<Operator>(op));
   PyObject* result = Py_BuildValue("{s:L,s:L,s:L,s:L}", "calls", p.calls, "workers", p.workers,
@@ -158,6 +176,7 @@ PyObject* nonlinearity(PyObject*, PyObject* args) {
   int is_double, is_tanh;
   if (!PyArg_ParseTuple(args, "Knpp", &address, &count, &is_double, &is_tanh)) return nullptr;
   void* values = reinterpret_cast<void*>(static_cast<uintptr_t>(address));
+  const FlushSubnormals flush;  // as in a kernel
   if (is_double) {
     cpu_kernels().lstm->nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
   } else {
@@ -174,6 +193,13 @@ PyMethodDef methods[] = {
     {"empty_cache", empty_cache, METH_NOARGS, "Give idle buffers back to the operating system."},
     {"cache_statistics", cache_statistics, METH_NOARGS,
      "Bytes of the buffer cache: used_bytes, idle_bytes, peak_used_bytes."},
+    {"workers", workers, METH_NOARGS,
+     "Workers that a kernel may have now, and the CPUs: affinity, quota (0: none), taken by "
+     "others."},
+    {"pretend_cpus", pretend_cpus_are, METH_VARARGS,
+     "pretend_cpus(count): as if there were that many free CPUs; 0: what the system says."},
+    {"cgroup_quota", quota_below, METH_VARARGS,
+     "cgroup_quota(root): CPUs that the control groups described below that folder grant, 0: all."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
      "lstm_plan(T, B, I, H, scalar_bytes, threads): how the CPU kernels cut that work."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,8 +40,11 @@ THREADS = (1, 2, 3, 5)
 
 @pytest.fixture
 def threads() -> Iterator[None]:
+    """The test sets the number of threads; kernels take as many workers on any machine."""
     before = torch.get_num_threads()
+    kernels.pretend_cpus(8)
     yield
+    kernels.pretend_cpus(0)
     torch.set_num_threads(before)
 
 
@@ -87,6 +91,7 @@ from throughtime.functional import lstm
 from throughtime import _ext
 named = tensors(Shape(20, 4, 3, 300))
 assert _ext.extension.lstm_plan(20, 4, 3, 300, 8, 4)["team"] > 1
+_ext.extension.pretend_cpus(4)
 torch.set_num_threads(1)
 alone = results(lstm, named, backend="cpu")
 torch.set_num_threads(4)
@@ -233,3 +238,76 @@ def test_layouts_of_the_output_gradient(dy: str) -> None:
         gradients = torch.autograd.grad(output, list(named.values()), grad, allow_unused=True)
         found.append({k: g for k, g in zip(named, gradients, strict=True) if g is not None})
     assert_all_close(*found)
+
+
+def run_out_of_memory(call: str) -> str:
+    """What a call says that gets 64 MB of address space more than there is, or stderr."""
+    code = f"""
+import re, resource, torch, throughtime
+from throughtime import _ext
+from throughtime.functional import relevancy_attention
+kernels = _ext.extension
+x = torch.randn(2000, 16, 8)
+lstm, rel_lstm = throughtime.LSTM(8, 256), throughtime.RelLSTM(8, 256)
+small = [lstm(x[:20])[0], rel_lstm(x[:20])[0]]
+sum(y.sum() for y in small).backward()
+before = kernels.cache_statistics()
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    {call}
+except RuntimeError as error:
+    print(type(error).__name__, error)
+after = kernels.cache_statistics()
+assert after["used_bytes"] + after["idle_bytes"] <= after["peak_used_bytes"]
+assert after["peak_used_bytes"] <= limit, after
+lstm(x[:20])[0].sum().backward()  # goes on
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return done.stdout if done.returncode == 0 else f"{done.returncode}: {done.stderr}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize(
+    ("call", "op"),
+    [
+        ("lstm(x)", "lstm_forward"),
+        ("rel_lstm(x)", "rel_lstm_forward"),
+        (
+            "relevancy_attention(*[x[:1, :1].expand(16, 4, 80000, 8)] * 3, 4, 4)",
+            "relevancy_forward",
+        ),
+    ],
+)
+def test_out_of_memory_is_torchs_error(call: str, op: str) -> None:
+    said = run_out_of_memory(call)
+    found = re.match(
+        rf"RuntimeError throughtime::{op}: can't allocate memory: you tried to allocate (\d+) b",
+        said,
+    )
+    assert found, said
+    assert int(found[1]) >= 20_000_000
+    assert "smaller batch" in said and "fewer steps" in said
+
+
+def test_a_failed_allocation_does_not_raise_the_peak() -> None:
+    before = kernels.cache_statistics()["peak_used_bytes"]
+    layer = throughtime.LSTM(1, 256, backend="cpu")
+    with pytest.raises(RuntimeError, match="you tried to allocate"):
+        layer(torch.zeros(1, 1, 1).expand(1 << 34, 1, 1))
+    assert kernels.cache_statistics()["peak_used_bytes"] == before
+
+
+def test_an_empty_cache_forgets_the_peak() -> None:
+    results(lstm, as_dtype(tensors(Shape(60, 20, 8, 64)), torch.float32), backend="cpu")
+    throughtime.empty_cache()
+    found = kernels.cache_statistics()
+    assert found["idle_bytes"] == 0 and found["peak_used_bytes"] == found["used_bytes"]
+
+
+def test_small_results_can_be_resized() -> None:
+    output, (h_n, c_n) = throughtime.LSTM(8, 64, backend="cpu")(torch.randn(20, 4, 8))
+    for x in (output, h_n, c_n):
+        x.detach().untyped_storage().resize_(0)
+        assert x.untyped_storage().nbytes() == 0

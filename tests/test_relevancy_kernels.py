@@ -44,8 +44,11 @@ kernels: Any = _ext.extension
 
 @pytest.fixture
 def threads() -> Iterator[None]:
+    """The test sets the number of threads; kernels take as many workers on any machine."""
     before = torch.get_num_threads()
+    kernels.pretend_cpus(8)
     yield
+    kernels.pretend_cpus(0)
     torch.set_num_threads(before)
 
 
@@ -90,7 +93,8 @@ def test_bit_equal_for_every_number_of_threads(case: Attention | Layer, threads:
 
 def test_threads_are_used() -> None:
     """The bit-equality above means something only if the larger cases are cut among threads."""
-    code = "import torch; from test_relevancy_kernels import *; torch.set_num_threads(4); "
+    code = "import torch; from test_relevancy_kernels import *; "
+    code += "torch.set_num_threads(4); kernels.pretend_cpus(4); "
     code += "case = Attention(4, 2, 300, 64, 64, 20, 20); given = attention_inputs(case); "
     code += "run_attention(case, given, torch.randn(4, 2, 300, 64, dtype=torch.float64))"
     env = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}

@@ -3,10 +3,19 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
+#include <iomanip>
+#include <new>
+#include <sstream>
+#include <stdexcept>
+#include <thread>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpus.h"
 #include "pool.h"
+#include "subnormals.h"
 
 namespace throughtime {
 
@@ -67,10 +76,41 @@ const Runnable& runnable() {
 
 std::atomic<const CpuKernels*> chosen{nullptr};
 
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+// Calls work(begin, end) on threads that live as long as that takes. Torch would wake all of its
+// own, also those that get no work.
+template <typename Work>
+void run_on_own_threads(int workers, const Work& work) {
+  std::vector<std::thread> threads;
+  threads.reserve(workers - 1);
+  int rest = workers;
+  try {
+    for (; rest > 1; --rest) threads.emplace_back(work, rest - 1, rest);
+  } catch (const std::exception&) {  // no more threads: this one does the rest
+  }
+  work(0, rest);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// All kernels of all operators start here, on every thread that takes part.
 void run_parallel(int workers, void (*body)(void*, int, int), void* context) {
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  if (workers == 1) {
+    const FlushSubnormals flush;
+    body(context, 0, 1);
+    return;
+  }
+  RegionWatch region;
+  const auto work = [&](int64_t begin, int64_t end) {
+    const RegionWatch::Worker worker(&region);
+    const FlushSubnormals flush;
     body(context, static_cast<int>(begin), static_cast<int>(end));
-  });
+  };
+  if (torch_threads() > cpus().usable()) {
+    run_on_own_threads(workers, work);
+  } else {
+    torch::stable::parallel_for(0, workers, 1, work);
+  }
 }
 
 }  // namespace
@@ -93,6 +133,13 @@ bool choose_cpu_kernels(const char* isa) {
 
 namespace {
 
+// Of a failed allocation the message names the operator.
+thread_local const char* running = "kernels";
+
+constexpr const char* kNames[kOperators] = {"lstm_forward",      "lstm_backward",
+                                            "rel_lstm_forward",  "rel_lstm_backward",
+                                            "relevancy_forward", "relevancy_backward"};
+
 std::atomic<bool> profiling{false};
 Profile profiles[kOperators];
 
@@ -105,12 +152,33 @@ void set_profiling(bool on) {
 
 const Profile& profile_of(Operator op) { return profiles[op]; }
 
+const char* name_of(Operator op) { return kNames[op]; }
+
+void out_of_memory(double bytes) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(0) << "throughtime::" << running
+       << ": can't allocate memory: you tried to allocate " << bytes << " bytes, beside "
+       << pool_statistics().used_bytes
+       << " bytes of earlier results and of what they keep for the backward pass. Take fewer steps "
+          "at a time (pass the detached state on), a smaller batch, or torch.no_grad() where no "
+          "gradient is wanted";
+  throw std::runtime_error(text.str());
+}
+
+void* acquire(size_t bytes) {
+  try {
+    return pool_acquire(bytes);
+  } catch (const std::bad_alloc&) {
+    out_of_memory(bytes);
+  }
+}
+
 Runtime cpu_runtime() {
-  return {static_cast<int>(torch::stable::get_num_threads()), run_parallel, pool_acquire,
-          pool_release, nullptr};
+  return {std::min(torch_threads(), cpus().usable()), run_parallel, acquire, pool_release, nullptr};
 }
 
 Call::Call(Operator op) : runtime_(cpu_runtime()), start_(0), last_(0) {
+  running = kNames[op];
   if (!profiling.load(std::memory_order_relaxed)) return;
   runtime_.profile = &profiles[op];
   start_ = read_ticks();

@@ -26,6 +26,12 @@ const CpuKernels* const* runnable_cpu_kernels();
 // False if no runnable kernels have that name. For tests.
 bool choose_cpu_kernels(const char* isa);
 
+// pool_acquire for the running operator: raises torch's kind of error if there is no memory.
+void* acquire(size_t bytes);
+
+// Raises it, with the operator's name, the bytes and the way out.
+[[noreturn]] void out_of_memory(double bytes);
+
 Runtime cpu_runtime();  // without a profile
 
 // Operators whose time can be told apart.
@@ -38,6 +44,9 @@ enum Operator {
   kRelevancyBackward,
   kOperators
 };
+
+// As in torch.ops.throughtime.
+const char* name_of(Operator op);
 
 // Starts all profiles anew, or stops profiling. Not while an operator runs.
 void set_profiling(bool on);

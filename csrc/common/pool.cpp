@@ -1,6 +1,8 @@
 #include "pool.h"
 
+#include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <list>
 #include <mutex>
 #include <new>
@@ -22,10 +24,13 @@ struct Block {
   size_t bytes;
 };
 
+using Blocks = std::list<Block>;
+
 struct Pool {
   std::mutex mutex;
-  std::unordered_map<void*, size_t> used;  // size 0: a small block
-  std::list<Block> idle;                   // least recently freed first
+  Blocks used;                                     // large ones
+  Blocks idle;                                     // least recently freed first
+  std::unordered_map<void*, Blocks::iterator> at;  // all that are used; small ones: used.end()
   PoolStatistics statistics{0, 0, 0};
 };
 
@@ -55,7 +60,7 @@ void* allocate_large(size_t bytes) {
 }
 
 // The smallest idle block that fits and is not more than twice as large as asked for.
-std::list<Block>::iterator best_fit(Pool& p, size_t bytes) {
+Blocks::iterator best_fit(Pool& p, size_t bytes) {
   auto best = p.idle.end();
   for (auto it = p.idle.begin(); it != p.idle.end(); ++it)
     if (it->bytes >= bytes && it->bytes <= 2 * bytes &&
@@ -72,60 +77,77 @@ void drop_idle(Pool& p, size_t limit) {
   }
 }
 
+// A new idle block. All other idle blocks are given up before it fails.
+Blocks::iterator new_block(Pool& p, size_t bytes) {
+  const PoolStatistics& s = p.statistics;
+  const size_t in_use = s.used_bytes + bytes;  // together with this one
+  drop_idle(p, (in_use > s.peak_used_bytes ? in_use : s.peak_used_bytes) - bytes);
+  p.idle.push_back({nullptr, 0});
+  const auto block = std::prev(p.idle.end());
+  try {
+    block->memory = allocate_large(bytes);
+  } catch (const std::bad_alloc&) {
+    p.idle.erase(block);
+    if (p.idle.empty()) throw;
+    drop_idle(p, s.used_bytes);
+    return new_block(p, bytes);
+  }
+  block->bytes = bytes;
+  p.statistics.idle_bytes += bytes;
+  return block;
+}
+
 }  // namespace
 
+// Whatever throws here leaves no trace but fewer idle blocks.
 void* pool_acquire(size_t bytes) {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
   if (bytes < kSmall) {
     void* const memory = allocate(bytes ? bytes : 1, kAlignment);
-    p.used.emplace(memory, 0);
-    return memory;
-  }
-  bytes = rounded(bytes);
-  Block block{nullptr, bytes};
-  const auto fit = best_fit(p, bytes);
-  if (fit != p.idle.end()) {
-    block = *fit;
-    p.statistics.idle_bytes -= fit->bytes;
-    p.idle.erase(fit);
-  }
-  PoolStatistics& s = p.statistics;
-  s.used_bytes += block.bytes;
-  if (s.used_bytes > s.peak_used_bytes) s.peak_used_bytes = s.used_bytes;
-  drop_idle(p, s.peak_used_bytes);
-  if (!block.memory) {
     try {
-      block.memory = allocate_large(bytes);
+      p.at.emplace(memory, p.used.end());
     } catch (...) {
-      s.used_bytes -= bytes;
+      std::free(memory);
       throw;
     }
+    return memory;
   }
-  p.used.emplace(block.memory, block.bytes);
-  return block.memory;
+  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
+  bytes = rounded(bytes);
+  auto block = best_fit(p, bytes);
+  if (block == p.idle.end()) block = new_block(p, bytes);
+  p.at.emplace(block->memory, block);
+  p.used.splice(p.used.end(), p.idle, block);
+  PoolStatistics& s = p.statistics;
+  s.idle_bytes -= block->bytes;
+  s.used_bytes += block->bytes;
+  if (s.used_bytes > s.peak_used_bytes) s.peak_used_bytes = s.used_bytes;
+  return block->memory;
 }
 
+// Runs where tensors are destroyed: allocates nothing, throws nothing.
 void pool_release(void* memory) {
   if (!memory) return;
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
-  const auto found = p.used.find(memory);
-  const size_t bytes = found->second;
-  p.used.erase(found);
-  if (bytes == 0) {
+  const auto found = p.at.find(memory);
+  const auto block = found->second;
+  p.at.erase(found);
+  if (block == p.used.end()) {
     std::free(memory);
     return;
   }
-  p.statistics.used_bytes -= bytes;
-  p.statistics.idle_bytes += bytes;
-  p.idle.push_back({memory, bytes});
+  p.statistics.used_bytes -= block->bytes;
+  p.statistics.idle_bytes += block->bytes;
+  p.idle.splice(p.idle.end(), p.used, block);
 }
 
 void pool_empty() {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
   drop_idle(p, p.statistics.used_bytes);
+  p.statistics.peak_used_bytes = p.statistics.used_bytes;
 }
 
 PoolStatistics pool_statistics() {

@@ -1,5 +1,7 @@
+#include <exception>
 #include <vector>
 
+#include "cpu.h"
 #include "pool.h"
 #include "sizes.h"
 #include "tensors.h"
@@ -12,23 +14,36 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void (*deleter)(void* data, void* context), void* deleter_context);
 
 namespace throughtime {
+namespace {
 
-Tensor pooled(const char* op, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+// Below, malloc recycles memory as well as the pool does, and torch's own tensors can be resized.
+constexpr size_t kLeastPooled = size_t(1) << 18;
+
+}  // namespace
+
+Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.begin(), sizes.size());
   int64_t count = 1;
-  double bytes = bytes_of(dtype);
+  double exact = bytes_of(dtype);
   for (int64_t size : sizes) {
     count = times(count, size);
-    bytes *= static_cast<double>(size);
+    exact *= static_cast<double>(size);
   }
-  TT_CHECK(count < kTooMany, op, ": not enough memory: you tried to allocate ", bytes, " bytes");
-  if (!torch_from_blob || count == 0) return torch::stable::empty(shape, dtype);
+  if (count == kTooMany) out_of_memory(exact);
+  const size_t bytes = count * bytes_of(dtype);
+  if (!torch_from_blob || bytes < kLeastPooled) {
+    try {
+      return torch::stable::empty(shape, dtype);
+    } catch (const std::exception&) {
+      out_of_memory(bytes);
+    }
+  }
 
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
   const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  void* const memory = pool_acquire(count * bytes_of(dtype));
+  void* const memory = acquire(bytes);
   AtenTensorHandle handle = nullptr;
   const AOTITorchError status = torch_from_blob(
       memory, shape.size(), shape.data(), strides.data(), 0, dtype_code,

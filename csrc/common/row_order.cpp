@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cpu.h"
 #include "sizes.h"
 
 namespace throughtime {
@@ -19,7 +20,7 @@ OptionalTensor checked_lengths(const char* op, const OptionalTensor& lengths, in
 }
 
 RowOrder::Numbers RowOrder::numbers(int64_t count) {
-  return Numbers(static_cast<int64_t*>(pool_acquire(times(count, sizeof(int64_t)))));
+  return Numbers(static_cast<int64_t*>(acquire(times(count, sizeof(int64_t)))));
 }
 
 RowOrder::RowOrder(const char* op, const OptionalTensor& lengths, int64_t batch, int64_t steps)

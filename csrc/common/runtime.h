@@ -12,8 +12,9 @@
 namespace throughtime {
 
 struct Runtime {
-  int threads;  // torch.get_num_threads() at the time of the call
-  // Calls body(context, begin, end) on ranges that together make [0, workers), all at once.
+  int threads;  // torch.get_num_threads(), or fewer where there are fewer free CPUs
+  // Calls body(context, begin, end) on ranges that together make [0, workers), all at once, with
+  // subnormal numbers flushed to zero.
   void (*parallel)(int workers, void (*body)(void* context, int begin, int end), void* context);
   void* (*acquire)(size_t bytes);  // 64-byte aligned, contents undefined; throws std::bad_alloc
   void (*release)(void* memory);

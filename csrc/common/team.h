@@ -6,7 +6,7 @@
 #include "vec.h"
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <sched.h>
+#include <time.h>
 #endif
 
 namespace throughtime {
@@ -17,6 +17,14 @@ TT_INLINE void pause_briefly() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield" ::: "memory");
+#endif
+}
+
+// Not sched_yield: Linux lets a thread that yields often wait for hundreds of milliseconds.
+TT_INLINE void sleep_briefly() {
+#if defined(__unix__) || defined(__APPLE__)
+  const timespec interval{0, 20'000};
+  nanosleep(&interval, nullptr);
 #endif
 }
 
@@ -39,18 +47,16 @@ class alignas(64) Barrier {
       return;
     }
     for (int spins = 0; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++spins) {
-      if (spins < kSpinsBeforeYield) {
+      if (spins < kSpinsBeforeSleep) {
         pause_briefly();
       } else {
-#if defined(__unix__) || defined(__APPLE__)
-        sched_yield();  // somebody else has our partner's core: let it run
-#endif
+        sleep_briefly();  // somebody else has our partner's core: let it have ours
       }
     }
   }
 
  private:
-  static constexpr int kSpinsBeforeYield = 4096;
+  static constexpr int kSpinsBeforeSleep = 4096;
   int members_ = 1;
   alignas(64) int arrived_ = 0;
   alignas(64) uint32_t phase_ = 0;
@@ -155,11 +161,7 @@ void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barr
     pass.finish(Share(pass.blocks(), begin, end, workers));
     watch.lap(kFinish);
   };
-  if (schedule.workers() == 1) {
-    body(&context, 0, 1);
-  } else {
-    runtime.parallel(schedule.workers(), body, &context);
-  }
+  runtime.parallel(schedule.workers(), body, &context);
 }
 
 }  // namespace

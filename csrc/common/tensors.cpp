@@ -113,8 +113,10 @@ Tensor dense(const Tensor& tensor) {
                                     torch::stable::detail::from(contiguous)};
   const auto status =
       torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION);
-  TT_CHECK(status == TORCH_SUCCESS, "throughtime: not enough memory: an argument of shape ",
-           text(tensor.sizes().data(), tensor.dim()), " could not be copied");
+  TT_CHECK(status == TORCH_SUCCESS,
+           "throughtime: can't allocate memory for a contiguous copy of an argument of shape ",
+           text(tensor.sizes().data(), tensor.dim()),
+           ": pass a contiguous tensor, fewer steps or a smaller batch");
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -131,11 +133,10 @@ void copy(const Tensor& from, const Tensor& to) {
     std::memcpy(to.mutable_data_ptr(), from.const_data_ptr(), from.numel() * from.element_size());
 }
 
-OptionalTensor sum_of(const char* op, const OptionalTensor& bias_ih,
-                      const OptionalTensor& bias_hh) {
+OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
   if (!bias_ih || !bias_hh) return dense(bias_ih ? bias_ih : bias_hh);
   const Tensor a = dense(*bias_ih), b = dense(*bias_hh);
-  const Tensor sum = pooled(op, {a.numel()}, a.scalar_type());
+  const Tensor sum = pooled({a.numel()}, a.scalar_type());
   if (a.scalar_type() == ScalarType::Float) {
     add<float>(a, b, sum);
   } else {

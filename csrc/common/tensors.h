@@ -57,7 +57,7 @@ OptionalTensor dense(const OptionalTensor& tensor);
 
 // An uninitialised contiguous CPU tensor of float, double or int64, its memory from the pool where this torch can take it
 // (2.11 or later), else from torch.
-Tensor pooled(const char* op, std::initializer_list<int64_t> sizes, ScalarType dtype);
+Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
 // Bytes of a number of one of the dtypes that operators take.
 int64_t bytes_of(ScalarType dtype);
@@ -68,7 +68,7 @@ void fill_zero(const Tensor& tensor);
 void copy(const Tensor& from, const Tensor& to);
 
 // The one bias of the kernels: the sum of those that are there, float32 or float64; dense.
-OptionalTensor sum_of(const char* op, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh);
+OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh);
 
 template <typename S>
 const S* data(const Tensor& tensor) {

@@ -48,20 +48,19 @@ class Arguments {
       : shape(
             checked(op, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset)),
         dtype(input.scalar_type()),
-        op_(op),
         input_(input.stride(2) == 1 ? input : dense(input)),
         h_0_(dense(h_0)),
         c_0_(dense(c_0)),
         weight_ih_(dense(weight_ih)),
         weight_hh_(dense(weight_hh)),
-        bias_(sum_of(op, bias_ih, bias_hh)),
+        bias_(sum_of(bias_ih, bias_hh)),
         weight_hr_(dense(weight_hr)),
         reset_(dense(reset)),
         rows_(op, lengths, shape.B, shape.T),
         reverse_(reverse) {}
 
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
-    return wanted ? pooled(op_, sizes, dtype) : pooled(op_, {0}, dtype);
+    return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
   }
 
   template <typename S>
@@ -86,7 +85,6 @@ class Arguments {
   ScalarType dtype;
 
  private:
-  const char* op_;
   Tensor input_, h_0_, c_0_, weight_ih_, weight_hh_;
   OptionalTensor bias_, weight_hr_, reset_;
   RowOrder rows_;

@@ -77,7 +77,7 @@ class Arguments {
   }
 
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
-    return wanted ? pooled(op_, sizes, dtype) : pooled(op_, {0}, dtype);
+    return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
   }
 
   template <typename S>
@@ -166,15 +166,14 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                              args.make({B, H}),
                              args.make({B, H}),
                              args.make({B, H}),
-                             pooled(op, {s.screening.S(), B}, ScalarType::Long),
-                             pooled(op, {left, B}, ScalarType::Long),
+                             pooled({s.screening.S(), B}, ScalarType::Long),
+                             pooled({left, B}, ScalarType::Long),
                              args.make({left, B}),
                              args.make({saved_numbers(s)}, save)};
   operation.allocated();
   if (B == 0) return result;
-  const Initial initial{dense(h_0),       dense(c_0),
-                        dense(context_0), sum_of(op, bias_ih, bias_hh),
-                        dense(memory),    dense(relevance)};
+  const Initial initial{dense(h_0),    dense(c_0),      dense(context_0), sum_of(bias_ih, bias_hh),
+                        dense(memory), dense(relevance)};
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(operation.runtime(), args, initial, keep_first, save, result);
   } else {

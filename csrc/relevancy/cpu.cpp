@@ -80,7 +80,7 @@ class Arguments {
   }
 
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
-    return wanted ? pooled(op_, sizes, dtype) : pooled(op_, {0}, dtype);
+    return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
   }
 
   template <typename S>
@@ -138,8 +138,8 @@ ForwardResult relevancy_forward(const Tensor query, const Tensor key, const Tens
   operation.checked();
   const ForwardResult result{
       args.make({s.B, s.heads, s.T(), s.Dv}), args.make({s.B, s.heads, s.T()}),
-      pooled(op, {s.B, s.heads, s.screening.S()}, ScalarType::Long),
-      pooled(op, {s.B, s.heads, left}, ScalarType::Long), args.make({s.B, s.heads, left})};
+      pooled({s.B, s.heads, s.screening.S()}, ScalarType::Long),
+      pooled({s.B, s.heads, left}, ScalarType::Long), args.make({s.B, s.heads, left})};
   operation.allocated();
   if (s.sequences() == 0 || s.screening.S() == 0) return result;
   if (args.dtype == ScalarType::Float) {

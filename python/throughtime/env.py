@@ -11,6 +11,7 @@ import torch
 
 from throughtime import _ext
 from throughtime.backends.predicates import ORDER, Request, can_run
+from throughtime.backends.workers import workers
 
 # Name, what it does when it is unset.
 VARIABLES = {
@@ -66,6 +67,7 @@ def _machine() -> list[tuple[str, str]]:
         ("CPU capability", torch.backends.cpu.get_cpu_capability()),
         ("cores", str(os.cpu_count())),
         ("torch threads", str(torch.get_num_threads())),
+        ("CPU workers", workers() or "none"),
         ("CUDA of torch", torch.version.cuda or "none"),
         ("GPU", ", ".join(gpus) or "none"),
     ]

@@ -18,6 +18,7 @@ from throughtime.backends.predicates import (
     unknown,
 )
 from throughtime.backends.selection import preferred
+from throughtime.backends.workers import workers
 
 if TYPE_CHECKING:
     from throughtime.nn.backend import BackendChoice
@@ -33,6 +34,7 @@ class Explanation:
         reasons: per backend, None if it can run, otherwise why not.
         chosen: the backend that would run, or None if the explicit choice cannot.
         gpu_plan: how the CUDA kernels would cut the work, a line each; empty without a GPU.
+        workers: how many workers the CPU kernels run on now, and why; None if they would not run.
     """
 
     request: Request
@@ -40,6 +42,7 @@ class Explanation:
     reasons: dict[str, str | None]
     chosen: str | None
     gpu_plan: tuple[str, ...] = ()
+    workers: str | None = None
 
     def __str__(self) -> str:
         request = self.request
@@ -57,6 +60,8 @@ class Explanation:
             lines.append(f"| {' | '.join(cells)} | {row[3]} |")
         if self.chosen is None:
             lines.append("The explicit choice cannot run, so a call raises RuntimeError.")
+        if self.workers:
+            lines.append(f"CPU workers: {self.workers}")
         return "\n".join([*lines, *self.gpu_plan])
 
     __repr__ = __str__
@@ -77,7 +82,9 @@ def explain(
     """Tell which backend would run a layer, and why the others would not.
 
     For an LSTM on a GPU, here or named by ``gpu``, also how the CUDA kernels would cut the work:
-    tier, blocks, shared memory, barriers.
+    tier, blocks, shared memory, barriers. Where the CPU kernels would run, on how many workers: not
+    more than torch has threads, nor than the process may use CPUs (affinity, control groups), and
+    fewer for a moment after other processes were seen to need one.
 
     Args:
         module_or_op: a layer of this package, or the name of an operator: ``"lstm"``,
@@ -145,10 +152,11 @@ def explain(
     else:
         free = (candidate for candidate in ORDER if passed_over(candidate, request) is None)
         chosen = next(free, None)
+    threads = workers() if chosen == "cpu" else None
     found = gpu_plan.find_gpu(gpu, request.device)
     if request.op != "lstm" or found is None or request.dtype is None:
-        return Explanation(request, source, reasons, chosen)
+        return Explanation(request, source, reasons, chosen, workers=threads)
     lines = gpu_plan.describe(
         *found, request.dtype, steps, batch_size, directions, request.hidden_size
     )
-    return Explanation(request, source, reasons, chosen, tuple(lines))
+    return Explanation(request, source, reasons, chosen, tuple(lines), threads)
