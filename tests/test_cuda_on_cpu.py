@@ -20,8 +20,17 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cases_recurrence import Case, Given, assert_matches, expect, inputs
+from cases_recurrence import (
+    Case,
+    Given,
+    assert_matches,
+    assert_remembers,
+    expect,
+    inputs,
+    long_memory,
+)
 from host_kernels import compile_program
+from throughtime.ops.lstm_gpu import saved_gates
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -95,7 +104,7 @@ def run(
         "output": unset(T, B, D, H),
         "h_n": h_0.clone(),
         "c_n": c_0.clone(),
-        "gates": unset(T, B, D, 4 * H),
+        "gates": unset(T, B, D, 4 * H, dtype=saved_gates(S)),
         "cells": unset(T, B, D, H, dtype=torch.float32),
     }
     projected = torch.stack([g.projected for g in given], 2)
@@ -143,6 +152,8 @@ CUTS: list[tuple[str, int, dict[str, int], dict[str, int], dict[str, Any]]] = [
      {"T": 2, "B": 33, "H": 8, "lengths": True, "mask": "TB"}),
     ("block, parts", RESIDENT, {"parts": 2}, {"parts": 3, "warps": 9},
      {"T": 3, "B": 3, "H": 72, "reset": True, "mask": "T"}),
+    ("block, an empty part", RESIDENT, {"parts": 4}, {},
+     {"T": 3, "B": 2, "H": 72, "mask": "T"}),
     ("block, held", RESIDENT, {"held": 4}, {"held": 8},
      {"T": 3, "B": 2, "H": 40, "lengths": True, "reverse": True, "mask": "TB"}),
     ("cluster, held and tail", RESIDENT, {"ranks": 4, "held": 4}, {"ranks": 4, "held": 4},
@@ -209,6 +220,17 @@ def test_kernels_match_the_loop(
         assert all(torch.equal(x, other[name]) for name, x in one.items())
         travel = replace(case, reverse=case.reverse != (d == 1))
         assert_matches(one, expect(travel, anew), dtype, LOW_PRECISION)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("tier", [RESIDENT, STEPWISE])
+def test_a_long_memory_keeps_its_gradient(
+    tier: int, dtype: torch.dtype, kernels: ModuleType
+) -> None:
+    case, given = long_memory(dtype)
+    cuts = (cut(kernels, case, False, tier), cut(kernels, case, True, tier))
+    (found,) = run(kernels, case, [given], cuts)
+    assert_remembers(found, case, given)
 
 
 @pytest.mark.parametrize(

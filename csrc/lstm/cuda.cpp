@@ -137,6 +137,10 @@ struct Common {
     check_dtype(op, argument, tensor, wanted);
   }
 
+  ScalarType saved_gates() const {
+    return dtype == ScalarType::Float ? ScalarType::Float : ScalarType::Half;
+  }
+
   Tensor unset(std::initializer_list<int64_t> sizes, ScalarType of) const {
     return torch::stable::new_empty(
         weight_hh, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), of);
@@ -187,7 +191,7 @@ void forward_as(const RecurrencePlan& plan, const Common& common, const Tensor& 
                                mutable_data<S>(output),
                                mutable_data<S>(h_n),
                                mutable_data<float>(c_n),
-                               save ? mutable_data<S>(gates) : nullptr,
+                               save ? mutable_data<SavedGate<S>>(gates) : nullptr,
                                save ? mutable_data<float>(cells) : nullptr};
   if (plan.tier != Tier::kStepwise) return common.run_persistent_as(plan, p);
 
@@ -227,7 +231,7 @@ ForwardResult forward(const Tensor projected_, const OptionalTensor bias_, const
   const ForwardResult result{common.unset({s.T, s.B, s.D, s.H}, common.dtype),
                              common.unset({s.D, s.B, s.H}, common.dtype),
                              common.unset({s.D, s.B, s.H}, ScalarType::Float),
-                             common.unset({steps, s.B, s.D, 4 * s.H}, common.dtype),
+                             common.unset({steps, s.B, s.D, 4 * s.H}, common.saved_gates()),
                              common.unset({steps, s.B, s.D, s.H}, ScalarType::Float)};
   if (s.B == 0) return result;
   const RecurrencePlan plan = planned(op, s, common.device);
@@ -274,7 +278,7 @@ void backward_as(const RecurrencePlan& plan, const Common& common, const Gradien
   const auto& [dgates, dh0, dc0] = result;
   const OptionalTensor& mask = grad.detach_mask;
   const RecurrenceBackward<S> p{common.as<S>(),
-                                data<S>(grad.gates),
+                                data<SavedGate<S>>(grad.gates),
                                 data<float>(grad.cells),
                                 data<S>(grad.output),
                                 data<S>(grad.h_n),
@@ -322,7 +326,7 @@ BackwardResult backward(const OptionalTensor grad_output, const OptionalTensor g
   const RecurrenceShape& s = common.shape;
   const Gradients grad{aligned(grad_output), dense(grad_h_n), dense(grad_c_n),
                        detach_mask,          aligned(gates),  dense(cells)};
-  common.check(op, "gates", grad.gates, {s.T, s.B, s.D, 4 * s.H}, common.dtype);
+  common.check(op, "gates", grad.gates, {s.T, s.B, s.D, 4 * s.H}, common.saved_gates());
   common.check(op, "cells", grad.cells, {s.T, s.B, s.D, s.H}, ScalarType::Float);
   const auto check = [&](const char* name, const OptionalTensor& tensor,
                          std::initializer_list<int64_t> sizes, ScalarType wanted) {

@@ -185,6 +185,7 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     if (!instance_exists(s.scalar_bytes, s.backward, c.tiles_n, c.held)) return;
     if (c.warps * 32 > most_threads(c.tiles_n, c.held)) return;
     if (s.backward && (c.warps < slabs || slabs % c.parts != 0)) return;
+    if (!s.backward && has_empty_part(H, c.parts)) return;
     const SharedLayout layout =
         s.backward ? backward_layout(H, c.units, c.ranks, c.parts, c.warps, c.grid, c.tiles_n,
                                      c.held, s.scalar_bytes)

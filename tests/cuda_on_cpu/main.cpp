@@ -76,7 +76,8 @@ Numbers<S> draw(const Case& c) {
 
 template <typename S>
 struct Results {
-  std::vector<S> y, h_n, gates, dgates;
+  std::vector<S> y, h_n, dgates;
+  std::vector<SavedGate<S>> gates;
   std::vector<float> c_n, cells, dh0, dc0;
 };
 
@@ -127,8 +128,14 @@ Results<S> kernels(const Case& c, const Numbers<S>& n) {
   const auto scalars = [&](size_t count) {
     return std::vector<S>(count, device::from_float<S>(nan));
   };
-  Results<S> r{scalars(all), n.h0,        scalars(4 * all), scalars(4 * all),
-               n.c0,         floats(all), floats(state),    n.dc_n};
+  Results<S> r{scalars(all),
+               n.h0,
+               scalars(4 * all),
+               std::vector<SavedGate<S>>(4 * all, device::from_float<SavedGate<S>>(nan)),
+               n.c0,
+               floats(all),
+               floats(state),
+               n.dc_n};
   for (size_t i = 0; i < state; ++i) r.dh0[i] = device::to_float(n.dh_n[i]);
 
   RecurrenceForward<S> f{};
