@@ -136,9 +136,12 @@ def test_small_for_the_sanitizer(
     option: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Few steps; what compute-sanitizer watches (bench/gpu.sh sanitize)."""
+    """Few steps; what compute-sanitizer watches (bench/gpu.sh sanitize).
+
+    With 6 steps each of two mailboxes and buffers takes two rounds and more, in both parities.
+    """
     force(monkeypatch, tier)
-    check(backend, dtype, Shape(2, shape.B, 2, shape.H), option)
+    check(backend, dtype, Shape(6, shape.B, 2, shape.H), option)
 
 
 @only_float32

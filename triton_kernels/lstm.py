@@ -30,7 +30,7 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block
+from throughtime.triton_kernels.common import block, on_its_gpu
 from throughtime.triton_kernels.lstm_steps import (
     add_product,
     backward_cell,
@@ -254,6 +254,7 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.view(torch.uint8)
 
 
+@on_its_gpu
 def recurrence_forward(
     projected: Tensor,
     bias: Tensor | None,
@@ -304,6 +305,7 @@ def recurrence_forward(
     return output, h_n, c_n, gates, cells
 
 
+@on_its_gpu
 def recurrence_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,

@@ -25,10 +25,21 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block, memory_sizes, retained_positions, tanh
+from throughtime.triton_kernels.common import (
+    block,
+    memory_sizes,
+    on_its_gpu,
+    retained_positions,
+    tanh,
+)
 from torch import Tensor
 
 QUERIES = 16  # queries of a program in the parallel passes
+
+
+def programs(sequences: int, length: int) -> tuple[int]:
+    """One per block of queries of a sequence. A grid's other dimensions end at 65,535."""
+    return (sequences * triton.cdiv(length, QUERIES),)
 
 
 def warps(features: int) -> int:
@@ -37,6 +48,13 @@ def warps(features: int) -> int:
 
 
 _RUN_TIME = ["T", "S", "R", "W", "K", "CAPACITY"]
+
+
+@triton.jit
+def block_of_queries(T, BLOCK_Q: tl.constexpr):
+    """A program's sequence n and queries i ``[BLOCK_Q]``."""
+    at, blocks = tl.program_id(0).to(tl.int64), tl.cdiv(T, BLOCK_Q)
+    return at // blocks, at % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
 
 
 @triton.jit
@@ -53,8 +71,7 @@ def window_scores(
     ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Scores [N, T, W]: query i and the key W - 1 - w steps before it; -inf where there is none."""
-    n = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    n, i = block_of_queries(T, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     begin, end = tl.load(first + n), tl.load(ends + n)
     alive = i < end
@@ -156,8 +173,7 @@ def attend(
     BLOCK_Q: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Output [N, T, Dv] from the scores and their log-sum-exp."""
-    n = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    n, i = block_of_queries(T, BLOCK_Q)
     d = tl.arange(0, BLOCK_DV)
     begin, end = tl.load(first + n), tl.load(ends + n)
     alive, features = i < end, d < DV
@@ -188,8 +204,7 @@ def query_gradient(
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Dq of a block of queries, and their part of dw."""
-    n = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    n, i = block_of_queries(T, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     begin, end = tl.load(first + n), tl.load(ends + n)
     alive, features = i < end, d < D
@@ -227,7 +242,7 @@ def query_gradient(
     tl.store(grad_query + (n * T + i[:, None]) * D + d[None, :], dq,
              mask=(i < T)[:, None] & features[None, :])  # fmt: skip
     if ADDITIVE:
-        part = n * tl.num_programs(1) + tl.program_id(1)
+        part = tl.program_id(0).to(tl.int64)
         tl.store(grad_weight + part * D + d, tl.sum(dw, axis=0), mask=features)
 
 
@@ -304,7 +319,7 @@ class _Call:
             "BLOCK_Q": QUERIES,
             "BLOCK_D": block(self.D),
         }
-        self.grid = (self.N, triton.cdiv(self.T, QUERIES))
+        self.grid = programs(self.N, self.T)
 
     def first(self, taken: Tensor, retained: int) -> Tensor:
         """First position of each window; ``taken [N, P]`` says which of the prefix are."""
@@ -312,6 +327,7 @@ class _Call:
         return retained + window.size(1) - window.sum(1)
 
 
+@on_its_gpu
 def forward(
     query: Tensor,
     key: Tensor,
@@ -393,6 +409,7 @@ def _memory(
     return torch.cat([kept, window], 1), torch.cat([kept_relevance, relevance], 1)
 
 
+@on_its_gpu
 def backward(
     grad_output: Tensor,
     query: Tensor,
@@ -410,7 +427,7 @@ def backward(
     """``throughtime::relevancy_backward``: see :mod:`throughtime.ops.relevancy`."""
     c = _Call(query, key, value, score_weight, lengths, window_size, scale)
     grads = [torch.zeros_like(x) for x in (c.query, c.key, c.value)]
-    parts = query.new_zeros(c.N, c.grid[1], c.D)
+    parts = query.new_zeros(c.N, triton.cdiv(c.T, QUERIES), c.D)
     if c.N > 0 and c.T > 0:
         grad, lse = grad_output.contiguous(), lse.contiguous()
         until = last.reshape(c.N, c.S).contiguous()
