@@ -48,13 +48,7 @@ RecurrencePlan planned(const char* op, RecurrenceShape shape, int device) {
   const std::lock_guard<std::mutex> lock(mutex);
   auto found = known.find(key);
   if (found == known.end()) {
-    Gpu gpu = gpu_of(device);
-    RecurrencePlan made = plan(shape, gpu, only);
-    while (made.tier == Tier::kResident && !has_room(made)) {
-      gpu.cluster = made.cut.ranks - 1;
-      made = plan(shape, gpu, only);
-    }
-    found = known.emplace(key, made).first;
+    found = known.emplace(key, plan_where_room(shape, gpu_of(device), only, has_room)).first;
   }
   STD_TORCH_CHECK(found->second.tier != Tier::kNone, op, ": [T, B, D, H] = [", shape.T, ", ",
                   shape.B, ", ", shape.D, ", ", shape.H, "] does not run on ", name_of(device),
@@ -168,12 +162,20 @@ struct Common {
     visit(Float16{});
   }
 
+  // Whether all steps ran in one launch; the stepwise tier needs no room for many blocks at once.
   template <typename Params>
-  void run_persistent_as(const RecurrencePlan& plan, const Params& p) const {
+  bool ran_persistent(const RecurrencePlan& plan, const Params& p) const {
+    if (plan.tier == Tier::kStepwise) return false;
     const int64_t bytes = workspace_bytes(plan, shape);
     const Tensor workspace = unset({bytes}, ScalarType::Byte);
-    run_persistent(plan, p, bytes > 0 ? mutable_data<char>(workspace) : nullptr,
-                   current_stream(device));
+    const bool ran = run_persistent(plan, p, bytes > 0 ? mutable_data<char>(workspace) : nullptr,
+                                    current_stream(device));
+    STD_TORCH_CHECK(ran || wanted_tier() == Tier::kNone,
+                    "THROUGHTIME_CUDA_TIER=", tier_name(plan.tier), ": ", name_of(device),
+                    " has no room for ", plan.blocks(), " blocks of ", plan.threads,
+                    " threads at once: unset it, or take away what "
+                    "keeps this process from the whole GPU");
+    return ran;
   }
 };
 
@@ -193,7 +195,7 @@ void forward_as(const RecurrencePlan& plan, const Common& common, const Tensor& 
                                mutable_data<float>(c_n),
                                save ? mutable_data<SavedGate<S>>(gates) : nullptr,
                                save ? mutable_data<float>(cells) : nullptr};
-  if (plan.tier != Tier::kStepwise) return common.run_persistent_as(plan, p);
+  if (common.ran_persistent(plan, p)) return;
 
   torch::stable::copy_(const_cast<Tensor&>(h_n), h_0);
   torch::stable::copy_(const_cast<Tensor&>(c_n), common.c_0);
@@ -290,7 +292,7 @@ void backward_as(const RecurrencePlan& plan, const Common& common, const Gradien
                                 mutable_data<S>(dgates),
                                 mutable_data<float>(dh0),
                                 mutable_data<float>(dc0)};
-  if (plan.tier != Tier::kStepwise) return common.run_persistent_as(plan, p);
+  if (common.ran_persistent(plan, p)) return;
 
   const auto start = [](const Tensor& state, const OptionalTensor& from) {
     if (from) {

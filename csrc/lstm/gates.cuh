@@ -3,8 +3,9 @@
 // 1 / (1 - f) is how many steps the cell remembers, so an error of f counts beside 1 - f. Rounding f to 16
 // bits costs up to 2^-9 (bfloat16) or 2^-12 (float16), and over 1,000 steps the gradient that arrives
 // would be another. Where S has 16 bits the sums of the gates are saved instead, as float16: f (1 - f)
-// made from them is right to |sum| 2^-11 of itself, and so are the derivatives of i, g and o, if the
-// backward does not make them, and that of tanh(c), by the hardware's tanh. float saves the gates.
+// made from them is right to |sum| 2^-11 of itself, the derivatives of i and o are, and that of g is to
+// twice as much, if the backward does not make them, and that of tanh(c), by the hardware's tanh. float
+// saves the gates.
 #pragma once
 
 #include "../common/device.cuh"

@@ -255,4 +255,21 @@ inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only =
   return best;
 }
 
+// plan() for what the GPU has room for at once, as has_room(plan) knows, which may be less than all of
+// it: partitions have fewer multiprocessors than a cluster may have blocks, and a process may be lent some.
+template <typename HasRoom>
+RecurrencePlan plan_where_room(const RecurrenceShape& s, Gpu gpu, Tier only,
+                               const HasRoom& has_room) {
+  RecurrencePlan made = plan(s, gpu, only);
+  while ((made.tier == Tier::kResident || made.tier == Tier::kGrid) && !has_room(made)) {
+    if (made.tier == Tier::kGrid) {
+      gpu.multiprocessors = made.blocks() - 1;
+    } else {
+      gpu.cluster = made.cut.ranks - 1;
+    }
+    made = plan(s, gpu, only);
+  }
+  return made;
+}
+
 }  // namespace throughtime

@@ -108,6 +108,17 @@ void run_dtype(const std::string& dtype, bool is_backward, py::dict addresses, p
   throw std::invalid_argument("dtype " + dtype);
 }
 
+// What the backward finds of a gate, r of i, f, g, o, whose sum the forward had.
+float saved_gate(const std::string& dtype, int r, float sum) {
+  const auto as = [&](auto scalar) {
+    using S = decltype(scalar);
+    const float saved = to_save<S>(sum, gate_of<S>(r, sum));
+    return recall<S>(r, device::to_float(device::from_float<SavedGate<S>>(saved)));
+  };
+  if (dtype == "float32") return as(float{});
+  return dtype == "bfloat16" ? as(device::BFloat16{}) : as(device::Float16{});
+}
+
 // plan() of plan.h, with its reason and what it counts.
 py::dict make_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes, bool backward,
                    int compute, int multiprocessors, int shared_bytes, int cluster, double ghz,
@@ -151,6 +162,7 @@ std::pair<int64_t, int64_t> take_work() {
 PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("take_work", &take_work);
   m.def("run", &run_dtype);
+  m.def("saved_gate", &saved_gate);
   m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
         py::arg("scalar_bytes"), py::arg("backward"), py::arg("compute"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster"),
