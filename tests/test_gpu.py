@@ -55,6 +55,7 @@ ODD = (
     Shape(6, 16, 32, 128),
     Shape(3, 130, 9, 31),
     Shape(40, 2, 3, 64),
+    Shape(3, 5, 8, 272),  # 9 tiles of the inner dimension, which 4 warps cannot share
 )
 LARGE = (Shape(4, 9, 16, 512), Shape(3, 5, 16, 777), Shape(3, 3, 8, 1024), Shape(2, 2, 8, 2048))
 SIZES = [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]

@@ -24,8 +24,8 @@ int most_cluster_blocks(int device);
 bool has_room(const RecurrencePlan& plan);
 
 // Tier kResident or kGrid; `workspace` is workspace_bytes() of GPU memory. False, and nothing has run, if
-// the blocks that wait for each other do not all find room, which limits that has_room() does not see
-// may do: those of a server that shares the GPU, or of the stream's own part of it.
+// the blocks that wait for each other do not all find room: a server that shares the GPU, or a stream
+// with a part of it, sets limits that has_room() does not see.
 int64_t workspace_bytes(const RecurrencePlan& plan, const RecurrenceShape& shape);
 template <typename S>
 bool run_persistent(const RecurrencePlan& plan, RecurrenceForward<S> p, void* workspace,
