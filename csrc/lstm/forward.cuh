@@ -17,8 +17,8 @@
 // Mail needs no barrier, as h has two places: whoever has all mail of a step knows that every block has
 // read what lies where the next mail goes, because a block sends only after it has read.
 //
-// Rounded to S: what leaves (y, h_n) and h_{t-1} as the product's operand; gates: see gates.cuh. A sample past its end
-// keeps its state; what is loaded for it is never used.
+// Rounded to S: what leaves (y, h_n) and h_{t-1} as the product's operand; gates: see gates.cuh. A sample
+// past its end keeps its state; what is loaded for it is never used.
 #pragma once
 
 #include "samples.cuh"

@@ -219,8 +219,7 @@ inline Float16 from_float<Float16>(float x) {
 // The fast ones are always as wrong as the hardware's may be.
 inline float exponential(float x) { return std::exp(x); }
 inline float fast_exponential(float x) {
-  const float y = std::exp(x);
-  return std::isfinite(y) ? y * (1.0f + 1e-7f * std::fabs(x)) : y;
+  return std::isfinite(x) ? std::exp(x) * (1.0f + 1e-7f * std::fabs(x)) : std::exp(x);
 }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float tangent(float x) { return std::tanh(x); }
