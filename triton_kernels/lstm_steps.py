@@ -147,7 +147,6 @@ def backward_cell(
     inside = (n < H)[None, :]
     mask = active[:, None] & inside
     i, f, g, o = load_gates(gates, row, n, mask, H)
-    i, f, g, o = recall_gates(i, f, g, o, dc.dtype)
     at = row[:, None] * H + n[None, :]
     tanh_c = tanh(tl.load(cells + at, mask=mask, other=0.0))
     begins, before = state_before(t, b, row, end, B, REVERSE)
@@ -155,6 +154,8 @@ def backward_cell(
     c = tl.load(source[:, None] + n[None, :], mask=carries[:, None] & inside, other=0.0)
     if grad_output is not None:
         dh += tl.load(grad_output + at, mask=mask, other=0.0)
+    # Not before all is loaded: that would take more registers.
+    i, f, g, o = recall_gates(i, f, g, o, dc.dtype)
     dc += dh * o * (1.0 - tanh_c * tanh_c)
     S = grad_gates.dtype.element_ty
     ai, af = (dc * g * i * (1.0 - i)).to(S), (dc * c * f * (1.0 - f)).to(S)
