@@ -5,6 +5,7 @@ Expected values come from a loop over single samples in float64, gradients from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +94,7 @@ def long_memory(dtype: torch.dtype, steps: int = 2000) -> tuple[Case, Given]:
     """
     case = Case(steps, 1, 8, dtype, grads="h")
     given = inputs(case)
-    given.c_0 = 6 * given.c_0.sign()
+    given.c_0 = 3 * math.exp(steps / 3000) * given.c_0.sign()  # 3 is left of it
     biases = torch.linspace(5, 8, case.H)
     gates = given.projected.unflatten(2, (4, case.H))
     gates[:, :, 0] = 0.3 * gates[:, :, 0] - biases
