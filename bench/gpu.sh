@@ -143,7 +143,7 @@ stage_sanitize() {
     filter=()
     if [[ $tool == racecheck ]]; then filter=(--kernel-name kns=lstm); fi
     # torch's caching allocator would hide what is written past the end of a tensor.
-    run env TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTEST_TIMEOUT=0 timeout 180 \
+    run env TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTEST_TIMEOUT=0 timeout 540 \
       compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 "${filter[@]}" \
       "$python" -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py \
       -k sanitizer || failed=1

@@ -16,16 +16,16 @@ import torch
 # Triton decides when a kernel is defined whether the interpreter will run it.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# torch keeps compiled code by the graph alone: what an earlier revision's fakes said would be reused.
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="throughtime-inductor-")
-atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
-
 from cases import runnable
 from host_kernels import load_module
 from throughtime import _ext
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # torch finds compiled code by its graph, which does not tell what our fakes said when it was
+    # compiled: an earlier revision's would be taken.
+    cache = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="throughtime-inductor-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
     # The reference is slow on purpose here; test_backends looks at the warning itself.
     config.addinivalue_line("filterwarnings", "ignore:throughtime runs its slow:RuntimeWarning")
     # Sizes are tiny: threads that wait for each other cost more than they do, a hundred times so

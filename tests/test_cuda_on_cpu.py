@@ -15,13 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, settings
-from hypothesis import given as drawn
-from hypothesis import strategies as st
 from torch import Tensor
 
-from cases_recurrence import Case, Given, assert_matches, expect, inputs
+from cases_recurrence import (
+    Case,
+    Given,
+    assert_matches,
+    assert_remembers,
+    expect,
+    inputs,
+    long_memory,
+)
+from data_sheets import SMALL
 from host_kernels import compile_program
+from throughtime.ops.lstm_gpu import saved_gates
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -95,7 +102,7 @@ def run(
         "output": unset(T, B, D, H),
         "h_n": h_0.clone(),
         "c_n": c_0.clone(),
-        "gates": unset(T, B, D, 4 * H),
+        "gates": unset(T, B, D, 4 * H, dtype=saved_gates(S)),
         "cells": unset(T, B, D, H, dtype=torch.float32),
     }
     projected = torch.stack([g.projected for g in given], 2)
@@ -143,6 +150,8 @@ CUTS: list[tuple[str, int, dict[str, int], dict[str, int], dict[str, Any]]] = [
      {"T": 2, "B": 33, "H": 8, "lengths": True, "mask": "TB"}),
     ("block, parts", RESIDENT, {"parts": 2}, {"parts": 3, "warps": 9},
      {"T": 3, "B": 3, "H": 72, "reset": True, "mask": "T"}),
+    ("block, an empty part", RESIDENT, {"parts": 4}, {},
+     {"T": 3, "B": 2, "H": 72, "mask": "T"}),
     ("block, held", RESIDENT, {"held": 4}, {"held": 8},
      {"T": 3, "B": 2, "H": 40, "lengths": True, "reverse": True, "mask": "TB"}),
     ("cluster, held and tail", RESIDENT, {"ranks": 4, "held": 4}, {"ranks": 4, "held": 4},
@@ -211,6 +220,37 @@ def test_kernels_match_the_loop(
         assert_matches(one, expect(travel, anew), dtype, LOW_PRECISION)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_derivatives_of_saved_gates_are_right_where_they_are_small(
+    dtype: torch.dtype, kernels: ModuleType
+) -> None:
+    sums = torch.linspace(-5, 5, 999)
+    for r in range(4):
+        name = str(dtype).removeprefix("torch.")
+        for far in (7e4, torch.inf):  # more than float16 has
+            ends = [kernels.saved_gate(name, r, x) for x in (-far, far)]
+            assert ends == [-1 if r == 2 else 0, 1]
+        gate = torch.tensor([kernels.saved_gate(name, r, x) for x in sums.tolist()]).double()
+        exact = sums.double().tanh() if r == 2 else sums.double().sigmoid()
+        found, wanted = (1 - x * x if r == 2 else x * (1 - x) for x in (gate, exact))
+        error = (found - wanted).abs() / wanted
+        # Rounding of the sum, and of 1 - gate in float.
+        half = (2 if r == 2 else 1) * (1 + sums.abs()) * 2**-11
+        allowed = half if dtype.itemsize == 2 else torch.tensor(1e-3)
+        assert (error <= allowed).all(), (r, error.max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("tier", [RESIDENT, STEPWISE])
+def test_a_long_memory_keeps_its_gradient(
+    tier: int, dtype: torch.dtype, kernels: ModuleType
+) -> None:
+    case, given = long_memory(dtype)
+    cuts = (cut(kernels, case, False, tier), cut(kernels, case, True, tier))
+    (found,) = run(kernels, case, [given], cuts)
+    assert_remembers(found, case, given)
+
+
 @pytest.mark.parametrize(
     ("tier", "sizes", "waits"),
     [
@@ -239,95 +279,13 @@ def test_a_detached_step_neither_multiplies_nor_waits(
     assert done[3] == (3 * done[1][0], 3 * done[1][1])
 
 
-H100 = {"compute": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster": 16}
-A100 = {"compute": 80, "multiprocessors": 108, "shared_bytes": 166912, "cluster": 1}
-SMALL = {"compute": 90, "multiprocessors": 12, "shared_bytes": 48 << 10, "cluster": 4}
-
-
-def plan(kernels: ModuleType, gpu: dict[str, int], backward: bool, **shape: int) -> dict[str, Any]:
-    found: dict[str, Any] = kernels.plan(**{"D": 1, **shape}, backward=backward, **gpu)
-    return found
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize(
-    ("gpu", "H", "B", "scalar_bytes", "tier"),
-    [
-        (H100, 128, 16, 2, RESIDENT),
-        (H100, 256, 64, 2, RESIDENT),
-        (H100, 1024, 16, 2, GRID),
-        (H100, 4096, 16, 2, STEPWISE),
-        (H100, 2048, 128, 4, STEPWISE),
-        (A100, 96, 16, 2, RESIDENT),  # a cluster of one block
-        (A100, 512, 16, 2, GRID),
-        (SMALL, 2048, 16, 4, STEPWISE),
-    ],
-)
-def test_plan_takes_the_tier_that_fits(
-    gpu: dict[str, int], H: int, B: int, scalar_bytes: int, tier: int, backward: bool,
-    kernels: ModuleType,
-) -> None:  # fmt: skip
-    found = plan(kernels, gpu, backward, T=1024, B=B, H=H, scalar_bytes=scalar_bytes)
-    assert found["tier"] == tier, found
-
-
-def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
-    old = {**H100, "compute": 75}
-    found = plan(kernels, old, False, T=1, B=1, H=8, scalar_bytes=2)
-    assert found["tier"] == 0 and "8.0" in found["reason"]
-    for shape in (
-        (0, 1, 1, 8), (1, 0, 1, 8), (1, 1, 1, 0), (1, 1, 1, 12), (2**31, 1, 1, 8), (1, 1, 3, 8),
-    ):  # fmt: skip
-        found = plan(kernels, H100, False, **dict(zip("TBDH", shape, strict=True)), scalar_bytes=2)
-        assert found["tier"] == 0 and "multiple of 8" in found["reason"], shape
-
-
-@settings(max_examples=200, deadline=None)
-@example(  # more blocks to a cluster than multiprocessors
-    T=1, B=1, D=1, H=64, scalar_bytes=2, backward=False,
-    gpu={"compute": 90, "multiprocessors": 1, "shared_bytes": 99 << 10, "cluster": 8},
-)  # fmt: skip
-@drawn(
-    T=st.integers(1, 10_000),
-    B=st.integers(1, 3_000),
-    D=st.integers(1, 2),
-    H=st.integers(1, 1_200).map(lambda n: 8 * n),
-    scalar_bytes=st.sampled_from([2, 4]),
-    backward=st.booleans(),
-    gpu=st.fixed_dictionaries({
-        "compute": st.sampled_from([80, 86, 90, 100]),
-        "multiprocessors": st.integers(1, 160),
-        "shared_bytes": st.sampled_from([8 << 10, 48 << 10, 99 << 10, 163 << 10, 227 << 10]),
-        "cluster": st.sampled_from([1, 8, 16]),
-    }),
-)  # fmt: skip
-def test_every_plan_is_runnable(
-    T: int, B: int, D: int, H: int, scalar_bytes: int, backward: bool, gpu: dict[str, int],
-    kernels: ModuleType,
-) -> None:  # fmt: skip
-    found = plan(kernels, gpu, backward, T=T, B=B, D=D, H=H, scalar_bytes=scalar_bytes)
-    if found["tier"] == STEPWISE:
-        return
-    assert found["exists"] and found["threads"] <= found["most_threads"]
-    assert 0 < found["shared_bytes"] <= gpu["shared_bytes"]
-    assert found["groups"] * 8 * found["tiles_n"] >= B
-    assert (found["ranks"] - 1) * found["units"] < H <= found["ranks"] * found["units"]
-    if found["tier"] == GRID:
-        assert D * found["groups"] * found["ranks"] <= gpu["multiprocessors"]
-    else:
-        assert found["ranks"] <= gpu["cluster"]
-    warps, slabs = found["threads"] // 32, found["units"] // 8
-    assert warps >= slabs and slabs % found["parts"] == 0 if backward else (
-        warps == slabs * found["parts"])  # fmt: skip
-
-
 def test_planned_cuts_run(kernels: ModuleType) -> None:
     """More units than a block has warps for: a cluster, and without clusters a grid."""
     case = Case(2, 3, 136, torch.bfloat16, lengths=True, reset=True, mask="TB")
     sizes = {"T": case.T, "B": case.B, "H": case.H, "scalar_bytes": 2}
     for cluster, tier in ((4, RESIDENT), (1, GRID)):
         gpu = {**SMALL, "cluster": cluster}
-        plans = [plan(kernels, gpu, backward, **sizes) for backward in (False, True)]
+        plans = [kernels.plan(**sizes, D=1, backward=backward, **gpu) for backward in (False, True)]
         assert all(p["tier"] == tier and p["ranks"] > 1 for p in plans), plans
         cuts = [{k: v for k, v in p.items() if isinstance(v, int)} for p in plans]
         (found,) = run(kernels, case, [inputs(case)], (cuts[0], cuts[1]))

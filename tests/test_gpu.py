@@ -36,6 +36,7 @@ from cases_gpu import (
     why_not,
     with_gradients,
 )
+from cases_recurrence import LONG_MEMORY
 from closeness import TOLERANCE
 from throughtime import functional
 
@@ -54,6 +55,7 @@ ODD = (
     Shape(6, 16, 32, 128),
     Shape(3, 130, 9, 31),
     Shape(40, 2, 3, 64),
+    Shape(3, 5, 8, 272),  # 9 tiles of the inner dimension, which 4 warps cannot share
 )
 LARGE = (Shape(4, 9, 16, 512), Shape(3, 5, 16, 777), Shape(3, 3, 8, 1024), Shape(2, 2, 8, 2048))
 SIZES = [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]
@@ -136,9 +138,12 @@ def test_small_for_the_sanitizer(
     option: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Few steps; what compute-sanitizer watches (bench/gpu.sh sanitize)."""
+    """Few steps; what compute-sanitizer watches (bench/gpu.sh sanitize).
+
+    With 6 steps each of two mailboxes and buffers takes two rounds and more, in both parities.
+    """
     force(monkeypatch, tier)
-    check(backend, dtype, Shape(2, shape.B, 2, shape.H), option)
+    check(backend, dtype, Shape(6, shape.B, 2, shape.H), option)
 
 
 @only_float32
@@ -297,6 +302,26 @@ def test_without_gradients_the_values_are_the_same(backend: str, dtype: torch.dt
     wanted, (wanted_h, wanted_c) = call(functional.lstm, named, backend=backend)
     assert torch.equal(output, wanted)
     assert torch.equal(h_n, wanted_h) and torch.equal(c_n, wanted_c)
+
+
+@runs()
+def test_a_long_memory_keeps_its_gradient(backend: str, dtype: torch.dtype) -> None:
+    """f is 0.993 to 0.9997 for 2,000 steps: rounding must leave what 1 - f is."""
+    shape = Shape(2000, 2, 1, 40)
+    named = leaves(shape, dtype)
+    with torch.no_grad():
+        named["weight_hh"] *= 0.1
+        i, f = named["bias_ih"].view(4, shape.H)[:2]
+        f += torch.linspace(5, 8, shape.H, device=DEVICE)
+        i -= torch.linspace(5, 8, shape.H, device=DEVICE)
+    found = []
+    for run, given in ((backend, named), ("reference", as_leaves(named, torch.float64))):
+        _, (h_n, _) = call(functional.lstm, given, backend=run)
+        found.append(with_gradients({"h_n": h_n}, given))
+    for name in ("c_0", "bias_ih", "weight_ih"):
+        got, wanted = (x[f"grad {name}"].double() for x in found)
+        error = ((got - wanted).norm() / wanted.norm()).item()
+        assert error <= LONG_MEMORY[dtype], f"{name}: {error:.1e}"
 
 
 @needs_cuda

@@ -283,7 +283,7 @@ def test_gpu_tests_run_on_a_stand_in_and_see_a_wrong_result(sabotage: bool, tmp_
     plugin.write_text(WRONG if sabotage else "")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "gpu_sabotage", "-p", "no:cacheprovider", "-q",
-         "-m", "gpu and not slow", "-k", "every_option and float32 or one_result",
+         "-m", "gpu and not slow", "-k", "every_option and float32 or one_result or long_memory",
          str(ROOT / "tests/test_gpu.py")],
         capture_output=True, text=True, cwd=ROOT,
         env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "cpu", "PYTHONPATH": str(tmp_path)},

@@ -28,6 +28,7 @@ from closeness import TOLERANCE, assert_all_close
 from throughtime import functional
 from throughtime.backends import predicates
 from throughtime.nn import LSTM
+from throughtime.ops.lstm_gpu import saved_gates
 
 SMALL = {"compute": 90, "multiprocessors": 6, "shared_bytes": 48 << 10, "cluster": 2}
 LENGTHS = torch.tensor([3, 0, 4])
@@ -65,7 +66,7 @@ class HostKernels:
         H = weight_hh.size(2)
         results = {
             "output": h_0.new_empty(T, B, D, H), "h_n": h_0.clone(), "c_n": c_0.clone(),
-            "gates": h_0.new_empty(T if save else 0, B, D, gates),
+            "gates": h_0.new_empty(T if save else 0, B, D, gates, dtype=saved_gates(h_0.dtype)),
             "cells": c_0.new_empty(T if save else 0, B, D, H),
         }  # fmt: skip
         if B > 0:
@@ -85,7 +86,7 @@ class HostKernels:
         def start(state: Tensor | None) -> Tensor:
             return torch.zeros_like(c_0) if state is None else state.to(c_0.dtype, copy=True)
 
-        results = (torch.empty_like(gates), start(grad_h_n), start(grad_c_n))
+        results = (torch.empty_like(gates, dtype=weight_hh.dtype), start(grad_h_n), start(grad_c_n))
         if c_0.size(1) > 0:
             mask = None if detach_mask is None else detach_mask.contiguous()
             strides = (0, 0, 0) if mask is None else mask.stride()

@@ -33,6 +33,9 @@ from throughtime import functional
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+import triton.language as tl
+from throughtime.triton_kernels import relevancy
+
 # The interpreter takes milliseconds per operation: few and small.
 ATTENTION = (
     Attention(1, 1, 1, 1, 1, 1, 0),
@@ -53,6 +56,16 @@ LAYERS = (
 
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_attention_matches_the_reference(case: Attention) -> None:
+    given, grad = attention_inputs(case), random(case.B, case.heads, case.T, case.Dv, seed=9)
+    found = run_attention(case, given, grad, "_triton")
+    assert_same(found, expect_attention(case, given, grad))
+
+
+@pytest.mark.parametrize("case", [ATTENTION[2], ATTENTION[5]], ids=str)
+def test_keys_are_found_in_every_block_of_positions(
+    case: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relevancy, "BLOCK_S", tl.constexpr(4))
     given, grad = attention_inputs(case), random(case.B, case.heads, case.T, case.Dv, seed=9)
     found = run_attention(case, given, grad, "_triton")
     assert_same(found, expect_attention(case, given, grad))

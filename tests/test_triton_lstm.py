@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from cases import random
-from cases_recurrence import Case, Given, assert_matches, expect, inputs
+from cases_recurrence import (
+    Case,
+    Given,
+    assert_matches,
+    assert_remembers,
+    expect,
+    inputs,
+    long_memory,
+)
 from closeness import assert_close
 
 if importlib.util.find_spec("triton") is None:
@@ -95,6 +103,16 @@ def test_what_is_chosen_matches_the_loop(case: Case) -> None:
     assert lstm.fused(case.H, case.dtype) == (case not in MANY_UNITS)
     given = inputs(case)
     assert_matches(run(case, given), expect(case, given), case.dtype, LOW_PRECISION)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "steps"),
+    [(torch.bfloat16, 2000), (torch.float16, 200), (torch.float32, 200), (torch.float64, 200)],
+    ids=str,
+)
+def test_a_long_memory_keeps_its_gradient(dtype: torch.dtype, steps: int) -> None:
+    case, given = long_memory(dtype, steps)
+    assert_remembers(run(case, given), case, given)
 
 
 def test_weights_are_held_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,31 @@
-"""What the Triton kernels share: nonlinearities, block sizes, and the candidates of screening."""
+"""What the Triton kernels share: the GPU, nonlinearities, block sizes, candidates of screening."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+_Run = TypeVar("_Run", bound=Callable[..., tuple[Tensor, ...]])
+
+
+def on_its_gpu(run: _Run) -> _Run:
+    """``run`` with the GPU of its tensors as the current one, on which Triton launches."""
+
+    @functools.wraps(run)
+    def guarded(*args: object) -> tuple[Tensor, ...]:
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        if device.type == "cpu":  # the interpreter
+            return run(*args)
+        with torch.cuda.device(device):
+            return run(*args)
+
+    return guarded  # type: ignore[return-value]
 
 
 @triton.jit

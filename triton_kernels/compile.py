@@ -153,6 +153,8 @@ def _lstm_passes(dtype: torch.dtype, H: int, chosen: dict[str, int], bare: bool)
             constants |= {key: None for key in _OPTIONAL if key in names}
         pointers = {key: f"*{name}" for key in names if key not in _INTEGERS}
         pointers |= dict.fromkeys(_SUMS, "*fp64" if name == "fp64" else "*fp32")
+        if dtype.itemsize == 2:
+            pointers["gates"] = "*fp16"
         made.append(
             Variant(kernel, sizes, constants, chosen["num_warps"], pointers, not bare, bare)
         )

@@ -30,7 +30,7 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block
+from throughtime.triton_kernels.common import block, on_its_gpu
 from throughtime.triton_kernels.lstm_steps import (
     add_product,
     backward_cell,
@@ -45,6 +45,8 @@ from throughtime.triton_kernels.lstm_steps import (
     stream_forward,
 )
 from torch import Tensor
+
+from throughtime.ops.lstm_gpu import saved_gates
 
 # Units of a walk by the bytes of S. Twice as many spill registers with any number of warps.
 WALKED_UNITS = {2: 128, 4: 128, 8: 64}
@@ -252,6 +254,7 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.view(torch.uint8)
 
 
+@on_its_gpu
 def recurrence_forward(
     projected: Tensor,
     bias: Tensor | None,
@@ -277,14 +280,14 @@ def recurrence_forward(
         save: for the backward pass.
 
     Returns:
-        output S ``[T, B, H]``, h_n S, c_n A ``[B, H]``, gates S ``[T, B, 4H]``, cells A
-        ``[T, B, H]``; the last two hold anything past a sample's end, and are empty without
-        ``save``.
+        output S ``[T, B, H]``, h_n S, c_n A ``[B, H]``, gates ``[T, B, 4H]`` of dtype
+        :func:`throughtime.ops.lstm_gpu.saved_gates`, cells A ``[T, B, H]``; the last two hold
+        anything past a sample's end, and are empty without ``save``.
     """
     (T, B, _), H, dtype = projected.shape, weight_hh.size(1), weight_hh.dtype
     output = h_0.new_empty(T, B, H) if lengths is None else h_0.new_zeros(T, B, H)
     h_n, c_n = h_0.clone(), c_0.clone()
-    gates = h_0.new_empty((T, B, 4 * H) if save else 0)
+    gates = h_0.new_empty((T, B, 4 * H) if save else 0, dtype=saved_gates(dtype))
     cells = c_0.new_empty((T, B, H) if save else 0)
     if B > 0:
         arguments = (
@@ -302,6 +305,7 @@ def recurrence_forward(
     return output, h_n, c_n, gates, cells
 
 
+@on_its_gpu
 def recurrence_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -331,7 +335,8 @@ def recurrence_backward(
         grad_h_0 and grad_c_0 A ``[B, H]``.
     """
     (T, B, H), dtype = cells.shape, weight_hh.dtype
-    grad_gates = torch.empty_like(gates) if lengths is None else torch.zeros_like(gates)
+    unset = weight_hh.new_empty if lengths is None else weight_hh.new_zeros
+    grad_gates = unset(T, B, 4 * H)
     grad_h = torch.zeros_like(c_0) if grad_h_n is None else grad_h_n.to(c_0.dtype, copy=True)
     grad_c = torch.zeros_like(c_0) if grad_c_n is None else grad_c_n.clone()
     if B > 0:

@@ -113,6 +113,16 @@ def load_bias(bias, n, H):
 
 
 @triton.jit
+def recall_gates(i, f, g, o, A: tl.constexpr):
+    """Gates in dtype A from what was saved of them: float16 are their sums, csrc/lstm/gates.cuh."""
+    sums: tl.constexpr = i.dtype == tl.float16
+    i, f, g, o = i.to(A), f.to(A), g.to(A), o.to(A)
+    if sums:
+        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    return i, f, g, o
+
+
+@triton.jit
 def forward_cell(zi, zf, zg, zo, c, row, n, mask, output, gates, cells, H, SAVE: tl.constexpr):
     """Stores and returns h_t, c_t, from the sums of the gates and from c_{t-1}."""
     i, f, g, o = sigmoid(zi), sigmoid(zf), tanh(zg), sigmoid(zo)
@@ -121,6 +131,8 @@ def forward_cell(zi, zf, zg, zo, c, row, n, mask, output, gates, cells, H, SAVE:
     at = row[:, None] * H + n[None, :]
     tl.store(output + at, h_t, mask=mask)
     if SAVE:
+        if gates.dtype.element_ty == tl.float16:  # see recall_gates
+            i, f, g, o = zi, zf, zg, zo
         store_gates(gates, row, n, i, f, g, o, mask, H)
         tl.store(cells + at, c_t, mask=mask)
     return h_t, c_t
@@ -135,7 +147,6 @@ def backward_cell(
     inside = (n < H)[None, :]
     mask = active[:, None] & inside
     i, f, g, o = load_gates(gates, row, n, mask, H)
-    i, f, g, o = i.to(dc.dtype), f.to(dc.dtype), g.to(dc.dtype), o.to(dc.dtype)
     at = row[:, None] * H + n[None, :]
     tanh_c = tanh(tl.load(cells + at, mask=mask, other=0.0))
     begins, before = state_before(t, b, row, end, B, REVERSE)
@@ -143,6 +154,8 @@ def backward_cell(
     c = tl.load(source[:, None] + n[None, :], mask=carries[:, None] & inside, other=0.0)
     if grad_output is not None:
         dh += tl.load(grad_output + at, mask=mask, other=0.0)
+    # Not before all is loaded: that would take more registers.
+    i, f, g, o = recall_gates(i, f, g, o, dc.dtype)
     dc += dh * o * (1.0 - tanh_c * tanh_c)
     S = grad_gates.dtype.element_ty
     ai, af = (dc * g * i * (1.0 - i)).to(S), (dc * c * f * (1.0 - f)).to(S)

@@ -21,6 +21,7 @@ import triton.language as tl
 from throughtime.triton_kernels.common import (
     block,
     memory_sizes,
+    on_its_gpu,
     retained_positions,
     sigmoid,
     tanh,
@@ -428,6 +429,7 @@ def _ends(lengths: Tensor | None, T: int, B: int, device: torch.device) -> Tenso
     return lengths.to(torch.int64).contiguous()
 
 
+@on_its_gpu
 def forward(
     input: Tensor,
     h_0: Tensor,
@@ -503,6 +505,7 @@ def forward(
     return output, h_n, cells, context, last, index, left, saved
 
 
+@on_its_gpu
 def backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,

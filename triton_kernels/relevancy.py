@@ -25,10 +25,16 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block, memory_sizes, retained_positions, tanh
+from throughtime.triton_kernels.common import block, memory_sizes, on_its_gpu, tanh
 from torch import Tensor
 
 QUERIES = 16  # queries of a program in the parallel passes
+BLOCK_S = tl.constexpr(512)  # positions among which a program looks for keys at once
+
+
+def programs(sequences: int, length: int) -> tuple[int]:
+    """One per block of queries of a sequence. A grid's other dimensions end at 65,535."""
+    return (sequences * triton.cdiv(length, QUERIES),)
 
 
 def warps(features: int) -> int:
@@ -37,6 +43,13 @@ def warps(features: int) -> int:
 
 
 _RUN_TIME = ["T", "S", "R", "W", "K", "CAPACITY"]
+
+
+@triton.jit
+def block_of_queries(T, BLOCK_Q: tl.constexpr):
+    """A program's sequence n and queries i ``[BLOCK_Q]``."""
+    at, blocks = tl.program_id(0).to(tl.int64), tl.cdiv(T, BLOCK_Q)
+    return at // blocks, at % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
 
 
 @triton.jit
@@ -53,8 +66,7 @@ def window_scores(
     ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Scores [N, T, W]: query i and the key W - 1 - w steps before it; -inf where there is none."""
-    n = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    n, i = block_of_queries(T, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     begin, end = tl.load(first + n), tl.load(ends + n)
     alive = i < end
@@ -156,8 +168,7 @@ def attend(
     BLOCK_Q: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Output [N, T, Dv] from the scores and their log-sum-exp."""
-    n = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    n, i = block_of_queries(T, BLOCK_Q)
     d = tl.arange(0, BLOCK_DV)
     begin, end = tl.load(first + n), tl.load(ends + n)
     alive, features = i < end, d < DV
@@ -181,22 +192,34 @@ def attend(
              mask=(i < T)[:, None] & features[None, :])  # fmt: skip
 
 
+@triton.jit
+def add_gradient(
+    dq, dw, q, k, w_row, v, go, log_sum, mean, attends, ADDITIVE: tl.constexpr
+):  # fmt: skip
+    """Dq and dw ``[BQ, D]`` of queries, and what one key of each, or one of all, adds to them."""
+    p = tl.where(attends, tl.exp(score(q, k, w_row, ADDITIVE) - log_sum), 0.0)
+    ds = tl.where(attends, p * (tl.sum(go * v, axis=1) - mean), 0.0)
+    if ADDITIVE:
+        t = tanh(q + k)
+        return dq + ds[:, None] * w_row * (1.0 - t * t), dw + ds[:, None] * t
+    return dq + ds[:, None] * k, dw
+
+
 @triton.jit(do_not_specialize=_RUN_TIME)
 def query_gradient(
-    grad, query, key, value, weight, first, ends, kept_positions, lse, delta, grad_query,
-    grad_weight, T, S, W, CAPACITY, HEADS, D, DV, ADDITIVE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    grad, query, key, value, weight, first, ends, last, lse, delta, grad_query, grad_weight,
+    T, S, R, W, HEADS, D, DV, ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Dq of a block of queries, and their part of dw."""
-    n = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    n, i = block_of_queries(T, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     begin, end = tl.load(first + n), tl.load(ends + n)
-    alive, features = i < end, d < D
+    alive, features, outputs = i < end, d < D, dv < DV
     q = tl.load(query + (n * T + i[:, None]) * D + d[None, :],
                 mask=alive[:, None] & features[None, :], other=0.0)  # fmt: skip
     go = tl.load(grad + (n * T + i[:, None]) * DV + dv[None, :],
-                 mask=alive[:, None] & (dv < DV)[None, :], other=0.0)  # fmt: skip
+                 mask=alive[:, None] & outputs[None, :], other=0.0)  # fmt: skip
     log_sum = tl.load(lse + n * T + i, mask=alive, other=0.0)
     mean = tl.load(delta + n * T + i, mask=alive, other=0.0)
     w_row = tl.zeros([1, BLOCK_D], q.dtype)
@@ -204,30 +227,36 @@ def query_gradient(
         w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
     dq = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
     dw = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
-    for c in range(W + CAPACITY):
-        if c < W:
-            position = S - T + i - W + 1 + c
-            valid = alive & (position >= begin)
-        else:
-            at = (n * T + i) * CAPACITY + c - W
-            position = tl.load(kept_positions + at, mask=alive, other=-1).to(tl.int64)
-            valid = alive & (position >= 0)
+    for c in range(W):
+        position = S - T + i - W + 1 + c
+        valid = alive & (position >= begin)
         k = tl.load(key + (n * S + position[:, None]) * D + d[None, :],
                     mask=valid[:, None] & features[None, :], other=0.0)  # fmt: skip
         v = tl.load(value + (n * S + position[:, None]) * DV + dv[None, :],
-                    mask=valid[:, None] & (dv < DV)[None, :], other=0.0)  # fmt: skip
-        p = tl.where(valid, tl.exp(score(q, k, w_row, ADDITIVE) - log_sum), 0.0)
-        ds = tl.where(valid, p * (tl.sum(go * v, axis=1) - mean), 0.0)
-        if ADDITIVE:
-            t = tanh(q + k)
-            dq += ds[:, None] * w_row * (1.0 - t * t)
-            dw += ds[:, None] * t
-        else:
-            dq += ds[:, None] * k
+                    mask=valid[:, None] & outputs[None, :], other=0.0)  # fmt: skip
+        dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, valid, ADDITIVE)
+
+    # The retained set has keys that left the window and are not forgotten: of all positions, those
+    # that a query of this block attends, one after the other.
+    lowest, highest = tl.min(i, axis=0), tl.minimum(tl.max(i, axis=0), end - 1)
+    for start in range(0, tl.maximum(R, S - T + highest - W + 1), BLOCK_S):
+        position = start + tl.arange(0, BLOCK_S).to(tl.int64)
+        until = tl.load(last + n * S + position, mask=position < S, other=-1)
+        since = tl.where(position < R, 0, position - (S - T) + W)
+        left = (until >= lowest) & (since <= highest) & (since <= until)
+        for _ in range(tl.sum(left.to(tl.int32), axis=0)):
+            one = tl.min(tl.where(left, position, S), axis=0)
+            here = position == one
+            attends = alive & (i >= tl.sum(tl.where(here, since, 0), axis=0))
+            attends = attends & (i <= tl.sum(tl.where(here, until, 0), axis=0))
+            k = tl.load(key + (n * S + one) * D + d, mask=features, other=0.0)[None, :]
+            v = tl.load(value + (n * S + one) * DV + dv, mask=outputs, other=0.0)[None, :]
+            dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, attends, ADDITIVE)
+            left = left & (position != one)
     tl.store(grad_query + (n * T + i[:, None]) * D + d[None, :], dq,
              mask=(i < T)[:, None] & features[None, :])  # fmt: skip
     if ADDITIVE:
-        part = n * tl.num_programs(1) + tl.program_id(1)
+        part = tl.program_id(0).to(tl.int64)
         tl.store(grad_weight + part * D + d, tl.sum(dw, axis=0), mask=features)
 
 
@@ -304,7 +333,7 @@ class _Call:
             "BLOCK_Q": QUERIES,
             "BLOCK_D": block(self.D),
         }
-        self.grid = (self.N, triton.cdiv(self.T, QUERIES))
+        self.grid = programs(self.N, self.T)
 
     def first(self, taken: Tensor, retained: int) -> Tensor:
         """First position of each window; ``taken [N, P]`` says which of the prefix are."""
@@ -312,6 +341,7 @@ class _Call:
         return retained + window.size(1) - window.sum(1)
 
 
+@on_its_gpu
 def forward(
     query: Tensor,
     key: Tensor,
@@ -393,6 +423,7 @@ def _memory(
     return torch.cat([kept, window], 1), torch.cat([kept_relevance, relevance], 1)
 
 
+@on_its_gpu
 def backward(
     grad_output: Tensor,
     query: Tensor,
@@ -410,7 +441,7 @@ def backward(
     """``throughtime::relevancy_backward``: see :mod:`throughtime.ops.relevancy`."""
     c = _Call(query, key, value, score_weight, lengths, window_size, scale)
     grads = [torch.zeros_like(x) for x in (c.query, c.key, c.value)]
-    parts = query.new_zeros(c.N, c.grid[1], c.D)
+    parts = query.new_zeros(c.N, triton.cdiv(c.T, QUERIES), c.D)
     if c.N > 0 and c.T > 0:
         grad, lse = grad_output.contiguous(), lse.contiguous()
         until = last.reshape(c.N, c.S).contiguous()
@@ -420,11 +451,9 @@ def backward(
             (grad * output).sum(-1).view(c.N, c.T),
             0.0,
         )
-        kept = retained_positions(until, c.ends, c.T, retained, window_size)
         query_gradient[c.grid](
-            grad, c.query, c.key, c.value, c.weight, first, c.ends, kept, lse, delta, grads[0],
-            parts, c.T, c.S, c.W, kept.size(2), c.heads, c.D, c.Dv, **c.blocks,
-            BLOCK_DV=block(c.Dv),
+            grad, c.query, c.key, c.value, c.weight, first, c.ends, until, lse, delta, grads[0],
+            parts, c.T, c.S, retained, c.W, c.heads, c.D, c.Dv, **c.blocks, BLOCK_DV=block(c.Dv),
         )  # fmt: skip
         key_gradient[(c.N * c.S,)](
             grad, c.query, c.key, c.value, c.weight, lse, delta, until, grads[1], grads[2],

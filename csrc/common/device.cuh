@@ -262,9 +262,10 @@ TT_DEVICE float high_half(uint32_t pair) {
   return to_float(S{static_cast<uint16_t>(pair >> 16)});
 }
 
-// Rounding to float16 hides the error of the fast exponential and of the cancellation near 0, rounding
-// to bfloat16 that of the hardware's tanh, which takes half as long; float hides neither. The reciprocal
-// of more than 2^126 is 0, so all saturate; NaN passes through.
+// Rounding to 16 bits hides the error of the fast exponential and of the cancellation near 0, rounding to
+// bfloat16 that of the hardware's tanh, which takes half as long; float hides neither. A sigmoid from
+// that tanh would be wrong by 2^-12, which nothing hides where the sigmoid or 1 - sigmoid is small. The
+// reciprocal of more than 2^126 is 0, so all saturate; NaN passes through.
 template <typename S>
 TT_DEVICE float sigmoid(float x);
 template <>
@@ -277,7 +278,7 @@ TT_DEVICE float sigmoid<Float16>(float x) {
 }
 template <>
 TT_DEVICE float sigmoid<BFloat16>(float x) {
-  return 0.5f * fast_tangent(0.5f * x) + 0.5f;
+  return sigmoid<Float16>(x);
 }
 template <typename S>
 TT_DEVICE float hyperbolic_tangent(float x);

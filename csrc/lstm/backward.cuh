@@ -68,7 +68,8 @@ class BackwardBlock {
 
  private:
   struct Loaded {
-    Fetched<S> gates[kTiles][4], dy[kTiles];
+    Fetched<SavedGate<S>> gates[kTiles][4];
+    Fetched<S> dy[kTiles];
     float before[kTiles][2];  // c of the step before
   };
   // Bit n: sample n of the group.
@@ -244,9 +245,10 @@ class BackwardBlock {
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
         const bool active = t < samples_.length[j][e], reset = bit(flagged.reset, j, e);
-        const float i = gates[0][e], f = gates[1][e], g = gates[2][e], o = gates[3][e];
+        const float i = recall<S>(0, gates[0][e]), f = recall<S>(1, gates[1][e]);
+        const float g = recall<S>(2, gates[2][e]), o = recall<S>(3, gates[3][e]);
         const float before = reset ? 0.0f : now.before[j][e];
-        const float tanh_c = hyperbolic_tangent<S>(c_[j][e]);
+        const float tanh_c = hyperbolic_tangent<SavedGate<S>>(c_[j][e]);
         const float dh = dh_[j][e] + (p_.dy ? dy[e] : 0.0f);
         const float dc = dc_[j][e] + dh * o * (1.0f - tanh_c * tanh_c);
         da[0][e] = active ? dc * g * i * (1.0f - i) : 0.0f;

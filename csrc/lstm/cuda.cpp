@@ -49,13 +49,7 @@ RecurrencePlan planned(const char* op, RecurrenceShape shape, int device) {
   const std::lock_guard<std::mutex> lock(mutex);
   auto found = known.find(key);
   if (found == known.end()) {
-    Gpu gpu = gpu_of(device);
-    RecurrencePlan made = plan(shape, gpu, only);
-    while (made.tier == Tier::kResident && !has_room(made)) {
-      gpu.cluster = made.cut.ranks - 1;
-      made = plan(shape, gpu, only);
-    }
-    found = known.emplace(key, made).first;
+    found = known.emplace(key, plan_where_room(shape, gpu_of(device), only, has_room)).first;
   }
   STD_TORCH_CHECK(found->second.tier != Tier::kNone, op, ": [T, B, D, H] = [", shape.T, ", ",
                   shape.B, ", ", shape.D, ", ", shape.H, "] does not run on ", name_of(device),
@@ -144,6 +138,10 @@ struct Common {
     check_dtype(op, argument, tensor, wanted);
   }
 
+  ScalarType saved_gates() const {
+    return dtype == ScalarType::Float ? ScalarType::Float : ScalarType::Half;
+  }
+
   Tensor unset(std::initializer_list<int64_t> sizes, ScalarType of) const {
     return torch::stable::new_empty(
         weight_hh, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), of);
@@ -171,12 +169,20 @@ struct Common {
     visit(Float16{});
   }
 
+  // Whether all steps ran in one launch; the stepwise tier needs no room for many blocks at once.
   template <typename Params>
-  void run_persistent_as(const RecurrencePlan& plan, const Params& p) const {
+  bool ran_persistent(const RecurrencePlan& plan, const Params& p) const {
+    if (plan.tier == Tier::kStepwise) return false;
     const int64_t bytes = workspace_bytes(plan, shape);
     const Tensor workspace = unset({bytes}, ScalarType::Byte);
-    run_persistent(plan, p, bytes > 0 ? mutable_data<char>(workspace) : nullptr,
-                   current_stream(device));
+    const bool ran = run_persistent(plan, p, bytes > 0 ? mutable_data<char>(workspace) : nullptr,
+                                    current_stream(device));
+    STD_TORCH_CHECK(ran || wanted_tier() == Tier::kNone,
+                    "THROUGHTIME_CUDA_TIER=", tier_name(plan.tier), ": ", name_of(device),
+                    " has no room for ", plan.blocks(), " blocks of ", plan.threads,
+                    " threads at once: unset it, or take away what "
+                    "keeps this process from the whole GPU");
+    return ran;
   }
 };
 
@@ -194,9 +200,9 @@ void forward_as(const RecurrencePlan& plan, const Common& common, const Tensor& 
                                mutable_data<S>(output),
                                mutable_data<S>(h_n),
                                mutable_data<float>(c_n),
-                               save ? mutable_data<S>(gates) : nullptr,
+                               save ? mutable_data<SavedGate<S>>(gates) : nullptr,
                                save ? mutable_data<float>(cells) : nullptr};
-  if (plan.tier != Tier::kStepwise) return common.run_persistent_as(plan, p);
+  if (common.ran_persistent(plan, p)) return;
 
   torch::stable::copy_(const_cast<Tensor&>(h_n), h_0);
   torch::stable::copy_(const_cast<Tensor&>(c_n), common.c_0);
@@ -233,7 +239,7 @@ ForwardResult forward(const Tensor projected_, const OptionalTensor bias_, const
   const ForwardResult result{common.unset({s.T, s.B, s.D, s.H}, common.dtype),
                              common.unset({s.D, s.B, s.H}, common.dtype),
                              common.unset({s.D, s.B, s.H}, ScalarType::Float),
-                             common.unset({steps, s.B, s.D, 4 * s.H}, common.dtype),
+                             common.unset({steps, s.B, s.D, 4 * s.H}, common.saved_gates()),
                              common.unset({steps, s.B, s.D, s.H}, ScalarType::Float)};
   if (s.B == 0) return result;
   const RecurrencePlan plan = planned(op, s, common.device);
@@ -280,7 +286,7 @@ void backward_as(const RecurrencePlan& plan, const Common& common, const Gradien
   const auto& [dgates, dh0, dc0] = result;
   const OptionalTensor& mask = grad.detach_mask;
   const RecurrenceBackward<S> p{common.as<S>(),
-                                data<S>(grad.gates),
+                                data<SavedGate<S>>(grad.gates),
                                 data<float>(grad.cells),
                                 data<S>(grad.output),
                                 data<S>(grad.h_n),
@@ -292,7 +298,7 @@ void backward_as(const RecurrencePlan& plan, const Common& common, const Gradien
                                 mutable_data<S>(dgates),
                                 mutable_data<float>(dh0),
                                 mutable_data<float>(dc0)};
-  if (plan.tier != Tier::kStepwise) return common.run_persistent_as(plan, p);
+  if (common.ran_persistent(plan, p)) return;
 
   const auto start = [](const Tensor& state, const OptionalTensor& from) {
     if (from) {
@@ -325,7 +331,7 @@ BackwardResult backward(const OptionalTensor grad_output, const OptionalTensor g
   const Common common(op, gates.size(0), gates.size(1), true, c_0, weight_hh, lengths, reset,
                       reverse);
   const RecurrenceShape& s = common.shape;
-  common.check(op, "gates", gates, {s.T, s.B, s.D, 4 * s.H}, common.dtype);
+  common.check(op, "gates", gates, {s.T, s.B, s.D, 4 * s.H}, common.saved_gates());
   common.check(op, "cells", cells, {s.T, s.B, s.D, s.H}, ScalarType::Float);
   const auto check = [&](const char* name, const OptionalTensor& tensor,
                          std::initializer_list<int64_t> sizes, ScalarType wanted) {

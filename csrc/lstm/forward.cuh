@@ -17,8 +17,8 @@
 // Mail needs no barrier, as h has two places: whoever has all mail of a step knows that every block has
 // read what lies where the next mail goes, because a block sends only after it has read.
 //
-// Rounded to S: what leaves (y, h_n, gates) and h_{t-1} as the product's operand. A sample past its end
-// keeps its state; what is loaded for it is never used.
+// Rounded to S: what leaves (y, h_n) and h_{t-1} as the product's operand; gates: see gates.cuh. A sample
+// past its end keeps its state; what is loaded for it is never used.
 #pragma once
 
 #include "samples.cuh"
@@ -191,7 +191,13 @@ class ForwardBlock {
     }
   }
 
+  // The sums of a part without tiles are 0.
   TT_DEVICE void multiply(int copy, float (&sums)[kTiles][8]) {
+    TT_UNROLL
+    for (int j = 0; j < kTiles; ++j) {
+      TT_UNROLL
+      for (int i = 0; i < 8; ++i) sums[j][i] = 0.0f;
+    }
     product_.multiply(
         tiles_, tiles_, stride_, [&](int) { return operand(copy) + first_tile_ * kTileK; },
         [&](int) {
@@ -235,7 +241,7 @@ class ForwardBlock {
     }
   }
 
-  // The cell; leaves the gates in place of their sums.
+  // The cell; leaves what is saved of the gates in place of their sums.
   TT_DEVICE void step(int t, const Loaded& now, float (&sums)[kTiles][8]) {
     TT_UNROLL
     for (int j = 0; j < kTiles; ++j) {
@@ -248,8 +254,8 @@ class ForwardBlock {
           const int64_t row = samples_.direction * 4 + r;
           const float bias = p_.bias ? p_.bias[row * H_ + unit0_ + lane() / 4] : 0.0f;
           const float a = now.projected[j][2 * r + e] + bias + (reset ? 0.0f : sums[j][2 * r + e]);
-          gates[r] = r == 2 ? hyperbolic_tangent<S>(a) : sigmoid<S>(a);
-          sums[j][2 * r + e] = gates[r];
+          gates[r] = gate_of<S>(r, a);
+          sums[j][2 * r + e] = to_save<S>(a, gates[r]);
         }
         const float c = gates[1] * (reset ? 0.0f : c_[j][e]) + gates[0] * gates[2];
         if (t < samples_.length[j][e]) {
@@ -261,7 +267,7 @@ class ForwardBlock {
   }
 
   // What a step leaves in global memory.
-  TT_DEVICE void record(int t, const float (&gates)[kTiles][8]) const {
+  TT_DEVICE void record(int t, const float (&saved)[kTiles][8]) const {
     const int64_t B = in_.B, H = in_.H;
     const Rows rows = samples_.rows(in_, t);
     TT_UNROLL
@@ -272,7 +278,7 @@ class ForwardBlock {
       if (!p_.gates) continue;
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        const float gate[2] = {gates[j][2 * r], gates[j][2 * r + 1]};
+        const float gate[2] = {saved[j][2 * r], saved[j][2 * r + 1]};
         store(p_.gates, B, rows, 4 * H, r * H + unit0_, samples_, j, gate);
       }
       TT_UNROLL

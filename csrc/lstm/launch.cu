@@ -1,4 +1,8 @@
 // Starts the GPU kernels. Compiled once per dtype, TT_SCALAR: device::BFloat16, device::Float16, float.
+#include <mutex>
+#include <set>
+#include <utility>
+
 #include "gpu.h"
 #include "launch.h"
 #include "persistent.cuh"
@@ -42,19 +46,32 @@ struct LaunchConfig {
   }
 };
 
-template <typename Kernel>
-void allow(Kernel* kernel, int shared_bytes, int cluster, int device) {
+// Has the kernel take as much shared memory, and clusters as large, as the GPU knows; once, since host
+// threads would race if each launch asked for what it needs.
+void allow(const void* kernel, int device) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device}) > 0) return;
+  const auto ask = [device](cudaDeviceAttr name) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, name, device), "asking for a GPU's properties",
+               device);
+    return value;
+  };
+  const int shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
       "asking for " + std::to_string(shared_bytes) + " bytes of shared memory", device);
-  if (cluster > 8) {
+  if (ask(cudaDevAttrClusterLaunch) != 0) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-               "asking for clusters of " + std::to_string(cluster) + " blocks", device);
+               "asking for clusters of more than 8 blocks", device);
   }
+  allowed.insert({kernel, device});
 }
 
 template <typename Params>
-void run(const RecurrencePlan& plan, Params p, void* workspace, cudaStream_t stream) {
+bool run(const RecurrencePlan& plan, Params p, void* workspace, cudaStream_t stream) {
   const int device = current_device();
   p.in.cut = plan.cut;
   if (plan.tier == Tier::kGrid) {
@@ -63,17 +80,24 @@ void run(const RecurrencePlan& plan, Params p, void* workspace, cudaStream_t str
     check_cuda(cudaMemsetAsync(workspace, 0, arrival_bytes(plan), stream),
                "clearing the counters of a grid barrier", device);
   }
+  cudaError_t status = cudaSuccess;
   const bool exists = launch_persistent(plan, p, [&](auto kernel, const auto& arguments) {
-    allow(kernel, plan.shared_bytes, plan.cluster(), device);
+    allow(reinterpret_cast<const void*>(kernel), device);
     const LaunchConfig launch(plan, stream);
-    check_cuda(cudaLaunchKernelEx(&launch.config, kernel, arguments),
-               "starting " + std::to_string(plan.blocks()) + " blocks of " +
-                   std::to_string(plan.threads) + " threads with " +
-                   std::to_string(plan.shared_bytes) + " bytes of shared memory in clusters of " +
-                   std::to_string(plan.cluster()),
-               device);
+    status = cudaLaunchKernelEx(&launch.config, kernel, arguments);
   });
   if (!exists) throw CudaError("throughtime: the plan names a kernel that was not built");
+  if (status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorInvalidClusterSize) {
+    cudaGetLastError();  // or the next call would report it again
+    return false;
+  }
+  check_cuda(status,
+             "starting " + std::to_string(plan.blocks()) + " blocks of " +
+                 std::to_string(plan.threads) + " threads with " +
+                 std::to_string(plan.shared_bytes) + " bytes of shared memory in clusters of " +
+                 std::to_string(plan.cluster()),
+             device);
+  return true;
 }
 
 auto step_launcher(int64_t threads, cudaStream_t stream) {
@@ -89,14 +113,14 @@ auto step_launcher(int64_t threads, cudaStream_t stream) {
 }  // namespace
 
 template <typename S>
-void run_persistent(const RecurrencePlan& plan, RecurrenceForward<S> p, void* workspace,
+bool run_persistent(const RecurrencePlan& plan, RecurrenceForward<S> p, void* workspace,
                     cudaStream_t stream) {
-  run(plan, p, workspace, stream);
+  return run(plan, p, workspace, stream);
 }
 template <typename S>
-void run_persistent(const RecurrencePlan& plan, RecurrenceBackward<S> p, void* workspace,
+bool run_persistent(const RecurrencePlan& plan, RecurrenceBackward<S> p, void* workspace,
                     cudaStream_t stream) {
-  run(plan, p, workspace, stream);
+  return run(plan, p, workspace, stream);
 }
 
 template <typename S>
@@ -112,9 +136,9 @@ void run_stepwise(const RecurrenceBackward<S>& p, float* product,
   launch_stepwise(p, product, flows, multiply, step_launcher(p.in.D * p.in.B * p.in.H, stream));
 }
 
-template void run_persistent(const RecurrencePlan&, RecurrenceForward<TT_SCALAR>, void*,
+template bool run_persistent(const RecurrencePlan&, RecurrenceForward<TT_SCALAR>, void*,
                              cudaStream_t);
-template void run_persistent(const RecurrencePlan&, RecurrenceBackward<TT_SCALAR>, void*,
+template bool run_persistent(const RecurrencePlan&, RecurrenceBackward<TT_SCALAR>, void*,
                              cudaStream_t);
 template void run_stepwise(const RecurrenceForward<TT_SCALAR>&, float*,
                            const std::function<void(int64_t, float*)>&, cudaStream_t);
@@ -140,15 +164,25 @@ std::string why_not(int device) {
 }
 
 bool has_room(const RecurrencePlan& plan) {
-  if (plan.cluster() == 1) return true;
+  if (plan.tier == Tier::kResident && plan.cluster() == 1) return true;
+  const int device = current_device();
   // Which kernel matters little: registers and shared memory are those of the plan.
   const auto kernel = &lstm_forward<TT_SCALAR, 1, 0>;
-  allow(kernel, plan.shared_bytes, plan.cluster(), current_device());
-  const LaunchConfig launch(plan, nullptr);
-  int clusters = 0;
-  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config);
+  allow(reinterpret_cast<const void*>(kernel), device);
+  int room = 0, multiprocessors = 0;
+  cudaError_t status = cudaSuccess;
+  if (plan.tier == Tier::kGrid) {
+    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+               "asking for a GPU's properties", device);
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&room, kernel, plan.threads,
+                                                           plan.shared_bytes);
+    room = room * multiprocessors >= plan.blocks() ? 1 : 0;
+  } else {
+    const LaunchConfig launch(plan, nullptr);
+    status = cudaOccupancyMaxActiveClusters(&room, kernel, &launch.config);
+  }
   cudaGetLastError();
-  return status == cudaSuccess && clusters > 0;
+  return status == cudaSuccess && room > 0;
 }
 
 int most_cluster_blocks(int device) {
@@ -156,7 +190,7 @@ int most_cluster_blocks(int device) {
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "asking for a GPU's properties", device);
   const auto kernel = &lstm_forward<TT_SCALAR, 1, 0>;
-  allow(kernel, shared_bytes, 16, device);
+  allow(reinterpret_cast<const void*>(kernel), device);
   RecurrencePlan plan{};
   plan.tier = Tier::kResident;
   plan.directions = plan.cut.groups = 1;

@@ -19,17 +19,19 @@ std::string why_not(int device);
 // memory that they may take.
 int most_cluster_blocks(int device);
 
-// Whether the current GPU has room for a plan's clusters, which partitions of it with fewer
+// Whether the current GPU has room for a plan's clusters or grid, which partitions of it with fewer
 // multiprocessors may not have.
 bool has_room(const RecurrencePlan& plan);
 
-// Tier kResident or kGrid; `workspace` is workspace_bytes() of GPU memory.
+// Tier kResident or kGrid; `workspace` is workspace_bytes() of GPU memory. False, and nothing has run, if
+// the blocks that wait for each other do not all find room: a server that shares the GPU, or a stream
+// with a part of it, sets limits that has_room() does not see.
 int64_t workspace_bytes(const RecurrencePlan& plan, const RecurrenceShape& shape);
 template <typename S>
-void run_persistent(const RecurrencePlan& plan, RecurrenceForward<S> p, void* workspace,
+bool run_persistent(const RecurrencePlan& plan, RecurrenceForward<S> p, void* workspace,
                     cudaStream_t stream);
 template <typename S>
-void run_persistent(const RecurrencePlan& plan, RecurrenceBackward<S> p, void* workspace,
+bool run_persistent(const RecurrencePlan& plan, RecurrenceBackward<S> p, void* workspace,
                     cudaStream_t stream);
 
 // Tier kStepwise; see launch_stepwise() in stepwise.cuh for the callbacks.

@@ -57,6 +57,11 @@ constexpr Split split_k(int k, int parts) {
   const int tiles = (k + kTileK - 1) / kTileK;
   return {tiles, (tiles + parts - 1) / parts};
 }
+// 9 tiles in 4 parts make runs of 3, which leave the last part none.
+constexpr bool has_empty_part(int k, int parts) {
+  const Split split = split_k(k, parts);
+  return (parts - 1) * split.run >= split.tiles;
+}
 
 // Sums travel as one Pair (two samples) per lane: per slab of 8 units and tile of 8 samples.
 constexpr int kPairBytes = 8;

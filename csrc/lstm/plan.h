@@ -185,6 +185,7 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     if (!instance_exists(s.scalar_bytes, s.backward, c.tiles_n, c.held)) return;
     if (c.warps * 32 > most_threads(c.tiles_n, c.held)) return;
     if (s.backward && (c.warps < slabs || slabs % c.parts != 0)) return;
+    if (!s.backward && has_empty_part(H, c.parts)) return;
     const SharedLayout layout =
         s.backward ? backward_layout(H, c.units, c.ranks, c.parts, c.warps, c.grid, c.tiles_n,
                                      c.held, s.scalar_bytes)
@@ -252,6 +253,23 @@ inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only =
     if (other.tier != Tier::kNone && other.microseconds < best.microseconds) best = other;
   }
   return best;
+}
+
+// plan() for what the GPU has room for at once, as has_room(plan) knows, which may be less than all of
+// it: partitions have fewer multiprocessors than a cluster may have blocks, and a process may be lent some.
+template <typename HasRoom>
+RecurrencePlan plan_where_room(const RecurrenceShape& s, Gpu gpu, Tier only,
+                               const HasRoom& has_room) {
+  RecurrencePlan made = plan(s, gpu, only);
+  while ((made.tier == Tier::kResident || made.tier == Tier::kGrid) && !has_room(made)) {
+    if (made.tier == Tier::kGrid) {
+      gpu.multiprocessors = made.blocks() - 1;
+    } else {
+      gpu.cluster = made.cut.ranks - 1;
+    }
+    made = plan(s, gpu, only);
+  }
+  return made;
 }
 
 }  // namespace throughtime

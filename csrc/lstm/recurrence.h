@@ -9,7 +9,21 @@
 
 #include <cstdint>
 
+#include "../common/scalars.h"
+
 namespace throughtime {
+
+// How the forward saves a gate for the backward: gates.cuh.
+template <typename S>
+struct SavedGateOf {
+  using Type = device::Float16;
+};
+template <>
+struct SavedGateOf<float> {
+  using Type = float;
+};
+template <typename S>
+using SavedGate = typename SavedGateOf<S>::Type;
 
 // How the persistent kernels cut the work; made by plan() in plan.h.
 struct RecurrenceCut {
@@ -42,18 +56,18 @@ struct RecurrenceForward {
   S* y;                    // [T, B, D, H], zero past a sample's end
   S* h_n;                  // [D, B, H]
   float* c_n;              // [D, B, H]
-  S* gates;                // [T, B, D, 4H] after their nonlinearity, or null; unset past the end
+  SavedGate<S>* gates;     // [T, B, D, 4H], or null; unset past the end
   float* cells;            // [T, B, D, H], c_t, or null; unset past the end
 };
 
 template <typename S>
 struct RecurrenceBackward {
   RecurrenceInput<S> in;
-  const S* gates;      // of the forward
-  const float* cells;  // of the forward
-  const S* dy;         // [T, B, D, H] or null: zero
-  const S* dh_n;       // [D, B, H] or null
-  const float* dc_n;   // [D, B, H] or null
+  const SavedGate<S>* gates;  // of the forward
+  const float* cells;         // of the forward
+  const S* dy;                // [T, B, D, H] or null: zero
+  const S* dh_n;              // [D, B, H] or null
+  const float* dc_n;          // [D, B, H] or null
   const bool* detach;  // [D, T, B] by its strides, or null: true cuts the gradient into h_{t-1}
   int64_t detach_stride_d, detach_stride_t, detach_stride_b;  // of b: 0 where the batch shares one
   S* dgates;                                                  // [T, B, D, 4H], zero past the end

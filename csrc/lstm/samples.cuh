@@ -3,8 +3,8 @@
 // Lane 4 g + q works on unit g of samples 8 j + 2 q and + 1, for each tile j.
 #pragma once
 
+#include "gates.cuh"
 #include "product.cuh"
-#include "recurrence.h"
 
 namespace throughtime {
 
@@ -72,15 +72,15 @@ struct Fetched<float> {
 
 // From `width` numbers in each row; `column` is the warp's first unit in them. `later`, unless 0, is
 // how far away the numbers lie that will be wanted kPrefetchSteps on.
-template <typename S, int kTiles>
-TT_DEVICE Fetched<S> fetch(const S* from, int64_t B, const Rows& rows, int64_t width,
+template <typename V, typename S, int kTiles>
+TT_DEVICE Fetched<V> fetch(const V* from, int64_t B, const Rows& rows, int64_t width,
                            int64_t column, const Samples<S, kTiles>& samples, int j,
                            int64_t later) {
-  Fetched<S> fetched{};
-  if constexpr (kMatrixUnit<S>) {
+  Fetched<V> fetched{};
+  if constexpr (sizeof(V) == 2) {
     const int64_t n = samples.transposed(j);
     if (n < B) {
-      const S* p = from + rows.at(n) * width + column + 2 * (lane() % 4);
+      const V* p = from + rows.at(n) * width + column + 2 * (lane() % 4);
       fetched.raw = *reinterpret_cast<const uint32_t*>(p);
       if (later != 0) prefetch(p + later);
     }
@@ -88,7 +88,7 @@ TT_DEVICE Fetched<S> fetch(const S* from, int64_t B, const Rows& rows, int64_t w
     TT_UNROLL
     for (int e = 0; e < 2; ++e) {
       if (samples.at(j, e) < B) {
-        const S* p = from + rows.at(samples.at(j, e)) * width + column + lane() / 4;
+        const V* p = from + rows.at(samples.at(j, e)) * width + column + lane() / 4;
         fetched.raw[e] = *p;
         if (later != 0) prefetch(p + later);
       }
@@ -97,11 +97,11 @@ TT_DEVICE Fetched<S> fetch(const S* from, int64_t B, const Rows& rows, int64_t w
   return fetched;
 }
 
-template <typename S, int kTiles>
-TT_DEVICE void store(S* to, int64_t B, const Rows& rows, int64_t width, int64_t column,
+template <typename V, typename S, int kTiles>
+TT_DEVICE void store(V* to, int64_t B, const Rows& rows, int64_t width, int64_t column,
                      const Samples<S, kTiles>& samples, int j, const float (&value)[2]) {
-  if constexpr (kMatrixUnit<S>) {
-    const uint32_t units = transpose_8x8(pack<S>(value[0], value[1]));
+  if constexpr (sizeof(V) == 2) {
+    const uint32_t units = transpose_8x8(pack<V>(value[0], value[1]));
     const int64_t n = samples.transposed(j);
     if (n < B) {
       *reinterpret_cast<uint32_t*>(to + rows.at(n) * width + column + 2 * (lane() % 4)) = units;

@@ -6,12 +6,9 @@
 // flows in either direction has no product. Both directions share the kernel of a step.
 #pragma once
 
-#include "../common/device.cuh"
-#include "recurrence.h"
+#include "gates.cuh"
 
 namespace throughtime {
-
-using namespace device;  // NOLINT: kernels are written in its words
 
 constexpr int kStepThreads = 256;  // of a block; a thread has one unit of one sample
 
@@ -67,14 +64,15 @@ lstm_step_forward(TT_PARAMS StepForward<S> step) {
     return;
   }
   const bool reset = place.is_reset(t);
-  float gates[4];
+  float gates[4], saved[4];
   TT_UNROLL
   for (int r = 0; r < 4; ++r) {
     const int64_t column = r * H + place.unit;
     const float h = reset ? 0.0f : step.product[(place.d * p.in.B + place.n) * 4 * H + column];
     const float bias = p.bias ? p.bias[place.d * 4 * H + column] : 0.0f;
     const float a = p.projected[row * 4 * H + column] + bias + h;
-    gates[r] = r == 2 ? hyperbolic_tangent<S>(a) : sigmoid<S>(a);
+    gates[r] = gate_of<S>(r, a);
+    saved[r] = to_save<S>(a, gates[r]);
   }
   const float c = gates[1] * (reset ? 0.0f : p.c_n[at]) + gates[0] * gates[2];
   const S h = from_float<S>(gates[3] * hyperbolic_tangent<S>(c));
@@ -84,7 +82,7 @@ lstm_step_forward(TT_PARAMS StepForward<S> step) {
   if (p.gates) {
     TT_UNROLL
     for (int r = 0; r < 4; ++r) {
-      p.gates[row * 4 * H + r * H + place.unit] = from_float<S>(gates[r]);
+      p.gates[row * 4 * H + r * H + place.unit] = from_float<SavedGate<S>>(saved[r]);
     }
     p.cells[row * H + place.unit] = c;
   }
@@ -118,7 +116,9 @@ lstm_step_backward(TT_PARAMS StepBackward<S> step) {
   }
   float gates[4];
   TT_UNROLL
-  for (int r = 0; r < 4; ++r) gates[r] = to_float(p.gates[row * 4 * H + r * H + place.unit]);
+  for (int r = 0; r < 4; ++r) {
+    gates[r] = recall<S>(r, to_float(p.gates[row * 4 * H + r * H + place.unit]));
+  }
   const float i = gates[0], f = gates[1], g = gates[2], o = gates[3];
   const bool reset = place.is_reset(t);
   float before = 0.0f;
@@ -126,7 +126,7 @@ lstm_step_backward(TT_PARAMS StepBackward<S> step) {
     before = place.is_active(s - 1) ? p.cells[place.row(place.time(s - 1)) * H + place.unit]
                                     : p.in.c0[at];
   }
-  const float tanh_c = hyperbolic_tangent<S>(p.cells[row * H + place.unit]);
+  const float tanh_c = hyperbolic_tangent<SavedGate<S>>(p.cells[row * H + place.unit]);
   if (p.dy) dh += to_float(p.dy[row * H + place.unit]);
   const float dc = p.dc0[at] + dh * o * (1.0f - tanh_c * tanh_c);
   da[0] = from_float<S>(dc * g * i * (1.0f - i));

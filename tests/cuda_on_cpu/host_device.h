@@ -216,11 +216,14 @@ inline Float16 from_float<Float16>(float x) {
   return {static_cast<uint16_t>(sign | (bits + 0xfffu + (bits >> 13 & 1u)) >> 13)};
 }
 
+// The fast ones are always as wrong as the hardware's may be.
 inline float exponential(float x) { return std::exp(x); }
-inline float fast_exponential(float x) { return std::exp(x); }
+inline float fast_exponential(float x) {
+  return std::isfinite(x) ? std::exp(x) * (1.0f + 1e-7f * std::fabs(x)) : std::exp(x);
+}
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float tangent(float x) { return std::tanh(x); }
-inline float fast_tangent(float x) { return std::tanh(x); }
+inline float fast_tangent(float x) { return std::tanh(x) * (1.0f - 0x1p-11f); }
 
 // ---- Matrix unit ----
 template <typename S>
@@ -247,6 +250,17 @@ void mma_16x8x16(S, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3
 }
 
 // ---- Launching ----
+// Without shared memory, barriers and collectives: one thread after the other.
+template <typename Params>
+void launch_in_turn(void (*kernel)(Params), const Params& params, int blocks, int threads) {
+  for (int b = 0; b < blocks; ++b) {
+    for (int t = 0; t < threads; ++t) {
+      here = {nullptr, nullptr, b, t, threads, 0};
+      kernel(params);
+    }
+  }
+}
+
 // Blocks 0 .. blocks - 1 in clusters of `cluster`; all at once if `together` (one block per SM that
 // may wait for each other), otherwise cluster by cluster.
 template <typename Params>

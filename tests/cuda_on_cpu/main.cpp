@@ -27,12 +27,13 @@ constexpr Case kCases[] = {
     // One block, warps that share an inner dimension, more jobs than warps.
     {Tier::kResident, 4, 9, 1, 72, 1, 0, 1, 2, 3, 9, true, true, true, false},
     {Tier::kResident, 4, 3, 2, 40, 2, 0, 1, 1, 1, 6, true, false, true, true},
-    // Clusters of two and four blocks, the last of them partly empty.
-    {Tier::kResident, 4, 5, 1, 40, 1, 0, 2, 2, 1, 3, false, true, true, true},
-    {Tier::kResident, 5, 11, 1, 56, 2, 0, 4, 1, 2, 2, true, true, false, false},
+    // Clusters of two and four blocks, the last of them partly empty. Six steps: each of two mailboxes
+    // and buffers takes two rounds and more.
+    {Tier::kResident, 6, 5, 1, 40, 1, 0, 2, 2, 1, 3, false, true, true, true},
+    {Tier::kResident, 6, 11, 1, 56, 2, 0, 4, 1, 2, 2, true, true, false, false},
     // Blocks of a grid, in both directions.
-    {Tier::kGrid, 4, 9, 2, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
-    {Tier::kGrid, 4, 3, 1, 24, 1, 0, 3, 1, 1, 1, false, false, false, true},
+    {Tier::kGrid, 6, 9, 2, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
+    {Tier::kGrid, 6, 3, 1, 24, 1, 0, 3, 1, 1, 1, false, false, false, true},
     {Tier::kStepwise, 3, 3, 2, 8, 0, 0, 1, 1, 1, 1, true, true, true, true},
 };
 
@@ -76,7 +77,8 @@ Numbers<S> draw(const Case& c) {
 
 template <typename S>
 struct Results {
-  std::vector<S> y, h_n, gates, dgates;
+  std::vector<S> y, h_n, dgates;
+  std::vector<SavedGate<S>> gates;
   std::vector<float> c_n, cells, dh0, dc0;
 };
 
@@ -127,8 +129,14 @@ Results<S> kernels(const Case& c, const Numbers<S>& n) {
   const auto scalars = [&](size_t count) {
     return std::vector<S>(count, device::from_float<S>(nan));
   };
-  Results<S> r{scalars(all), n.h0,        scalars(4 * all), scalars(4 * all),
-               n.c0,         floats(all), floats(state),    n.dc_n};
+  Results<S> r{scalars(all),
+               n.h0,
+               scalars(4 * all),
+               std::vector<SavedGate<S>>(4 * all, device::from_float<SavedGate<S>>(nan)),
+               n.c0,
+               floats(all),
+               floats(state),
+               n.dc_n};
   for (size_t i = 0; i < state; ++i) r.dh0[i] = device::to_float(n.dh_n[i]);
 
   RecurrenceForward<S> f{};

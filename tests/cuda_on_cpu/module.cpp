@@ -72,7 +72,7 @@ void forward(const Arguments& from) {
   p.y = from.pointer<S>("output");
   p.h_n = from.pointer<S>("h_n");
   p.c_n = from.pointer<float>("c_n");
-  p.gates = from.pointer<S>("gates");
+  p.gates = from.pointer<SavedGate<S>>("gates");
   p.cells = from.pointer<float>("cells");
   start(from, p);
 }
@@ -81,7 +81,7 @@ template <typename S>
 void backward(const Arguments& from) {
   RecurrenceBackward<S> p{};
   p.in = input_of<S>(from);
-  p.gates = from.pointer<S>("gates");
+  p.gates = from.pointer<SavedGate<S>>("gates");
   p.cells = from.pointer<float>("cells");
   p.dy = from.pointer<S>("grad_output");
   p.dh_n = from.pointer<S>("grad_h_n");
@@ -108,12 +108,24 @@ void run_dtype(const std::string& dtype, bool is_backward, py::dict addresses, p
   throw std::invalid_argument("dtype " + dtype);
 }
 
+// What the backward finds of a gate, r of i, f, g, o, whose sum the forward had.
+float saved_gate(const std::string& dtype, int r, float sum) {
+  const auto as = [&](auto scalar) {
+    using S = decltype(scalar);
+    const float saved = to_save<S>(sum, gate_of<S>(r, sum));
+    return recall<S>(r, device::to_float(device::from_float<SavedGate<S>>(saved)));
+  };
+  if (dtype == "float32") return as(float{});
+  return dtype == "bfloat16" ? as(device::BFloat16{}) : as(device::Float16{});
+}
+
 // plan() of plan.h, with its reason and what it counts.
 py::dict make_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes, bool backward,
-                   int compute, int multiprocessors, int shared_bytes, int cluster) {
+                   int compute, int multiprocessors, int shared_bytes, int cluster, double ghz,
+                   double memory_gbs, int tier) {
   const RecurrenceShape shape{T, B, D, H, scalar_bytes, backward};
-  const Gpu gpu{compute, multiprocessors, shared_bytes, cluster, 1.7, 3350};
-  const RecurrencePlan plan = throughtime::plan(shape, gpu);
+  const Gpu gpu{compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs};
+  const RecurrencePlan plan = throughtime::plan(shape, gpu, static_cast<Tier>(tier));
   py::dict found;
   found["tier"] = static_cast<int>(plan.tier);
   found["ranks"] = plan.cut.ranks;
@@ -150,8 +162,10 @@ std::pair<int64_t, int64_t> take_work() {
 PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("take_work", &take_work);
   m.def("run", &run_dtype);
+  m.def("saved_gate", &saved_gate);
   m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
         py::arg("scalar_bytes"), py::arg("backward"), py::arg("compute"),
-        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster"));
+        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster"),
+        py::arg("ghz") = 1.7, py::arg("memory_gbs") = 3350, py::arg("tier") = 0);
   m.def("shared_bytes", &shared_bytes);
 }

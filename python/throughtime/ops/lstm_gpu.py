@@ -71,6 +71,11 @@ register(
 )
 
 
+def saved_gates(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of ``gates``: 16-bit S saves their sums, as ``csrc/lstm/gates.cuh`` says why."""
+    return torch.float16 if dtype.itemsize == 2 else dtype
+
+
 def _forward_fake(
     projected: Tensor,
     bias: Tensor | None,
@@ -105,7 +110,7 @@ def _forward_fake(
         h_0.new_empty(*rows, hidden),
         h_0.new_empty(h_0.shape),
         c_0.new_empty(c_0.shape),
-        h_0.new_empty(steps, *rows[1:], gates),
+        h_0.new_empty(steps, *rows[1:], gates, dtype=saved_gates(h_0.dtype)),
         c_0.new_empty(steps, *rows[1:], hidden),
     )
 
@@ -142,7 +147,7 @@ def _backward_fake(
         lengths=(lengths, (rows[1],)),
         reset=(reset, (*rows[2:], *rows[:2])),
     )
-    return gates.new_empty(gates.shape), c_0.new_empty(c_0.shape), c_0.new_empty(c_0.shape)
+    return weight_hh.new_empty(gates.shape), c_0.new_empty(c_0.shape), c_0.new_empty(c_0.shape)
 
 
 for _suffix in ("", "_triton"):
