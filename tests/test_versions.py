@@ -60,3 +60,10 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(versions, "run", lambda *command, cwd=None: "def5678\n")
     assert versions.main() == 1  # another commit is tested anew, and what fails is told
     assert [row["commit"] for row in versions.read(table).values()] == ["def5678"] * 4
+
+
+def test_the_stored_table_has_the_oldest_torch_and_newer_ones_than_that_of_make_install() -> None:
+    rows = versions.read(versions.OUT).values()
+    torches = {versions.number(row["torch"])[:2] for row in rows}
+    assert min(torches) == (2, 10) and max(torches) > (2, 13)
+    assert all(row["built"] != "no" and int(row["passed"]) > 1000 for row in rows)
