@@ -97,8 +97,9 @@ def measure(op: str, repeats: int, *, quick: bool) -> list[Row]:
     times: dict[tuple[str, bool], list[float]] = {}
     for _ in range(repeats + 1):
         for name, work, flush in contestants:
-            for last in (False, True):
-                times.setdefault((name, last), []).append(_milliseconds(work, last, flush))
+            for last_only in (False, True):
+                milliseconds = _milliseconds(work, last_only, flush)
+                times.setdefault((name, last_only), []).append(milliseconds)
     rows = []
     for name, _, _ in contestants:
         every, last, ours = times[name, False][1:], times[name, True][1:], times[OURS, True][1:]
