@@ -27,16 +27,17 @@ void check_defined(const char* op, const char* argument, const Tensor& tensor) {
   TT_CHECK(tensor.defined(), op, ": ", argument, " should be a tensor, got None");
 }
 
-void check_storage(const char* op, const char* argument, const Tensor& tensor) {
+void check_storage(const char* op, const char* argument, const Tensor& tensor, ScalarType dtype) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
   int64_t end = 1;  // numbers from the first to the last
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) == 0) return;
-    end += times(tensor.size(d) - 1, tensor.stride(d));
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] == 0) return;
+    end += times(sizes[d] - 1, strides[d]);
   }
   int64_t offset = 0, held = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &held));
-  const int64_t needed = times(offset + end, bytes_of(tensor.scalar_type()));
+  const int64_t needed = times(offset + end, bytes_of(dtype));
   TT_CHECK(needed <= held, op, ": ", argument, " should lie in ", needed, " bytes of storage, got ",
            held, "; its storage was resized");
 }
@@ -78,7 +79,7 @@ void check_argument(const char* op, const char* argument, const Tensor& tensor,
   check_cpu(op, argument, tensor);
   check_shape(op, argument, tensor, wanted);
   check_dtype(op, argument, tensor, dtype);
-  check_storage(op, argument, tensor);
+  check_storage(op, argument, tensor, dtype);
 }
 
 void check_argument(const char* op, const char* argument, const OptionalTensor& tensor,

@@ -87,7 +87,7 @@ def _forward_fake(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
-    if projected.dim() not in (3, 4):
+    if projected is None or projected.dim() != 3:
         check_dims("lstm_recurrence_forward", "projected", projected, "T, B, D, 4H")
     letters = "4H, H" if projected.dim() == 3 else "D, 4H, H"
     check_dims("lstm_recurrence_forward", "weight_hh", weight_hh, letters)
@@ -128,7 +128,7 @@ def _backward_fake(
     detach_mask: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    if gates.dim() not in (3, 4):
+    if gates is None or gates.dim() != 3:
         check_dims("lstm_recurrence_backward", "gates", gates, "T, B, D, 4H")
     letters = "4H, H" if gates.dim() == 3 else "D, 4H, H"
     check_dims("lstm_recurrence_backward", "weight_hh", weight_hh, letters)
