@@ -217,7 +217,8 @@ def test_explain_a_module() -> None:
     table = explain(LSTM(2, 3, proj_size=1, dtype=torch.float64, device="meta"))
     assert table.request == Request("lstm", 3, 1, torch.device("meta"), torch.float64)
     assert table.chosen == "cpu" and list(table.reasons) == list(ORDER)
-    first, header, _, *rows = str(table).splitlines()
+    first, header, _, *rows, workers = str(table).splitlines()
+    assert workers.startswith("CPU workers: ")
     assert first == "lstm with hidden_size=3, proj_size=1, torch.float64 on meta, backend='auto'"
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
         "backend",

@@ -80,8 +80,9 @@ def run_rel_lstm(made: Callable[..., Tensor]) -> None:
     x, state = made(T, B, 2), made(B, H)
     gates, attention = (made(4 * H, 2), made(4 * H, H)), (made(H, H), made(H, H), made(H))
     *_, last, _, _, saved = rel_lstm.forward(
-        x, state, state, state, None, None, *gates, None, *attention, None, 0, 2, 2, False, True
-    )
+        x, state, state, state, None, None, *gates, None, None, *attention, None, None, 0, 2, 2,
+        False, True,
+    )  # fmt: skip
     rel_lstm.backward(
         made(T, B, H), None, None, None, x, state, *gates, *attention, None, None, last, saved, 0,
         2, True, True,

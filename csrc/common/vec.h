@@ -280,7 +280,8 @@ TT_INLINE Vec<S> tanh(Vec<S> x) {
 template <typename S>
 TT_INLINE Vec<S> exp_nonpositive(Vec<S> x) {
   const auto [scale, q] = exponential<S>(-at_most<S>(-x, -Traits<S>::kLeastLog));
-  return x < splat(Traits<S>::kLeastLog) ? Vec<S>{} : scale * q + scale;
+  // Not scale * q + scale: without a fused operation the product would be subnormal, and flushed.
+  return x < splat(Traits<S>::kLeastLog) ? Vec<S>{} : scale * (q + S(1));
 }
 
 // One level of `transpose`: a and b exchange the lanes that are off the diagonal of blocks of W.
