@@ -476,3 +476,8 @@ def test_double_backward_of_compiled_kernels_names_the_way_out(backend: str) -> 
     (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"backend=.reference. for double backward"):
         first.sum().backward()
+
+
+def test_a_reset_that_is_no_tensor_is_refused_for_unbatched_input_too() -> None:
+    with pytest.raises(TypeError, match="reset should be a bool Tensor, got list"):
+        LSTM(1, 2)(torch.randn(3, 1), reset=[True])

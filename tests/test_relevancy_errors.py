@@ -263,6 +263,8 @@ def test_retained_positions_of_another_call() -> None:
             retained_positions(last, *sizes)
     with pytest.raises(ValueError, match=r"last should have shape \[..., T\], got \[\]"):
         retained_positions(torch.tensor(3), 2, 3)
+    with pytest.raises(ValueError, match=r"from -1 to T - 1 = 8, got values from -2 to 9"):
+        retained_positions(torch.tensor([-2, *[9] * 8]), 2, 3)
     assert retained_positions(last[..., :0], 2, 3).shape == (1, 1, 0, 0)
     assert retained_positions(last[:0], 2, 3).shape == (0, 1, 9, 3)
 

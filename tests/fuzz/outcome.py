@@ -21,7 +21,7 @@ _OF_TORCH = re.compile(
     r"incompatible function arguments|unexpected type|Overflow"
 )
 
-BAD = ("crash", "hang", "internal", "refused")
+BAD = ("crash", "hang", "internal", "refused", "undocumented")
 
 
 @dataclass(frozen=True)

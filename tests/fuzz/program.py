@@ -61,7 +61,9 @@ def drawn(seed: int) -> Spec:
         index = rng.randrange(len(calls))
         if rng.random() < 0.1:
             name = rng.choice(targets.VARIABLES)
-            text = rng.choice((*CHANGES, *CHANGES_BEFORE_BACKWARD))
+            # torch's own backward ends the process there, and the reference consists of it.
+            shrinking = () if spec.options["reference"] else CHANGES_BEFORE_BACKWARD
+            text = rng.choice((*CHANGES, *shrinking))
             index = len(calls) - 1 if text in CHANGES_BEFORE_BACKWARD else index
             breaks.append(Break(index, name, text, before=True))
             continue

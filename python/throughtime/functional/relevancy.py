@@ -237,6 +237,11 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
     check_size("retained_positions", "top_k", top_k, least=0)
     length = last.size(-1)
     rows = last.reshape(math.prod(last.shape[:-1]), length)
+    if rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < length:
+        raise ValueError(
+            f"retained_positions: last should hold queries from -1 to T - 1 = {length - 1}, got "
+            f"values from {int(rows.min())} to {int(rows.max())}"
+        )
     key = torch.arange(length, device=last.device).expand_as(rows)
     # Key j is retained for the queries j + window_size .. last[j]: one entry for each of them.
     count = (rows - key - window_size + 1).clamp(min=0).flatten()

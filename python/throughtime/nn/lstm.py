@@ -260,7 +260,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         if not batched:
             input = input.unsqueeze(1)
             hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-            reset = reset.unsqueeze(1) if reset is not None and reset.dim() == 1 else reset
+            if isinstance(reset, Tensor) and reset.dim() == 1:
+                reset = reset.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
         self._check_input(input, 3)
