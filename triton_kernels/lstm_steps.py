@@ -126,14 +126,16 @@ def recall_gates(i, f, g, o, A: tl.constexpr):
 def forward_cell(zi, zf, zg, zo, c, row, n, mask, output, gates, cells, H, SAVE: tl.constexpr):
     """Stores and returns h_t, c_t, from the sums of the gates and from c_{t-1}."""
     i, f, g, o = sigmoid(zi), sigmoid(zf), tanh(zg), sigmoid(zo)
+    sums: tl.constexpr = gates.dtype.element_ty == tl.float16  # see recall_gates
+    if SAVE and sums:  # Sums leave registers here. Gates would spill some: c_t still needs them.
+        store_gates(gates, row, n, zi, zf, zg, zo, mask, H)
     c_t = f * c + i * g
     h_t = (o * tanh(c_t)).to(output.dtype.element_ty)
     at = row[:, None] * H + n[None, :]
     tl.store(output + at, h_t, mask=mask)
     if SAVE:
-        if gates.dtype.element_ty == tl.float16:  # see recall_gates
-            i, f, g, o = zi, zf, zg, zo
-        store_gates(gates, row, n, i, f, g, o, mask, H)
+        if not sums:
+            store_gates(gates, row, n, i, f, g, o, mask, H)
         tl.store(cells + at, c_t, mask=mask)
     return h_t, c_t
 
