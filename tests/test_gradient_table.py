@@ -33,7 +33,7 @@ FINE = ("right", "refused", "n/a")
 
 @pytest.mark.parametrize("case", PAIRS, ids=str)
 def test_gradient(case: Case) -> None:
-    outcome = judge(case, compiler="aot_eager")
+    outcome = judge(case)
     assert outcome.kind in FINE, outcome.why
 
 

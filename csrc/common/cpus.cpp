@@ -139,6 +139,7 @@ RegionWatch::RegionWatch() : start_(nanoseconds(CLOCK_MONOTONIC)) {}
 RegionWatch::~RegionWatch() {
   const int64_t now = nanoseconds(CLOCK_MONOTONIC);
   if (waited_ < kNoise || waited_ < (now - start_) / 4) return;
+  if (pretended.load(std::memory_order_relaxed)) return;  // nothing is known of real CPUs
   retry_at.store(now + kRetry, std::memory_order_relaxed);
   if (cpus().usable() > 1) ++taken;
 }
