@@ -380,7 +380,7 @@ def _attempt(case: Case, compiler: str, kernels: str) -> Outcome:
     except NotApplicable as error:
         return Outcome("n/a", str(error))
     except Exception as error:  # noqa: BLE001, it is what the case ends in
-        text = " ".join(str(error).split())
+        text = next(iter(str(error).splitlines()), "")  # torch's traces follow, with paths
         kind = "refused" if any(words in text for words in WAY_OUT) else "fails"
         return Outcome(kind, f"{type(error).__name__}: {text[:300]}")
     return _compare(found, wanted)
