@@ -31,14 +31,29 @@ WORK = ROOT / "build" / "versions"
 KEY = ("torch", "python", "install")
 COLUMNS = (*KEY, "built", "passed", "failed", "skipped", "seconds", "commit")
 CORE = (  # every operator on every backend that a CPU can run: values, gradients, errors, compile
-    *("backends", "compile", "cpu_kernels", "errors", "functional_lstm", "import", "module_lstm"),
-    *("ops_lstm", "packed", "parity_nn_lstm", "relevancy_compile", "relevancy_errors"),
+    *(
+        "backends",
+        "compile",
+        "cpu_kernels",
+        "errors",
+        "functional_lstm",
+        "gradient_table",
+        "import",
+    ),
+    *(
+        "module_lstm",
+        "ops_lstm",
+        "packed",
+        "parity_nn_lstm",
+        "relevancy_compile",
+        "relevancy_errors",
+    ),
     *("relevancy_functional", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
 )
 REQUIREMENTS = (
     *("setuptools>=77", "ninja"),  # of the build
     # An older Triton's interpreter cannot run beside NumPy 2.4.
-    *("hypothesis", "numpy<2.4", "pybind11", "pytest>=8.4", "pytest-timeout"),
+    *("allpairspy", "tqdm", "hypothesis", "numpy<2.4", "pybind11", "pytest>=8.4", "pytest-timeout"),
 )
 
 Row = dict[str, str]
