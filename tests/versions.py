@@ -157,8 +157,8 @@ def install_and_test(python: Path, what: Path, sources: Path, log: Path) -> Row:
     files = [f"tests/test_{name}.py" for name in CORE]
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as out:
-        # What Dynamo says of Python 3.13.0, and NumPy of an old Triton's interpreter, is no fault of
-        # ours, and warnings are errors here.
+        # Warnings are errors here. Dynamo's of Python 3.13.0 and NumPy's of an old Triton's
+        # interpreter are no fault of ours.
         calm = ("ignore:Guards may run slower:RuntimeWarning",)
         calm += ("ignore:Conversion of an array with ndim:DeprecationWarning",)
         quiet = [option for warning in calm for option in ("-W", warning)]

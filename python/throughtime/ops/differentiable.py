@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from throughtime.ops.registration import register
 
@@ -190,18 +191,17 @@ def _plain() -> bool:
     )
 
 
-def _apply(function: type[torch.autograd.Function], args: Iterable[Any]) -> tuple[Tensor, ...]:
+def _apply(function: type[Any], args: Iterable[Any]) -> tuple[Tensor, ...]:
     """``function.apply(*args)`` for the innermost level of differentiation alone.
 
-    ``apply`` binds its arguments to the signature of forward at every call, a third of a small
-    call's time, and hands what torch.func transforms to all its levels: the dispatcher has come
-    down to one of them already where an Autograd kernel runs.
+    That of ``torch.autograd.Function`` binds its arguments to the signature of forward at every
+    call, a third of a small call's time, and hands what torch.func transforms to all its levels:
+    the dispatcher has come down to one of them already where an Autograd kernel runs.
     """
-    bound: Any = super(torch.autograd.Function, function)
     if not torch._C._are_functorch_transforms_active():
-        return bound.apply(*args)  # type: ignore[no-any-return]
+        return function.apply(*args)  # type: ignore[no-any-return]
     with enable_single_level_autograd_function():
-        return bound.apply(*args)  # type: ignore[no-any-return]
+        return function.apply(*args)  # type: ignore[no-any-return]
 
 
 def _below(operator: Any, args: Iterable[Any]) -> tuple[Tensor, ...]:
@@ -221,8 +221,8 @@ def _below(operator: Any, args: Iterable[Any]) -> tuple[Tensor, ...]:
         return operator(*args)  # type: ignore[no-any-return]
 
 
-def _function(pair: Differentiable) -> type[torch.autograd.Function]:
-    class Function(torch.autograd.Function):
+def _function(pair: Differentiable) -> type[Any]:
+    class Function(_SingleLevelFunction):
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
             return _below(pair.forward_op, (*args, *pair._saving))
@@ -238,10 +238,10 @@ def _function(pair: Differentiable) -> type[torch.autograd.Function]:
     return _named(Function, pair.title)
 
 
-def _refusal(operator: Any, title: str) -> type[torch.autograd.Function]:
+def _refusal(operator: Any, title: str) -> type[Any]:
     """The backward operator with an error as its own gradient."""
 
-    class Backward(torch.autograd.Function):
+    class Backward(_SingleLevelFunction):
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
             return _below(operator, args)
@@ -266,7 +266,7 @@ def _refusal(operator: Any, title: str) -> type[torch.autograd.Function]:
     return _named(Backward, f"{title}Gradient")
 
 
-def _named(function: type, name: str) -> type[torch.autograd.Function]:
+def _named(function: type, name: str) -> type[Any]:
     """``grad_fn`` shows the name of the class."""
     return type(name, (function,), {})
 
