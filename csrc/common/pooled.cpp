@@ -19,6 +19,11 @@ namespace {
 // Below, malloc recycles memory as well as the pool does, and torch's own tensors can be resized.
 constexpr size_t kLeastPooled = size_t(1) << 18;
 
+template <typename S>
+void add(const Tensor& a, const Tensor& b, const Tensor& sum) {
+  for (int64_t i = 0; i < sum.numel(); ++i) mutable_data<S>(sum)[i] = data<S>(a)[i] + data<S>(b)[i];
+}
+
 }  // namespace
 
 Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
@@ -54,6 +59,18 @@ Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
     TT_CHECK(false, "throughtime: torch did not take a tensor of ", count, " elements");
   }
   return Tensor(handle);
+}
+
+OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
+  if (!bias_ih || !bias_hh) return dense(bias_ih ? bias_ih : bias_hh);
+  const Tensor a = dense(*bias_ih), b = dense(*bias_hh);
+  const Tensor sum = pooled({a.numel()}, a.scalar_type());
+  if (a.scalar_type() == ScalarType::Float) {
+    add<float>(a, b, sum);
+  } else {
+    add<double>(a, b, sum);
+  }
+  return sum;
 }
 
 }  // namespace throughtime

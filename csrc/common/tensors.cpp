@@ -9,11 +9,6 @@
 namespace throughtime {
 namespace {
 
-template <typename S>
-void add(const Tensor& a, const Tensor& b, const Tensor& sum) {
-  for (int64_t i = 0; i < sum.numel(); ++i) mutable_data<S>(sum)[i] = data<S>(a)[i] + data<S>(b)[i];
-}
-
 std::string text(const int64_t* sizes, size_t count) {
   std::ostringstream out;
   out << "[";
@@ -132,18 +127,6 @@ void fill_zero(const Tensor& tensor) {
 void copy(const Tensor& from, const Tensor& to) {
   if (from.numel() > 0)
     std::memcpy(to.mutable_data_ptr(), from.const_data_ptr(), from.numel() * from.element_size());
-}
-
-OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
-  if (!bias_ih || !bias_hh) return dense(bias_ih ? bias_ih : bias_hh);
-  const Tensor a = dense(*bias_ih), b = dense(*bias_hh);
-  const Tensor sum = pooled({a.numel()}, a.scalar_type());
-  if (a.scalar_type() == ScalarType::Float) {
-    add<float>(a, b, sum);
-  } else {
-    add<double>(a, b, sum);
-  }
-  return sum;
 }
 
 }  // namespace throughtime
