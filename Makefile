@@ -18,8 +18,8 @@ export THROUGHTIME_BUILD
 
 BIN := $(VENV)/bin
 # what the installed package is made of: a change of any of it makes the installation stale
-SOURCES := setup.py pyproject.toml $(shell find csrc python bench triton_kernels -type f \
-	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path 'bench/results/*')
+SOURCES := setup.py pyproject.toml $(shell find csrc python triton_kernels -type f \
+	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py)
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: help demo test test-cuda-build test-versions gradient-table bench bench-compare fuzz install format clean FORCE
@@ -48,7 +48,7 @@ help:
 	@echo "benchmarks, and RESULTS=FOLDER is where make bench writes, instead of bench/results/MACHINE"
 
 demo: install
-	$(BIN)/python -m throughtime demo
+	$(BIN)/python -m bench demo
 
 # Each part is timed; the first that fails ends the run.
 test:
@@ -86,21 +86,21 @@ test-versions: install
 	$(BIN)/python tests/versions.py $(VERSIONS_ARGS)
 
 bench-compare: install
-	$(BIN)/python -m throughtime bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)
+	$(BIN)/python -m bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)
 
 # The folder is named after processor and cores, so that machines stand side by side. What QUICK=1
 # measures is not worth keeping, and must not replace what is kept.
 bench: install
 	@set -e; results="$(RESULTS)"; \
 	if [ -z "$$results" ]; then \
-	  slug=$$($(BIN)/python -c 'from throughtime.bench import machine; print(machine.slug())'); \
+	  slug=$$($(BIN)/python -c 'from bench import machine; print(machine.slug())'); \
 	  results="$(if $(QUICK),runs/bench,bench/results)/$$slug"; \
 	fi; \
 	for op in lstm rel-lstm relevancy; do \
-	  $(BIN)/python -m throughtime bench $$op $(if $(QUICK),--quick) \
+	  $(BIN)/python -m bench $$op $(if $(QUICK),--quick) \
 	    --csv "$$results/$$op.csv" --plot "$$results/$$op.svg"; \
 	done; \
-	$(BIN)/python -m throughtime bench report "$$results"/lstm.csv "$$results"/rel-lstm.csv \
+	$(BIN)/python -m bench report "$$results"/lstm.csv "$$results"/rel-lstm.csv \
 	  "$$results"/relevancy.csv --out "$$results/benchmark.html"
 
 fuzz: install

@@ -41,7 +41,6 @@ from toolchain import CannotBuild, Missing
 
 PACKAGES = {
     "throughtime": "python/throughtime",
-    "throughtime.bench": "bench",
     "throughtime.triton_kernels": "triton_kernels",
 }
 
@@ -57,28 +56,29 @@ INSTRUCTION_SETS: dict[str, list[tuple[str, list[str]]]] = {
 }
 BASELINE_SOURCES = [  # for the smallest instruction set
     "csrc/binding.cpp",
-    "csrc/common/cpu.cpp",
-    "csrc/common/cpus.cpp",
-    "csrc/common/pool.cpp",
-    "csrc/common/pooled.cpp",
-    "csrc/common/row_order.cpp",
+    "csrc/common/cpu/cpu.cpp",
+    "csrc/common/cpu/cpus.cpp",
+    "csrc/common/cpu/pool.cpp",
+    "csrc/common/cpu/pooled.cpp",
+    "csrc/common/cpu/row_order.cpp",
     "csrc/common/tensors.cpp",
-    "csrc/lstm/cpu.cpp",
-    "csrc/rel_lstm/cpu.cpp",
-    "csrc/relevancy/checks.cpp",
-    "csrc/relevancy/cpu.cpp",
+    "csrc/lstm/cpu/operators.cpp",
+    "csrc/rel_lstm/cpu/operators.cpp",
+    "csrc/relevancy/cpu/checks.cpp",
+    "csrc/relevancy/cpu/operators.cpp",
 ]
 KERNEL_SOURCES = [  # once per instruction set, without torch's headers
-    "csrc/lstm/cpu_kernels.cpp",
-    "csrc/rel_lstm/cpu_kernels.cpp",
-    "csrc/relevancy/cpu_kernels.cpp",
+    "csrc/lstm/cpu/kernels.cpp",
+    "csrc/rel_lstm/cpu/kernels.cpp",
+    "csrc/relevancy/cpu/kernels.cpp",
 ]
 CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
     "csrc/common/tensors.cpp",
-    "csrc/lstm/cuda.cpp",
-    "csrc/lstm/gpu.cpp",
+    "csrc/lstm/cuda/operators.cpp",
+    "csrc/lstm/cuda/gpu.cpp",
 ]
-CUDA_KERNEL_SOURCES = ["csrc/lstm/launch.cu"]  # by nvcc, once per dtype, without torch's headers
+# by nvcc, once per dtype, without torch's headers
+CUDA_KERNEL_SOURCES = ["csrc/lstm/cuda/launch.cu"]
 CUDA_SCALARS = ["float", "device::BFloat16", "device::Float16"]
 
 FLAGS = [

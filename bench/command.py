@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from throughtime.bench import arguments, machine, measure, report, rows
-from throughtime.bench.cases import MODES, SWEEP_GFLOP
-from throughtime.bench.cell import DEVICES, DTYPES, OURS
-from throughtime.bench.engine import Bench
-from throughtime.bench.errors import UsageError, require
-from throughtime.bench.operation import Operation
 
+from bench import arguments, machine, measure, report, rows
+from bench.cases import MODES, SWEEP_GFLOP
+from bench.cell import DEVICES, DTYPES, OURS
+from bench.engine import Bench
+from bench.errors import UsageError, require
+from bench.operation import Operation
 from throughtime.backends import NAMES, BackendName
 
 
@@ -98,7 +98,7 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
         rows.write_csv(args.csv, found)
         print(f"\nmeasurements: {args.csv}")
     if args.plot is not None:
-        from throughtime.bench import plot
+        from bench import plot
 
         for path in plot.draw(found, args.plot):
             print(f"plot: {path}")

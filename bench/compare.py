@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughtime.bench import arguments, compare_trees, compare_worker, machine, report
-from throughtime.bench.compare_cases import DEFAULT, QUICK, chosen
-from throughtime.bench.compare_stats import LEAST_LIMIT, Verdict, judge, median_interval
-from throughtime.bench.errors import UsageError, require
-from throughtime.bench.measure import quartiles
+
+from bench import arguments, compare_trees, compare_worker, machine, report
+from bench.compare_cases import DEFAULT, QUICK, chosen
+from bench.compare_stats import LEAST_LIMIT, Verdict, judge, median_interval
+from bench.errors import UsageError, require
+from bench.measure import quartiles
 
 ROLES = ("base", "tree", "twin")
 ROUNDS = 31  # finds a tenth of 6 cases in 19 of 20 runs, see the tests

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from throughtime.bench.errors import UsageError
+from bench.errors import UsageError
 
 # The sizes of every operation, with what a case takes that does not name them.
 _SCREENING = {"window_size": 10, "top_k": 15}

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from throughtime.bench.errors import require
+from bench.errors import require
 
 ALPHA = 0.05
 LEAST_LIMIT = 0.03

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from throughtime.bench.errors import UsageError
 
+from bench.errors import UsageError
 from throughtime import _install
 
 BUILD_VARIABLES = ("CXX", "CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "THROUGHTIME_BUILD")

@@ -2,7 +2,7 @@
 
 Run as a file, ``python compare_worker.py TREE THREADS``: it imports the ``throughtime`` of TREE. It
 must run with trees that are older than itself, so it uses their public layers only and imports
-nothing of ``throughtime.bench``. Every line that it reads is a request in JSON, every line that it
+nothing of ``bench``. Every line that it reads is a request in JSON, every line that it
 writes the answer.
 """
 

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughtime.bench import cases, machine, plots, report, speed_plots, train
-from throughtime.bench.cases import Case
-from throughtime.bench.cell import OURS, Cell, Contestant
-from throughtime.bench.engine import Bench
-from throughtime.bench.errors import require
-from throughtime.bench.gate import Gate
-from throughtime.bench.lstm import Lstm
-from throughtime.bench.measure import Plan
-from throughtime.bench.peers import PEERS
-from throughtime.bench.rows import Row
-from throughtime.bench.tasks.config import Config
-from throughtime.bench.tasks.record import Epoch, best
 
 import throughtime
+from bench import cases, machine, plots, report, speed_plots, train
+from bench.cases import Case
+from bench.cell import OURS, Cell, Contestant
+from bench.engine import Bench
+from bench.errors import require
+from bench.gate import Gate
+from bench.lstm import Lstm
+from bench.measure import Plan
+from bench.peers import PEERS
+from bench.rows import Row
+from bench.tasks.config import Config
+from bench.tasks.record import Epoch, best
 
 EPOCHS = 40
 QUICK_EPOCHS = 3

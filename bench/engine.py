@@ -11,15 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from throughtime.bench import cuda, machine, measure, memory
-from throughtime.bench.cases import MODES
-from throughtime.bench.cell import DTYPES, OURS, Cell, Contestant
-from throughtime.bench.errors import require
-from throughtime.bench.gate import REFERENCE, Errors, Gate
-from throughtime.bench.operation import Operation
-from throughtime.bench.rows import Row
 
 import throughtime
+from bench import cuda, machine, measure, memory
+from bench.cases import MODES
+from bench.cell import DTYPES, OURS, Cell, Contestant
+from bench.errors import require
+from bench.gate import REFERENCE, Errors, Gate
+from bench.operation import Operation
+from bench.rows import Row
 from throughtime.backends import BackendName
 from throughtime.backends.selection import preferred
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from throughtime.bench.cell import DTYPES, OURS, Cell, Contestant
-from throughtime.bench.operation import Operation
 from torch import Tensor
+
+from bench.cell import DTYPES, OURS, Cell, Contestant
+from bench.operation import Operation
 
 SCREENED_STEPS = 32
 MOST_STEPS = 1024

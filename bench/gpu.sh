@@ -156,9 +156,9 @@ stage_bench() {
   local peers=(torch) backends=(--backends cuda triton) parts=() shape failed=0
   if ! "$dry_run"; then
     local help
-    help=$("$python" -m throughtime bench lstm --help)
+    help=$("$python" -m bench lstm --help)
     if [[ $help != *--device* ]]; then
-      echo 'python -m throughtime bench lstm has no --device: this version measures the CPU only'
+      echo 'python -m bench lstm has no --device: this version measures the CPU only'
       return 1
     fi
     if [[ $help != *--backends* ]]; then backends=(); fi
@@ -170,7 +170,7 @@ stage_bench() {
     local hidden=${shape% *} batch=${shape#* }
     local part=build/gpu/parts/lstm-H$hidden-B$batch.csv
     run rm -f "$part"
-    run "$python" -m throughtime bench lstm --device cuda --T 1024 --B "$batch" --H "$hidden" \
+    run "$python" -m bench lstm --device cuda --T 1024 --B "$batch" --H "$hidden" \
       --dtype float16 bfloat16 float32 --p 0 0.5 "${backends[@]}" --peers "${peers[@]}" \
       --csv "$part" || failed=1
     parts+=("$part")

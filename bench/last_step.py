@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from throughtime.bench import arguments, machine, report
-from throughtime.bench.cell import OURS, Cell, Contestant, Work
-from throughtime.bench.rooms import OPERATIONS
 from torch import Tensor
+
+from bench import arguments, machine, report
+from bench.cell import OURS, Cell, Contestant, Work
+from bench.rooms import OPERATIONS
 
 # Operation -> which of its default cases.
 CASES = {"lstm": 0, "rel-lstm": -1, "relevancy": 2}

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from throughtime.bench import cases, outside, peers
-from throughtime.bench.cases import Case
-from throughtime.bench.cell import DTYPES, OURS, Cell, Contestant, Work, fixed_mask, placed
-from throughtime.bench.operation import Operation
 from torch import Tensor, nn
+
+from bench import cases, outside, peers
+from bench.cases import Case
+from bench.cell import DTYPES, OURS, Cell, Contestant, Work, fixed_mask, placed
+from bench.operation import Operation
 
 GATE_STEPS = 16
 GATE_GFLOP = 10.0

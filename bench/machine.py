@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from throughtime.bench import cuda
 
 import throughtime
+from bench import cuda
 
 BUSY_LOAD_PER_CORE = 0.5
 

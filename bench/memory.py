@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from throughtime.bench import cuda, rooms
-from throughtime.bench.cell import Cell, Contestant
-from throughtime.bench.operation import Operation
+
+from bench import cuda, rooms
+from bench.cell import Cell, Contestant
+from bench.operation import Operation
 
 
 def peak_mb(operation: Operation, contestant: Contestant, cell: Cell) -> float | None:
@@ -30,7 +31,7 @@ def peak_mb(operation: Operation, contestant: Contestant, cell: Cell) -> float |
         "threads": torch.get_num_threads(),
     }
     result = subprocess.run(
-        [sys.executable, "-m", "throughtime.bench.memory", json.dumps(order)],
+        [sys.executable, "-m", "bench.memory", json.dumps(order)],
         check=False,
         capture_output=True,
         text=True,

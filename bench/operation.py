@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from throughtime.bench.cell import OURS, Cell, Contestant, Work
+from bench.cell import OURS, Cell, Contestant, Work
 
 
 class Case(Protocol):

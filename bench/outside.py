@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from throughtime.bench.peers import LoopLSTM, lstm_step
 from torch import Tensor, nn
+
+from bench.peers import LoopLSTM, lstm_step
 
 States = tuple[Tensor, tuple[Tensor, Tensor]]
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from throughtime.bench import page_plots
-from throughtime.bench.errors import UsageError, require
-from throughtime.bench.page_table import SIZES, Entry, attributes, table
-from throughtime.bench.rows import SCHEMA, Row, read_csv
+from bench import page_plots
+from bench.errors import UsageError, require
+from bench.page_table import SIZES, Entry, attributes, table
+from bench.rows import SCHEMA, Row, read_csv
 
 MOST_PLACES = 4  # that a note names
 FILTERS = {"op": "operation", "dtype": "dtype", "mode": "mode"}
@@ -64,7 +64,7 @@ def page(files: Mapping[str, Sequence[Row]]) -> str:
         "sections": "\n".join(_section(op, [e for e in entries if e.row.op == op]) for op in ops),
         "meaning": _meaning(entries),
     }
-    text = importlib.resources.files("throughtime.bench").joinpath("page.html").read_text("utf-8")
+    text = importlib.resources.files("bench").joinpath("page.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], text)
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from throughtime.bench import plots
-from throughtime.bench.errors import require
-from throughtime.bench.page_table import SIZES, Entry, text
+from bench import plots
+from bench.errors import require
+from bench.page_table import SIZES, Entry, text
 
 MOST_BARS = 14  # cases that still fit below each other
 LEAST_POINTS = 3  # of a line

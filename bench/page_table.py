@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from throughtime.bench.rows import SCHEMA, Row
+from bench.rows import SCHEMA, Row
 
 Key = float | str | None
 

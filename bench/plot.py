@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from throughtime.bench import plots, speed_plots
-from throughtime.bench.errors import UsageError, require
-from throughtime.bench.rows import Row, read_csv
+from bench import plots, speed_plots
+from bench.errors import UsageError, require
+from bench.rows import Row, read_csv
 
 SUFFIXES = (".svg", ".png")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from throughtime.bench.errors import require
-from throughtime.bench.tasks.record import Epoch
+from bench.errors import require
+from bench.tasks.record import Epoch
 
 # Okabe and Ito's palette: told apart by people who see colours differently, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughtime.bench import arguments, cuda, machine, profile_gpu, profile_work, report
-from throughtime.bench.cell import DEVICES, DTYPES
-from throughtime.bench.errors import UsageError
-from throughtime.bench.profile_work import Amount, Job
 
 import throughtime
+from bench import arguments, cuda, machine, profile_gpu, profile_work, report
+from bench.cell import DEVICES, DTYPES
+from bench.errors import UsageError
+from bench.profile_work import Amount, Job
 from throughtime import _ext
 
 # T, B, I, H

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from throughtime.bench.cell import fixed_mask
 
 import throughtime
+from bench.cell import fixed_mask
 from throughtime.ops import lstm_gpu
 from throughtime.ops.lstm_gpu import Kernels
 

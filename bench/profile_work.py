@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from throughtime.bench.cell import fixed_mask
 from torch import Tensor
 
 import throughtime
+from bench.cell import fixed_mask
 from throughtime import functional
 
 BYTES = 4  # of a float32

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-from throughtime.bench import cases
-from throughtime.bench.cell import DTYPES, Cell, Contestant, Work, fixed_mask, placed
-from throughtime.bench.gate import screening_steps
-from throughtime.bench.loop_rel_lstm import LoopRelLSTM
-from throughtime.bench.operation import Operation
 from torch import Tensor, nn
 
 import throughtime
+from bench import cases
+from bench.cell import DTYPES, Cell, Contestant, Work, fixed_mask, placed
+from bench.gate import screening_steps
+from bench.loop_rel_lstm import LoopRelLSTM
+from bench.operation import Operation
 
 LOOP_ROWS = 20_000  # B * T beyond which a call of a Python loop takes many seconds
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from throughtime.bench.cell import DTYPES, Cell, Contestant, Work, placed
-from throughtime.bench.gate import screening_steps
-from throughtime.bench.operation import Operation
-from throughtime.bench.rel_lstm import pairs
 from torch import Tensor
 
+from bench.cell import DTYPES, Cell, Contestant, Work, placed
+from bench.gate import screening_steps
+from bench.operation import Operation
+from bench.rel_lstm import pairs
 from throughtime import functional
 
 SDPA_SCORES = 8 * 32768**2  # B * heads * T^2 beyond which a call takes minutes (at this: 26 s)

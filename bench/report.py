@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from throughtime.bench.rows import Row
+from bench.rows import Row
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from throughtime.bench.lstm import Lstm
-from throughtime.bench.operation import Operation
-from throughtime.bench.rel_lstm import RelLstm
-from throughtime.bench.relevancy import Relevancy
+from bench.lstm import Lstm
+from bench.operation import Operation
+from bench.rel_lstm import RelLstm
+from bench.relevancy import Relevancy
 
 OPERATIONS: Mapping[str, Operation] = {
     operation.name: operation for operation in (Lstm(), RelLstm(), Relevancy())

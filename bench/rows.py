@@ -4,7 +4,7 @@ A row is one measurement: one contestant (``impl``, ``backend``) in one cell (si
 ``p``, ``mode``, ``device``, ``threads``) on one machine. The CSV has one line per row and one
 column per field of ``Row``; an empty field means "not measured" or "this operation has no such
 size", and where a row has no time at all, ``note`` says why. ``SCHEMA`` is the list of the columns
-with their meaning; ``python -m throughtime bench schema`` prints it.
+with their meaning; ``python -m bench schema`` prints it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from throughtime.bench.errors import UsageError
+from bench.errors import UsageError
 
 
 def _required(meaning: str) -> Any:
@@ -187,7 +187,7 @@ def _check_columns(path: Path, found: list[str]) -> None:
     parts = [f"lacks {', '.join(lacking)}"] if lacking else []
     parts += [f"has {', '.join(unknown)}"] if unknown else []
     raise UsageError(
-        f"{path}: wanted the columns of `python -m throughtime bench schema`, but it "
+        f"{path}: wanted the columns of `python -m bench schema`, but it "
         f"{' and '.join(parts) or 'has them in another order'}: measure again by the command that "
         "wrote it (an older version's table cannot be read)"
     )

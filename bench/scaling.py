@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from throughtime.bench import machine, measure, report, scaling_plot
-from throughtime.bench.errors import UsageError, require
-from throughtime.bench.rows import write_csv
-from throughtime.bench.scaling_fit import FIXED_SHARE, LINEAR, Fit
-from throughtime.bench.scaling_series import AXES, CONTROL, CONTROL_OP, RANGES, Series, ours, series
+from bench import machine, measure, report, scaling_plot
+from bench.errors import UsageError, require
+from bench.rows import write_csv
+from bench.scaling_fit import FIXED_SHARE, LINEAR, Fit
+from bench.scaling_series import AXES, CONTROL, CONTROL_OP, RANGES, Series, ours, series
 
 HEADER = ("operation", "who", "size", "time exponent (sizes)", "memory exponent (sizes)", "in T")
 SIZES, QUICK_SIZES = 5, 4

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from throughtime.bench.errors import require
+from bench.errors import require
 
 CONFIDENCE = 0.95
 FIXED_SHARE = 0.2  # of a cost, at most, that may be there at any size

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from throughtime.bench import plots
-from throughtime.bench.scaling_series import Series
+from bench import plots
+from bench.scaling_series import Series
 
 COSTS = (("time", "median_ms", "ms per iteration"), ("memory", "peak_mb", "peak memory, MB"))
 

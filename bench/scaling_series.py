@@ -13,13 +13,13 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
-from throughtime.bench import machine, measure, memory
-from throughtime.bench.cell import OURS, Cell, Contestant
-from throughtime.bench.rooms import OPERATIONS
-from throughtime.bench.rows import Row
-from throughtime.bench.scaling_fit import Fit, fit
 
 import throughtime
+from bench import machine, measure, memory
+from bench.cell import OURS, Cell, Contestant
+from bench.rooms import OPERATIONS
+from bench.rows import Row
+from bench.scaling_fit import Fit, fit
 
 AXES = ("T", "B", "H")
 CONTROL = Contestant("full")  # full attention with its scores written out: quadratic in T

@@ -10,13 +10,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from throughtime.bench.cell import OURS
-from throughtime.bench.engine import NO_DETACH
-from throughtime.bench.errors import require
-from throughtime.bench.plots import COLOURS, HATCHES, MARKERS, figure, legend_below, plain_log
-from throughtime.bench.report import ms, sizes
-from throughtime.bench.rooms import OPERATIONS
-from throughtime.bench.rows import Row
+from bench.cell import OURS
+from bench.engine import NO_DETACH
+from bench.errors import require
+from bench.plots import COLOURS, HATCHES, MARKERS, figure, legend_below, plain_log
+from bench.report import ms, sizes
+from bench.rooms import OPERATIONS
+from bench.rows import Row
 
 SIZES = ("T", "H", "B", "I", "heads", "D", "window_size", "top_k")
 LINES = {"forward+backward": "-", "forward": "--", "inference": ":"}

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from throughtime.bench.cell import Cell
-from throughtime.bench.engine import Bench, Entry, Key
-from throughtime.bench.gate import Gate
-from throughtime.bench.operation import Operation
-from throughtime.bench.rooms import OPERATIONS
+
+from bench.cell import Cell
+from bench.engine import Bench, Entry, Key
+from bench.gate import Gate
+from bench.operation import Operation
+from bench.rooms import OPERATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:throughtime runs its slow:RuntimeWarning")
 

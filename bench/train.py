@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughtime.bench import arguments
-from throughtime.bench.errors import UsageError, require
-from throughtime.bench.tasks import attention, model, tasks, transfer
-from throughtime.bench.tasks.config import Config, option
-from throughtime.bench.tasks.layers import LAYERS
-from throughtime.bench.tasks.record import Epoch, RunFolder, best
-from throughtime.bench.tasks.trainer import NonFiniteLossError, Trainer
 
 import throughtime
+from bench import arguments
+from bench.errors import UsageError, require
+from bench.tasks import attention, model, tasks, transfer
+from bench.tasks.config import Config, option
+from bench.tasks.layers import LAYERS
+from bench.tasks.record import Epoch, RunFolder, best
+from bench.tasks.trainer import NonFiniteLossError, Trainer
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 
@@ -337,7 +337,7 @@ def _announce(args: argparse.Namespace, config: Config, folder: RunFolder) -> No
 
 
 def _draw(history: list[Epoch], config: Config, folder: RunFolder) -> Path:
-    from throughtime.bench import plots
+    from bench import plots
 
     title = f"{config.task}, {LAYERS[config.layer].label}, p = {config.p:g}, seed {config.seed}"
     figure = plots.curves(history, title)
@@ -362,7 +362,7 @@ def _transfer(args: argparse.Namespace, trainer: Trainer, folder: RunFolder) -> 
 
 
 def _draw_attention(trainer: Trainer, folder: RunFolder) -> None:
-    from throughtime.bench import plots
+    from bench import plots
 
     drawn = attention.picture(trainer)
     assert drawn is not None, "make_config refuses --plot attention for other layers"
@@ -397,4 +397,4 @@ def _resume_command(args: argparse.Namespace, folder: RunFolder) -> str:
         words.append("--resume")
     if args.out is None:
         words += ["--out", str(folder.path)]
-    return shlex.join(["python", "-m", "throughtime", *words])
+    return shlex.join(["python", "-m", "bench", *words])

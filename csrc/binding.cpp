@@ -8,12 +8,12 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "common/cpu.h"
-#include "common/cpus.h"
-#include "common/pool.h"
-#include "common/subnormals.h"
-#include "lstm/cpu_plan.h"
-#include "lstm/plan.h"
+#include "common/cpu/cpu.h"
+#include "common/cpu/cpus.h"
+#include "common/cpu/pool.h"
+#include "common/cpu/subnormals.h"
+#include "lstm/cpu/plan.h"
+#include "lstm/cuda/plan.h"
 
 namespace {
 

@@ -81,8 +81,8 @@ def runs(dtypes: tuple[torch.dtype, ...] = DTYPES) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("backend", "dtype"), found)
 
 
-# Tier of csrc/lstm/plan.h, dtype, shape: what an H100 ran so by itself as the model stood, and what
-# every GPU does where it fits: tests force the tier.
+# Tier of csrc/lstm/cuda/plan.h, dtype, shape: what the plan chooses on an H100, and what every GPU
+# runs where it fits; tests force the tier.
 TIERS = (
     ("resident", torch.float32, Shape(6, 5, 3, 40)),  # one block
     ("resident", torch.bfloat16, Shape(6, 17, 8, 128)),  # clusters

@@ -242,7 +242,6 @@ class TestPureWheel:
         names = set(build("none").names())
         for folder, package in (
             ("python/throughtime", "throughtime"),
-            ("bench", "throughtime/bench"),
             ("triton_kernels", "throughtime/triton_kernels"),
         ):
             sources = {
@@ -252,7 +251,7 @@ class TestPureWheel:
             assert sources
             assert sources <= names
         others = {n for n in names if not n.endswith(".py") and ".dist-info/" not in n}
-        assert others == {"throughtime/py.typed", "throughtime/bench/page.html"}
+        assert others == {"throughtime/py.typed"}
         assert {name.split("/")[0].split("-")[0] for name in names} == {"throughtime"}
 
     def test_forgets_what_was_deleted(self, build: Build, checkout: Path) -> None:

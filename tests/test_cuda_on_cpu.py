@@ -1,6 +1,6 @@
 """The LSTM's GPU kernels, run on the CPU by tests/cuda_on_cpu: against a loop, and sanitizers.
 
-See csrc/common/device.cuh: the kernels' sources are the ones that nvcc compiles.
+See csrc/common/cuda/device.cuh: the kernels' sources are the ones that nvcc compiles.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from throughtime.ops.lstm_gpu import saved_gates
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
-RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/plan.h
+RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/cuda/plan.h
 SITES = ("start", "forward parts", "forward step", "forward copy", "backward gates",
          "backward step")  # fmt: skip
 # Which cases of main.cpp pass which barriers: one block, a cluster, a grid.

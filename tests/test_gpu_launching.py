@@ -1,4 +1,4 @@
-"""What csrc/lstm/launch.cu asks of CUDA, and what follows a no: on a runtime of numbers."""
+"""What csrc/lstm/cuda/launch.cu asks of CUDA, and what follows a no: on a runtime of numbers."""
 
 from __future__ import annotations
 

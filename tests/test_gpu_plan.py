@@ -1,4 +1,4 @@
-"""csrc/lstm/plan.h: how the GPU kernels cut an LSTM, on GPUs of which there is none here."""
+"""csrc/lstm/cuda/plan.h: how the GPU kernels cut an LSTM, on GPUs of which there is none here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_sheets import SHEETS, SMALL
 
-RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/plan.h
+RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/cuda/plan.h
 A100, H100 = SHEETS["A100"], SHEETS["H100"]
 
 Sheet = dict[str, Any]

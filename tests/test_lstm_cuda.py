@@ -1,6 +1,6 @@
 """backend="cuda" from Python down to the kernels, which run on the CPU here (tests/cuda_on_cpu).
 
-Only the launching (csrc/lstm/launch.cu) and the checks of csrc/lstm/cuda.cpp need a GPU.
+Only csrc/lstm/cuda/launch.cu and the checks of csrc/lstm/cuda/operators.cpp need a GPU.
 """
 
 from __future__ import annotations

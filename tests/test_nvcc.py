@@ -26,14 +26,14 @@ KERNEL = re.compile(
 
 
 def compile_kernels(arch: str, scalar: str, folder: Path) -> str:
-    """What ptxas says of csrc/lstm/launch.cu."""
+    """What ptxas says of csrc/lstm/cuda/launch.cu."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
     flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Werror", "all-warnings"]
     flags += ["-Xptxas", "-v", "-cubin", f"-arch=sm_{arch}", f"-DTT_SCALAR={scalar}"]
     to = folder / f"{arch}-{scalar.rpartition(':')[2]}.cubin"
-    command = [nvcc, *flags, str(ROOT / "csrc/lstm/launch.cu"), "-o", str(to)]
+    command = [nvcc, *flags, str(ROOT / "csrc/lstm/cuda/launch.cu"), "-o", str(to)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -81,7 +81,7 @@ inline void measure_cluster_barrier(Gpu& gpu) {
 }
 
 // ---- All blocks of a grid, through global memory ----
-// By the instructions of csrc/common/device.cuh. kFences: with a __threadfence() on either side.
+// By the instructions of csrc/common/cuda/device.cuh. kFences: with a __threadfence() on either side.
 template <bool kFences>
 __global__ void __launch_bounds__(kBarrierThreads, 1)
     grid_barrier_kernel(int rounds, unsigned* arrivals, Report report) {

@@ -1,4 +1,4 @@
-// What the model of csrc/lstm/plan.h has to know of a GPU, measured: one CSV row per number.
+// What the model of csrc/lstm/cuda/plan.h has to know of a GPU, measured: one CSV row per number.
 //
 //     nvcc -O3 -std=c++17 -arch=native bench/gpu/latency.cu -o latency && ./latency > latency.csv
 //     ./latency 1        the second GPU

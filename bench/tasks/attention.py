@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from throughtime.bench.tasks.trainer import Trainer
 from torch import Tensor
 
 import throughtime
+from bench.tasks.trainer import Trainer
 from throughtime import reference
 
 

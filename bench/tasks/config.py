@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from throughtime.bench.errors import UsageError
+from bench.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from throughtime.bench.tasks.data import Stream, Task
 from torch import Tensor
+
+from bench.tasks.data import Stream, Task
 
 SYMBOLS = 10
 ALPHABET = 8

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from throughtime.bench.tasks.copying import ALPHABET, SYMBOLS, TEST_SIZE, VALIDATION_SIZE, encode
-from throughtime.bench.tasks.data import Stream, Task
 from torch import Tensor
+
+from bench.tasks.copying import ALPHABET, SYMBOLS, TEST_SIZE, VALIDATION_SIZE, encode
+from bench.tasks.data import Stream, Task
 
 MARKER = 10
 CLASSES = 10

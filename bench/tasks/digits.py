@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from throughtime.bench.errors import require
-from throughtime.bench.tasks import idx
-from throughtime.bench.tasks.data import Task
 from torch import Tensor
+
+from bench.errors import require
+from bench.tasks import idx
+from bench.tasks.data import Task
 
 SPLIT_SEED = 0
 BUNDLED_TEST = 0.2

@@ -9,8 +9,9 @@ import zlib
 from pathlib import Path
 
 import torch
-from throughtime.bench.errors import UsageError
 from torch import Tensor
+
+from bench.errors import UsageError
 
 SIDE = 28
 CLASSES = 10

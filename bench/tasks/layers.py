@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from throughtime.bench import peers
 from torch import nn
 
 import throughtime
+from bench import peers
 
 
 @dataclass(frozen=True)

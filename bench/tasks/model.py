@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from throughtime.bench.tasks.layers import LAYERS
 from torch import Tensor, nn
+
+from bench.tasks.layers import LAYERS
 
 
 class SequenceClassifier(nn.Module):

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughtime.bench.errors import UsageError
-from throughtime.bench.tasks.config import Config
+
+from bench.errors import UsageError
+from bench.tasks.config import Config
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from throughtime.bench.tasks import copying, denoise, digits
-from throughtime.bench.tasks.config import Config
-from throughtime.bench.tasks.data import Task
+from bench.tasks import copying, denoise, digits
+from bench.tasks.config import Config
+from bench.tasks.data import Task
 
 
 def make(config: Config) -> Task:

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from throughtime.bench.tasks.config import Config
-from throughtime.bench.tasks.data import Sequences, Task
-from throughtime.bench.tasks.model import SequenceClassifier
-from throughtime.bench.tasks.record import Epoch
 from torch import Tensor
 
 import throughtime
+from bench.tasks.config import Config
+from bench.tasks.data import Sequences, Task
+from bench.tasks.model import SequenceClassifier
+from bench.tasks.record import Epoch
 
 EVALUATION_BATCH = 500
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from throughtime.bench.tasks import tasks
-from throughtime.bench.tasks.trainer import Trainer
+from bench.tasks import tasks
+from bench.tasks.trainer import Trainer
 
 SEQUENCES = 500
 BATCH = 100

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "inline.h"
+#include "common/inline.h"
 
 namespace throughtime {
 

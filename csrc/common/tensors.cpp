@@ -1,10 +1,10 @@
-#include "tensors.h"
+#include "common/tensors.h"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 
-#include "sizes.h"
+#include "common/sizes.h"
 
 namespace throughtime {
 namespace {

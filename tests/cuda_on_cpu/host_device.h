@@ -1,5 +1,5 @@
 // The device layer on the CPU: one thread per CUDA thread, real barriers, and collectives that move
-// data between lanes in the hardware's own fragment layouts. See csrc/common/device.cuh.
+// data between lanes in the hardware's own fragment layouts. See csrc/common/cuda/device.cuh.
 //
 // Shared memory starts out as NaN, so that a kernel which reads what nobody wrote is found.
 #pragma once

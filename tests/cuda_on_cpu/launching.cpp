@@ -1,4 +1,4 @@
-// The host side of the LSTM's GPU kernels, csrc/lstm/launch.cu, on the runtime of runtime/: what is asked
+// The host side of the LSTM's GPU kernels, csrc/lstm/cuda/launch.cu, on the runtime of runtime/: what is asked
 // of a GPU before a launch, and what follows where it says no. Exits 0 if all is as it should be.
 #define TT_SCALAR float
 #define TT_FIRST_SCALAR
@@ -6,8 +6,8 @@
 
 #include <cstdio>
 
-#include "../../csrc/lstm/gpu.cpp"
-#include "../../csrc/lstm/launch.cu"
+#include "lstm/cuda/gpu.cpp"
+#include "lstm/cuda/launch.cu"
 
 using namespace throughtime;
 

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "../../csrc/lstm/persistent.cuh"
-#include "../../csrc/lstm/stepwise.cuh"
+#include "lstm/cuda/persistent.cuh"
+#include "lstm/cuda/stepwise.cuh"
 
 namespace throughtime {
 

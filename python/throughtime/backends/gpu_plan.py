@@ -1,4 +1,4 @@
-"""How the CUDA kernels would cut an LSTM on a GPU, here or not: ``csrc/lstm/plan.h`` in words."""
+"""How the CUDA kernels divide an LSTM on a GPU: ``csrc/lstm/cuda/plan.h`` in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIER_VARIABLE = "THROUGHTIME_CUDA_TIER"
 
 
 class Gpu(NamedTuple):
-    """What the plan depends on: of ``Gpu`` in csrc/lstm/plan.h."""
+    """What the plan depends on: of ``Gpu`` in csrc/lstm/cuda/plan.h."""
 
     compute: int  # capability, 10 * major + minor
     multiprocessors: int
@@ -57,7 +57,7 @@ def plan(
     gpu: Gpu, dtype: torch.dtype, steps: int, batch: int, directions: int, hidden: int,
     backward: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """``plan()`` of csrc/lstm/plan.h for ``[T, B, D, H]``; H is padded to a multiple of 8."""
+    """``plan()`` of csrc/lstm/cuda/plan.h for ``[T, B, D, H]``; H is padded to a multiple of 8."""
     assert _ext.extension is not None
     units = -(-hidden // 8) * 8
     found: dict[str, Any] = _ext.extension.lstm_gpu_plan(

@@ -16,7 +16,7 @@ from throughtime.ops.lstm import lstm_layer
 
 States = tuple[Tensor, Tensor]
 
-_UNITS = 8  # H of the CUDA kernels is a multiple of it: kSlabUnits of csrc/lstm/layout.h
+_UNITS = 8  # H of the CUDA kernels is a multiple of it: kSlabUnits of csrc/lstm/cuda/layout.h
 
 
 class LstmCall(NamedTuple):

@@ -24,7 +24,7 @@ from throughtime.ops.registration import register
 
 
 def _saved_numbers(steps: int, batch: int, hidden: int) -> int:
-    """saved_numbers of csrc/lstm/params.h: i, f, g, o and c in padded units, and a mark."""
+    """saved_numbers of csrc/lstm/cpu/params.h: i, f, g, o and c in padded units, and a mark."""
     return 5 * steps * batch * ((hidden + 15) // 16 * 16) + 1
 
 

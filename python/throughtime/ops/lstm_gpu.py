@@ -11,7 +11,7 @@ walk are, over all T B rows at once and for each of the D directions::
 with da ``[T, B, D, 4H]`` the gradient before the nonlinearities. A is the dtype of sums and of c:
 float32, or float64 for float64. ``lstm_gpu_forward`` and ``lstm_gpu_backward`` are walk and
 products together; they are what is differentiated. ``lstm_recurrence_*_triton`` are the walk for
-one direction, without its axis. Implementations of the walk: ``csrc/lstm/cuda.cpp`` and
+one direction, without its axis. Implementations of the walk: ``csrc/lstm/cuda/operators.cpp`` and
 ``triton_kernels/lstm.py``.
 """
 
@@ -72,7 +72,7 @@ register(
 
 
 def saved_gates(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of ``gates``: 16-bit S saves their sums, as ``csrc/lstm/gates.cuh`` says why."""
+    """The dtype of ``gates``; ``csrc/lstm/cuda/gates.cuh`` says why 16-bit S saves the sums."""
     return torch.float16 if dtype.itemsize == 2 else dtype
 
 

@@ -34,7 +34,7 @@ from throughtime.ops.registration import register
 from throughtime.ops.relevancy import memory_sizes
 from throughtime.ops.triton import check_runnable
 
-_UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/params.h
+_UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/cpu/params.h
 
 _FORWARD = (
     "(Tensor input, Tensor h_0, Tensor c_0, Tensor context_0, Tensor? memory, Tensor? relevance, "
@@ -62,7 +62,7 @@ for _suffix in ("", "_triton"):
 
 
 def _saved_by_cpu(length: int, batch: int, prefix: int, hidden: int, attention: int) -> int:
-    """saved_numbers of csrc/rel_lstm/params.h."""
+    """saved_numbers of csrc/rel_lstm/cpu/params.h."""
     units, attention = ((n + _UNITS - 1) // _UNITS * _UNITS for n in (hidden, attention))
     keys = (prefix + length) * (units + attention)
     return batch * (keys + length * (6 * units + attention))

@@ -1,4 +1,4 @@
-// What csrc/lstm/launch.cu and gpu.cpp ask of CUDA's runtime, answered by a GPU of numbers: nothing is
+// What csrc/lstm/cuda/launch.cu and gpu.cpp ask of CUDA's runtime, answered by a GPU of numbers: nothing is
 // launched, and every limit that was set is remembered.
 #pragma once
 

@@ -1,0 +1,168 @@
+// Teams of workers that step through time together.
+#pragma once
+
+#include "common/cpu/runtime.h"
+#include "common/cpu/vec.h"
+#include "common/sizes.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <time.h>
+#endif
+
+namespace throughtime {
+namespace {
+
+TT_INLINE void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield" ::: "memory");
+#endif
+}
+
+// Not sched_yield: Linux lets a thread that yields often wait for hundreds of milliseconds.
+TT_INLINE void sleep_briefly() {
+#if defined(__unix__) || defined(__APPLE__)
+  const timespec interval{0, 20'000};
+  nanosleep(&interval, nullptr);
+#endif
+}
+
+// A barrier of `members` workers. One thread may stand for several of them (the pool may give
+// fewer threads than asked for): it does the work of each and then arrives once with their number.
+class alignas(64) Barrier {
+ public:
+  void reset(int members) {
+    members_ = members;
+    arrived_ = 0;
+    phase_ = 0;
+  }
+
+  void arrive_and_wait(int weight) {
+    if (weight == members_) return;
+    const uint32_t phase = __atomic_load_n(&phase_, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&arrived_, weight, __ATOMIC_ACQ_REL) == members_) {
+      __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
+      __atomic_store_n(&phase_, phase + 1, __ATOMIC_RELEASE);
+      return;
+    }
+    for (int spins = 0; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++spins) {
+      if (spins < kSpinsBeforeSleep) {
+        pause_briefly();
+      } else {
+        sleep_briefly();  // somebody else has our partner's core: let it have ours
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSpinsBeforeSleep = 4096;
+  int members_ = 1;
+  alignas(64) int arrived_ = 0;
+  alignas(64) uint32_t phase_ = 0;
+};
+
+// The share of `count` items of workers [first, last) of `workers`.
+struct Share {
+  int64_t begin, end;
+  TT_INLINE Share(int64_t count, int64_t first, int64_t last, int64_t workers)
+      : begin(count * first / workers), end(count * last / workers) {}
+  TT_INLINE Share(int64_t count, int64_t index, int64_t workers)
+      : Share(count, index, index + 1, workers) {}
+};
+
+// A thread's place: members [begin, end) of the team of one lane.
+struct Member {
+  int64_t lane, begin, end;
+  Barrier* barrier;
+  Stopwatch* watch;
+  TT_INLINE void wait() const {
+    barrier->arrive_and_wait(static_cast<int>(end - begin));
+    watch->lap(kWait);
+  }
+};
+
+// Scratch memory of one call: reserve every part, allocate once, then use the parts.
+class Scratch;
+
+template <typename S>
+class Span {
+ public:
+  TT_INLINE S* operator()() const { return reinterpret_cast<S*>(*base_ + offset_); }
+
+ private:
+  friend class Scratch;
+  char* const* base_ = nullptr;
+  size_t offset_ = 0;
+};
+
+class Scratch {
+ public:
+  explicit Scratch(const Runtime& runtime) : runtime_(runtime) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    if (base_) runtime_.release(base_);
+  }
+
+  // Room for as many S as the product of the counts.
+  template <typename S, typename... Counts>
+  Span<S> reserve(Counts... counts) {
+    Span<S> span;
+    span.base_ = &base_;
+    span.offset_ = bytes_;
+    bytes_ += round_up(times(sizeof(S), counts...), kLine);
+    return span;
+  }
+
+  void allocate() {
+    const int64_t start = runtime_.profile ? read_ticks() : 0;
+    base_ = static_cast<char*>(runtime_.acquire(bytes_));
+    if (runtime_.profile) runtime_.profile->allocate += read_ticks() - start;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const Runtime& runtime_;
+  char* base_ = nullptr;
+  int64_t bytes_ = 0;  // of each part at most kTooMany, so of all of them no overflow
+};
+
+// Runs pass.prepare(share of blocks), pass.walk(member) and pass.finish(share of blocks) on all
+// workers of a schedule, a barrier between them. `barriers` holds one per lane and one for all.
+template <typename Schedule, typename Pass>
+void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barriers, Pass& pass) {
+  struct Context {
+    const Schedule& schedule;
+    Barrier* barriers;
+    Pass& pass;
+    Profile* profile;
+  } context{schedule, barriers, pass, runtime.profile};
+  if (runtime.profile) runtime.profile->workers += schedule.workers();
+  for (int lane = 0; lane < schedule.lanes; ++lane) barriers[lane].reset(schedule.team);
+  barriers[schedule.lanes].reset(schedule.workers());
+  const auto body = [](void* raw, int begin, int end) {
+    auto& [schedule, barriers, pass, profile] = *static_cast<Context*>(raw);
+    Stopwatch watch(profile);
+    const int workers = schedule.workers(), team = schedule.team;
+    Barrier& all = barriers[schedule.lanes];
+    pass.prepare(Share(pass.blocks(), begin, end, workers));
+    watch.lap(kPack);
+    all.arrive_and_wait(end - begin);
+    watch.lap(kWait);
+    for (int lane = begin / team; lane * team < end; ++lane) {
+      const int first = begin > lane * team ? begin - lane * team : 0;
+      const int last = end < (lane + 1) * team ? end - lane * team : team;
+      pass.walk(Member{lane, first, last, &barriers[lane], &watch});
+      watch.lap(kOther);
+    }
+    all.arrive_and_wait(end - begin);
+    watch.lap(kWait);
+    pass.finish(Share(pass.blocks(), begin, end, workers));
+    watch.lap(kFinish);
+  };
+  runtime.parallel(schedule.workers(), body, &context);
+}
+
+}  // namespace
+}  // namespace throughtime

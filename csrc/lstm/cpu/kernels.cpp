@@ -1,0 +1,52 @@
+#include "lstm/cpu/kernels.h"
+
+#include "lstm/cpu/backward.h"
+#include "lstm/cpu/forward.h"
+
+namespace throughtime {
+namespace {
+
+template <typename S>
+void forward(const LstmForward<S>& args, const Runtime& runtime) {
+  Forward<S> run(args, runtime);
+}
+
+template <typename S>
+void backward(const LstmBackward<S>& args, const Runtime& runtime) {
+  Backward<S> run(args, runtime);
+}
+
+template <typename S>
+void nonlinearity(S* values, int64_t count, bool is_tanh) {
+  for (int64_t at = 0; at < count; at += kLanes<S>) {
+    const Vec<S> x = load_part(values + at, count - at);
+    store_part(values + at, is_tanh ? tanh<S>(x) : sigmoid<S>(x), count - at);
+  }
+}
+
+int64_t multiply_adds(int64_t repeats) {
+  constexpr int64_t kDepth = 32, kColumns = kPanelVectors * kLanes<float>;
+  alignas(kVectorBytes) float a[kRegisterRows * kDepth] = {};
+  alignas(kVectorBytes) float panel[kDepth * kColumns] = {};
+  Tile<float, kRegisterRows, kPanelVectors> tile;
+  tile.clear();
+  for (int64_t n = 0; n < repeats; ++n) {
+    asm volatile("" ::: "memory");  // the operands may have changed: nothing is hoisted
+    tile.multiply(a, kDepth, 1, panel, kDepth, kColumns);
+  }
+  TileBuffer<float> sink;
+  tile.write(sink.numbers, kColumns);
+  asm volatile("" ::"r"(sink.numbers) : "memory");
+  return repeats * kRegisterRows * kColumns * kDepth;
+}
+
+}  // namespace
+
+extern const LstmKernels TT_KERNELS(lstm);
+const LstmKernels TT_KERNELS(lstm) = {{forward<float>, forward<double>},
+                                      {backward<float>, backward<double>},
+                                      nonlinearity<float>,
+                                      nonlinearity<double>,
+                                      multiply_adds};
+
+}  // namespace throughtime

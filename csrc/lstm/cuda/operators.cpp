@@ -1,0 +1,420 @@
+// throughtime::lstm_recurrence_forward and _backward on GPUs: check, plan, run. Also the Python module
+// throughtime._C_cuda, whose import registers them. Limited API and stable ABI, as binding.cpp.
+//
+// Schemas and their documentation: python/throughtime/ops/lstm_gpu.py.
+#include <Python.h>
+
+#include <array>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "common/sizes.h"
+#include "common/tensors.h"
+#include "lstm/cuda/gpu.h"
+#include "lstm/cuda/launch.h"
+
+namespace throughtime {
+namespace {
+
+using device::BFloat16;
+using device::Float16;
+
+void check_on(const char* op, const char* argument, const Tensor& tensor, int device) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device() == device, op, ": ", argument,
+                  " should be on cuda:", device, ", as the others are");
+}
+
+// THROUGHTIME_CUDA_TIER: for tests and benchmarks, which want to see every tier on one GPU.
+Tier wanted_tier() {
+  const char* name = std::getenv("THROUGHTIME_CUDA_TIER");
+  Tier tier = Tier::kNone;
+  STD_TORCH_CHECK(tier_named(name ? name : "", &tier),
+                  "THROUGHTIME_CUDA_TIER should be resident, grid or stepwise, got '", name, "'");
+  return tier;
+}
+
+// plan() for a GPU here, made once per shape.
+RecurrencePlan planned(const char* op, RecurrenceShape shape, int device) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, Tier, int64_t, int64_t, int64_t, int, bool>, RecurrencePlan>
+      known;
+  const Tier only = wanted_tier();
+  const auto key =
+      std::make_tuple(device, only, shape.B, shape.D, shape.H, shape.scalar_bytes, shape.backward);
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = known.find(key);
+  if (found == known.end()) {
+    found = known.emplace(key, plan_where_room(shape, gpu_of(device), only, has_room)).first;
+  }
+  STD_TORCH_CHECK(found->second.tier != Tier::kNone, op, ": [T, B, D, H] = [", shape.T, ", ",
+                  shape.B, ", ", shape.D, ", ", shape.H, "] does not run on ", name_of(device),
+                  ": ", found->second.reason, "; use backend='triton' or 'reference'");
+  return found->second;
+}
+
+cudaStream_t current_stream(int device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Dense, and where the kernels' wide loads may begin.
+Tensor aligned(const Tensor& tensor) {
+  const Tensor whole = dense(tensor);
+  const bool fits = reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 == 0;
+  return fits ? whole : torch::stable::clone(whole);
+}
+OptionalTensor aligned(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(aligned(*tensor)) : std::nullopt;
+}
+
+// product = a b in float, by torch, which honours its own switches for TF32.
+void multiply_into(Tensor product, const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  if (a.scalar_type() == ScalarType::Float) {
+    std::array<StableIValue, 3> stack{from(a), from(b), from(product)};
+    TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // takes the reference that was returned
+    return;
+  }
+  std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(product)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor at(const Tensor& tensor, int64_t index) { return torch::stable::select(tensor, 0, index); }
+
+// What both passes take, dense and checked.
+struct Common {
+  RecurrenceShape shape;
+  int device;
+  ScalarType dtype;
+  Tensor c_0, weight_hh;
+  OptionalTensor lengths, reset;
+  bool reverse;
+
+  Common(const char* op, int64_t T, int64_t B, bool backward, const Tensor& c_0_,
+         const Tensor& weight_hh_, const OptionalTensor& lengths_, const OptionalTensor& reset_,
+         bool reverse_)
+      : device(weight_hh_.get_device()),
+        dtype(weight_hh_.scalar_type()),
+        c_0(c_0_),
+        weight_hh(weight_hh_),
+        lengths(lengths_),
+        reset(reset_),
+        reverse(reverse_) {
+    STD_TORCH_CHECK(weight_hh.is_cuda(), op, ": weight_hh should be on a GPU, as the others are");
+    check_dims(op, "weight_hh", weight_hh, "[D, 4H, H]");
+    STD_TORCH_CHECK(
+        dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+        op, ": weight_hh should be float32, bfloat16 or float16, got ",
+        torch::headeronly::toString(dtype));
+    shape = {T,       B, weight_hh.size(0), weight_hh.size(2), dtype == ScalarType::Float ? 4 : 2,
+             backward};
+    check_shape(op, "weight_hh", weight_hh, {shape.D, times(4, shape.H), shape.H});
+    STD_TORCH_CHECK(shape.D > 0 && shape.H > 0, op,
+                    ": weight_hh should be [D, 4H, H] of at least one direction and unit");
+    check(op, "c_0", c_0, {shape.D, B, shape.H}, ScalarType::Float);
+    if (lengths) check(op, "lengths", *lengths, {B}, ScalarType::Long);
+    if (reset) check(op, "reset", *reset, {shape.D, T, B}, ScalarType::Bool);
+    // One of another shape may be as large as `expand` makes it: copied only now.
+    c_0 = dense(c_0);
+    weight_hh = aligned(weight_hh);
+    lengths = dense(lengths);
+    reset = dense(reset);
+  }
+
+  void check(const char* op, const char* argument, const Tensor& tensor,
+             std::initializer_list<int64_t> sizes, ScalarType wanted) const {
+    check_on(op, argument, tensor, device);
+    check_shape(op, argument, tensor, sizes);
+    check_dtype(op, argument, tensor, wanted);
+  }
+
+  ScalarType saved_gates() const {
+    return dtype == ScalarType::Float ? ScalarType::Float : ScalarType::Half;
+  }
+
+  Tensor unset(std::initializer_list<int64_t> sizes, ScalarType of) const {
+    return torch::stable::new_empty(
+        weight_hh, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), of);
+  }
+
+  template <typename S>
+  RecurrenceInput<S> as() const {
+    return {shape.T,
+            shape.B,
+            shape.D,
+            shape.H,
+            data<S>(weight_hh),
+            data<float>(c_0),
+            data<int64_t>(lengths),
+            data<bool>(reset),
+            reverse,
+            {}};
+  }
+
+  // visit(S{}) for the type of the numbers.
+  template <typename Visit>
+  void with_scalar(const Visit& visit) const {
+    if (dtype == ScalarType::Float) return visit(float{});
+    if (dtype == ScalarType::BFloat16) return visit(BFloat16{});
+    visit(Float16{});
+  }
+
+  // Whether all steps ran in one launch; the stepwise tier needs no room for many blocks at once.
+  template <typename Params>
+  bool ran_persistent(const RecurrencePlan& plan, const Params& p) const {
+    if (plan.tier == Tier::kStepwise) return false;
+    const int64_t bytes = workspace_bytes(plan, shape);
+    const Tensor workspace = unset({bytes}, ScalarType::Byte);
+    const bool ran = run_persistent(plan, p, bytes > 0 ? mutable_data<char>(workspace) : nullptr,
+                                    current_stream(device));
+    STD_TORCH_CHECK(ran || wanted_tier() == Tier::kNone,
+                    "THROUGHTIME_CUDA_TIER=", tier_name(plan.tier), ": ", name_of(device),
+                    " has no room for ", plan.blocks(), " blocks of ", plan.threads,
+                    " threads at once: unset it, or take away what "
+                    "keeps this process from the whole GPU");
+    return ran;
+  }
+};
+
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename S>
+void forward_as(const RecurrencePlan& plan, const Common& common, const Tensor& projected,
+                const OptionalTensor& bias, const Tensor& h_0, const ForwardResult& result,
+                bool save) {
+  const auto& [output, h_n, c_n, gates, cells] = result;
+  const RecurrenceForward<S> p{common.as<S>(),
+                               data<float>(projected),
+                               data<float>(bias),
+                               data<S>(h_0),
+                               mutable_data<S>(output),
+                               mutable_data<S>(h_n),
+                               mutable_data<float>(c_n),
+                               save ? mutable_data<SavedGate<S>>(gates) : nullptr,
+                               save ? mutable_data<float>(cells) : nullptr};
+  if (common.ran_persistent(plan, p)) return;
+
+  torch::stable::copy_(const_cast<Tensor&>(h_n), h_0);
+  torch::stable::copy_(const_cast<Tensor&>(c_n), common.c_0);
+  const RecurrenceShape& s = common.shape;
+  const Tensor product = common.unset({s.D, s.B, 4 * s.H}, ScalarType::Float);
+  std::vector<Tensor> h, weight, to;
+  for (int64_t d = 0; d < s.D; ++d) {
+    h.push_back(at(h_n, d));
+    weight.push_back(torch::stable::transpose(at(common.weight_hh, d), 0, 1));
+    to.push_back(at(product, d));
+  }
+  run_stepwise<S>(
+      p, mutable_data<float>(product),
+      [&](int64_t d, float*) { multiply_into(to[d], h[d], weight[d]); },
+      current_stream(common.device));
+}
+
+ForwardResult forward(const Tensor projected_, const OptionalTensor bias_, const Tensor h_0_,
+                      const Tensor c_0, const Tensor weight_hh, const OptionalTensor lengths,
+                      const OptionalTensor reset, bool reverse, bool save) {
+  const char* op = "throughtime::lstm_recurrence_forward";
+  check_dims(op, "projected", projected_, "[T, B, D, 4H]");
+  const Common common(op, projected_.size(0), projected_.size(1), false, c_0, weight_hh, lengths,
+                      reset, reverse);
+  const RecurrenceShape& s = common.shape;
+  common.check(op, "projected", projected_, {s.T, s.B, s.D, 4 * s.H}, ScalarType::Float);
+  common.check(op, "h_0", h_0_, {s.D, s.B, s.H}, common.dtype);
+  if (bias_) common.check(op, "bias", *bias_, {s.D, 4 * s.H}, ScalarType::Float);
+  const Tensor projected = dense(projected_), h_0 = dense(h_0_);
+  const OptionalTensor bias = dense(bias_);
+
+  const torch::stable::accelerator::DeviceGuard guard(common.device);
+  const int64_t steps = save ? s.T : 0;
+  const ForwardResult result{common.unset({s.T, s.B, s.D, s.H}, common.dtype),
+                             common.unset({s.D, s.B, s.H}, common.dtype),
+                             common.unset({s.D, s.B, s.H}, ScalarType::Float),
+                             common.unset({steps, s.B, s.D, 4 * s.H}, common.saved_gates()),
+                             common.unset({steps, s.B, s.D, s.H}, ScalarType::Float)};
+  if (s.B == 0) return result;
+  const RecurrencePlan plan = planned(op, s, common.device);
+  common.with_scalar([&](auto scalar) {
+    forward_as<decltype(scalar)>(plan, common, projected, bias, h_0, result, save);
+  });
+  return result;
+}
+
+struct Gradients {
+  OptionalTensor output, h_n, c_n, detach_mask;
+  Tensor gates, cells;
+};
+
+// [D, T] on the host: whether some sample lets a gradient through. True everywhere while a graph is
+// recorded, which must not depend on one mask.
+class Flows {
+ public:
+  Flows(const OptionalTensor& mask, int64_t T, cudaStream_t stream) : T_(T) {
+    if (!mask || is_capturing(stream)) return;
+    B_ = mask->size(2);
+    const Tensor whole = dense(*mask);
+    cut_.resize(whole.numel());
+    copy_to_host(cut_.data(), whole.const_data_ptr(), cut_.size(), stream);
+  }
+  bool operator()(int64_t d, int64_t t) const {
+    if (cut_.empty()) return true;
+    for (int64_t n = 0; n < B_; ++n) {
+      if (!cut_[(d * T_ + t) * B_ + n]) return true;
+    }
+    return false;
+  }
+
+ private:
+  int64_t T_, B_ = 0;
+  std::vector<char> cut_;
+};
+
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor>;
+
+template <typename S>
+void backward_as(const RecurrencePlan& plan, const Common& common, const Gradients& grad,
+                 const BackwardResult& result) {
+  const auto& [dgates, dh0, dc0] = result;
+  const OptionalTensor& mask = grad.detach_mask;
+  const RecurrenceBackward<S> p{common.as<S>(),
+                                data<SavedGate<S>>(grad.gates),
+                                data<float>(grad.cells),
+                                data<S>(grad.output),
+                                data<S>(grad.h_n),
+                                data<float>(grad.c_n),
+                                data<bool>(mask),
+                                mask ? mask->stride(0) : 0,
+                                mask ? mask->stride(1) : 0,
+                                mask && mask->size(2) > 1 ? mask->stride(2) : 0,
+                                mutable_data<S>(dgates),
+                                mutable_data<float>(dh0),
+                                mutable_data<float>(dc0)};
+  if (common.ran_persistent(plan, p)) return;
+
+  const auto start = [](const Tensor& state, const OptionalTensor& from) {
+    if (from) {
+      torch::stable::copy_(const_cast<Tensor&>(state), *from);
+    } else {
+      fill_zero(state);
+    }
+  };
+  start(dh0, grad.h_n);
+  start(dc0, grad.c_n);
+  const RecurrenceShape& s = common.shape;
+  const cudaStream_t stream = current_stream(common.device);
+  const Tensor product = common.unset({s.D, s.B, s.H}, ScalarType::Float);
+  run_stepwise<S>(
+      p, mutable_data<float>(product), Flows(mask, s.T, stream),
+      [&](int64_t d, int64_t t, float*) {
+        const Tensor da = torch::stable::select(at(dgates, t), 1, d);
+        multiply_into(at(product, d), da, at(common.weight_hh, d));
+      },
+      stream);
+}
+
+BackwardResult backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
+                        const OptionalTensor grad_c_n, const Tensor c_0, const Tensor weight_hh,
+                        const Tensor gates, const Tensor cells, const OptionalTensor lengths,
+                        const OptionalTensor reset, const OptionalTensor detach_mask,
+                        bool reverse) {
+  const char* op = "throughtime::lstm_recurrence_backward";
+  check_dims(op, "gates", gates, "[T, B, D, 4H]");
+  const Common common(op, gates.size(0), gates.size(1), true, c_0, weight_hh, lengths, reset,
+                      reverse);
+  const RecurrenceShape& s = common.shape;
+  common.check(op, "gates", gates, {s.T, s.B, s.D, 4 * s.H}, common.saved_gates());
+  common.check(op, "cells", cells, {s.T, s.B, s.D, s.H}, ScalarType::Float);
+  const auto check = [&](const char* name, const OptionalTensor& tensor,
+                         std::initializer_list<int64_t> sizes, ScalarType wanted) {
+    if (tensor) common.check(op, name, *tensor, sizes, wanted);
+  };
+  check("grad_output", grad_output, {s.T, s.B, s.D, s.H}, common.dtype);
+  check("grad_h_n", grad_h_n, {s.D, s.B, s.H}, common.dtype);
+  check("grad_c_n", grad_c_n, {s.D, s.B, s.H}, ScalarType::Float);
+  if (detach_mask) {
+    const int64_t samples = detach_mask->dim() == 3 && detach_mask->size(2) == 1 ? 1 : s.B;
+    check("detach_mask", detach_mask, {s.D, s.T, samples}, ScalarType::Bool);
+  }
+  const Gradients grad{aligned(grad_output), dense(grad_h_n), dense(grad_c_n),
+                       detach_mask,          aligned(gates),  dense(cells)};
+
+  const torch::stable::accelerator::DeviceGuard guard(common.device);
+  const BackwardResult result{common.unset({s.T, s.B, s.D, 4 * s.H}, common.dtype),
+                              common.unset({s.D, s.B, s.H}, ScalarType::Float),
+                              common.unset({s.D, s.B, s.H}, ScalarType::Float)};
+  if (s.B == 0) return result;
+  const RecurrencePlan plan = planned(op, s, common.device);
+  common.with_scalar(
+      [&](auto scalar) { backward_as<decltype(scalar)>(plan, common, grad, result); });
+  return result;
+}
+
+// ---- Python ----
+// Runs what may throw; its words become a RuntimeError.
+template <typename Make>
+PyObject* guarded(const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
+PyObject* py_why_not(PyObject*, PyObject* args) {
+  int device;
+  if (!PyArg_ParseTuple(args, "i", &device)) return nullptr;
+  return guarded([&]() -> PyObject* {
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const std::string reason = why_not(device);
+    if (reason.empty()) Py_RETURN_NONE;
+    return PyUnicode_FromString(reason.c_str());
+  });
+}
+
+PyObject* py_gpu(PyObject*, PyObject* args) {
+  int device;
+  if (!PyArg_ParseTuple(args, "i", &device)) return nullptr;
+  return guarded([&]() -> PyObject* {
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const Gpu& gpu = gpu_of(device);
+    return Py_BuildValue("(iiiidd)", gpu.compute, gpu.multiprocessors, gpu.shared_bytes,
+                         gpu.cluster, gpu.ghz, gpu.memory_gbs);
+  });
+}
+
+PyMethodDef methods[] = {
+    {"why_not", py_why_not, METH_VARARGS,
+     "why_not(device): None, or why the kernels do not run on that GPU."},
+    {"gpu", py_gpu, METH_VARARGS,
+     "gpu(device): (compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs)."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                      "_C_cuda",
+                      "throughtime's kernels for NVIDIA GPUs.",
+                      -1,
+                      methods,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr};
+
+}  // namespace
+}  // namespace throughtime
+
+STABLE_TORCH_LIBRARY_IMPL(throughtime, CUDA, library) {
+  library.impl("lstm_recurrence_forward", TORCH_BOX(&throughtime::forward));
+  library.impl("lstm_recurrence_backward", TORCH_BOX(&throughtime::backward));
+}
+
+PyMODINIT_FUNC PyInit__C_cuda(void) { return PyModule_Create(&throughtime::module); }

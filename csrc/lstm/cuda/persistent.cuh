@@ -1,0 +1,52 @@
+// Launches the kernels that walk through all steps: picks the instance, and says what it needs.
+#pragma once
+
+#include <type_traits>
+
+#include "lstm/cuda/backward.cuh"
+#include "lstm/cuda/forward.cuh"
+#include "lstm/cuda/plan.h"
+
+namespace throughtime {
+
+template <int n>
+using Constant = std::integral_constant<int, n>;
+
+template <typename S, bool kBackward, int kTiles, int kHeld, typename Visit>
+bool try_instance(int tiles_n, int held, const Visit& visit) {
+  if constexpr (instance_exists(sizeof(S), kBackward, kTiles, kHeld)) {
+    if (tiles_n == kTiles && held == kHeld)
+      return visit(Constant<kTiles>{}, Constant<kHeld>{}), true;
+  }
+  return false;
+}
+
+// visit(tiles of samples, tiles of weights held in registers) as compile-time numbers: one of the
+// instances that plan() chooses among.
+template <typename S, bool kBackward, typename Visit>
+bool with_instance(int tiles_n, int held, const Visit& visit) {
+  return try_instance<S, kBackward, 1, 0>(tiles_n, held, visit) ||
+         try_instance<S, kBackward, 1, 4>(tiles_n, held, visit) ||
+         try_instance<S, kBackward, 1, 8>(tiles_n, held, visit) ||
+         try_instance<S, kBackward, 2, 0>(tiles_n, held, visit) ||
+         try_instance<S, kBackward, 2, 4>(tiles_n, held, visit) ||
+         try_instance<S, kBackward, 4, 0>(tiles_n, held, visit);
+}
+
+// launcher(kernel, arguments) starts plan.blocks blocks; false where the instance does not exist.
+template <typename S, typename Launcher>
+bool launch_persistent(const RecurrencePlan& plan, const RecurrenceForward<S>& p,
+                       const Launcher& launcher) {
+  return with_instance<S, false>(plan.tiles_n, plan.held, [&](auto tiles, auto held) {
+    launcher(&lstm_forward<S, decltype(tiles)::value, decltype(held)::value>, p);
+  });
+}
+template <typename S, typename Launcher>
+bool launch_persistent(const RecurrencePlan& plan, const RecurrenceBackward<S>& p,
+                       const Launcher& launcher) {
+  return with_instance<S, true>(plan.tiles_n, plan.held, [&](auto tiles, auto held) {
+    launcher(&lstm_backward<S, decltype(tiles)::value, decltype(held)::value>, p);
+  });
+}
+
+}  // namespace throughtime

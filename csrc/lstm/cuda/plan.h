@@ -1,0 +1,275 @@
+// How the GPU kernels cut a recurrence: a pure function of the shape, the dtype and the GPU.
+//
+// Every cut that fits is given a time by the model below, in cycles per step, and the fastest is
+// taken. The model and what it was taken from: csrc/lstm/README.md.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "common/sizes.h"
+#include "lstm/cuda/layout.h"
+#include "lstm/cuda/recurrence.h"
+
+namespace throughtime {
+
+struct Gpu {
+  int compute;          // capability, 10 * major + minor
+  int multiprocessors;  // SMs
+  int shared_bytes;     // that a block may have, at most
+  int cluster;          // blocks of a cluster, at most; 1 where there are no clusters
+  double ghz;
+  double memory_gbs;  // GB/s
+};
+
+struct RecurrenceShape {
+  int64_t T, B, D, H;  // D directions, 1 or 2; H a multiple of 8
+  int scalar_bytes;    // of weights, h and gates: 2 or 4
+  bool backward;
+};
+
+enum class Tier {
+  kNone,      // nothing runs; see reason
+  kResident,  // weights on the chip, the units of a group of samples in one cluster of blocks
+  kGrid,      // weights on the chip, the units of a group in blocks that meet in global memory
+  kStepwise   // a library's product and one kernel per step
+};
+
+constexpr const char* kTierNames[] = {"none", "resident", "grid", "stepwise"};
+
+inline const char* tier_name(Tier tier) { return kTierNames[static_cast<int>(tier)]; }
+
+// False if no tier has that name; "" is kNone.
+inline bool tier_named(std::string_view name, Tier* tier) {
+  *tier = Tier::kNone;
+  if (name.empty()) return true;
+  for (const Tier t : {Tier::kResident, Tier::kGrid, Tier::kStepwise}) {
+    if (name == tier_name(t)) return *tier = t, true;
+  }
+  return false;
+}
+
+struct RecurrencePlan {
+  Tier tier;
+  const char* reason;  // with kNone
+  RecurrenceCut cut;   // without its pointers
+  int directions;
+  int tiles_n;          // samples of a group / 8
+  int held;             // tiles of weights in registers
+  int threads;          // of a block
+  int shared_bytes;     // of a block
+  double microseconds;  // per step, by the model
+
+  int blocks() const { return directions * cut.groups * cut.ranks; }
+  int cluster() const { return tier == Tier::kResident ? cut.ranks : 1; }
+  // Hand-overs between the blocks of a group in T steps.
+  int64_t barriers(int64_t T) const { return cut.ranks > 1 ? T : 0; }
+  // Bytes behind cut.exchange; 0 without `grid`.
+  int64_t exchange_bytes(const RecurrenceShape& s) const {
+    if (tier != Tier::kGrid) return 0;
+    const int64_t of_group = s.backward
+                                 ? static_cast<int64_t>(cut.ranks) *
+                                       received_bytes(cut.units, cut.ranks, cut.parts, tiles_n)
+                                 : 8 * tiles_n * s.H * s.scalar_bytes;
+    return 2 * s.D * cut.groups * of_group;
+  }
+};
+
+namespace plan_detail {
+
+// Cycles. None was measured by us; sources in README.md.
+constexpr double kBlockBarrier = 80, kMail = 500, kGridBarrier = 2100;
+constexpr double kSharedBytesPerCycle = 128, kRemoteBytesPerCycle = 16, kL2BytesPerCycle = 38;
+constexpr double kL2Latency = 350;
+constexpr double kMatrixFlopsPerCycle = 2540;                   // mma.sync, 16-bit, of an SM
+constexpr double kFmasPerCycle = 102;                           // float, of an SM
+constexpr double kMatrixLatency = 33;                           // of one mma
+constexpr double kStepLatency = 150, kPointwisePerUnit = 0.63;  // of a sample
+constexpr double kKernelMicroseconds = 3;  // of a small kernel, from its launch to its last store
+
+// Cycles of a product: `all` tiles in a block's warps, `most` in one of them, `tail` of all in shared
+// memory.
+inline double product_cycles(int all, int most, int tail, int tiles_n, int scalar_bytes) {
+  if (scalar_bytes == 2) {
+    const double work = all * tiles_n * 16384.0 / kMatrixFlopsPerCycle;
+    const double memory = (tail * 2048.0 + all * tiles_n * 512.0) / kSharedBytesPerCycle;
+    const double chain = most * kMatrixLatency * (tiles_n == 1 ? 1 : 2);
+    const double bound = work > memory ? work : memory;
+    return chain > bound ? chain : bound;
+  }
+  // A wide load serves 8 lanes at a time: 4 cycles each for 4 rows of weights and 2 samples.
+  const double work = all * tiles_n * 8192.0 / kFmasPerCycle;
+  const double memory = all * (128.0 + tiles_n * 64.0);
+  return work > memory ? work : memory;
+}
+
+struct Candidate {
+  int tiles_n, held, ranks, units, parts, warps, shared_bytes;
+  bool grid;
+};
+
+// Microseconds per step, or -1 where the cut does not fit.
+inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c) {
+  const int H = static_cast<int>(s.H), slabs = c.units / kSlabUnits, samples = 8 * c.tiles_n;
+  const int64_t groups = s.D * divide_up(s.B, samples), blocks = groups * c.ranks;
+  if (c.shared_bytes > gpu.shared_bytes) return -1;
+  if ((c.grid ? blocks : c.ranks) > gpu.multiprocessors) return -1;
+
+  double product, exchange;
+  if (s.backward) {
+    const Jobs jobs = backward_jobs(H, c.units, c.parts, c.warps);
+    const int most = jobs.of_warp * jobs.run, all = jobs.all * jobs.run;
+    const int tail = most > c.held ? (most - c.held) * c.warps : 0;
+    product = product_cycles(all, most, tail, c.tiles_n, s.scalar_bytes) + kBlockBarrier;
+    const double bytes = 4.0 * H * samples * c.parts;  // sent by a block, and received
+    exchange = bytes / (c.grid        ? kL2BytesPerCycle
+                        : c.ranks > 1 ? kRemoteBytesPerCycle
+                                      : kSharedBytesPerCycle);
+    exchange += c.grid ? bytes / kL2BytesPerCycle + kL2Latency : bytes / kSharedBytesPerCycle;
+  } else {
+    const Split split = split_k(H, c.parts);
+    const int most = split.run, all = slabs * split.tiles;
+    const int tail = most > c.held ? (most - c.held) * c.warps : 0;
+    product = product_cycles(all, most, tail, c.tiles_n, s.scalar_bytes);
+    if (c.parts > 1) product += kBlockBarrier + (c.parts - 1) * 30.0;
+    const double bytes = static_cast<double>(samples) * s.scalar_bytes;
+    if (c.grid) {
+      exchange = bytes * H / kL2BytesPerCycle + kL2Latency + kBlockBarrier;
+    } else {
+      exchange = bytes * c.units *
+                 (c.ranks > 1 ? c.ranks / kRemoteBytesPerCycle : 1 / kSharedBytesPerCycle);
+    }
+  }
+  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kMail : kBlockBarrier;
+  const double pointwise = kStepLatency + kPointwisePerUnit * c.units * samples;
+  const double step = (product + exchange + barrier + pointwise) / gpu.ghz / 1000;
+
+  // What does not fit at once walks afterwards. Clusters stand in one of the 8 or so partitions of a
+  // GPU each, which leaves some SMs idle.
+  int64_t at_once = gpu.multiprocessors / c.ranks;
+  if (!c.grid && c.ranks > 2) at_once = at_once * 9 / 10 > 0 ? at_once * 9 / 10 : 1;
+  const int64_t rounds = divide_up(groups, at_once);
+  const double memory = s.D * s.B * s.H * (20.0 + 5.0 * s.scalar_bytes) / gpu.memory_gbs / 1000;
+  return rounds * step > memory ? rounds * step : memory;
+}
+
+inline double stepwise_time(const RecurrenceShape& s, const Gpu& gpu) {
+  const double bytes =
+      s.D * (4.0 * s.H * s.H * s.scalar_bytes + s.B * s.H * (40.0 + 5 * s.scalar_bytes));
+  const double flops = s.scalar_bytes == 2 ? kMatrixFlopsPerCycle : 2 * kFmasPerCycle;
+  const double work = 8.0 * s.D * s.B * s.H * s.H / (flops * gpu.multiprocessors * gpu.ghz * 1000);
+  // Weights that are read at every step stay in the L2 cache, which is about thrice as fast.
+  const double memory = bytes / (3 * gpu.memory_gbs * 1000);
+  return (1 + s.D) * kKernelMicroseconds + (work > memory ? work : memory);
+}
+
+}  // namespace plan_detail
+
+inline RecurrencePlan plan_stepwise(const RecurrenceShape& s, const Gpu& gpu) {
+  RecurrencePlan plan{};
+  plan.tier = Tier::kStepwise;
+  plan.directions = static_cast<int>(s.D);
+  plan.cut.ranks = 1;
+  plan.microseconds = plan_detail::stepwise_time(s, gpu);
+  return plan;
+}
+
+// The fastest cut of tier kResident or kGrid, or kNone.
+inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, bool grid) {
+  using namespace plan_detail;
+  RecurrencePlan best{};
+  best.reason = "no cut of the weights fits the registers and shared memory of this GPU";
+  const int H = static_cast<int>(s.H);
+  const auto consider = [&](Candidate c) {
+    const int slabs = c.units / kSlabUnits;
+    if (!instance_exists(s.scalar_bytes, s.backward, c.tiles_n, c.held)) return;
+    if (c.warps * 32 > most_threads(c.tiles_n, c.held)) return;
+    if (s.backward && (c.warps < slabs || slabs % c.parts != 0)) return;
+    if (!s.backward && has_empty_part(H, c.parts)) return;
+    const SharedLayout layout =
+        s.backward ? backward_layout(H, c.units, c.ranks, c.parts, c.warps, c.grid, c.tiles_n,
+                                     c.held, s.scalar_bytes)
+                   : forward_layout(H, c.units, c.parts, c.grid, c.tiles_n, c.held, s.scalar_bytes);
+    c.shared_bytes = layout.bytes;
+    const double microseconds = time(s, gpu, c);
+    if (microseconds < 0 || (best.tier != Tier::kNone && microseconds >= best.microseconds)) return;
+    best = {};
+    best.tier = c.grid ? Tier::kGrid : Tier::kResident;
+    best.cut.ranks = c.ranks;
+    best.cut.units = c.units;
+    best.cut.parts = c.parts;
+    best.cut.grid = c.grid;
+    best.tiles_n = c.tiles_n;
+    best.held = c.held;
+    best.directions = static_cast<int>(s.D);
+    best.cut.groups = static_cast<int>(divide_up(s.B, 8 * c.tiles_n));
+    best.threads = 32 * c.warps;
+    best.shared_bytes = c.shared_bytes;
+    best.microseconds = microseconds;
+  };
+  if (s.H > 8192) return best;  // sizes in bytes below are int; nothing fits by far
+  for (int tiles_n = 1; tiles_n <= 4; tiles_n *= 2) {
+    for (const int held : {0, 4, 8}) {
+      int last_units = 0;
+      for (int ranks = 1; ranks <= (grid ? gpu.multiprocessors : gpu.cluster); ++ranks) {
+        const int units = static_cast<int>(round_up(divide_up(H, ranks), kSlabUnits));
+        if (units == last_units) continue;
+        last_units = units;
+        const int used = static_cast<int>(divide_up(H, units));
+        for (int parts = 1; parts <= 8; parts *= 2) {
+          const int slabs = units / kSlabUnits;
+          if (!s.backward) {
+            consider({tiles_n, held, used, units, parts, slabs * parts, 0, grid});
+            continue;
+          }
+          for (int warps = slabs; warps <= 16; warps *= 2) {
+            consider({tiles_n, held, used, units, parts, warps, 0, grid});
+          }
+          consider({tiles_n, held, used, units, parts, 16, 0, grid});
+        }
+      }
+    }
+  }
+  return best;
+}
+
+// `only`, unless kNone, is the tier that is to be taken.
+inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only = Tier::kNone) {
+  RecurrencePlan best{};
+  if (gpu.compute < 80) {
+    best.reason = "the kernels are built for GPUs of compute capability 8.0 and later";
+    return best;
+  }
+  if (s.H % kSlabUnits != 0 || s.T < 1 || s.B < 1 || s.H < 1 || s.T >= INT32_MAX || s.D < 1 ||
+      s.D > 2) {
+    best.reason = "T, B and H should be at least 1, T below 2^31 - 1, H a multiple of 8, D 1 or 2";
+    return best;
+  }
+  if (only == Tier::kStepwise) return plan_stepwise(s, gpu);
+  if (only != Tier::kNone) return plan_persistent(s, gpu, only == Tier::kGrid);
+  best = plan_stepwise(s, gpu);
+  for (const bool grid : {false, true}) {
+    const RecurrencePlan other = plan_persistent(s, gpu, grid);
+    if (other.tier != Tier::kNone && other.microseconds < best.microseconds) best = other;
+  }
+  return best;
+}
+
+// plan() for what the GPU has room for at once, as has_room(plan) knows, which may be less than all of
+// it: partitions have fewer multiprocessors than a cluster may have blocks, and a process may be lent some.
+template <typename HasRoom>
+RecurrencePlan plan_where_room(const RecurrenceShape& s, Gpu gpu, Tier only,
+                               const HasRoom& has_room) {
+  RecurrencePlan made = plan(s, gpu, only);
+  while ((made.tier == Tier::kResident || made.tier == Tier::kGrid) && !has_room(made)) {
+    if (made.tier == Tier::kGrid) {
+      gpu.multiprocessors = made.blocks() - 1;
+    } else {
+      gpu.cluster = made.cut.ranks - 1;
+    }
+    made = plan(s, gpu, only);
+  }
+  return made;
+}
+
+}  // namespace throughtime

@@ -1,0 +1,263 @@
+// RelLSTM forward on a CPU: every group of rows walks through time alone.
+//
+// Per step: [gates | query] = [x_t, 1] W_ih^T + s [W_hh; V_a]^T, cells, u = h U_a^T, and for every
+// row its attention and screening. A key is the row [h_j, U_a h_j], computed once when h_j is born.
+// Cost per row and step: (4H + 2A) H + 4H I multiply-adds, and per candidate A tanh and A + H
+// multiply-adds; nothing grows with t.
+#pragma once
+
+#include "rel_lstm/cpu/weights.h"
+#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/screening.h"
+
+namespace throughtime {
+namespace {
+
+template <typename S>
+class RelLstmForwardPass {
+  static constexpr int64_t L = kLanes<S>;
+
+ public:
+  RelLstmForwardPass(const RelLstmForward<S>& args, const Runtime& runtime)
+      : p_(args),
+        in_(args.in),
+        shape_(args.in.shape),
+        screen_(args.in.shape.screening),
+        at_(shape_),
+        plan_(plan_rel_lstm(shape_, sizeof(S))),
+        schedule_(schedule_rel_lstm(shape_, plan_, runtime.threads)),
+        most_rows_(divide_up(shape_.B, plan_.groups)),
+        most_(padded<S>(screen_.most_in_window() + screen_.most_retained())),
+        scratch_(runtime) {
+    const auto per_lane = [&](int64_t count) {
+      return scratch_.template reserve<S>(schedule_.lanes, count);
+    };
+    stacked_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.stacked / L));
+    inputs_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.I, at_.gates / L));
+    key_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.attention / L));
+    bias_ = scratch_.template reserve<S>(at_.stacked);
+    score_ = scratch_.template reserve<S>(at_.attention);
+    z_ = per_lane(times(most_rows_, at_.stacked));
+    x_ = per_lane(times(most_rows_, at_.inputs));
+    c_ = per_lane(times(most_rows_, at_.units));
+    h_0_ = per_lane(times(most_rows_, at_.units));
+    context_ = per_lane(times(most_rows_, at_.units));
+    scores_ = per_lane(most_);
+    relevance_ = per_lane(times(most_rows_, screen_.S()));
+    kept_ = scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, kept_size());
+    screenings_ = scratch_.template reserve<Screening<S>>(schedule_.lanes, most_rows_);
+    keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
+    hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
+    // Without a backward pass keys must last as long, but of each step only one.
+    keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.S(), shape_.B, at_.key);
+    step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.lanes, most_rows_, at_.step);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    scratch_.allocate();
+    run_workers(runtime, schedule_, barriers_(), *this);
+  }
+
+  int64_t blocks() const { return stacked().count(); }
+
+  void prepare(Share blocks) {
+    pack_rows_as_columns(stacked(), blocks.begin, blocks.end,
+                         [&](int64_t n) { return at_.stacked_row(in_, n); });
+    const Share own_inputs = part_of(inputs().count(), blocks, this->blocks());
+    pack_rows_as_columns(inputs(), own_inputs.begin, own_inputs.end,
+                         [&](int64_t n) { return at_.gate_row(in_.weight_ih, shape_.I, n); });
+    const Share own_keys = part_of(key().count(), blocks, this->blocks());
+    pack_rows_as_columns(key(), own_keys.begin, own_keys.end,
+                         [&](int64_t n) { return at_.attention_row(in_.weight_key, n); });
+    if (blocks.begin > 0 || blocks.end == 0) return;  // for one worker
+    for (int64_t n = 0; n < at_.stacked; ++n) {
+      const S* bias = n < at_.gates && p_.bias ? at_.gate_row(p_.bias, 1, n) : nullptr;
+      bias_()[n] = bias ? *bias : S(0);
+    }
+    load_row(score_(), in_.weight_score, shape_.A, at_.attention);
+  }
+
+  void walk(const Member& member) {
+    for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
+      walk_group(member, Share(shape_.B, group, plan_.groups));
+  }
+
+  void finish(Share) {}
+
+ private:
+  struct Walk {
+    int64_t row0, rows;
+    S *z, *x, *c, *h_0, *context, *scores, *step;
+    Screening<S>* screening;
+    const S** keys;
+    const S** hidden;
+    Stopwatch* watch;
+  };
+
+  Panels<S> stacked() const { return {stacked_(), shape_.H, at_.stacked / L}; }
+  Panels<S> inputs() const { return {inputs_(), shape_.I, at_.gates / L}; }
+  Panels<S> key() const { return {key_(), shape_.H, at_.attention / L}; }
+  int64_t kept_size() const { return screen_.most_retained() + 1; }
+
+  S* key_row(int64_t position, int64_t row) const {
+    S* base = p_.saved ? p_.saved : keys_();
+    return base + (position * shape_.B + row) * at_.key;
+  }
+  // i, f, g, o, c, s, q of the first row of a group; the rows follow.
+  S* step_rows(const Walk& w, int64_t t) const {
+    if (!p_.saved) return w.step;
+    return p_.saved + screen_.S() * shape_.B * at_.key + (t * shape_.B + w.row0) * at_.step;
+  }
+
+  void walk_group(const Member& member, Share rows) {
+    const int64_t lane = member.lane;
+    const int64_t m = most_rows_, first = lane * m;
+    Walk w{rows.begin,
+           rows.end - rows.begin,
+           z_() + first * at_.stacked,
+           x_() + first * at_.inputs,
+           c_() + first * at_.units,
+           h_0_() + first * at_.units,
+           context_() + first * at_.units,
+           scores_() + lane * most_,
+           p_.saved ? nullptr : step_() + first * at_.step,
+           screenings_() + first,
+           keys_of_() + lane * most_,
+           hidden_of_() + lane * most_,
+           member.watch};
+    begin(w, lane);
+    w.watch->lap(kOther);
+    int64_t active = w.rows;
+    for (int64_t t = 0; t < screen_.T; ++t) {
+      while (active > 0 && in_.length(w.row0 + active - 1) <= t) --active;
+      if (active == 0) break;
+      advance(w, t, active);
+    }
+    for (int64_t row = 0; row < w.rows; ++row) end(w, row);
+  }
+
+  void begin(const Walk& w, int64_t lane) {
+    for (int64_t row = 0; row < w.rows; ++row) {
+      const int64_t at = w.row0 + row, sample = in_.order[at], scratch = lane * most_rows_ + row;
+      load_row(w.h_0 + row * at_.units, p_.h0 + sample * shape_.H, shape_.H, at_.units);
+      load_row(w.c + row * at_.units, p_.c0 + sample * shape_.H, shape_.H, at_.units);
+      load_row(w.context + row * at_.units, p_.context0 + sample * shape_.H, shape_.H, at_.units);
+      w.screening[row] =
+          Screening<S>(screen_, in_.length(at), p_.keep_first, {p_.relevance + sample, shape_.B},
+                       {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.S(),
+                       kept_() + scratch * kept_size());
+      for (int64_t j = 0; j < screen_.P; ++j)
+        load_row(key_row(j, at), p_.memory + (j * shape_.B + sample) * shape_.H, shape_.H,
+                 at_.units);
+    }
+    for (int64_t j = 0; j < screen_.P; ++j) make_keys(w, j, w.rows);
+  }
+
+  // U_a h for the rows of one position.
+  void make_keys(const Walk& w, int64_t position, int64_t rows) {
+    S* first = key_row(position, w.row0);
+    multiply<S>(first, at_.key, rows, key(), Onto::kZero, nullptr, first + at_.units, at_.key);
+    for (int64_t row = 0; row < rows; ++row)
+      clear_padding(first + row * at_.key + at_.units, shape_.A, at_.attention);
+  }
+
+  void advance(const Walk& w, int64_t t, int64_t active) {
+    S* step = step_rows(w, t);
+    S* s = step + 5 * at_.units;
+    const int64_t position = screen_.P + t;
+    for (int64_t row = 0; row < active; ++row) {
+      const S* h = t > 0 ? key_row(position - 1, w.row0 + row) : w.h_0 + row * at_.units;
+      const S* context = w.context + row * at_.units;
+      for (int64_t k = 0; k < at_.units; k += L)
+        store(s + row * at_.step + k, S(0.5) * (load(h + k) + load(context + k)));
+      load_row(w.x + row * at_.inputs,
+               in_.x + t * in_.x_stride_t + in_.order[w.row0 + row] * in_.x_stride_b, shape_.I,
+               at_.inputs);
+    }
+    // The query has no input; its bias is zero.
+    for (int64_t row = 0; row < active; ++row)
+      std::memset(w.z + row * at_.stacked + at_.gates, 0, at_.attention * sizeof(S));
+    w.watch->lap(kGather);
+    multiply<S>(w.x, at_.inputs, active, inputs(), Onto::kBias, bias_(), w.z, at_.stacked);
+    w.watch->lap(kInput);
+    multiply<S>(s, at_.step, active, stacked(), Onto::kResult, nullptr, w.z, at_.stacked);
+    w.watch->lap(kRecurrent);
+    for (int64_t row = 0; row < active; ++row) cells(w, t, row, step + row * at_.step);
+    w.watch->lap(kPointwise);
+    make_keys(w, position, active);
+    w.watch->lap(kRecurrent);
+    for (int64_t row = 0; row < active; ++row) attend(w, t, row);
+  }
+
+  void cells(const Walk& w, int64_t t, int64_t row, S* step) {
+    S* z = w.z + row * at_.stacked;
+    const int64_t n = at_.units;
+    S* c = w.c + row * n;
+    S* h = key_row(screen_.P + t, w.row0 + row);
+    S* y = p_.y + (t * shape_.B + in_.order[w.row0 + row]) * shape_.H;
+    for (int64_t k = 0; k < n; k += L) {
+      const Vec<S> i = sigmoid<S>(load(z + k)), f = sigmoid<S>(load(z + n + k)),
+                   g = tanh<S>(load(z + 2 * n + k)), o = sigmoid<S>(load(z + 3 * n + k));
+      const Vec<S> now = f * load(c + k) + i * g;
+      const Vec<S> out = o * tanh<S>(now);
+      store(c + k, now);
+      store(h + k, out);
+      store_part(y + k, out, shape_.H - k);
+      store(step + k, i);
+      store(step + n + k, f);
+      store(step + 2 * n + k, g);
+      store(step + 3 * n + k, o);
+      store(step + 4 * n + k, now);
+    }
+    clear_padding(h, shape_.H, n);
+    clear_padding(z + at_.gates, shape_.A, at_.attention);
+    std::memcpy(step + 6 * n, z + at_.gates, at_.attention * sizeof(S));
+  }
+
+  void attend(const Walk& w, int64_t t, int64_t row) {
+    const Candidates& candidates = w.screening[row].candidates(t);
+    candidates.each([&](int64_t c, int64_t position) {
+      w.hidden[c] = key_row(position, w.row0 + row);
+      w.keys[c] = w.hidden[c] + at_.units;
+    });
+    w.watch->lap(kScreening);
+    additive_scores(w.z + row * at_.stacked + at_.gates, score_(), at_.attention, w.keys,
+                    candidates.count(), w.scores);
+    softmax(w.scores, candidates.count());
+    w.watch->lap(kScores);
+    weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),
+                 w.context + row * at_.units);
+    w.watch->lap(kSums);
+    w.screening[row].advance(t, w.scores);
+    w.watch->lap(kScreening);
+  }
+
+  void end(const Walk& w, int64_t row) {
+    const int64_t at = w.row0 + row, sample = in_.order[at], length = in_.length(at);
+    const S* h = length > 0 ? key_row(screen_.P + length - 1, at) : w.h_0 + row * at_.units;
+    store_row(p_.h_n + sample * shape_.H, h, shape_.H);
+    store_row(p_.c_n + sample * shape_.H, w.c + row * at_.units, shape_.H);
+    store_row(p_.context_n + sample * shape_.H, w.context + row * at_.units, shape_.H);
+    w.screening[row].finish({p_.memory_index + sample, shape_.B},
+                            {p_.memory_relevance + sample, shape_.B});
+    for (int64_t t = length; t < screen_.T; ++t)
+      std::memset(p_.y + (t * shape_.B + sample) * shape_.H, 0, shape_.H * sizeof(S));
+  }
+
+  const RelLstmForward<S>& p_;
+  const RelLstmInput<S>& in_;
+  const RelLstmShape shape_;
+  const ScreeningShape screen_;
+  const RelLstmLayout<S> at_;
+  const RelLstmPlan plan_;
+  const RelLstmSchedule schedule_;
+  const int64_t most_rows_, most_;
+  Scratch scratch_;
+  Span<S> stacked_, inputs_, key_, bias_, score_;
+  Span<S> z_, x_, c_, h_0_, context_, scores_, relevance_, keys_, step_;
+  Span<int64_t> kept_;
+  Span<Screening<S>> screenings_;
+  Span<const S*> keys_of_, hidden_of_;
+  Span<Barrier> barriers_;
+};
+
+}  // namespace
+}  // namespace throughtime

@@ -1,0 +1,14 @@
+// The RelLSTM's CPU kernels of one instruction set.
+#pragma once
+
+#include "common/cpu/kernels.h"
+#include "rel_lstm/cpu/params.h"
+
+namespace throughtime {
+
+struct RelLstmKernels {
+  Kernel<RelLstmForward> forward;
+  Kernel<RelLstmBackward> backward;
+};
+
+}  // namespace throughtime

@@ -1,0 +1,51 @@
+// How the CPU RelLSTM cuts its work: the batch into groups of rows that walk through time alone.
+// A pure function of the shape, so that results are bit-equal for every number of threads.
+#pragma once
+
+#include "rel_lstm/cpu/params.h"
+
+namespace throughtime {
+
+struct RelLstmPlan {
+  int64_t groups;
+  int64_t chunk_rows;  // rows that are collected for one product of the weight gradients
+};
+
+struct RelLstmSchedule {
+  int lanes;  // groups that run at the same time
+  static constexpr int team = 1;
+  TT_INLINE int workers() const { return lanes; }
+};
+
+namespace rel_lstm_plan_detail {
+
+constexpr int64_t kNearBytes = 640 * 1024;     // weights that stay in an L2 cache
+constexpr int64_t kNearRows = 8;               // per group: attention reads much per row
+constexpr int64_t kFarRows = 48;               // more rows for each reading of the weights
+constexpr int64_t kProductRows = 96;           // rows that make a large product efficient
+constexpr int64_t kGradientBytes = 64 << 20;   // for the groups' own sums of weight gradients
+constexpr double kOperationsToFork = 1 << 20;  // in all: below, starting threads costs more
+
+}  // namespace rel_lstm_plan_detail
+
+TT_INLINE RelLstmPlan plan_rel_lstm(const RelLstmShape& s, int64_t scalar_bytes) {
+  using namespace rel_lstm_plan_detail;
+  const int64_t weights = times(4 * s.H + 2 * s.A, s.H, scalar_bytes);
+  const int64_t numbers = times(4 * s.H + 2 * s.A, s.units()) + times(4, s.H, s.I + kRelLstmUnits);
+  const int64_t gradients = times(numbers, scalar_bytes);
+  const int64_t rows = weights <= kNearBytes ? kNearRows : kFarRows;
+  RelLstmPlan plan{power_of_two_at_least(divide_up(s.B, rows)), 0};
+  if (plan.groups == 1 && s.B >= 2) plan.groups = 2;
+  while (plan.groups > 2 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
+  plan.chunk_rows = kProductRows + divide_up(s.B, plan.groups);
+  return plan;
+}
+
+TT_INLINE RelLstmSchedule schedule_rel_lstm(const RelLstmShape& s, const RelLstmPlan& plan,
+                                            int threads) {
+  const double operations = 2.0 * s.T() * s.B * (4 * s.H * (s.H + s.I) + 2 * s.A * s.H);
+  if (threads <= 1 || operations < rel_lstm_plan_detail::kOperationsToFork) return {1};
+  return {static_cast<int>(least(threads, plan.groups))};
+}
+
+}  // namespace throughtime

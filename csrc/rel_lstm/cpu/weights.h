@@ -1,0 +1,73 @@
+// The weights of a RelLSTM as the CPU kernels read them, and what both passes know of a row.
+//
+// The gates and the query come from one product with the stacked weight [W_hh; V_a]: its columns are
+// gates i, f, g, o of `units` each, then the query; padded with zeros.
+#pragma once
+
+#include "common/cpu/matrix.h"
+#include "common/cpu/team.h"
+#include "rel_lstm/cpu/params.h"
+#include "rel_lstm/cpu/plan.h"
+
+namespace throughtime {
+namespace {
+
+template <typename S>
+struct RelLstmLayout {
+  static constexpr int64_t L = kLanes<S>;
+
+  explicit RelLstmLayout(const RelLstmShape& shape)
+      : H(shape.H),
+        A(shape.A),
+        I(shape.I),
+        units(shape.units()),
+        attention(shape.attention_units()),
+        gates(4 * units),
+        stacked(gates + attention),
+        inputs(round_up(shape.I + 1, L)),
+        key(shape.key_numbers()),
+        step(shape.step_numbers()) {}
+
+  int64_t H, A, I;
+  int64_t units, attention, gates, stacked;  // columns
+  int64_t inputs;                            // columns of [x, 1]
+  int64_t key, step;                         // numbers saved per row
+
+  // Row of a weight [4H, columns] that makes column n of the gates; null in the padding.
+  TT_INLINE const S* gate_row(const S* weight, int64_t columns, int64_t n) const {
+    const int64_t unit = n % units;
+    return unit < H ? weight + (n / units * H + unit) * columns : nullptr;
+  }
+  TT_INLINE const S* attention_row(const S* weight, int64_t n) const {
+    return n < A ? weight + n * H : nullptr;
+  }
+  TT_INLINE const S* stacked_row(const RelLstmInput<S>& in, int64_t n) const {
+    return n < gates ? gate_row(in.weight_hh, H, n) : attention_row(in.weight_query, n - gates);
+  }
+};
+
+// A part of [0, count) for the share `blocks` of `of`.
+TT_INLINE Share part_of(int64_t count, Share blocks, int64_t of) {
+  return Share(count, blocks.begin, blocks.end, of);
+}
+
+// `count` numbers and zeros up to `columns`.
+template <typename S>
+TT_INLINE void load_row(S* to, const S* from, int64_t count, int64_t columns) {
+  for (int64_t k = 0; k < columns; k += kLanes<S>)
+    store(to + k, from ? load_part(from + k, count - k) : Vec<S>{});
+}
+
+// Zeros past `count` of `columns`: infinity times a weight of zero has made them NaN.
+template <typename S>
+TT_INLINE void clear_padding(S* row, int64_t count, int64_t columns) {
+  for (int64_t k = count; k < columns; ++k) row[k] = 0;
+}
+
+template <typename S>
+TT_INLINE void store_row(S* to, const S* from, int64_t count) {
+  for (int64_t k = 0; k < count; k += kLanes<S>) store_part(to + k, load(from + k), count - k);
+}
+
+}  // namespace
+}  // namespace throughtime

@@ -1,0 +1,204 @@
+// Attention of one query over a list of rows in memory.
+//
+// Rows are read where they lie, through a list of pointers; lists of numbers and pointers are padded
+// to whole vectors (pointers: with any row that may be read).
+#pragma once
+
+#include "common/cpu/vec.h"
+#include "common/sizes.h"
+
+namespace throughtime {
+namespace {
+
+template <typename S>
+TT_INLINE int64_t padded(int64_t count) {
+  return round_up(count, kLanes<S>);
+}
+
+// Calls f(offset, part) for the vectors of D numbers; part < L only for the last.
+template <typename S, typename F>
+TT_INLINE void for_vectors(int64_t D, const F& f) {
+  int64_t d = 0;
+  for (; d + kLanes<S> <= D; d += kLanes<S>) f(d, static_cast<int64_t>(kLanes<S>));
+  if (d < D) f(d, D - d);
+}
+
+// Calls f(begin, end) for the pieces of [0, count) that one chain of additions takes. Weights are
+// positive: what they add up grows with every link, and so does its rounding.
+template <typename F>
+TT_INLINE void for_chains(int64_t count, const F& f) {
+  constexpr int64_t kLinks = 64;
+  for (int64_t begin = 0; begin < count; begin += kLinks) f(begin, least(count, begin + kLinks));
+}
+
+// sum += value; `lost` is what rounding took from the sum, and comes back with the next value.
+template <typename S>
+TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
+  const Vec<S> before = load_part(sum, part), more = value - load_part(lost, part);
+  const Vec<S> now = before + more;
+  store_part(lost, (now - before) - more, part);
+  store_part(sum, now, part);
+}
+
+// scores[c] = sum over d of term(d, part, c), for `count` rows.
+template <typename S, typename F>
+TT_INLINE void reduce_rows(int64_t D, int64_t count, S* scores, const F& term) {
+  for (int64_t c = 0; c < count; c += kLanes<S>) {
+    Vec<S> sums[kLanes<S>];
+    for (int64_t r = 0; r < kLanes<S>; ++r) {
+      Vec<S> sum{};
+      if (c + r < count)
+        for_vectors<S>(D, [&](int64_t d, int64_t part) { sum += term(d, part, c + r); });
+      sums[r] = sum;
+    }
+    store(scores + c, sums_of_rows<S>(sums));
+  }
+}
+
+// scores[c] = q . rows[c]
+template <typename S>
+void dot_scores(const S* q, int64_t D, const S* const* rows, int64_t count, S* scores) {
+  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t part, int64_t c) {
+    return load_part(q + d, part) * load_part(rows[c] + d, part);
+  });
+}
+
+// scores[c] = w . tanh(q + rows[c])
+template <typename S>
+void additive_scores(const S* q, const S* w, int64_t D, const S* const* rows, int64_t count,
+                     S* scores) {
+  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t part, int64_t c) {
+    return load_part(w + d, part) * tanh<S>(load_part(q + d, part) + load_part(rows[c] + d, part));
+  });
+}
+
+// The same, and keeps the tanh: tanhs [count, D], D a multiple of L.
+template <typename S>
+void additive_scores(const S* q, const S* w, int64_t D, const S* const* rows, int64_t count,
+                     S* scores, S* tanhs) {
+  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t, int64_t c) {
+    const Vec<S> t = tanh<S>(load(q + d) + load(rows[c] + d));
+    store(tanhs + c * D + d, t);
+    return load(w + d) * t;
+  });
+}
+
+template <typename S>
+TT_INLINE S lane_sum(Vec<S> v) {
+  S sum = v[0];
+  for (int lane = 1; lane < kLanes<S>; ++lane) sum += v[lane];
+  return sum;
+}
+
+// Scores to weights, in place (zero in the padding); returns the log of the sum of e^score.
+template <typename S>
+S softmax(S* scores, int64_t count) {
+  const S infinity = static_cast<S>(__builtin_inff());
+  for (int64_t c = count; c < padded<S>(count); ++c) scores[c] = -infinity;
+  Vec<S> highest = load(scores);
+  for (int64_t c = kLanes<S>; c < count; c += kLanes<S>) {
+    const Vec<S> x = load(scores + c);
+    highest = x > highest ? x : highest;
+  }
+  S top = highest[0];
+  for (int lane = 1; lane < kLanes<S>; ++lane) top = highest[lane] > top ? highest[lane] : top;
+  Vec<S> sums{};
+  for (int64_t c = 0; c < count; c += kLanes<S>) {
+    const Vec<S> e = exp_nonpositive<S>(load(scores + c) - splat(top));
+    store(scores + c, e);
+    sums += e;
+  }
+  const S sum = lane_sum<S>(sums), factor = S(1) / sum;
+  for (int64_t c = 0; c < count; c += kLanes<S>) store(scores + c, load(scores + c) * factor);
+  return top + static_cast<S>(__builtin_log(static_cast<double>(sum)));
+}
+
+// out [D] (+)= factor * sum over c of weights[c] rows[c]
+template <typename S, int NV>
+TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t count, int64_t d,
+                              int64_t part, S factor, S* out) {
+  Vec<S> sum[NV] = {};
+  for_chains(count, [&](int64_t begin, int64_t end) {
+    Vec<S> chain[NV] = {};
+    for (int64_t c = begin; c < end; ++c) {
+      const S weight = weights[c];
+      const S* row = rows[c] + d;
+      for (int v = 0; v < NV - 1; ++v) chain[v] += load(row + v * kLanes<S>) * weight;
+      chain[NV - 1] += load_part(row + (NV - 1) * kLanes<S>, part) * weight;
+    }
+    for (int v = 0; v < NV; ++v) sum[v] += chain[v];
+  });
+  for (int v = 0; v < NV - 1; ++v) store(out + d + v * kLanes<S>, sum[v] * factor);
+  store_part(out + d + (NV - 1) * kLanes<S>, sum[NV - 1] * factor, part);
+}
+
+template <typename S>
+void weighted_sum(const S* weights, const S* const* rows, int64_t count, int64_t D, S factor,
+                  S* out) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t d = 0; d < D; d += 4 * L) {
+    const int64_t vectors = least(4, divide_up(D - d, L));
+    const int64_t part = least(L, D - d - (vectors - 1) * L);
+    if (vectors == 4) {
+      weighted_block<S, 4>(weights, rows, count, d, part, factor, out);
+    } else if (vectors == 3) {
+      weighted_block<S, 3>(weights, rows, count, d, part, factor, out);
+    } else if (vectors == 2) {
+      weighted_block<S, 2>(weights, rows, count, d, part, factor, out);
+    } else {
+      weighted_block<S, 1>(weights, rows, count, d, part, factor, out);
+    }
+  }
+}
+
+// rows[c] += factor * weights[c] x for all c.
+template <typename S>
+void add_to_rows(const S* weights, S factor, const S* x, int64_t D, S* const* rows, int64_t count) {
+  for (int64_t c = 0; c < count; ++c) {
+    const S weight = weights[c] * factor;
+    S* row = rows[c];
+    for_vectors<S>(D, [&](int64_t d, int64_t part) {
+      store_part(row + d, load_part(row + d, part) + load_part(x + d, part) * weight, part);
+    });
+  }
+}
+
+// Gradient of the weights to that of the scores, in place: weights * (grad - weights . grad).
+template <typename S>
+void softmax_gradient(const S* weights, S* grad, int64_t count) {
+  Vec<S> sums{};
+  for (int64_t c = 0; c < count; c += kLanes<S>)
+    sums += load_part(weights + c, count - c) * load_part(grad + c, count - c);
+  const S mean = lane_sum<S>(sums);
+  for (int64_t c = 0; c < count; c += kLanes<S>)
+    store(grad + c, load(weights + c) * (load(grad + c) - splat(mean)));
+}
+
+// Gradients of additive scores: with t = tanh(q + rows[c]) and e the gradient of score c,
+//   grad_q += e w (1 - t^2)      grad_rows[c] += e w (1 - t^2)      grad_w += e t
+// tanh_at(d, part, c) gives t. grad_w, a sum over all queries, is compensated.
+template <typename S, typename F>
+TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t count,
+                                  S* const* grad_rows, S* grad_q, S* grad_w, S* lost_w,
+                                  const F& tanh_at) {
+  for_vectors<S>(D, [&](int64_t d, int64_t part) {
+    const Vec<S> weight = load_part(w + d, part);
+    for_chains(count, [&](int64_t begin, int64_t end) {
+      Vec<S> to_q{}, to_w{};
+      for (int64_t c = begin; c < end; ++c) {
+        const Vec<S> t = tanh_at(d, part, c);
+        const Vec<S> e = splat(grad[c]);
+        const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
+        to_q += g;
+        to_w += e * t;
+        S* row = grad_rows[c] + d;
+        store_part(row, load_part(row, part) + g, part);
+      }
+      store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
+      add_compensated(grad_w + d, lost_w + d, to_w, part);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace throughtime

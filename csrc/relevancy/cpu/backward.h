@@ -1,0 +1,160 @@
+// Relevancy attention on a CPU, backward.
+//
+// Every sequence is walked from its last query to its first over the candidates that the forward
+// pass chose (Replay). With p the weights, made from the scores again (e^(score - lse) would have the
+// rounding of the log-sum-exp, and weights that do not add up to 1):
+//
+//   dp_c = do . v_c      ds = p (dp - p . dp)      dv_c += p_c do
+//   dot:       dq = scale sum ds_c k_c             dk_c += scale ds_c q
+//   additive:  with t = tanh(q + k_c), g = ds_c w (1 - t^2):   dq += g   dk_c += g   dw += ds_c t
+//
+// A key's rows of dk and dv are added to in place: a sequence belongs to one thread. dw is summed
+// per sequence, then over the batch in order: bit-equal for every number of threads.
+#pragma once
+
+#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/forward.h"
+#include "relevancy/cpu/screening.h"
+
+namespace throughtime {
+namespace {
+
+template <typename S>
+class RelevancyBackwardPass {
+ public:
+  RelevancyBackwardPass(const RelevancyBackward<S>& args, const Runtime& runtime)
+      : p_(args),
+        in_(args.in),
+        shape_(args.in.shape),
+        schedule_(schedule_sequences<S>(shape_, runtime.threads)),
+        scratch_(runtime) {
+    const ScreeningShape& s = shape_.screening;
+    int64_t retained = 0;
+    for (int64_t n = 0; n < shape_.sequences(); ++n)
+      retained = most(retained,
+                      retained_at_end(s, in_.length(n / shape_.heads), {p_.last + n * s.S(), 1}));
+    most_ = padded<S>(s.most_in_window() + retained + 1);
+    const auto per_lane = [&](auto number, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
+    };
+    ended_ = per_lane(int64_t(), s.T);
+    kept_ = per_lane(int64_t(), s.S());
+    weights_ = per_lane(S(), most_);
+    grad_ = per_lane(S(), most_);
+    keys_ = per_lane(static_cast<const S*>(nullptr), most_);
+    values_ = per_lane(static_cast<const S*>(nullptr), most_);
+    grad_keys_ = per_lane(static_cast<S*>(nullptr), most_);
+    grad_values_ = per_lane(static_cast<S*>(nullptr), most_);
+    grad_w_ = scratch_.template reserve<S>(in_.score_weight ? shape_.sequences() : 0, shape_.D);
+    lost_w_ = per_lane(S(), in_.score_weight ? shape_.D : 0);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    scratch_.allocate();
+    run_workers(runtime, schedule_, barriers_(), *this);
+  }
+
+  int64_t blocks() const { return shape_.heads; }
+  void prepare(Share) {}
+
+  void walk(const Member& member) {
+    const Share own(shape_.sequences(), member.lane, schedule_.lanes);
+    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+  }
+
+  void finish(Share heads) {
+    if (!in_.score_weight) return;
+    for (int64_t h = heads.begin; h < heads.end; ++h)
+      for (int64_t d = 0; d < shape_.D; ++d) {
+        S sum = 0;
+        for (int64_t b = 0; b < shape_.B; ++b)
+          sum += grad_w_()[(b * shape_.heads + h) * shape_.D + d];
+        p_.grad_score_weight[h * shape_.D + d] = sum;
+      }
+  }
+
+ private:
+  void walk_sequence(const Member& member, int64_t n) {
+    const int64_t lane = member.lane;
+    Stopwatch& watch = *member.watch;
+    const ScreeningShape& s = shape_.screening;
+    const int64_t D = shape_.D, Dv = shape_.Dv;
+    const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
+    const S* query = in_.query.sequence(b, h);
+    const S* key = in_.key.sequence(b, h);
+    const S* value = in_.value.sequence(b, h);
+    const S* grad_output = p_.grad_output.sequence(b, h);
+    const S* w = in_.score_weight ? in_.score_weight + h * D : nullptr;
+    S* grad_query = p_.grad_query + n * s.T * D;
+    S* grad_key = p_.grad_key + n * s.S() * D;
+    S* grad_value = p_.grad_value + n * s.S() * Dv;
+    S* weights = weights_() + lane * most_;
+    S* grad = grad_() + lane * most_;
+    const S** keys = keys_() + lane * most_;
+    const S** values = values_() + lane * most_;
+    S** grad_keys = grad_keys_() + lane * most_;
+    S** grad_values = grad_values_() + lane * most_;
+    S* grad_w = w ? grad_w_() + n * D : nullptr;
+    std::memset(grad_query, 0, s.T * D * sizeof(S));
+    std::memset(grad_key, 0, s.S() * D * sizeof(S));
+    std::memset(grad_value, 0, s.S() * Dv * sizeof(S));
+    S* lost_w = lost_w_() + lane * D;
+    if (w) {
+      std::memset(grad_w, 0, D * sizeof(S));
+      std::memset(lost_w, 0, D * sizeof(S));
+    }
+
+    Replay replay(s, length, {p_.last + n * s.S(), 1}, ended_() + lane * s.T,
+                  kept_() + lane * s.S());
+    for (int64_t step = length - 1; step >= 0; --step) {
+      const Candidates& candidates = replay.candidates(step);
+      const int64_t count = candidates.count();
+      candidates.each([&](int64_t c, int64_t position) {
+        keys[c] = key + position * in_.key.stride_t;
+        values[c] = value + position * in_.value.stride_t;
+        grad_keys[c] = grad_key + position * D;
+        grad_values[c] = grad_value + position * Dv;
+      });
+      const S* q = query + step * in_.query.stride_t;
+      const S* go = grad_output + step * p_.grad_output.stride_t;
+      S* dq = grad_query + step * D;
+      watch.lap(kScreening);
+      if (w) {
+        additive_scores(q, w, D, keys, count, weights);
+      } else {
+        dot_scores(q, D, keys, count, weights);
+        for (int64_t c = 0; c < count; c += kLanes<S>)
+          store(weights + c, load(weights + c) * in_.scale);
+      }
+      softmax(weights, count);
+      dot_scores(go, Dv, values, count, grad);
+      softmax_gradient(weights, grad, count);
+      watch.lap(kScores);
+      add_to_rows(weights, S(1), go, Dv, grad_values, count);
+      watch.lap(kSums);
+      if (w) {
+        additive_gradients(grad, w, D, count, grad_keys, dq, grad_w, lost_w,
+                           [&](int64_t d, int64_t part, int64_t c) {
+                             return tanh<S>(load_part(q + d, part) + load_part(keys[c] + d, part));
+                           });
+      } else {
+        weighted_sum(grad, keys, count, D, in_.scale, dq);
+        add_to_rows(grad, in_.scale, q, D, grad_keys, count);
+      }
+      watch.lap(kScores);
+    }
+  }
+
+  const RelevancyBackward<S>& p_;
+  const RelevancyInput<S>& in_;
+  const RelevancyShape shape_;
+  const SequenceSchedule schedule_;
+  int64_t most_;  // candidates of a query, in whole vectors
+  Scratch scratch_;
+  Span<S> weights_, grad_, grad_w_, lost_w_;
+  Span<int64_t> ended_, kept_;
+  Span<const S*> keys_, values_;
+  Span<S*> grad_keys_, grad_values_;
+  Span<Barrier> barriers_;
+};
+
+}  // namespace
+}  // namespace throughtime

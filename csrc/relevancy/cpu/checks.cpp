@@ -1,0 +1,49 @@
+#include "relevancy/cpu/checks.h"
+
+#include "common/tensors.h"
+
+namespace throughtime {
+
+void check_memory(const char* op, const ScreeningShape& s) {
+  TT_CHECK(s.window_size >= 1 && s.top_k >= 0, op,
+           ": window_size should be at least 1 and top_k at least 0, got ", s.window_size, " and ",
+           s.top_k);
+  TT_CHECK(s.P < kTooMany && s.T < kTooMany, op, ": ", s.P, " positions of an earlier call and ",
+           s.T, " of this one are more than any memory can hold");
+  TT_CHECK(0 <= s.R && s.R <= s.P, op, ": retained should be in [0, ", s.P,
+           "], the positions of an earlier call; got ", s.R);
+  TT_CHECK(s.R <= s.top_k && s.P - s.R <= s.window_size - 1, op,
+           ": an earlier call leaves at most top_k = ", s.top_k,
+           " retained positions and window_size - 1 = ", s.window_size - 1, " others, got ", s.R,
+           " and ", s.P - s.R);
+}
+
+// In a call of n queries, key p (of the window or of query p - P) is in the window until query
+// p - P + window_size - 1. There it is retained, or its last query is that one; later another key
+// that leaves the window may take its place. So a query is the last one of at most one key, and of
+// none before the first key leaves the window.
+void LastCheck::operator()(const int64_t* last, int64_t stride, int64_t n) {
+  const ScreeningShape& s = shape_;
+  const auto fits = [&](bool truth, int64_t p) {
+    TT_CHECK(truth, op_, ": last should be that of the forward pass, got ", last[p * stride],
+             " at position ", p, " of a sequence of ", n, " queries");
+  };
+  if (ended_in_.empty()) ended_in_.resize(s.T);
+  ++sequence_;
+  int64_t first = s.R;  // of the window: slots before it are empty
+  while (first < s.P && last[first * stride] < 0) ++first;
+  const int64_t window = least(s.window_size, kTooMany);
+  const int64_t full = first - s.P + window - 1;  // the first key leaves here
+  for (int64_t p = 0; p < s.S(); ++p) {
+    const int64_t end = last[p * stride];
+    const bool may_be_empty = p < first || p >= s.P + n;
+    if (may_be_empty && end == -1) continue;
+    const int64_t leaves = p < s.R ? 0 : p - s.P + window - 1;
+    fits(p < s.P + n && end >= least(leaves, n - 1) && end >= 0 && end < n, p);
+    if (end == n - 1) continue;
+    fits(end >= full && ended_in_[end] != sequence_, p);
+    ended_in_[end] = sequence_;
+  }
+}
+
+}  // namespace throughtime

@@ -1,0 +1,124 @@
+// Relevancy attention on a CPU, forward: every sequence (a sample and head) walks through time alone.
+//
+// Per query: scores of its candidates, softmax, output, then the relevance of the window and the
+// competition for the retained set (screening.h). Cost per query: (window_size + top_k) (D + Dv)
+// multiply-adds; memory beside the tensors: O(T) per thread.
+#pragma once
+
+#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/screening.h"
+
+namespace throughtime {
+namespace {
+
+// Every thread takes sequences of its own and meets the others at the end only.
+struct SequenceSchedule {
+  int lanes;
+  static constexpr int team = 1;
+  TT_INLINE int workers() const { return lanes; }
+};
+
+template <typename S>
+SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
+  constexpr double kOperationsToFork = 1 << 20;  // in all: below, starting threads costs more
+  const double candidates = static_cast<double>(shape.screening.most_in_window()) +
+                            static_cast<double>(shape.screening.most_retained());
+  const double operations = 2.0 * shape.sequences() * shape.T() * candidates * (shape.D + shape.Dv);
+  if (threads <= 1 || operations < kOperationsToFork) return {1};
+  return {static_cast<int>(least(threads, shape.sequences()))};
+}
+
+template <typename S>
+class RelevancyForwardPass {
+ public:
+  RelevancyForwardPass(const RelevancyForward<S>& args, const Runtime& runtime)
+      : p_(args),
+        in_(args.in),
+        shape_(args.in.shape),
+        schedule_(schedule_sequences<S>(shape_, runtime.threads)),
+        most_(padded<S>(shape_.screening.most_in_window() + shape_.screening.most_retained())),
+        scratch_(runtime) {
+    const auto per_lane = [&](auto number, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
+    };
+    relevance_ = per_lane(S(), shape_.screening.S());
+    kept_ = per_lane(int64_t(), kept_size());
+    scores_ = per_lane(S(), most_);
+    keys_ = per_lane(static_cast<const S*>(nullptr), most_);
+    values_ = per_lane(static_cast<const S*>(nullptr), most_);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    scratch_.allocate();
+    run_workers(runtime, schedule_, barriers_(), *this);
+  }
+
+  int64_t blocks() const { return 0; }
+  void prepare(Share) {}
+  void finish(Share) {}
+
+  void walk(const Member& member) {
+    const Share own(shape_.sequences(), member.lane, schedule_.lanes);
+    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+  }
+
+ private:
+  int64_t kept_size() const { return shape_.screening.most_retained() + 1; }
+
+  void walk_sequence(const Member& member, int64_t n) {
+    const int64_t lane = member.lane;
+    Stopwatch& watch = *member.watch;
+    const ScreeningShape& s = shape_.screening;
+    const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
+    const S* query = in_.query.sequence(b, h);
+    const S* key = in_.key.sequence(b, h);
+    const S* value = in_.value.sequence(b, h);
+    const S* w = in_.score_weight ? in_.score_weight + h * shape_.D : nullptr;
+    S* scores = scores_() + lane * most_;
+    const S** keys = keys_() + lane * most_;
+    const S** values = values_() + lane * most_;
+    S* output = p_.output + n * s.T * shape_.Dv;
+
+    Screening<S> screening(s, length, p_.keep_first, {p_.relevance + n * s.P, 1},
+                           {p_.last + n * s.S(), 1}, relevance_() + lane * s.S(),
+                           kept_() + lane * kept_size());
+    for (int64_t step = 0; step < length; ++step) {
+      const Candidates& candidates = screening.candidates(step);
+      const int64_t count = candidates.count();
+      candidates.each([&](int64_t c, int64_t position) {
+        keys[c] = key + position * in_.key.stride_t;
+        values[c] = value + position * in_.value.stride_t;
+      });
+      const S* q = query + step * in_.query.stride_t;
+      watch.lap(kScreening);
+      if (w) {
+        additive_scores(q, w, shape_.D, keys, count, scores);
+      } else {
+        dot_scores(q, shape_.D, keys, count, scores);
+        for (int64_t c = 0; c < count; c += kLanes<S>)
+          store(scores + c, load(scores + c) * in_.scale);
+      }
+      p_.lse[n * s.T + step] = softmax(scores, count);
+      watch.lap(kScores);
+      weighted_sum(scores, values, count, shape_.Dv, S(1), output + step * shape_.Dv);
+      watch.lap(kSums);
+      screening.advance(step, scores);
+    }
+    screening.finish({p_.memory_index + n * s.memory_after(), 1},
+                     {p_.memory_relevance + n * s.memory_after(), 1});
+    std::memset(output + length * shape_.Dv, 0, (s.T - length) * shape_.Dv * sizeof(S));
+    std::memset(p_.lse + n * s.T + length, 0, (s.T - length) * sizeof(S));
+  }
+
+  const RelevancyForward<S>& p_;
+  const RelevancyInput<S>& in_;
+  const RelevancyShape shape_;
+  const SequenceSchedule schedule_;
+  const int64_t most_;  // candidates of a query, in whole vectors
+  Scratch scratch_;
+  Span<S> relevance_, scores_;
+  Span<int64_t> kept_;
+  Span<const S*> keys_, values_;
+  Span<Barrier> barriers_;
+};
+
+}  // namespace
+}  // namespace throughtime

@@ -1,0 +1,85 @@
+// Arguments of the relevancy attention kernels: plain structures, no torch in sight.
+//
+// Positions are counted on one axis of S = P + T keys: R slots of the retained set and V slots of
+// the window of an earlier call (P = R + V, a slot may be empty), then the T keys of this call.
+#pragma once
+
+#include <cstdint>
+
+#include "common/inline.h"
+#include "common/sizes.h"
+
+namespace throughtime {
+
+// The part that decides who may be attended.
+struct ScreeningShape {
+  int64_t T, P, R;
+  int64_t window_size;  // >= 1
+  int64_t top_k;        // >= 0
+
+  TT_INLINE int64_t S() const { return P + T; }
+  // Sizes of what is left for the next call.
+  TT_INLINE int64_t retained_after() const {
+    // Never window_size + top_k: both may be the largest number there is.
+    return least(top_k, R + most(0, (P - R) + T - (window_size - 1)));
+  }
+  TT_INLINE int64_t window_after() const { return least(window_size - 1, (P - R) + T); }
+  TT_INLINE int64_t memory_after() const { return retained_after() + window_after(); }
+  TT_INLINE int64_t most_in_window() const { return least(window_size, S()); }
+  TT_INLINE int64_t most_retained() const { return least(top_k, S()); }
+};
+
+struct RelevancyShape {
+  int64_t B, heads, D, Dv;
+  ScreeningShape screening;
+
+  TT_INLINE int64_t T() const { return screening.T; }
+  TT_INLINE int64_t sequences() const { return times(B, heads); }
+};
+
+// A tensor [B, heads, time, features] with contiguous features.
+template <typename S>
+struct Sequences {
+  const S* at;
+  int64_t stride_b, stride_h, stride_t;
+
+  TT_INLINE const S* sequence(int64_t b, int64_t h) const {
+    return at + b * stride_b + h * stride_h;
+  }
+};
+
+template <typename S>
+struct RelevancyInput {
+  RelevancyShape shape;
+  Sequences<S> query, key, value;
+  const S* score_weight;   // [heads, D], or null: the scaled dot product
+  const int64_t* lengths;  // [B] or null
+  S scale;
+
+  TT_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : shape.T(); }
+};
+
+template <typename S>
+struct RelevancyForward {
+  RelevancyInput<S> in;
+  const S* relevance;     // [B, heads, P], negative where a slot is empty, or null if P = 0
+  bool keep_first;        // relevance stays zero: the first keys are retained
+  S* output;              // [B, heads, T, Dv]
+  S* lse;                 // [B, heads, T]
+  int64_t* last;          // [B, heads, S]
+  int64_t* memory_index;  // [B, heads, memory_after]
+  S* memory_relevance;    // the same
+};
+
+template <typename S>
+struct RelevancyBackward {
+  RelevancyInput<S> in;
+  Sequences<S> grad_output;
+  const int64_t* last;   // [B, heads, S]
+  S* grad_query;         // [B, heads, T, D]
+  S* grad_key;           // [B, heads, S, D]
+  S* grad_value;         // [B, heads, S, Dv]
+  S* grad_score_weight;  // [heads, D] or null
+};
+
+}  // namespace throughtime

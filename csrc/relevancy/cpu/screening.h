@@ -1,0 +1,205 @@
+// Relevancy screening of one sequence: which keys a query attends.
+//
+//   relevance_j += attention that query i pays to j         for j in the window of i
+//   after query i, j = (own position of i) - window_size + 1 leaves the window and competes for
+//   the retained set: the top_k of largest relevance, the earlier key first among equals
+//
+// A key is attended by one unbroken run of queries, so `last`, the last of them, is all that the
+// backward pass needs: `Replay` walks the same candidates from the end to the beginning.
+// Candidates are listed by position: the retained set, then the window.
+#pragma once
+
+#include <cstring>
+
+#include "common/cpu/team.h"
+#include "relevancy/cpu/params.h"
+
+namespace throughtime {
+namespace {
+
+// A column of a matrix of per-sequence numbers.
+template <typename N>
+struct Column {
+  N* at;
+  int64_t stride;
+  TT_INLINE N& operator[](int64_t i) const { return at[i * stride]; }
+};
+
+// Positions of the retained set, ascending, and where the window begins.
+struct Candidates {
+  int64_t* kept;
+  int64_t kept_count = 0;
+  int64_t window_begin = 0, window_end = 0;
+
+  TT_INLINE int64_t count() const { return kept_count + window_end - window_begin; }
+
+  // Calls f(index, position) for all of them.
+  template <typename F>
+  TT_INLINE void each(const F& f) const {
+    for (int64_t c = 0; c < kept_count; ++c) f(c, kept[c]);
+    const int64_t base = kept_count - window_begin;
+    for (int64_t position = window_begin; position < window_end; ++position)
+      f(base + position, position);
+  }
+};
+
+template <typename S>
+class Screening {
+ public:
+  // relevance and kept: scratch for shape.S() numbers and most_retained() + 1 positions.
+  Screening(const ScreeningShape& shape, int64_t length, bool keep_first, Column<const S> before,
+            Column<int64_t> last, S* relevance, int64_t* kept)
+      : shape_(shape),
+        length_(length),
+        keep_first_(keep_first),
+        last_(last),
+        relevance_(relevance) {
+    candidates_.kept = kept;
+    for (int64_t p = 0; p < shape.S(); ++p) {
+      relevance_[p] = p < shape.P ? before[p] : S(0);
+      last_[p] = -1;
+    }
+    for (int64_t p = 0; p < shape.R; ++p)
+      if (!empty(p)) kept[candidates_.kept_count++] = p;
+    first_ = shape.R;  // of the window
+    while (first_ < shape.P && empty(first_)) ++first_;
+  }
+
+  TT_INLINE const Candidates& candidates(int64_t step) {
+    candidates_.window_end = shape_.P + step + 1;
+    candidates_.window_begin = most(first_, candidates_.window_end - shape_.window_size);
+    return candidates_;
+  }
+
+  // Takes the attention paid to candidates(step), in their order.
+  void advance(int64_t step, const S* attention) {
+    Candidates& now = candidates_;
+    if (!keep_first_) {
+      S* relevance = relevance_ + now.window_begin;
+      attention += now.kept_count;
+      for (int64_t k = 0; k < now.window_end - now.window_begin; ++k) relevance[k] += attention[k];
+    }
+    if (now.window_end - now.window_begin < shape_.window_size) return;
+    const int64_t leaving = compete(now.window_begin);
+    if (leaving >= 0) last_[leaving] = step;
+  }
+
+  // After the last step: everybody still attended, and what the next call needs.
+  void finish(Column<int64_t> index, Column<S> relevance) {
+    const Candidates& now = candidates_;
+    const int64_t window = shape_.window_after(), retained = shape_.retained_after();
+    const int64_t end = shape_.P + length_;
+    if (length_ > 0) {
+      for (int64_t c = 0; c < now.kept_count; ++c) last_[now.kept[c]] = length_ - 1;
+      for (int64_t p = now.window_begin; p < end; ++p) last_[p] = length_ - 1;
+    }
+    for (int64_t slot = 0; slot < retained; ++slot)
+      put(slot, slot < now.kept_count ? now.kept[slot] : -1, index, relevance);
+    for (int64_t slot = 0; slot < window; ++slot) {
+      const int64_t p = end - window + slot;
+      put(retained + slot, p < first_ ? -1 : p, index, relevance);
+    }
+  }
+
+ private:
+  TT_INLINE bool empty(int64_t p) const { return relevance_[p] < S(0); }
+
+  void put(int64_t slot, int64_t position, Column<int64_t> index, Column<S> relevance) const {
+    index[slot] = position;
+    relevance[slot] = position < 0 ? S(-1) : relevance_[position];
+  }
+
+  // Returns who is attended no more, or -1. NaN is no relevance: such a key is forgotten.
+  int64_t compete(int64_t newcomer) {
+    Candidates& now = candidates_;
+    const S relevance = relevance_[newcomer];
+    if (!(relevance >= S(0))) return newcomer;
+    if (now.kept_count < shape_.top_k) {
+      now.kept[now.kept_count++] = newcomer;
+      return -1;
+    }
+    int64_t loser = -1;  // the newest of the least relevant
+    S lowest = relevance;
+    for (int64_t c = 0; c < now.kept_count; ++c)
+      if (relevance_[now.kept[c]] < lowest || (loser >= 0 && relevance_[now.kept[c]] == lowest)) {
+        lowest = relevance_[now.kept[c]];
+        loser = c;
+      }
+    if (loser < 0) return newcomer;
+    const int64_t leaving = now.kept[loser];
+    std::memmove(now.kept + loser, now.kept + loser + 1,
+                 (now.kept_count - loser - 1) * sizeof(int64_t));
+    now.kept[now.kept_count - 1] = newcomer;
+    return leaving;
+  }
+
+  ScreeningShape shape_;
+  int64_t length_;
+  bool keep_first_;
+  Column<int64_t> last_;
+  S* relevance_;
+  Candidates candidates_;
+  int64_t first_;
+};
+
+// How many keys are retained after the last of `length` steps; never fewer than before it.
+TT_INLINE int64_t retained_at_end(const ScreeningShape& shape, int64_t length,
+                                  Column<const int64_t> last) {
+  int64_t count = 0;
+  for (int64_t p = 0; p < shape.S(); ++p) {
+    const bool in_window = p >= shape.R && p > shape.P + length - 1 - shape.window_size;
+    count += last[p] == length - 1 && length > 0 && !in_window;
+  }
+  return count;
+}
+
+// The candidates of every step, from the last to the first.
+class Replay {
+ public:
+  // ended: scratch for shape.T positions; kept: for shape.S().
+  Replay(const ScreeningShape& shape, int64_t length, Column<const int64_t> last, int64_t* ended,
+         int64_t* kept)
+      : shape_(shape), ended_(ended) {
+    candidates_.kept = kept;
+    for (int64_t step = 0; step < length; ++step) ended[step] = -1;
+    first_ = shape.R;
+    while (first_ < shape.P && last[first_] < 0) ++first_;
+    const int64_t window_begin = shape.P + length - shape.window_size;
+    for (int64_t p = 0; p < shape.S(); ++p) {
+      if (last[p] < 0 || last[p] >= length) continue;
+      if (last[p] < length - 1) {
+        ended[last[p]] = p;  // no step but the last is the last one of two keys
+      } else if (p < shape.R || p < window_begin) {
+        kept[candidates_.kept_count++] = p;
+      }
+    }
+  }
+
+  // To be called for step = length - 1, ..., 0.
+  const Candidates& candidates(int64_t step) {
+    Candidates& now = candidates_;
+    now.window_end = shape_.P + step + 1;
+    now.window_begin = most(first_, now.window_end - shape_.window_size);
+    // The key that left the window after this step is back in it; it was the newest retained.
+    if (now.kept_count > 0 && now.kept[now.kept_count - 1] >= now.window_begin) --now.kept_count;
+    const int64_t back = ended_[step];
+    if (back >= 0 && (back < shape_.R || back < now.window_begin)) insert(back);
+    return now;
+  }
+
+ private:
+  void insert(int64_t position) {
+    Candidates& now = candidates_;
+    int64_t c = now.kept_count++;
+    for (; c > 0 && now.kept[c - 1] > position; --c) now.kept[c] = now.kept[c - 1];
+    now.kept[c] = position;
+  }
+
+  ScreeningShape shape_;
+  int64_t* ended_;
+  Candidates candidates_;
+  int64_t first_;
+};
+
+}  // namespace
+}  // namespace throughtime
