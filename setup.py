@@ -56,8 +56,9 @@ INSTRUCTION_SETS: dict[str, list[tuple[str, list[str]]]] = {
 }
 BASELINE_SOURCES = [  # for the smallest instruction set
     "csrc/binding.cpp",
-    "csrc/common/cpu/cpu.cpp",
+    "csrc/common/cpu/call.cpp",
     "csrc/common/cpu/cpus.cpp",
+    "csrc/common/cpu/isa.cpp",
     "csrc/common/cpu/pool.cpp",
     "csrc/common/cpu/pooled.cpp",
     "csrc/common/cpu/row_order.cpp",
@@ -81,9 +82,10 @@ CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
 CUDA_KERNEL_SOURCES = ["csrc/lstm/cuda/launch.cu"]
 CUDA_SCALARS = ["float", "device::BFloat16", "device::Float16"]
 
+CPP_STANDARD = "-std=c++20"
 FLAGS = [
     "-O3",
-    "-std=c++17",
+    CPP_STANDARD,
     "-fPIC",
     "-pthread",
     "-fvisibility=hidden",
@@ -175,11 +177,11 @@ def plan_cpu(plan: Plan) -> None:
     toolchain.find_python_headers()
     toolchain.find_ninja()
     for name, flags in INSTRUCTION_SETS[machine]:
-        if plan.compiler.takes(["-std=c++17", *flags]):
+        if plan.compiler.takes([CPP_STANDARD, *flags]):
             plan.instruction_sets.append((name, flags))
         else:
             plan.left_out[name] = (
-                f"{plan.compiler.name} does not take {shlex.join(['-std=c++17', *flags])}"
+                f"{plan.compiler.name} does not take {shlex.join([CPP_STANDARD, *flags])}"
             )
     if not plan.instruction_sets:
         smallest = INSTRUCTION_SETS[machine][0][0]

@@ -8,10 +8,12 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "common/cpu/cpu.h"
+#include "common/cpu/call.h"
 #include "common/cpu/cpus.h"
+#include "common/cpu/isa.h"
 #include "common/cpu/pool.h"
 #include "common/cpu/subnormals.h"
+#include "lstm/cpu/kernels.h"
 #include "lstm/cpu/plan.h"
 #include "lstm/cuda/plan.h"
 
@@ -19,12 +21,13 @@ namespace {
 
 using namespace throughtime;
 
-PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(cpu_kernels().isa); }
+PyObject* name_of_isa(PyObject*, PyObject*) { return PyUnicode_FromString(isa().name); }
 
 PyObject* runnable_isas(PyObject*, PyObject*) {
   PyObject* names = PyList_New(0);
-  for (const CpuKernels* const* k = runnable_cpu_kernels(); names && *k; ++k) {
-    PyObject* name = PyUnicode_FromString((*k)->isa);
+  for (const Isa* isa = isas(); names && isa->name; ++isa) {
+    if (!isa->runs_here) continue;
+    PyObject* name = PyUnicode_FromString(isa->name);
     if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
     Py_XDECREF(name);
   }
@@ -34,7 +37,7 @@ PyObject* runnable_isas(PyObject*, PyObject*) {
 PyObject* set_isa(PyObject*, PyObject* args) {
   const char* name = nullptr;
   if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
-  if (!choose_cpu_kernels(name)) {
+  if (!choose_isa(name)) {
     PyErr_Format(PyExc_ValueError, "isa should be one of runnable_isas(), got '%s'", name);
     return nullptr;
   }
@@ -136,10 +139,9 @@ PyObject* set_profile(PyObject*, PyObject* args) {
 PyObject* profile(PyObject*, PyObject* args) {
   const char* name = nullptr;
   if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
-  int op = 0;
-  while (op < kOperators && std::strcmp(name, name_of(static_cast<Operator>(op))) != 0) ++op;
-  if (op == kOperators) return PyErr_Format(PyExc_ValueError, "no operator is named '%s'", name);
-  const Profile& p = profile_of(static_cast<Operator>(op));
+  const Operator* op = operator_named(name);
+  if (!op) return PyErr_Format(PyExc_ValueError, "no operator is named '%s'", name);
+  const Profile& p = op->profile;
   PyObject* result = Py_BuildValue("{s:L,s:L,s:L,s:L}", "calls", p.calls, "workers", p.workers,
                                    "allocate", p.allocate, "whole", p.whole);
   for (int phase = 0; result && phase < kPhases; ++phase) {
@@ -164,7 +166,7 @@ PyObject* multiply_adds(PyObject*, PyObject* args) {
       [](void* raw, int begin, int end) {
         auto& [repeats, done] = *static_cast<Context*>(raw);
         for (int worker = begin; worker < end; ++worker)
-          __atomic_fetch_add(&done, cpu_kernels().lstm->multiply_adds(repeats), __ATOMIC_RELAXED);
+          __atomic_fetch_add(&done, lstm_kernels().multiply_adds(repeats), __ATOMIC_RELAXED);
       },
       &context);
   return PyLong_FromLongLong(context.done);
@@ -178,15 +180,15 @@ PyObject* nonlinearity(PyObject*, PyObject* args) {
   void* values = reinterpret_cast<void*>(static_cast<uintptr_t>(address));
   const FlushSubnormals flush;  // as in a kernel
   if (is_double) {
-    cpu_kernels().lstm->nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
+    lstm_kernels().nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
   } else {
-    cpu_kernels().lstm->nonlinearity_f32(static_cast<float*>(values), count, is_tanh);
+    lstm_kernels().nonlinearity_f32(static_cast<float*>(values), count, is_tanh);
   }
   Py_RETURN_NONE;
 }
 
 PyMethodDef methods[] = {
-    {"isa", isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
+    {"isa", name_of_isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
     {"runnable_isas", runnable_isas, METH_NOARGS,
      "Names of the instruction sets that this machine can run, best first."},
     {"set_isa", set_isa, METH_VARARGS, "set_isa(name): run another instruction set's kernels."},

@@ -7,6 +7,9 @@
 #include "common/sizes.h"
 
 namespace throughtime {
+
+thread_local const char* running_operator = "kernels";
+
 namespace {
 
 std::string text(const int64_t* sizes, size_t count) {
@@ -18,11 +21,11 @@ std::string text(const int64_t* sizes, size_t count) {
 }
 
 // A schema's `Tensor` takes None too, as a tensor without anything.
-void check_defined(const char* op, const char* argument, const Tensor& tensor) {
-  TT_CHECK(tensor.defined(), op, ": ", argument, " should be a tensor, got None");
+void check_defined(const char* argument, const Tensor& tensor) {
+  TT_CHECK_CALL(tensor.defined(), argument, " should be a tensor, got None");
 }
 
-void check_storage(const char* op, const char* argument, const Tensor& tensor, ScalarType dtype) {
+void check_storage(const char* argument, const Tensor& tensor, ScalarType dtype) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   int64_t end = 1;  // numbers from the first to the last
   for (size_t d = 0; d < sizes.size(); ++d) {
@@ -33,68 +36,59 @@ void check_storage(const char* op, const char* argument, const Tensor& tensor, S
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &held));
   const int64_t needed = times(offset + end, bytes_of(dtype));
-  TT_CHECK(needed <= held, op, ": ", argument, " should lie in ", needed, " bytes of storage, got ",
+  TT_CHECK_CALL(needed <= held, argument, " should lie in ", needed, " bytes of storage, got ",
            held, "; its storage was resized");
 }
 
 }  // namespace
 
-void check_shape(const char* op, const char* argument, const Tensor& tensor,
+void check_shape(const char* argument, const Tensor& tensor,
                  std::initializer_list<int64_t> wanted) {
   const auto sizes = tensor.sizes();
   bool equal = sizes.size() == wanted.size();
   for (size_t i = 0; equal && i < wanted.size(); ++i) equal = sizes[i] == wanted.begin()[i];
   for (size_t i = 0; equal && i < wanted.size(); ++i)
-    TT_CHECK(sizes[i] < kTooMany, op, ": ", argument, " has shape ",
+    TT_CHECK_CALL(sizes[i] < kTooMany, argument, " has shape ",
              text(sizes.data(), sizes.size()), ", more than any memory can hold");
-  TT_CHECK(equal, op, ": ", argument, " should have shape ", text(wanted.begin(), wanted.size()),
+  TT_CHECK_CALL(equal, argument, " should have shape ", text(wanted.begin(), wanted.size()),
            ", got ", text(sizes.data(), sizes.size()));
 }
 
-void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType wanted) {
-  TT_CHECK(tensor.scalar_type() == wanted, op, ": ", argument, " should have dtype ",
+void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted) {
+  TT_CHECK_CALL(tensor.scalar_type() == wanted, argument, " should have dtype ",
            torch::headeronly::toString(wanted), ", got ",
            torch::headeronly::toString(tensor.scalar_type()));
 }
 
-void check_cpu(const char* op, const char* argument, const Tensor& tensor) {
-  TT_CHECK(tensor.is_cpu(), op, ": ", argument, " should be on the CPU, as the others are");
+void check_cpu(const char* argument, const Tensor& tensor) {
+  TT_CHECK_CALL(tensor.is_cpu(), argument, " should be on the CPU, as the others are");
 }
 
-void check_dims(const char* op, const char* argument, const Tensor& tensor, const char* letters) {
-  check_defined(op, argument, tensor);
+void check_dims(const char* argument, const Tensor& tensor, const char* letters) {
+  check_defined(argument, tensor);
   const int64_t wanted = 1 + std::count(letters, letters + std::strlen(letters), ',');
-  TT_CHECK(tensor.dim() == wanted, op, ": ", argument, " should be ", letters, ", got ",
+  TT_CHECK_CALL(tensor.dim() == wanted, argument, " should be ", letters, ", got ",
            tensor.dim(), " dimensions");
 }
 
-void check_argument(const char* op, const char* argument, const Tensor& tensor,
+void check_argument(const char* argument, const Tensor& tensor,
                     std::initializer_list<int64_t> wanted, ScalarType dtype) {
-  check_defined(op, argument, tensor);
-  check_cpu(op, argument, tensor);
-  check_shape(op, argument, tensor, wanted);
-  check_dtype(op, argument, tensor, dtype);
-  check_storage(op, argument, tensor, dtype);
+  check_defined(argument, tensor);
+  check_cpu(argument, tensor);
+  check_shape(argument, tensor, wanted);
+  check_dtype(argument, tensor, dtype);
+  check_storage(argument, tensor, dtype);
 }
 
-void check_argument(const char* op, const char* argument, const OptionalTensor& tensor,
+void check_argument(const char* argument, const OptionalTensor& tensor,
                     std::initializer_list<int64_t> wanted, ScalarType dtype) {
-  if (tensor) check_argument(op, argument, *tensor, wanted, dtype);
+  if (tensor) check_argument(argument, *tensor, wanted, dtype);
 }
 
-void check_real(const char* op, const char* argument, const Tensor& tensor) {
+void check_real(const char* argument, const Tensor& tensor) {
   const ScalarType dtype = tensor.scalar_type();
-  TT_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", argument,
+  TT_CHECK_CALL(dtype == ScalarType::Float || dtype == ScalarType::Double, argument,
            " should be float32 or float64, got ", torch::headeronly::toString(dtype));
-}
-
-void check_steps(const char* op, const char* argument, const OptionalTensor& mask, int64_t steps,
-                 int64_t batch) {
-  if (mask && mask->dim() == 2) {
-    check_argument(op, argument, mask, {steps, batch}, ScalarType::Bool);
-  } else {
-    check_argument(op, argument, mask, {steps}, ScalarType::Bool);
-  }
 }
 
 int64_t bytes_of(ScalarType dtype) {

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -18,6 +19,15 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// An optional argument: an optional tensor that only an optional tensor makes.
+struct Maybe : OptionalTensor {
+  Maybe() = default;
+  explicit Maybe(OptionalTensor tensor) : OptionalTensor(std::move(tensor)) {}
+};
+
+// The operator that this thread runs, as messages name it.
+extern thread_local const char* running_operator;
+
 // RuntimeError of these words put together; STD_TORCH_CHECK would put file and line before them.
 template <typename... Words>
 [[noreturn]] void raise(const Words&... words) {
@@ -27,37 +37,32 @@ template <typename... Words>
 }
 #define TT_CHECK(truth, ...) \
   if (!(truth)) throughtime::raise(__VA_ARGS__)
+// The same, with the running operator's name before the words.
+#define TT_CHECK_CALL(truth, ...) \
+  TT_CHECK(truth, "throughtime::", throughtime::running_operator, ": ", __VA_ARGS__)
 
-// Raises "op: argument should have shape [..], got [..]" if any size differs. Sizes are below
+// Raises "throughtime::op: argument should have shape [..], got [..]" if any size differs. Sizes are below
 // kTooMany.
-void check_shape(const char* op, const char* argument, const Tensor& tensor,
+void check_shape(const char* argument, const Tensor& tensor,
                  std::initializer_list<int64_t> wanted);
-void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType wanted);
-void check_cpu(const char* op, const char* argument, const Tensor& tensor);
+void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted);
+void check_cpu(const char* argument, const Tensor& tensor);
 
 // Raises unless the tensor is one, with as many dimensions as `letters` names: "[T, B, I]".
-void check_dims(const char* op, const char* argument, const Tensor& tensor, const char* letters);
+void check_dims(const char* argument, const Tensor& tensor, const char* letters);
 
 // All of these, and that the tensor's storage, which can be resized, still holds it.
-void check_argument(const char* op, const char* argument, const Tensor& tensor,
+void check_argument(const char* argument, const Tensor& tensor,
                     std::initializer_list<int64_t> wanted, ScalarType dtype);
-void check_argument(const char* op, const char* argument, const OptionalTensor& tensor,
+void check_argument(const char* argument, const OptionalTensor& tensor,
                     std::initializer_list<int64_t> wanted, ScalarType dtype);
 
 // Raises unless the tensor is float32 or float64.
-void check_real(const char* op, const char* argument, const Tensor& tensor);
-
-// A mask over steps: none, bool [steps] or bool [steps, batch].
-void check_steps(const char* op, const char* argument, const OptionalTensor& mask, int64_t steps,
-                 int64_t batch);
+void check_real(const char* argument, const Tensor& tensor);
 
 // The tensor itself if it is contiguous, else a contiguous copy.
 Tensor dense(const Tensor& tensor);
 OptionalTensor dense(const OptionalTensor& tensor);
-
-// An uninitialised contiguous CPU tensor of float, double or int64, its memory from the pool where this torch can take it
-// (2.11 or later), else from torch.
-Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
 // Bytes of a number of one of the dtypes that operators take.
 int64_t bytes_of(ScalarType dtype);
@@ -66,9 +71,6 @@ void fill_zero(const Tensor& tensor);
 
 // Copies a contiguous tensor into another of the same size and dtype.
 void copy(const Tensor& from, const Tensor& to);
-
-// The one bias of the kernels: the sum of those that are there, float32 or float64; dense.
-OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh);
 
 template <typename S>
 const S* data(const Tensor& tensor) {

@@ -11,7 +11,7 @@ import torch
 import throughtime
 from throughtime import env
 from throughtime.backends import NAMES
-from throughtime.backends.gpu_plan import GPUS
+from throughtime.backends.gpus import GPUS
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from throughtime import _ext
-from throughtime.backends.predicates import ORDER, Request, can_run
-from throughtime.backends.workers import workers
+from throughtime.backends.backend import ORDER, Request, can_run
+from throughtime.backends.cpu import workers
 
 # Name, what it does when it is unset.
 VARIABLES = {

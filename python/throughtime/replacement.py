@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 from torch.nn.utils import parametrize
 
-from throughtime.backends.predicates import BackendName, Request, can_run
+from throughtime.backends.backend import BackendName, Request, can_run
 from throughtime.backends.selection import check_name
 from throughtime.functional.checks import check_flag
 from throughtime.masks import check_probability

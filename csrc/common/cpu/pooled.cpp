@@ -1,7 +1,7 @@
 #include <exception>
 #include <vector>
 
-#include "common/cpu/cpu.h"
+#include "common/cpu/call.h"
 #include "common/cpu/pool.h"
 #include "common/sizes.h"
 #include "common/tensors.h"

@@ -9,14 +9,14 @@
 namespace throughtime {
 
 // Lengths int64 [batch], dense, or none; raises unless each is in [0, steps].
-OptionalTensor checked_lengths(const char* op, const OptionalTensor& lengths, int64_t batch,
+OptionalTensor checked_lengths(const OptionalTensor& lengths, int64_t batch,
                                int64_t steps);
 
 // Samples by falling length, so that those still running at a step are the first ones.
 class RowOrder {
  public:
   // lengths: as checked_lengths() takes them; none: all are whole.
-  RowOrder(const char* op, const OptionalTensor& lengths, int64_t batch, int64_t steps);
+  RowOrder(const OptionalTensor& lengths, int64_t batch, int64_t steps);
 
   const int64_t* order() const { return order_.get(); }  // sample of each row
   // Length of each row; null if all are whole.

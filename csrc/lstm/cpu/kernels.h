@@ -17,4 +17,7 @@ struct LstmKernels {
   int64_t (*multiply_adds)(int64_t repeats);
 };
 
+// Those of the instruction set that runs.
+const LstmKernels& lstm_kernels();
+
 }  // namespace throughtime

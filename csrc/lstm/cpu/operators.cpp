@@ -1,62 +1,78 @@
 // throughtime::lstm_forward and lstm_backward on the CPU: check, lay out, run.
 //
-// Schemas and their documentation: python/throughtime/ops/lstm.py.
+// What the arguments mean: python/throughtime/ops/lstm/arguments.py.
 #include <tuple>
 
-#include "common/cpu/cpu.h"
+#include "common/cpu/call.h"
+#include "common/cpu/isa.h"
 #include "common/cpu/row_order.h"
-#include "common/tensors.h"
-#include "lstm/cpu/params.h"
+#include "common/operator.h"
+#include "lstm/cpu/kernels.h"
 
 namespace throughtime {
+
+TT_KERNEL_TABLES(LstmKernels, lstm)
+
 namespace {
 
-// Sizes of a call, once all that both passes take is known to fit.
-LstmShape checked(const char* op, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                  const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                  const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
-                  const OptionalTensor& reset) {
-  check_dims(op, "input", input, "[T, B, I]");
-  check_dims(op, "weight_hh", weight_hh, "[4H, H or P]");
-  const int64_t H = weight_hh.size(0) / 4, R = weight_hr ? weight_hh.size(1) : H;
-  const LstmShape s{input.size(0), input.size(1), input.size(2), H, R};
-  check_real(op, "input", input);
+struct LstmArguments {
+  Tensor input, h_0, c_0, weight_ih, weight_hh;
+  Maybe bias_ih, bias_hh, weight_hr, lengths, reset, detach_mask;
+  bool reverse;
+};
+
+struct ForwardCall {
+  LstmArguments args;
+  bool save;
+};
+
+struct BackwardCall {
+  Maybe grad_output, grad_h_n, grad_c_n;
+  LstmArguments args;
+  Tensor output, saved;
+  bool need_input, need_weights;
+};
+
+// Sizes of a call whose arguments fit.
+LstmShape checked(const LstmArguments& a) {
+  check_dims("input", a.input, "[T, B, I]");
+  check_dims("weight_hh", a.weight_hh, "[4H, H or P]");
+  const int64_t H = a.weight_hh.size(0) / 4, R = a.weight_hr ? a.weight_hh.size(1) : H;
+  const LstmShape s{a.input.size(0), a.input.size(1), a.input.size(2), H, R};
+  check_real("input", a.input);
   TT_CHECK(s.T > 0, "Expected sequence length to be larger than 0 in RNN");
-  TT_CHECK(H > 0 && R > 0, op, ": weight_hh should be [4H, H or P] of at least one unit");
-  const ScalarType dtype = input.scalar_type();
-  check_argument(op, "input", input, {s.T, s.B, s.I}, dtype);
-  check_argument(op, "h_0", h_0, {s.B, R}, dtype);
-  check_argument(op, "c_0", c_0, {s.B, H}, dtype);
-  check_argument(op, "weight_ih", weight_ih, {4 * H, s.I}, dtype);
-  check_argument(op, "weight_hh", weight_hh, {4 * H, R}, dtype);
-  check_argument(op, "weight_hr", weight_hr, {R, H}, dtype);
-  check_argument(op, "bias_ih", bias_ih, {4 * H}, dtype);
-  check_argument(op, "bias_hh", bias_hh, {4 * H}, dtype);
-  check_argument(op, "reset", reset, {s.T, s.B}, ScalarType::Bool);
+  TT_CHECK_CALL(H > 0 && R > 0, "weight_hh should be [4H, H or P] of at least one unit");
+  const ScalarType dtype = a.input.scalar_type();
+  check_argument("input", a.input, {s.T, s.B, s.I}, dtype);
+  check_argument("h_0", a.h_0, {s.B, R}, dtype);
+  check_argument("c_0", a.c_0, {s.B, H}, dtype);
+  check_argument("weight_ih", a.weight_ih, {4 * H, s.I}, dtype);
+  check_argument("weight_hh", a.weight_hh, {4 * H, R}, dtype);
+  check_argument("weight_hr", a.weight_hr, {R, H}, dtype);
+  check_argument("bias_ih", a.bias_ih, {4 * H}, dtype);
+  check_argument("bias_hh", a.bias_hh, {4 * H}, dtype);
+  check_argument("reset", a.reset, {s.T, s.B}, ScalarType::Bool);
+  check_argument("detach_mask", a.detach_mask, {s.T, s.B}, ScalarType::Bool);
   return s;
 }
 
 // The tensors that both passes take, dense and as the kernels want them. All are checked before any
 // is copied: one of another shape may be as large as `expand` makes it.
-class Arguments {
+class Layer {
  public:
-  Arguments(const char* op, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-            const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
-            const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
-            const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse)
-      : shape(
-            checked(op, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset)),
-        dtype(input.scalar_type()),
-        input_(input.stride(2) == 1 ? input : dense(input)),
-        h_0_(dense(h_0)),
-        c_0_(dense(c_0)),
-        weight_ih_(dense(weight_ih)),
-        weight_hh_(dense(weight_hh)),
-        bias_(sum_of(bias_ih, bias_hh)),
-        weight_hr_(dense(weight_hr)),
-        reset_(dense(reset)),
-        rows_(op, lengths, shape.B, shape.T),
-        reverse_(reverse) {}
+  explicit Layer(const LstmArguments& args)
+      : shape(checked(args)),
+        dtype(args.input.scalar_type()),
+        args_(args),
+        rows_(args.lengths, shape.B, shape.T) {}
+
+  void lay_out() {
+    if (args_.input.stride(2) != 1) args_.input = dense(args_.input);
+    for (Tensor* x : {&args_.h_0, &args_.c_0, &args_.weight_ih, &args_.weight_hh}) *x = dense(*x);
+    bias_ = sum_of(args_.bias_ih, args_.bias_hh);
+    args_.weight_hr = Maybe(dense(args_.weight_hr));
+    args_.reset = Maybe(dense(args_.reset));
+  }
 
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
     return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
@@ -64,164 +80,119 @@ class Arguments {
 
   template <typename S>
   LstmInput<S> as() const {
-    return {shape,
-            data<S>(input_),
-            input_.stride(0),
-            input_.stride(1),
-            data<S>(h_0_),
-            data<S>(c_0_),
-            data<S>(weight_ih_),
-            data<S>(weight_hh_),
-            data<S>(weight_hr_),
-            data<S>(bias_),
-            rows_.lengths(),
-            rows_.order(),
-            data<bool>(reset_),
-            reverse_};
+    return {.shape = shape,
+            .x = data<S>(args_.input),
+            .x_stride_t = args_.input.stride(0),
+            .x_stride_b = args_.input.stride(1),
+            .h0 = data<S>(args_.h_0),
+            .c0 = data<S>(args_.c_0),
+            .weight_ih = data<S>(args_.weight_ih),
+            .weight_hh = data<S>(args_.weight_hh),
+            .weight_hr = data<S>(args_.weight_hr),
+            .bias = data<S>(bias_),
+            .lengths = rows_.lengths(),
+            .order = rows_.order(),
+            .reset = data<bool>(args_.reset),
+            .reverse = args_.reverse};
   }
 
-  LstmShape shape;
-  ScalarType dtype;
+  const LstmShape shape;
+  const ScalarType dtype;
 
  private:
-  Tensor input_, h_0_, c_0_, weight_ih_, weight_hh_;
-  OptionalTensor bias_, weight_hr_, reset_;
+  LstmArguments args_;
+  OptionalTensor bias_;
   RowOrder rows_;
-  bool reverse_;
 };
 
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+Operator forward_operator("lstm_forward"), backward_operator("lstm_backward");
 
-template <typename S>
-void forward_as(const Runtime& runtime, const Arguments& args, const ForwardResult& result,
-                bool save) {
-  const auto& [output, h_n, c_n, saved] = result;
-  const LstmForward<S> call{args.as<S>(), mutable_data<S>(output), mutable_data<S>(h_n),
-                            mutable_data<S>(c_n), save ? mutable_data<S>(saved) : nullptr};
-  const CpuKernels& kernels = cpu_kernels();
-  if (save) call.saved[saved_activations(args.shape)] = static_cast<S>(kernels.mark);
-  if (args.shape.B > 0) kernels.lstm->forward(call, runtime);
-}
-
-ForwardResult lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
-                           const Tensor weight_ih, const Tensor weight_hh,
-                           const OptionalTensor bias_ih, const OptionalTensor bias_hh,
-                           const OptionalTensor weight_hr, const OptionalTensor lengths,
-                           const OptionalTensor reset, const OptionalTensor detach_mask,
-                           bool reverse, bool save) {
-  Call operation(kLstmForward);
-  const Arguments args("throughtime::lstm_forward", input, h_0, c_0, weight_ih, weight_hh, bias_ih,
-                       bias_hh, weight_hr, lengths, reset, reverse);
-  const LstmShape& s = args.shape;
-  check_steps("throughtime::lstm_forward", "detach_mask", detach_mask, s.T, s.B);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
+  Call operation(forward_operator);
+  Layer layer(call.args);
+  layer.lay_out();
+  const LstmShape& s = layer.shape;
   operation.checked();
-  const ForwardResult result{args.make({s.T, s.B, s.R}), args.make({s.B, s.R}),
-                             args.make({s.B, s.H}), args.make({saved_numbers(s)}, save)};
+  const Tensor output = layer.make({s.T, s.B, s.R}), h_n = layer.make({s.B, s.R}),
+               c_n = layer.make({s.B, s.H}), saved = layer.make({saved_numbers(s)}, call.save);
   operation.allocated();
-  if (args.dtype == ScalarType::Float) {
-    forward_as<float>(operation.runtime(), args, result, save);
-  } else {
-    forward_as<double>(operation.runtime(), args, result, save);
-  }
-  return result;
+  with_real(layer.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const LstmForward<S> pass{.in = layer.as<S>(),
+                              .y = mutable_data<S>(output),
+                              .h_n = mutable_data<S>(h_n),
+                              .c_n = mutable_data<S>(c_n),
+                              .saved = call.save ? mutable_data<S>(saved) : nullptr};
+    if (call.save) pass.saved[saved_activations(s)] = static_cast<S>(isa().mark);
+    if (s.B > 0) lstm_kernels().forward(pass, operation.runtime());
+  });
+  return {output, h_n, c_n, saved};
 }
 
-struct Gradients {
-  OptionalTensor output, h_n, c_n;
-  OptionalTensor detach_mask;
-};
-
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-template <typename S>
-void backward_as(const Runtime& runtime, const Arguments& args, const Gradients& grad,
-                 const Tensor& output, const Tensor& saved, const BackwardResult& result,
-                 bool need_input, bool need_weights) {
-  const auto& [dx, dh0, dc0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dweight_hr] = result;
-  const auto& mask = grad.detach_mask;
-  const LstmBackward<S> call{args.as<S>(),
-                             data<S>(output),
-                             data<S>(saved),
-                             data<S>(grad.output),
-                             grad.output ? grad.output->stride(0) : 0,
-                             grad.output ? grad.output->stride(1) : 0,
-                             grad.output && args.shape.R > 1 && grad.output->stride(2) == 0,
-                             data<S>(grad.h_n),
-                             data<S>(grad.c_n),
-                             data<bool>(mask),
-                             mask ? mask->stride(0) : 0,
-                             mask && mask->dim() == 2 ? mask->stride(1) : 0,
-                             need_input ? mutable_data<S>(dx) : nullptr,
-                             mutable_data<S>(dh0),
-                             mutable_data<S>(dc0),
-                             need_weights ? mutable_data<S>(dweight_ih) : nullptr,
-                             need_weights ? mutable_data<S>(dweight_hh) : nullptr,
-                             need_weights ? mutable_data<S>(dbias_ih) : nullptr,
-                             need_weights ? mutable_data<S>(dweight_hr) : nullptr};
-  const CpuKernels& kernels = cpu_kernels();
-  const S mark = call.saved[saved_activations(args.shape)];
-  TT_CHECK(mark == static_cast<S>(kernels.mark),
-           "throughtime::lstm_backward: saved should be what lstm_forward saved with the "
-           "same instruction set, ",
-           kernels.isa, "; another one wrote it, or it was changed: run forward again");
-  kernels.lstm->backward(call, runtime);
-}
-
-BackwardResult lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
-                             const OptionalTensor grad_c_n, const Tensor input, const Tensor h_0,
-                             const Tensor c_0, const Tensor weight_ih, const Tensor weight_hh,
-                             const OptionalTensor weight_hr, const OptionalTensor lengths,
-                             const OptionalTensor reset, const OptionalTensor detach_mask,
-                             const Tensor output, const Tensor saved, bool reverse, bool need_input,
-                             bool need_weights) {
-  Call operation(kLstmBackward);
-  const char* op = "throughtime::lstm_backward";
-  const Arguments args(op, input, h_0, c_0, weight_ih, weight_hh, std::nullopt, std::nullopt,
-                       weight_hr, lengths, reset, reverse);
-  const LstmShape& s = args.shape;
-  check_argument(op, "grad_output", grad_output, {s.T, s.B, s.R}, args.dtype);
-  check_argument(op, "grad_h_n", grad_h_n, {s.B, s.R}, args.dtype);
-  check_argument(op, "grad_c_n", grad_c_n, {s.B, s.H}, args.dtype);
-  check_argument(op, "output", output, {s.T, s.B, s.R}, args.dtype);
-  check_argument(op, "saved", saved, {saved_numbers(s)}, args.dtype);
-  check_steps(op, "detach_mask", detach_mask, s.T, s.B);
-  const Gradients grad{grad_output && grad_output->stride(2) > 1 ? dense(grad_output) : grad_output,
-                       dense(grad_h_n), dense(grad_c_n), detach_mask};
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    BackwardCall& call) {
+  Call operation(backward_operator);
+  Layer layer(call.args);
+  const LstmShape& s = layer.shape;
+  check_argument("grad_output", call.grad_output, {s.T, s.B, s.R}, layer.dtype);
+  check_argument("grad_h_n", call.grad_h_n, {s.B, s.R}, layer.dtype);
+  check_argument("grad_c_n", call.grad_c_n, {s.B, s.H}, layer.dtype);
+  check_argument("output", call.output, {s.T, s.B, s.R}, layer.dtype);
+  check_argument("saved", call.saved, {saved_numbers(s)}, layer.dtype);
+  layer.lay_out();
+  const OptionalTensor grad_h_n = dense(call.grad_h_n), grad_c_n = dense(call.grad_c_n);
+  OptionalTensor grad = call.grad_output;
+  if (grad && grad->stride(2) > 1) grad = dense(grad);
+  const OptionalTensor& mask = call.args.detach_mask;
   operation.checked();
-  const BackwardResult result{args.make({s.T, s.B, s.I}, need_input),
-                              args.make({s.B, s.R}),
-                              args.make({s.B, s.H}),
-                              args.make({4 * s.H, s.I}, need_weights),
-                              args.make({4 * s.H, s.R}, need_weights),
-                              args.make({4 * s.H}, need_weights),
-                              args.make({4 * s.H}, need_weights),
-                              args.make({s.R, s.H}, need_weights && weight_hr.has_value())};
+  const bool weights = call.need_weights;
+  const Tensor dx = layer.make({s.T, s.B, s.I}, call.need_input), dh_0 = layer.make({s.B, s.R}),
+               dc_0 = layer.make({s.B, s.H}), dweight_ih = layer.make({4 * s.H, s.I}, weights),
+               dweight_hh = layer.make({4 * s.H, s.R}, weights),
+               dbias_ih = layer.make({4 * s.H}, weights), dbias_hh = layer.make({4 * s.H}, weights),
+               dweight_hr = layer.make({s.R, s.H}, weights && call.args.weight_hr.has_value());
   operation.allocated();
-  if (need_input && lengths) fill_zero(std::get<0>(result));
+  if (call.need_input && call.args.lengths) fill_zero(dx);
   if (s.B == 0) {
-    fill_zero(std::get<3>(result));
-    fill_zero(std::get<4>(result));
-    fill_zero(std::get<5>(result));
-    fill_zero(std::get<6>(result));
-    fill_zero(std::get<7>(result));
-    return result;
-  }
-  const Tensor output_dense = dense(output), saved_dense = dense(saved);
-  if (args.dtype == ScalarType::Float) {
-    backward_as<float>(operation.runtime(), args, grad, output_dense, saved_dense, result,
-                       need_input, need_weights);
+    for (const Tensor& x : {dweight_ih, dweight_hh, dbias_ih, dweight_hr}) fill_zero(x);
   } else {
-    backward_as<double>(operation.runtime(), args, grad, output_dense, saved_dense, result,
-                        need_input, need_weights);
+    const Tensor output = dense(call.output), saved = dense(call.saved);
+    with_real(layer.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      const auto weight = [&](const Tensor& x) { return weights ? mutable_data<S>(x) : nullptr; };
+      const LstmBackward<S> pass{.in = layer.as<S>(),
+                                 .y = data<S>(output),
+                                 .saved = data<S>(saved),
+                                 .dy = data<S>(grad),
+                                 .dy_stride_t = grad ? grad->stride(0) : 0,
+                                 .dy_stride_b = grad ? grad->stride(1) : 0,
+                                 .dy_same = grad && s.R > 1 && grad->stride(2) == 0,
+                                 .dh_n = data<S>(grad_h_n),
+                                 .dc_n = data<S>(grad_c_n),
+                                 .detach = data<bool>(mask),
+                                 .detach_stride_t = mask ? mask->stride(0) : 0,
+                                 .detach_stride_b = mask ? mask->stride(1) : 0,
+                                 .dx = call.need_input ? mutable_data<S>(dx) : nullptr,
+                                 .dh0 = mutable_data<S>(dh_0),
+                                 .dc0 = mutable_data<S>(dc_0),
+                                 .dweight_ih = weight(dweight_ih),
+                                 .dweight_hh = weight(dweight_hh),
+                                 .dbias = weight(dbias_ih),
+                                 .dweight_hr = weight(dweight_hr)};
+      TT_CHECK_CALL(pass.saved[saved_activations(s)] == static_cast<S>(isa().mark),
+                    "saved should be what lstm_forward saved with the same instruction set, ",
+                    isa().name, "; another one wrote it, or it was changed: run forward again");
+      lstm_kernels().backward(pass, operation.runtime());
+    });
   }
-  copy(std::get<5>(result), std::get<6>(result));
-  return result;
+  copy(dbias_ih, dbias_hh);
+  return {dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dweight_hr};
 }
 
 }  // namespace
 }  // namespace throughtime
 
 STABLE_TORCH_LIBRARY_IMPL(throughtime, CPU, library) {
-  library.impl("lstm_forward", TORCH_BOX(&throughtime::lstm_forward));
-  library.impl("lstm_backward", TORCH_BOX(&throughtime::lstm_backward));
+  library.impl("lstm_forward", &throughtime::boxed<throughtime::forward>);
+  library.impl("lstm_backward", &throughtime::boxed<throughtime::backward>);
 }

@@ -11,4 +11,7 @@ struct RelLstmKernels {
   Kernel<RelLstmBackward> backward;
 };
 
+// Those of the instruction set that runs.
+const RelLstmKernels& rel_lstm_kernels();
+
 }  // namespace throughtime

@@ -1,75 +1,104 @@
 // throughtime::rel_lstm_forward and rel_lstm_backward on the CPU: check, lay out, run.
 //
-// Schemas and their documentation: python/throughtime/ops/rel_lstm.py.
+// What the arguments mean: python/throughtime/ops/rel_lstm/arguments.py.
 #include <tuple>
 
-#include "common/cpu/cpu.h"
+#include "common/cpu/call.h"
 #include "common/cpu/row_order.h"
-#include "common/tensors.h"
-#include "rel_lstm/cpu/params.h"
+#include "common/operator.h"
+#include "rel_lstm/cpu/kernels.h"
 #include "relevancy/cpu/checks.h"
 
 namespace throughtime {
+
+TT_KERNEL_TABLES(RelLstmKernels, rel_lstm)
+
 namespace {
 
-// Sizes of a call after `earlier` positions of another, once all that both passes take is known to
-// fit.
-RelLstmShape checked(const char* op, const Tensor& input, int64_t earlier, const Tensor& weight_ih,
-                     const Tensor& weight_hh, const Tensor& weight_query, const Tensor& weight_key,
-                     const Tensor& weight_score, int64_t retained, int64_t window_size,
-                     int64_t top_k) {
-  check_dims(op, "input", input, "[T, B, I]");
-  check_dims(op, "weight_hh", weight_hh, "[4H, H]");
-  check_dims(op, "weight_score", weight_score, "[A]");
-  check_real(op, "input", input);
-  const int64_t T = input.size(0);
+// Initial is Tensor, or Maybe in the backward pass, which does not read it; nor what is optional
+// before lengths.
+template <typename Initial>
+struct RelLstmArguments {
+  Tensor input;
+  Initial h_0;
+  Tensor c_0;
+  Initial context_0;
+  Maybe memory, relevance;
+  Tensor weight_ih, weight_hh;
+  Maybe bias_ih, bias_hh;
+  Tensor weight_query, weight_key, weight_score;
+  Maybe lengths, detach_mask;
+  int64_t retained, window_size, top_k;
+  bool keep_first;
+};
+
+struct ForwardCall {
+  RelLstmArguments<Tensor> args;
+  bool save;
+};
+
+struct BackwardCall {
+  Maybe grad_output, grad_h_n, grad_c_n, grad_context_n;
+  RelLstmArguments<Maybe> args;
+  Tensor last, saved;
+  bool need_input, need_weights;
+};
+
+// Sizes of a call after `earlier` positions of another one, whose arguments fit.
+template <typename Initial>
+RelLstmShape checked(const RelLstmArguments<Initial>& a, int64_t earlier) {
+  check_dims("input", a.input, "[T, B, I]");
+  check_dims("weight_hh", a.weight_hh, "[4H, H]");
+  check_dims("weight_score", a.weight_score, "[A]");
+  check_real("input", a.input);
+  const int64_t T = a.input.size(0);
   TT_CHECK(T > 0, "Expected sequence length to be larger than 0 in RNN");
-  check_memory(op, {T, earlier, retained, window_size, top_k});
-  const RelLstmShape s{input.size(1),
-                       input.size(2),
-                       weight_hh.size(1),
-                       weight_score.size(0),
-                       {T, earlier, retained, window_size, top_k}};
-  TT_CHECK(s.H > 0 && s.A > 0, op,
-           ": weight_hh should be [4H, H] and weight_score [A] of at least one unit");
-  const ScalarType dtype = input.scalar_type();
-  check_argument(op, "input", input, {T, s.B, s.I}, dtype);
-  check_argument(op, "weight_hh", weight_hh, {times(4, s.H), s.H}, dtype);
-  check_argument(op, "weight_ih", weight_ih, {times(4, s.H), s.I}, dtype);
-  check_argument(op, "weight_query", weight_query, {s.A, s.H}, dtype);
-  check_argument(op, "weight_key", weight_key, {s.A, s.H}, dtype);
-  check_argument(op, "weight_score", weight_score, {s.A}, dtype);
+  const ScreeningShape screening{T, earlier, a.retained, a.window_size, a.top_k};
+  check_memory(screening);
+  const RelLstmShape s{a.input.size(1), a.input.size(2), a.weight_hh.size(1),
+                       a.weight_score.size(0), screening};
+  TT_CHECK_CALL(s.H > 0 && s.A > 0,
+                "weight_hh should be [4H, H] and weight_score [A] of at least one unit");
+  const ScalarType dtype = a.input.scalar_type();
+  const int64_t B = s.B, H = s.H, gates = times(4, H);
+  check_argument("input", a.input, {T, B, s.I}, dtype);
+  check_argument("weight_hh", a.weight_hh, {gates, H}, dtype);
+  check_argument("weight_ih", a.weight_ih, {gates, s.I}, dtype);
+  check_argument("weight_query", a.weight_query, {s.A, H}, dtype);
+  check_argument("weight_key", a.weight_key, {s.A, H}, dtype);
+  check_argument("weight_score", a.weight_score, {s.A}, dtype);
+  check_argument("h_0", a.h_0, {B, H}, dtype);
+  check_argument("c_0", a.c_0, {B, H}, dtype);
+  check_argument("context_0", a.context_0, {B, H}, dtype);
+  check_argument("bias_ih", a.bias_ih, {gates}, dtype);
+  check_argument("bias_hh", a.bias_hh, {gates}, dtype);
+  check_argument("memory", a.memory, {earlier, B, H}, dtype);
+  check_argument("relevance", a.relevance, {earlier, B}, dtype);
+  check_argument("detach_mask", a.detach_mask, {T, B}, ScalarType::Bool);
   return s;
 }
 
 // The tensors that both passes take, dense and as the kernels want them; all are checked before any
 // is copied.
-class Arguments {
+class Layer {
  public:
-  Arguments(const char* op, const Tensor& input, int64_t earlier, const Tensor& weight_ih,
-            const Tensor& weight_hh, const Tensor& weight_query, const Tensor& weight_key,
-            const Tensor& weight_score, const OptionalTensor& lengths, int64_t retained,
-            int64_t window_size, int64_t top_k)
-      : shape(checked(op, input, earlier, weight_ih, weight_hh, weight_query, weight_key,
-                      weight_score, retained, window_size, top_k)),
-        dtype(input.scalar_type()),
-        op_(op),
-        input_(input.stride(2) == 1 ? input : dense(input)),
-        weight_ih_(dense(weight_ih)),
-        weight_hh_(dense(weight_hh)),
-        weight_query_(dense(weight_query)),
-        weight_key_(dense(weight_key)),
-        weight_score_(dense(weight_score)),
-        rows_(op, lengths, shape.B, shape.T()) {}
+  template <typename Initial>
+  Layer(const RelLstmArguments<Initial>& args, int64_t earlier)
+      : shape(checked(args, earlier)),
+        dtype(args.input.scalar_type()),
+        input_(args.input),
+        weights_{args.weight_ih, args.weight_hh, args.weight_query, args.weight_key,
+                 args.weight_score},
+        rows_(args.lengths, shape.B, shape.T()) {}
 
-  void check(const char* name, const OptionalTensor& tensor,
-             std::initializer_list<int64_t> sizes) const {
-    check_argument(op_, name, tensor, sizes, dtype);
+  void lay_out() {
+    if (input_.stride(2) != 1) input_ = dense(input_);
+    for (Tensor& weight : weights_) weight = dense(weight);
   }
 
   // last [S, B], dense.
   void check_last(const Tensor& last) const {
-    LastCheck check(op_, shape.screening);
+    LastCheck check(shape.screening);
     for (int64_t row = 0; row < shape.B; ++row)
       check(data<int64_t>(last) + rows_.order()[row], shape.B,
             rows_.lengths() ? rows_.lengths()[row] : shape.T());
@@ -81,220 +110,161 @@ class Arguments {
 
   template <typename S>
   RelLstmInput<S> as() const {
-    return {shape,
-            data<S>(input_),
-            input_.stride(0),
-            input_.stride(1),
-            data<S>(weight_ih_),
-            data<S>(weight_hh_),
-            data<S>(weight_query_),
-            data<S>(weight_key_),
-            data<S>(weight_score_),
-            rows_.lengths(),
-            rows_.order()};
+    return {.shape = shape,
+            .x = data<S>(input_),
+            .x_stride_t = input_.stride(0),
+            .x_stride_b = input_.stride(1),
+            .weight_ih = data<S>(weights_[0]),
+            .weight_hh = data<S>(weights_[1]),
+            .weight_query = data<S>(weights_[2]),
+            .weight_key = data<S>(weights_[3]),
+            .weight_score = data<S>(weights_[4]),
+            .lengths = rows_.lengths(),
+            .order = rows_.order()};
   }
 
-  RelLstmShape shape;
-  ScalarType dtype;
+  const RelLstmShape shape;
+  const ScalarType dtype;
 
  private:
-  const char* op_;
-  Tensor input_, weight_ih_, weight_hh_, weight_query_, weight_key_, weight_score_;
+  Tensor input_, weights_[5];
   RowOrder rows_;
 };
 
-// What an earlier call left, and the bias: everything that only the forward pass reads.
-struct Initial {
-  Tensor h_0, c_0, context_0;
-  OptionalTensor bias, memory, relevance;
-};
+Operator forward_operator("rel_lstm_forward"), backward_operator("rel_lstm_backward");
 
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-template <typename S>
-void forward_as(const Runtime& runtime, const Arguments& args, const Initial& initial,
-                bool keep_first, bool save, const ForwardResult& result) {
-  const auto& [output, h_n, c_n, context_n, last, index, relevance, saved] = result;
-  const RelLstmForward<S> call{args.as<S>(),
-                               data<S>(initial.h_0),
-                               data<S>(initial.c_0),
-                               data<S>(initial.context_0),
-                               data<S>(initial.bias),
-                               data<S>(initial.memory),
-                               data<S>(initial.relevance),
-                               keep_first,
-                               mutable_data<S>(output),
-                               mutable_data<S>(h_n),
-                               mutable_data<S>(c_n),
-                               mutable_data<S>(context_n),
-                               mutable_data<int64_t>(last),
-                               mutable_data<int64_t>(index),
-                               mutable_data<S>(relevance),
-                               save ? mutable_data<S>(saved) : nullptr};
-  cpu_kernels().rel_lstm->forward(call, runtime);
-}
-
-ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tensor c_0,
-                               const Tensor context_0, const OptionalTensor memory,
-                               const OptionalTensor relevance, const Tensor weight_ih,
-                               const Tensor weight_hh, const OptionalTensor bias_ih,
-                               const OptionalTensor bias_hh, const Tensor weight_query,
-                               const Tensor weight_key, const Tensor weight_score,
-                               const OptionalTensor lengths, const OptionalTensor detach_mask,
-                               int64_t retained, int64_t window_size, int64_t top_k,
-                               bool keep_first, bool save) {
-  Call operation(kRelLstmForward);
-  const char* op = "throughtime::rel_lstm_forward";
-  TT_CHECK(memory.has_value() == relevance.has_value(), op,
-           ": memory and relevance should be given together");
-  if (memory) check_dims(op, "memory", *memory, "[P, B, H]");
-  const Arguments args(op, input, memory ? memory->size(0) : 0, weight_ih, weight_hh, weight_query,
-                       weight_key, weight_score, lengths, retained, window_size, top_k);
-  const RelLstmShape& s = args.shape;
-  const int64_t B = s.B, H = s.H, P = s.screening.P, left = s.screening.memory_after();
-  args.check("h_0", h_0, {B, H});
-  args.check("c_0", c_0, {B, H});
-  args.check("context_0", context_0, {B, H});
-  args.check("bias_ih", bias_ih, {4 * H});
-  args.check("bias_hh", bias_hh, {4 * H});
-  check_steps(op, "detach_mask", detach_mask, s.T(), B);
-  args.check("memory", memory, {P, B, H});
-  args.check("relevance", relevance, {P, B});
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    ForwardCall& call) {
+  Call operation(forward_operator);
+  const auto& a = call.args;
+  TT_CHECK_CALL(a.memory.has_value() == a.relevance.has_value(),
+                "memory and relevance should be given together");
+  if (a.memory) check_dims("memory", *a.memory, "[P, B, H]");
+  Layer layer(a, a.memory ? a.memory->size(0) : 0);
+  const RelLstmShape& s = layer.shape;
   operation.checked();
-  const ForwardResult result{args.make({s.T(), B, H}),
-                             args.make({B, H}),
-                             args.make({B, H}),
-                             args.make({B, H}),
-                             pooled({s.screening.S(), B}, ScalarType::Long),
-                             pooled({left, B}, ScalarType::Long),
-                             args.make({left, B}),
-                             args.make({saved_numbers(s)}, save)};
+  const int64_t B = s.B, left = s.screening.memory_after();
+  const Tensor output = layer.make({s.T(), B, s.H}), h_n = layer.make({B, s.H}),
+               c_n = layer.make({B, s.H}), context_n = layer.make({B, s.H}),
+               last = pooled({s.screening.S(), B}, ScalarType::Long),
+               memory_index = pooled({left, B}, ScalarType::Long),
+               memory_relevance = layer.make({left, B}),
+               saved = layer.make({saved_numbers(s)}, call.save);
   operation.allocated();
-  if (B == 0) return result;
-  const Initial initial{dense(h_0),    dense(c_0),      dense(context_0), sum_of(bias_ih, bias_hh),
-                        dense(memory), dense(relevance)};
-  if (args.dtype == ScalarType::Float) {
-    forward_as<float>(operation.runtime(), args, initial, keep_first, save, result);
-  } else {
-    forward_as<double>(operation.runtime(), args, initial, keep_first, save, result);
+  if (B > 0) {
+    layer.lay_out();
+    const Tensor h_0 = dense(a.h_0), c_0 = dense(a.c_0), context_0 = dense(a.context_0);
+    const OptionalTensor bias = sum_of(a.bias_ih, a.bias_hh), memory = dense(a.memory),
+                         relevance = dense(a.relevance);
+    with_real(layer.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      const RelLstmForward<S> pass{.in = layer.as<S>(),
+                                   .h0 = data<S>(h_0),
+                                   .c0 = data<S>(c_0),
+                                   .context0 = data<S>(context_0),
+                                   .bias = data<S>(bias),
+                                   .memory = data<S>(memory),
+                                   .relevance = data<S>(relevance),
+                                   .keep_first = a.keep_first,
+                                   .y = mutable_data<S>(output),
+                                   .h_n = mutable_data<S>(h_n),
+                                   .c_n = mutable_data<S>(c_n),
+                                   .context_n = mutable_data<S>(context_n),
+                                   .last = mutable_data<int64_t>(last),
+                                   .memory_index = mutable_data<int64_t>(memory_index),
+                                   .memory_relevance = mutable_data<S>(memory_relevance),
+                                   .saved = call.save ? mutable_data<S>(saved) : nullptr};
+      rel_lstm_kernels().forward(pass, operation.runtime());
+    });
   }
-  return result;
+  return {output, h_n, c_n, context_n, last, memory_index, memory_relevance, saved};
 }
 
-struct Gradients {
-  OptionalTensor output, h_n, c_n, context_n, detach_mask;
-};
-
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                  Tensor, Tensor, Tensor, Tensor>;
-
-template <typename S>
-void backward_as(const Runtime& runtime, const Arguments& args, const Gradients& grad,
-                 const Tensor& c_0, const Tensor& last, const Tensor& saved, bool need_input,
-                 bool need_weights, const BackwardResult& result) {
-  const auto& [dx, dh_0, dc_0, dcontext_0, dmemory, dweight_ih, dweight_hh, dbias_ih, dbias_hh,
-               dweight_query, dweight_key, dweight_score] = result;
-  const auto weight = [&](const Tensor& tensor) {
-    return need_weights ? mutable_data<S>(tensor) : nullptr;
-  };
-  const OptionalTensor& mask = grad.detach_mask;
-  const RelLstmBackward<S> call{args.as<S>(),
-                                data<S>(c_0),
-                                data<int64_t>(last),
-                                data<S>(saved),
-                                data<S>(grad.output),
-                                grad.output ? grad.output->stride(0) : 0,
-                                grad.output ? grad.output->stride(1) : 0,
-                                data<S>(grad.h_n),
-                                data<S>(grad.c_n),
-                                data<S>(grad.context_n),
-                                data<bool>(mask),
-                                mask ? mask->stride(0) : 0,
-                                mask && mask->dim() == 2 ? mask->stride(1) : 0,
-                                need_input ? mutable_data<S>(dx) : nullptr,
-                                mutable_data<S>(dh_0),
-                                mutable_data<S>(dc_0),
-                                mutable_data<S>(dcontext_0),
-                                mutable_data<S>(dmemory),
-                                weight(dweight_ih),
-                                weight(dweight_hh),
-                                weight(dbias_ih),
-                                weight(dweight_query),
-                                weight(dweight_key),
-                                weight(dweight_score)};
-  cpu_kernels().rel_lstm->backward(call, runtime);
-}
-
-BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
-                                 const OptionalTensor grad_c_n, const OptionalTensor grad_context_n,
-                                 const Tensor input, const Tensor c_0, const Tensor weight_ih,
-                                 const Tensor weight_hh, const Tensor weight_query,
-                                 const Tensor weight_key, const Tensor weight_score,
-                                 const OptionalTensor lengths, const OptionalTensor detach_mask,
-                                 const Tensor last, const Tensor saved, int64_t retained,
-                                 int64_t window_size, bool need_input, bool need_weights) {
-  Call operation(kRelLstmBackward);
-  const char* op = "throughtime::rel_lstm_backward";
-  check_dims(op, "input", input, "[T, B, I]");
-  check_dims(op, "last", last, "[P + T, B]");
-  TT_CHECK(last.size(0) >= input.size(0), op, ": last should be [P + T, B] for an input [T, B, I]");
-  const Arguments args(op, input, last.size(0) - input.size(0), weight_ih, weight_hh, weight_query,
-                       weight_key, weight_score, lengths, retained, window_size, retained);
-  const RelLstmShape& s = args.shape;
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor>
+backward(BackwardCall& call) {
+  Call operation(backward_operator);
+  auto& a = call.args;
+  check_dims("input", a.input, "[T, B, I]");
+  check_dims("last", call.last, "[P + T, B]");
+  TT_CHECK_CALL(call.last.size(0) >= a.input.size(0),
+                "last should be [P + T, B] for an input [T, B, I]");
+  // No key joins the retained set here: `last` says what was attended.
+  a.top_k = a.retained;
+  Layer layer(a, call.last.size(0) - a.input.size(0));
+  const RelLstmShape& s = layer.shape;
   const int64_t B = s.B, H = s.H;
-  args.check("grad_output", grad_output, {s.T(), B, H});
-  args.check("grad_h_n", grad_h_n, {B, H});
-  args.check("grad_c_n", grad_c_n, {B, H});
-  args.check("grad_context_n", grad_context_n, {B, H});
-  args.check("c_0", c_0, {B, H});
-  args.check("saved", saved, {saved_numbers(s)});
-  check_argument(op, "last", last, {s.screening.S(), B}, ScalarType::Long);
-  check_steps(op, "detach_mask", detach_mask, s.T(), B);
+  check_argument("grad_output", call.grad_output, {s.T(), B, H}, layer.dtype);
+  check_argument("grad_h_n", call.grad_h_n, {B, H}, layer.dtype);
+  check_argument("grad_c_n", call.grad_c_n, {B, H}, layer.dtype);
+  check_argument("grad_context_n", call.grad_context_n, {B, H}, layer.dtype);
+  check_argument("saved", call.saved, {saved_numbers(s)}, layer.dtype);
+  check_argument("last", call.last, {s.screening.S(), B}, ScalarType::Long);
   operation.checked();
-  const BackwardResult result{args.make({s.T(), B, s.I}, need_input),
-                              args.make({B, H}),
-                              args.make({B, H}),
-                              args.make({B, H}),
-                              args.make({s.screening.P, B, H}),
-                              args.make({4 * H, s.I}, need_weights),
-                              args.make({4 * H, H}, need_weights),
-                              args.make({4 * H}, need_weights),
-                              args.make({4 * H}, need_weights),
-                              args.make({s.A, H}, need_weights),
-                              args.make({s.A, H}, need_weights),
-                              args.make({s.A}, need_weights)};
+  const bool weights = call.need_weights;
+  const Tensor dx = layer.make({s.T(), B, s.I}, call.need_input), dh_0 = layer.make({B, H}),
+               dc_0 = layer.make({B, H}), dcontext_0 = layer.make({B, H}),
+               dmemory = layer.make({s.screening.P, B, H}),
+               dweight_ih = layer.make({4 * H, s.I}, weights),
+               dweight_hh = layer.make({4 * H, H}, weights),
+               dbias_ih = layer.make({4 * H}, weights), dbias_hh = layer.make({4 * H}, weights),
+               dweight_query = layer.make({s.A, H}, weights),
+               dweight_key = layer.make({s.A, H}, weights),
+               dweight_score = layer.make({s.A}, weights);
   operation.allocated();
-  if (need_input && lengths) fill_zero(std::get<0>(result));
+  if (call.need_input && a.lengths) fill_zero(dx);
   if (B == 0) {
-    fill_zero(std::get<5>(result));
-    fill_zero(std::get<6>(result));
-    fill_zero(std::get<7>(result));
-    fill_zero(std::get<8>(result));
-    fill_zero(std::get<9>(result));
-    fill_zero(std::get<10>(result));
-    fill_zero(std::get<11>(result));
-    return result;
-  }
-  const bool dense_units = !grad_output || H == 1 || grad_output->stride(2) == 1;
-  const Gradients grad{dense_units ? grad_output : dense(grad_output), dense(grad_h_n),
-                       dense(grad_c_n), dense(grad_context_n), detach_mask};
-  const Tensor cells = dense(c_0), until = dense(last), kept = dense(saved);
-  args.check_last(until);
-  if (args.dtype == ScalarType::Float) {
-    backward_as<float>(operation.runtime(), args, grad, cells, until, kept, need_input,
-                       need_weights, result);
+    for (const Tensor& x :
+         {dweight_ih, dweight_hh, dbias_ih, dweight_query, dweight_key, dweight_score})
+      fill_zero(x);
   } else {
-    backward_as<double>(operation.runtime(), args, grad, cells, until, kept, need_input,
-                        need_weights, result);
+    layer.lay_out();
+    OptionalTensor grad = call.grad_output;
+    if (grad && H > 1 && grad->stride(2) != 1) grad = dense(grad);
+    const OptionalTensor grad_h_n = dense(call.grad_h_n), grad_c_n = dense(call.grad_c_n),
+                         grad_context_n = dense(call.grad_context_n);
+    const OptionalTensor& mask = a.detach_mask;
+    const Tensor c_0 = dense(a.c_0), last = dense(call.last), saved = dense(call.saved);
+    layer.check_last(last);
+    with_real(layer.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      const auto weight = [&](const Tensor& x) { return weights ? mutable_data<S>(x) : nullptr; };
+      const RelLstmBackward<S> pass{.in = layer.as<S>(),
+                                    .c0 = data<S>(c_0),
+                                    .last = data<int64_t>(last),
+                                    .saved = data<S>(saved),
+                                    .dy = data<S>(grad),
+                                    .dy_stride_t = grad ? grad->stride(0) : 0,
+                                    .dy_stride_b = grad ? grad->stride(1) : 0,
+                                    .dh_n = data<S>(grad_h_n),
+                                    .dc_n = data<S>(grad_c_n),
+                                    .dcontext_n = data<S>(grad_context_n),
+                                    .detach = data<bool>(mask),
+                                    .detach_stride_t = mask ? mask->stride(0) : 0,
+                                    .detach_stride_b = mask ? mask->stride(1) : 0,
+                                    .dx = call.need_input ? mutable_data<S>(dx) : nullptr,
+                                    .dh0 = mutable_data<S>(dh_0),
+                                    .dc0 = mutable_data<S>(dc_0),
+                                    .dcontext0 = mutable_data<S>(dcontext_0),
+                                    .dmemory = mutable_data<S>(dmemory),
+                                    .dweight_ih = weight(dweight_ih),
+                                    .dweight_hh = weight(dweight_hh),
+                                    .dbias = weight(dbias_ih),
+                                    .dweight_query = weight(dweight_query),
+                                    .dweight_key = weight(dweight_key),
+                                    .dweight_score = weight(dweight_score)};
+      rel_lstm_kernels().backward(pass, operation.runtime());
+    });
   }
-  copy(std::get<7>(result), std::get<8>(result));
-  return result;
+  copy(dbias_ih, dbias_hh);
+  return {dx,         dh_0,       dc_0,     dcontext_0, dmemory,       dweight_ih,
+          dweight_hh, dbias_ih,   dbias_hh, dweight_query, dweight_key, dweight_score};
 }
 
 }  // namespace
 }  // namespace throughtime
 
 STABLE_TORCH_LIBRARY_IMPL(throughtime, CPU, library) {
-  library.impl("rel_lstm_forward", TORCH_BOX(&throughtime::rel_lstm_forward));
-  library.impl("rel_lstm_backward", TORCH_BOX(&throughtime::rel_lstm_backward));
+  library.impl("rel_lstm_forward", &throughtime::boxed<throughtime::forward>);
+  library.impl("rel_lstm_backward", &throughtime::boxed<throughtime::backward>);
 }

@@ -9,19 +9,18 @@ namespace throughtime {
 
 // Raises unless an earlier call with this window and retained set can have left P positions, R of
 // them retained.
-void check_memory(const char* op, const ScreeningShape& shape);
+void check_memory(const ScreeningShape& shape);
 
 // Whether `last` of a sequence can be what the forward pass wrote. The backward pass has room for
 // no more candidates than are attended in the end, and takes positions from here as they are.
 class LastCheck {
  public:
-  LastCheck(const char* op, const ScreeningShape& shape) : op_(op), shape_(shape) {}
+  explicit LastCheck(const ScreeningShape& shape) : shape_(shape) {}
 
   // Raises unless last[0], last[stride], ... [S] fits a sequence of `length` queries.
   void operator()(const int64_t* last, int64_t stride, int64_t length);
 
  private:
-  const char* op_;
   ScreeningShape shape_;
   std::vector<int64_t> ended_in_;  // by query: the sequence, counted from 1, that has an end there
   int64_t sequence_ = 0;

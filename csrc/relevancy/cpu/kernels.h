@@ -11,4 +11,7 @@ struct RelevancyKernels {
   Kernel<RelevancyBackward> backward;
 };
 
+// Those of the instruction set that runs.
+const RelevancyKernels& relevancy_kernels();
+
 }  // namespace throughtime

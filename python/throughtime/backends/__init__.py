@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from throughtime.backends.explanation import Explanation, explain
-from throughtime.backends.predicates import (
+from throughtime.backends.backend import (
     NAMES,
     ORDER,
     BackendName,

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from throughtime.backends import gpu_plan
-from throughtime.backends.predicates import (
-    OPS,
+from throughtime.backends.backend import (
+    OPERATIONS,
     ORDER,
     BackendName,
     Request,
@@ -18,7 +17,8 @@ from throughtime.backends.predicates import (
     unknown,
 )
 from throughtime.backends.selection import preferred
-from throughtime.backends.workers import workers
+from throughtime.backends.cpu import workers
+from throughtime.backends.gpus import find_gpu
 
 if TYPE_CHECKING:
     from throughtime.nn.backend import BackendChoice
@@ -127,8 +127,9 @@ def explain(
         argument = module.backend if backend is None else backend
         directions = 2 if getattr(module, "bidirectional", False) else 1
     elif isinstance(module_or_op, str):
-        if module_or_op not in OPS:
-            raise ValueError(unknown(module_or_op, "explain: the operator", OPS))
+        if module_or_op not in OPERATIONS:
+            names = tuple(OPERATIONS)
+            raise ValueError(unknown(module_or_op, "explain: the operator", names))
         if hidden_size is None:
             raise TypeError("explain: hidden_size is required when an operator is named")
         request = Request(
@@ -153,10 +154,10 @@ def explain(
         free = (candidate for candidate in ORDER if passed_over(candidate, request) is None)
         chosen = next(free, None)
     threads = workers() if chosen == "cpu" else None
-    found = gpu_plan.find_gpu(gpu, request.device)
-    if request.op != "lstm" or found is None or request.dtype is None:
-        return Explanation(request, source, reasons, chosen, workers=threads)
-    lines = gpu_plan.describe(
-        *found, request.dtype, steps, batch_size, directions, request.hidden_size
-    )
+    found = find_gpu(gpu, request.device)
+    describe = next((x.describe for x in OPERATIONS[request.op].values() if x.describe), None)
+    lines: list[str] = []
+    if describe and found and request.dtype is not None:
+        sizes = (steps, batch_size, directions, request.hidden_size)
+        lines = describe(*found, request.dtype, *sizes)
     return Explanation(request, source, reasons, chosen, tuple(lines), threads)

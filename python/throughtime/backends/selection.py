@@ -12,19 +12,22 @@ import threading
 import warnings
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
-from throughtime.backends.predicates import (
+from throughtime.backends.backend import (
     NAMES,
+    OPERATIONS,
     ORDER,
+    Backend,
     BackendName,
     Request,
     can_run,
-    missing_kernels,
     passed_over,
     unknown,
 )
+from throughtime.backends.requirements import missing_kernels
 from throughtime.constant import constant_result
 
 VARIABLE = "THROUGHTIME_BACKEND"
@@ -138,6 +141,11 @@ def choose(argument: str, request: Request) -> str:
             return candidate
         reasons.append(f"{candidate}: {reason}")
     raise RuntimeError(f"no backend can run this {request.op}: " + "; ".join(reasons))
+
+
+def chosen(argument: str, request: Request) -> Backend[Any, Any]:
+    """The backend that :func:`choose` names."""
+    return OPERATIONS[request.op][choose(argument, request)]
 
 
 @constant_result

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from throughtime.functional.checks import (
-    LOW_PRECISION,
-    check_cast,
-    check_state_dtype,
-    readable,
-)
+from throughtime.functional.checks import readable
+from throughtime.functional.recurrent import check_devices
+from throughtime.ops.precision import LOW_PRECISION
 from throughtime.states import RelevancyCache, RelState
 
 _NEW_STATE = "begin anew with hx=(hx.h, hx.c)"
@@ -56,7 +53,6 @@ def check_state(
     input: Tensor,
     hidden: int,
     sizes: tuple[int, int | None],
-    dtype: torch.dtype | None,
 ) -> None:
     """Check that one layer's state fits the input; ``sizes`` are window_size and top_k.
 
@@ -65,26 +61,9 @@ def check_state(
     """
     check_state_sizes(op, state, (), input.size(1), hidden)
     for name in ("h", "c", "context", "memory"):
-        _check_part(op, f"hx.{name}", getattr(state, name), input, dtype)
+        check_devices(input, "hidden", {f"hx.{name}": getattr(state, name)})
     slots = state.memory.size(0)
     _check_screening(op, "hx", "states", state, slots, input, sizes, _NEW_STATE)
-
-
-def check_initial(
-    op: str,
-    hx: tuple[Tensor, Tensor],
-    shape: tuple[int, int],
-    input: Tensor,
-    dtype: torch.dtype | None,
-) -> None:
-    """Check a pair ``(h_0, c_0)`` of one layer.
-
-    Raises:
-        RuntimeError, ValueError: as :func:`throughtime.functional.rel_lstm` says.
-    """
-    for k, x in enumerate(hx):
-        _check_size(f"hx[{k}]", x, shape)
-        _check_part(op, f"hx[{k}]", x, input, dtype)
 
 
 def check_cache(
@@ -207,16 +186,3 @@ def _check_tensor(op: str, name: str, x: object) -> None:
 def _check_size(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(x.shape) != shape:
         raise RuntimeError(f"Expected {name} size {shape}, got {list(x.shape)}")
-
-
-def _check_part(op: str, name: str, x: Tensor, input: Tensor, dtype: torch.dtype | None) -> None:
-    """Check device and dtype of a state."""
-    if x.device != input.device:
-        raise RuntimeError(
-            f"Input and hidden tensors are not at the same device, found input tensor at "
-            f"{input.device} and hidden tensor at {x.device} ({name})"
-        )
-    if dtype is not None:
-        check_cast(op, {name: x})
-    else:
-        check_state_dtype(input, x, name)

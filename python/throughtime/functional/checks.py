@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, overload
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from throughtime.constant import constant_result
+from throughtime.ops.precision import LOW_PRECISION
 
-LOW_PRECISION = (torch.float16, torch.bfloat16)
 _CAST = (torch.float32, *LOW_PRECISION)  # what autocast casts: not float64, integers, complex
 
 
@@ -76,23 +76,6 @@ def check_cast(op: str, named: dict[str, Tensor]) -> None:
 @constant_result  # Dynamo of torch 2.10 cannot trace the builtin in it
 def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
-
-
-@overload
-def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
-
-
-@overload
-def as_dtype(tensor: None, dtype: torch.dtype) -> None: ...
-
-
-@overload
-def as_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
-
-
-def as_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The tensor in another dtype; None stays None."""
-    return None if tensor is None else tensor.to(dtype)
 
 
 def check_mask(

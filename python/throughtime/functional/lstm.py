@@ -1,27 +1,34 @@
-"""Recurrent layers as functions of their weights: checks, casts, and the choice of a backend."""
+"""LSTM layers as functions of their weights: checks, casts, and the choice of a backend."""
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from throughtime.backends.predicates import BackendName, Request
-from throughtime.backends.selection import choose
+from throughtime.backends.backend import Backend, BackendName, Request
+from throughtime.backends.selection import chosen
 from throughtime.functional.checks import (
-    as_dtype,
-    autocast_dtype,
-    check_cast,
     check_flag,
     check_lengths,
     check_mask,
     check_pair,
-    check_state_dtype,
-    check_weight_dtype,
     wrong_shape,
 )
-from throughtime.functional.lstm_call import LstmCall, States, run, run_both
+from throughtime.functional.recurrent import (
+    check_input,
+    check_states,
+    check_tensors,
+    check_weights,
+    in_one_dtype,
+    per_sample,
+    without_autocast,
+)
+from throughtime.ops.lstm import LstmArguments, LstmResults
+
+States = tuple[Tensor, Tensor]
+
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+PerDirection = tuple[Tensor | None, Tensor | None]
 
 
 def lstm(
@@ -86,18 +93,11 @@ def lstm(
 
     Source: arXiv 1810.03023, Algorithm 1.
     """
-    call = _checked(
-        LstmCall(
-            input, hx, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, detach_mask, lengths,
-            reset, reverse,
-        )
-    )  # fmt: skip
-    with _no_autocast(input):
-        return run(_chosen(backend, call), call)
-
-
-Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-PerDirection = tuple[Tensor | None, Tensor | None]
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    args = _arguments(input, hx, weights, lengths, reset, detach_mask, reverse)
+    with without_autocast(input):
+        output, h_n, c_n = _backend(backend, args).run(args)
+    return output, (h_n, c_n)
 
 
 def bidirectional_lstm(
@@ -141,23 +141,28 @@ def bidirectional_lstm(
     """
     _check_directions(hx, weights, detach_mask, reset)
     one, other = (
-        _checked(
-            LstmCall(
-                input, None if hx is None else (hx[0][d], hx[1][d]), *weights[d], detach_mask[d],
-                lengths, reset[d], d == 1,
-            )
+        _arguments(
+            input, None if hx is None else (hx[0][d], hx[1][d]), weights[d], lengths, reset[d],
+            detach_mask[d], d == 1,
         )
         for d in range(2)
     )  # fmt: skip
     if one.weight_hh.shape != other.weight_hh.shape:
         wrong_shape(_BOTH, "weight_hh of the second direction", str(list(one.weight_hh.shape)),
                     other.weight_hh)  # fmt: skip
-    if [x is None for x in one[2:7]] != [x is None for x in other[2:7]]:
-        raise TypeError(
-            f"{_BOTH}: both directions should have the same biases and projections, or none"
-        )
-    with _no_autocast(input):
-        return run_both(_chosen(backend, one), one, other)
+    for name in ("bias_ih", "bias_hh", "weight_hr"):
+        if (getattr(one, name) is None) != (getattr(other, name) is None):
+            raise TypeError(
+                f"{_BOTH}: both directions should have the same biases and projections, or none"
+            )
+    runs = _backend(backend, one)
+    with without_autocast(input):
+        if runs.run_both is not None:
+            output, h_n, c_n = runs.run_both(one, other)
+            return output, (h_n, c_n)
+        first, second = runs.run(one), runs.run(other)
+        output = torch.cat((first.output, second.output), dim=2)
+        return output, (torch.stack((first.h_n, second.h_n)), torch.stack((first.c_n, second.c_n)))
 
 
 _BOTH = "bidirectional_lstm"
@@ -169,7 +174,7 @@ def _check_directions(
     detach_mask: PerDirection,
     reset: PerDirection,
 ) -> None:
-    """Check that everything is there once per direction; what is there, :func:`_checked` checks.
+    """Check that everything is there once per direction; what is there, :func:`_arguments` checks.
 
     Raises:
         RuntimeError: if a state has another first size than 2.
@@ -199,131 +204,72 @@ def _kind(value: object) -> str:
     return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else kind
 
 
-def _checked(call: LstmCall) -> LstmCall:
-    """The call in the dtype that it runs in, masks and lengths beside the input.
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+def _arguments(
+    input: Tensor,
+    hx: States | None,
+    weights: Weights,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    detach_mask: Tensor | None,
+    reverse: bool,
+) -> LstmArguments:
+    """The record of one direction: checked, in the dtype that it runs in, masks ``[T, B]``.
 
     Raises:
         RuntimeError, TypeError, ValueError: as :func:`lstm` says.
     """
-    input, lengths = call.input, call.lengths
-    named = _named(*call[:7])
-    check_flag("lstm: reverse", call.reverse)
-    _check_sizes(named)
-    length, batch, _ = input.shape
-    check_mask("lstm", "detach_mask", call.detach_mask, input, ((length,), (length, batch)))
-    check_mask("lstm", "reset", call.reset, input, ((length, batch),))
-    if lengths is not None:
-        check_lengths("lstm", lengths, batch, length, input.device)
-        call = call._replace(lengths=lengths.to(input.device))
-    dtype = autocast_dtype(input)
-    if dtype is None:
-        _check_dtypes(named)
-        return call
-    check_cast("lstm", named)
-    return call._replace(
-        input=input.to(dtype),
-        hx=None if call.hx is None else (call.hx[0].to(dtype), call.hx[1].to(dtype)),
-        weight_ih=call.weight_ih.to(dtype),
-        weight_hh=call.weight_hh.to(dtype),
-        bias_ih=as_dtype(call.bias_ih, dtype),
-        bias_hh=as_dtype(call.bias_hh, dtype),
-        weight_hr=as_dtype(call.weight_hr, dtype),
-    )
-
-
-def _chosen(backend: BackendName, call: LstmCall) -> str:
-    request = Request(
-        op="lstm",
-        hidden_size=call.weight_hh.size(0) // 4,
-        proj_size=0 if call.weight_hr is None else call.weight_hr.size(0),
-        device=call.input.device,
-        dtype=call.input.dtype,
-    )
-    return choose(backend, request)
-
-
-def _no_autocast(input: Tensor) -> AbstractContextManager[object]:
-    """What autocast wants is done by :func:`_checked`, once."""
-    if autocast_dtype(input) is None:
-        return nullcontext()
-    return torch.autocast(input.device.type, enabled=False)
-
-
-def _named(
-    input: Tensor,
-    hx: States | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
-) -> dict[str, Tensor]:
-    """The given tensors by argument name.
-
-    Raises:
-        TypeError: if one of them is no tensor, or ``hx`` is no pair.
-    """
     check_pair("lstm", hx)
-    named = {"input": input}
-    if hx is not None:
-        named |= {"hx[0]": hx[0], "hx[1]": hx[1]}
-    named |= {"weight_ih": weight_ih, "weight_hh": weight_hh}
-    optional = {"bias_ih": bias_ih, "bias_hh": bias_hh, "weight_hr": weight_hr}
-    named |= {name: x for name, x in optional.items() if x is not None}
-    for name, x in named.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"lstm: {name} should be a Tensor, got {type(x).__name__}")
-    return named
-
-
-def _check_sizes(named: dict[str, Tensor]) -> None:
-    """Check number of dimensions, sizes and devices of everything but the masks."""
-    input, weight_ih, weight_hh = named["input"], named["weight_ih"], named["weight_hh"]
-    if input.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
+    named = dict(zip(_WEIGHTS, weights, strict=True))
+    check_tensors("lstm", {"input": input, **named}, _WEIGHTS[2:])
+    check_flag("lstm: reverse", reverse)
+    check_input("lstm", input, weights[0])
     length, batch, input_size = input.shape
-    if length == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if weight_hh.dim() != 2 or weight_hh.size(0) % 4 or weight_hh.size(0) == 0:
-        wrong_shape("lstm", "weight_hh", "[4H, H], gate rows i, f, g, o", weight_hh)
-    gates = weight_hh.size(0)
-    hidden_size = gates // 4
-    output_size = hidden_size
-    if "weight_hr" in named:
-        weight_hr = named["weight_hr"]
-        if weight_hr.dim() != 2 or weight_hr.size(1) != hidden_size:
-            wrong_shape("lstm", "weight_hr", f"[P, {hidden_size}]", weight_hr)
-        output_size = weight_hr.size(0)
-    wanted = {
-        "weight_hh": (gates, output_size),
+    hidden_size, output_size = _sizes(weights[1], weights[4])
+    gates = 4 * hidden_size
+    shapes = {
         "weight_ih": (gates, input_size),
+        "weight_hh": (gates, output_size),
         "bias_ih": (gates,),
         "bias_hh": (gates,),
+        "weight_hr": (output_size, hidden_size),
     }
-    if weight_ih.dim() == 2 and weight_ih.size(1) != input_size:
-        raise RuntimeError(
-            "input.size(-1) must be equal to input_size. "
-            f"Expected {weight_ih.size(1)}, got {input_size}"
-        )
-    for name, shape in wanted.items():
-        if name in named and tuple(named[name].shape) != shape:
-            wrong_shape("lstm", name, str(list(shape)), named[name])
-    for name, size in (("hx[0]", output_size), ("hx[1]", hidden_size)):
-        if name in named and tuple(named[name].shape) != (batch, size):
-            state = name.replace("hx", "hidden")
-            raise RuntimeError(
-                f"Expected {state} size {(batch, size)}, got {list(named[name].shape)}"
-            )
-    for name, x in named.items():
-        if x.device != input.device:
-            kind = "hidden" if name.startswith("hx") else "parameter"
-            raise RuntimeError(
-                f"Input and {kind} tensors are not at the same device, found input tensor at "
-                f"{input.device} and {kind} tensor at {x.device} ({name})"
-            )
+    check_weights("lstm", input, named, shapes)
+    check_states(input, hx, output_size, hidden_size)
+    check_mask("lstm", "detach_mask", detach_mask, input, ((length,), (length, batch)))
+    check_mask("lstm", "reset", reset, input, ((length, batch),))
+    if lengths is not None:
+        check_lengths("lstm", lengths, batch, length, input.device)
+        lengths = lengths.to(input.device)
+    if hx is None:
+        h_0, c_0 = input.new_zeros(batch, output_size), input.new_zeros(batch, hidden_size)
+    else:
+        h_0, c_0 = hx
+    mask = per_sample(detach_mask, length, batch)
+    args = LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse)
+    return in_one_dtype("lstm", args, named, {"hx[0]": h_0, "hx[1]": c_0})
 
 
-def _check_dtypes(named: dict[str, Tensor]) -> None:
-    for name, x in named.items():
-        check = check_state_dtype if name.startswith("hx") else check_weight_dtype
-        check(named["input"], x, name)
+def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:
+    """H, and H or P."""
+    if weight_hh.dim() != 2 or weight_hh.size(0) % 4 or weight_hh.size(0) == 0:
+        wrong_shape("lstm", "weight_hh", "[4H, H], gate rows i, f, g, o", weight_hh)
+    hidden_size = weight_hh.size(0) // 4
+    if weight_hr is None:
+        return hidden_size, hidden_size
+    if weight_hr.dim() != 2 or weight_hr.size(1) != hidden_size:
+        wrong_shape("lstm", "weight_hr", f"[P, {hidden_size}]", weight_hr)
+    return hidden_size, weight_hr.size(0)
+
+
+def _backend(name: BackendName, args: LstmArguments) -> Backend[LstmArguments, LstmResults]:
+    request = Request(
+        op="lstm",
+        hidden_size=args.weight_hh.size(0) // 4,
+        proj_size=0 if args.weight_hr is None else args.weight_hr.size(0),
+        device=args.input.device,
+        dtype=args.input.dtype,
+    )
+    return chosen(name, request)

@@ -2,53 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
-from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from throughtime import reference
-from throughtime.backends.predicates import BackendName, Request
-from throughtime.backends.selection import choose
-from throughtime.functional.carried import check_initial, check_state
+from throughtime.backends.backend import BackendName, Request
+from throughtime.backends.selection import chosen
+from throughtime.functional.carried import check_state
 from throughtime.functional.checks import (
-    LOW_PRECISION,
-    as_dtype,
-    autocast_dtype,
-    check_cast,
     check_choice,
     check_lengths,
     check_mask,
     check_pair,
     check_size,
-    check_weight_dtype,
     wrong_shape,
 )
+from throughtime.functional.recurrent import (
+    check_input,
+    check_states,
+    check_tensors,
+    check_weights,
+    in_one_dtype,
+    per_sample,
+    without_autocast,
+)
 from throughtime.functional.relevancy import Retain
-from throughtime.ops.rel_lstm import RelLstmLayer, rel_lstm_layer
+from throughtime.ops.precision import LOW_PRECISION
+from throughtime.ops.rel_lstm import RelLstmArguments, RelLstmResults
 from throughtime.states import RelState
 
 Cell = Literal["lstm", "tanh"]
 States = tuple[Tensor, Tensor]
-
-
-class Weights(NamedTuple):
-    """The weights of one layer."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    weight_query: Tensor
-    weight_key: Tensor
-    weight_score: Tensor
-
-    def to(self, dtype: torch.dtype) -> Weights:
-        """All of them in another dtype."""
-        return Weights(*(as_dtype(x, dtype) for x in self))  # type: ignore[arg-type]
-
 
 # Where the number of retained keys is not bounded: more than any sequence has.
 EVERY_KEY = 2**62
@@ -129,148 +114,79 @@ def rel_lstm(
         check_size(_OP, "top_k", top_k, least=0)
     check_choice(_OP, "cell", cell, ("lstm", "tanh"))
     check_choice(_OP, "retain", retain, ("relevant", "first"))
-    weights = Weights(
-        weight_ih, weight_hh, bias_ih, bias_hh, weight_query, weight_key, weight_score
+    weights = dict(
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        bias_ih=bias_ih,
+        bias_hh=bias_hh,
+        weight_query=weight_query,
+        weight_key=weight_key,
+        weight_score=weight_score,
     )
-    _check_tensors(input, weights._asdict(), 4 if cell == "lstm" else 1)
+    _check(input, weights, 4 if cell == "lstm" else 1)
     length, batch, _ = input.shape
     check_mask(_OP, "detach_mask", detach_mask, input, ((length,), (length, batch)))
+    detach_mask = per_sample(detach_mask, length, batch)
     if lengths is not None:
         check_lengths(_OP, lengths, batch, length, input.device)
         lengths = lengths.to(input.device)
-    dtype = autocast_dtype(input)
-    given = {name: x for name, x in weights._asdict().items() if x is not None}
-    if dtype is None:
-        for name, x in given.items():
-            check_weight_dtype(input, x, name)
+    state = _initial(hx, input, weight_hh.size(1), detach_mask, (window_size, top_k))
+    if state.memory.size(0):
+        before = {"memory": state.memory, "relevance": state.relevance}
     else:
-        check_cast(_OP, given)
-        input = input.to(dtype)
-        weights = weights.to(dtype)
-    state = _initial(hx, input, weight_hh.size(1), detach_mask, (window_size, top_k), dtype)
-
-    request = Request(
-        op=_OP,
-        hidden_size=weight_hh.size(1),
-        device=input.device,
-        dtype=input.dtype,
-        cell=cell,
-    )
-    chosen = choose(backend, request)
-    with nullcontext() if dtype is None else torch.autocast(input.device.type, enabled=False):
-        result = _run(
-            chosen,
-            input,
-            state,
-            weights,
-            lengths,
-            detach_mask,
-            window_size,
-            top_k,
-            retain == "first",
-            cell,
-        )
-        return result.output, _next_state(state, result, lengths, window_size)
-
-
-def _run(
-    backend: str,
-    input: Tensor,
-    state: RelState,
-    weights: Weights,
-    lengths: Tensor | None,
-    detach_mask: Tensor | None,
-    window_size: int,
-    top_k: int | None,
-    keep_first: bool,
-    cell: str,
-) -> RelLstmLayer:
-    memory, relevance = (state.memory, state.relevance) if state.memory.size(0) else (None, None)
-    initial = (state.h, state.c, state.context)
-    if backend == "reference":
-        full = reference.rel_lstm(
-            input,
-            *initial,
-            memory,
-            relevance,
-            **weights._asdict(),
-            lengths=lengths,
-            detach_mask=detach_mask,
-            retained=state.retained,
-            window_size=window_size,
-            top_k=top_k,
-            keep_first=keep_first,
-            cell=cell,
-        )
-        return RelLstmLayer(
-            full.output,
-            full.h_n,
-            full.c_n,
-            full.context_n,
-            full.last,
-            full.memory.positions,
-            full.memory.relevance,
-        )
-    dtype = input.dtype
-    h, c, context = initial
-    if dtype in LOW_PRECISION:
-        input, h, c, context = input.float(), h.float(), c.float(), context.float()
-        memory, weights = as_dtype(memory, torch.float32), weights.to(torch.float32)
-    layer = rel_lstm_layer(
-        backend,
-        input,
-        h,
-        c,
-        context,
-        memory,
-        relevance,
-        weights.weight_ih,
-        weights.weight_hh,
-        weights.bias_ih,
-        weights.bias_hh,
-        weights.weight_query,
-        weights.weight_key,
-        weights.weight_score,
+        before = {"memory": None, "relevance": None}
+    args = RelLstmArguments(
+        input=input,
+        h_0=state.h,
+        c_0=state.c,
+        context_0=state.context,
+        **before,
+        **weights,
         lengths=lengths,
         detach_mask=detach_mask,
         retained=state.retained,
         window_size=window_size,
         top_k=EVERY_KEY if top_k is None else top_k,
-        keep_first=keep_first,
+        keep_first=retain == "first",
     )
-    if dtype not in LOW_PRECISION:
-        return layer
-    return layer._replace(
-        output=layer.output.to(dtype),
-        h_n=layer.h_n.to(dtype),
-        c_n=layer.c_n.to(dtype),
-        context_n=layer.context_n.to(dtype),
+    states = {"hx[0]": state.h, "hx[1]": state.c}
+    if isinstance(hx, RelState):
+        states = {f"hx.{name}": getattr(hx, name) for name in ("h", "c", "context", "memory")}
+    args = in_one_dtype(_OP, args, weights, states)
+    request = Request(
+        op=_OP,
+        hidden_size=weight_hh.size(1),
+        device=input.device,
+        dtype=args.input.dtype,
+        cell=cell,
     )
+    runs = chosen(backend, request)
+    with without_autocast(input):
+        results: RelLstmResults = runs.run(args)
+        return results.output, _next_state(state, args, results)
 
 
-def _next_state(
-    before: RelState, result: RelLstmLayer, lengths: Tensor | None, window_size: int
-) -> RelState:
-    """What the next call needs: rows of ``[before.memory, output]``, gathered from apart."""
-    index = result.memory_index
-    prefix, (length, _, hidden) = before.memory.size(0), result.output.shape
+def _next_state(before: RelState, args: RelLstmArguments, results: RelLstmResults) -> RelState:
+    """What the next call needs: rows of ``[before.memory, output]``, each gathered by itself."""
+    index = results.memory_index
+    prefix, (length, _, hidden) = before.memory.size(0), results.output.shape
     at = (index - prefix).clamp(0, length - 1).unsqueeze(2).expand(-1, -1, hidden)
-    memory = result.output.gather(0, at)
-    if prefix:
+    memory = results.output.gather(0, at)
+    if args.memory is not None:
         old = index.clamp(0, prefix - 1).unsqueeze(2).expand(-1, -1, hidden)
-        memory = torch.where((index < prefix).unsqueeze(2), before.memory.gather(0, old), memory)
+        memory = torch.where((index < prefix).unsqueeze(2), args.memory.gather(0, old), memory)
     empty = index < 0
     steps = torch.arange(length, device=index.device).unsqueeze(1) + before.length  # [T, B]
     position = torch.cat([before.position, steps]).gather(0, index.clamp(min=0))
-    window = min(window_size - 1, prefix - before.retained + length)
+    window = min(args.window_size - 1, prefix - before.retained + length)
     return RelState(
-        result.h_n,
-        result.c_n,
-        result.context_n,
+        results.h_n,
+        results.c_n,
+        results.context_n,
         torch.where(empty.unsqueeze(2), 0.0, memory),
-        result.memory_relevance,
+        results.memory_relevance,
         position.masked_fill(empty, -1),
-        before.length + (length if lengths is None else lengths),
+        before.length + (length if args.lengths is None else args.lengths),
         index.size(0) - window,
     )
 
@@ -281,32 +197,19 @@ def _initial(
     hidden: int,
     detach_mask: Tensor | None,
     sizes: tuple[int, int | None],
-    dtype: torch.dtype | None,
 ) -> RelState:
     """The state to begin with, checked; a fresh one has no memory and h_0 as its context."""
     batch = input.size(1)
     if isinstance(hx, RelState):
-        check_state(_OP, hx, input, hidden, sizes, dtype)
-        if dtype is None:
-            return hx
-        return dataclasses.replace(
-            hx,
-            h=hx.h.to(dtype),
-            c=hx.c.to(dtype),
-            context=hx.context.to(dtype),
-            memory=hx.memory.to(dtype),
-        )
-    if hx is None:
-        h = c = input.new_zeros(batch, hidden)
-    else:
-        check_pair(_OP, hx, "a RelState, ")
-        check_initial(_OP, hx, (batch, hidden), input, dtype)
-        h, c = hx if dtype is None else (hx[0].to(dtype), hx[1].to(dtype))
+        check_state(_OP, hx, input, hidden, sizes)
+        return hx
+    check_pair(_OP, hx, "a RelState, ")
+    check_states(input, hx, hidden, hidden)
+    h, c = (input.new_zeros(batch, hidden),) * 2 if hx is None else hx
     context = h
     if detach_mask is not None:
-        # s_0 is h_0, not half of it: a cut at the first step cuts all of it.
-        cut = detach_mask[0].unsqueeze(-1) if detach_mask.dim() == 2 else detach_mask[0]
-        context = torch.where(cut, h.detach(), h)
+        # s_0 is h_0, not half of it: detaching the first step detaches all of it.
+        context = torch.where(detach_mask[0].unsqueeze(-1), h.detach(), h)
     relevance = input.new_zeros(
         0, batch, dtype=torch.float32 if input.dtype in LOW_PRECISION else input.dtype
     )
@@ -322,34 +225,14 @@ def _initial(
     )
 
 
-def _check_tensors(input: Tensor, weights: dict[str, Tensor | None], gates: int) -> None:
+def _check(input: Tensor, weights: dict[str, Tensor | None], gates: int) -> None:
     """Check types, sizes and devices of the input and the weights."""
-    named = {"input": input} | {name: x for name, x in weights.items() if x is not None}
-    needed = ("weight_ih", "weight_hh", "weight_query", "weight_key", "weight_score")
-    for name in ("input", *needed):
-        if not isinstance(named.get(name), Tensor):
-            got = type(named.get(name)).__name__
-            raise TypeError(f"{_OP}: {name} should be a Tensor, got {got}")
-    for name, x in named.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{_OP}: {name} should be a Tensor, got {type(x).__name__}")
-        if x.device != input.device:
-            raise RuntimeError(
-                f"Input and parameter tensors are not at the same device, found input tensor at "
-                f"{input.device} and parameter tensor at {x.device} ({name})"
-            )
-    if input.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
-    if not input.is_floating_point():
-        raise ValueError(
-            f"{_OP}: input should have a floating point dtype, got {input.dtype}; "
-            "convert it: input.float()"
-        )
-    if input.size(0) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    weight_hh, weight_ih, weight_score = (
-        named[name] for name in ("weight_hh", "weight_ih", "weight_score")
+    check_tensors(_OP, {"input": input, **weights}, ("bias_ih", "bias_hh"))
+    weight_ih, weight_hh, weight_score = (
+        weights[name] for name in ("weight_ih", "weight_hh", "weight_score")
     )
+    assert weight_ih is not None and weight_hh is not None and weight_score is not None
+    check_input(_OP, input, weight_ih)
     rows = f"{gates}H" if gates > 1 else "H"
     if (
         weight_hh.dim() != 2
@@ -357,21 +240,16 @@ def _check_tensors(input: Tensor, weights: dict[str, Tensor | None], gates: int)
         or weight_hh.size(0) != gates * weight_hh.size(1)
     ):
         wrong_shape(_OP, "weight_hh", f"[{rows}, H]", weight_hh)
-    if weight_ih.dim() == 2 and weight_ih.size(1) != input.size(2):
-        raise RuntimeError(
-            "input.size(-1) must be equal to input_size. "
-            f"Expected {weight_ih.size(1)}, got {input.size(2)}"
-        )
     if weight_score.dim() != 1 or weight_score.size(0) == 0:
         wrong_shape(_OP, "weight_score", "[A]", weight_score)
     hidden, attention = weight_hh.size(1), weight_score.size(0)
-    wanted = {
+    shapes = {
         "weight_ih": (gates * hidden, input.size(2)),
+        "weight_hh": (gates * hidden, hidden),
         "bias_ih": (gates * hidden,),
         "bias_hh": (gates * hidden,),
         "weight_query": (attention, hidden),
         "weight_key": (attention, hidden),
+        "weight_score": (attention,),
     }
-    for name, shape in wanted.items():
-        if name in named and tuple(named[name].shape) != shape:
-            wrong_shape(_OP, name, str(list(shape)), named[name])
+    check_weights(_OP, input, weights, shapes)

@@ -10,12 +10,10 @@ from typing import Literal, NoReturn, overload
 import torch
 from torch import Tensor
 
-from throughtime import reference
-from throughtime.backends.predicates import BackendName, Request
-from throughtime.backends.selection import choose
+from throughtime.backends.backend import BackendName, Request
+from throughtime.backends.selection import chosen
 from throughtime.functional.carried import check_cache
 from throughtime.functional.checks import (
-    LOW_PRECISION,
     autocast_dtype,
     check_cast,
     check_choice,
@@ -24,8 +22,7 @@ from throughtime.functional.checks import (
     check_size,
     wrong_shape,
 )
-from throughtime.ops.relevancy import relevancy_attention as compiled
-from throughtime.reference.screening import Memory
+from throughtime.ops.relevancy import RelevancyArguments, RelevancyResults
 from throughtime.states import RelevancyCache
 
 Score = Literal["dot", "additive"]
@@ -177,34 +174,39 @@ def relevancy_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         weight = None if weight is None else weight.to(dtype)
     _check_dtypes(query, {"key": key, "value": value, "score_weight": weight})
-    relevance, retained = None, 0
     new_key, new_value = key, value
+    args = RelevancyArguments(
+        query=query,
+        key=key,
+        value=value,
+        score_weight=weight,
+        lengths=lengths,
+        relevance=None,
+        retained=0,
+        window_size=window_size,
+        top_k=top_k,
+        scale=float(scale),
+        keep_first=retain == "first",
+    )
     if cache is not None:
-        check_cache(_OP, cache, key, value, (window_size, top_k), (score, float(scale), retain))
+        check_cache(_OP, cache, key, value, (window_size, top_k), (score, args.scale, retain))
         if cache.key is not None and cache.value is not None:
-            key, value = torch.cat([cache.key, key], 2), torch.cat([cache.value, value], 2)
-            relevance, retained = cache.relevance, cache.retained
-
+            args = args._replace(
+                key=torch.cat([cache.key, key], 2),
+                value=torch.cat([cache.value, value], 2),
+                relevance=cache.relevance,
+                retained=cache.retained,
+            )
     request = Request(op=_OP, hidden_size=size, device=query.device, dtype=query.dtype)
-    chosen = choose(backend, request)
+    runs = chosen(backend, request)
     with nullcontext() if dtype is None else torch.autocast(query.device.type, enabled=False):
-        output, last, memory = _run(
-            chosen,
-            query,
-            key,
-            value,
-            weight,
-            lengths,
-            relevance,
-            retained,
-            window_size,
-            top_k,
-            float(scale),
-            retain == "first",
-        )
+        results: RelevancyResults = runs.run(args)
+    last = results.last
     if cache is not None:
-        _update(cache, memory, new_key, new_value, lengths)
-    return (output, last[..., -length:] if length else last[..., :0]) if return_retained else output
+        _update(cache, args, results, new_key, new_value)
+    if not return_retained:
+        return results.output
+    return results.output, last[..., -length:] if length else last[..., :0]
 
 
 def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
@@ -266,62 +268,15 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
     return listed.view(*last.shape, width)
 
 
-def _run(
-    backend: str,
-    query: Tensor,
+def _update(
+    cache: RelevancyCache,
+    args: RelevancyArguments,
+    results: RelevancyResults,
     key: Tensor,
     value: Tensor,
-    score_weight: Tensor | None,
-    lengths: Tensor | None,
-    relevance: Tensor | None,
-    retained: int,
-    window_size: int,
-    top_k: int,
-    scale: float,
-    keep_first: bool,
-) -> tuple[Tensor, Tensor, Memory]:
-    """Run the chosen backend: output, last, memory."""
-    if backend == "reference":
-        return reference.relevancy_attention(
-            query,
-            key,
-            value,
-            score_weight,
-            lengths,
-            relevance,
-            retained=retained,
-            window_size=window_size,
-            top_k=top_k,
-            scale=scale,
-            keep_first=keep_first,
-        )
-    dtype = query.dtype
-    if dtype in LOW_PRECISION:
-        query, key, value = query.float(), key.float(), value.float()
-        score_weight = None if score_weight is None else score_weight.float()
-    output, last, index, left = compiled(
-        backend,
-        query,
-        key,
-        value,
-        score_weight,
-        lengths,
-        relevance,
-        retained=retained,
-        window_size=window_size,
-        top_k=top_k,
-        scale=scale,
-        keep_first=keep_first,
-    )
-    window = min(window_size - 1, key.size(2) - retained)
-    return output.to(dtype), last, Memory(index, left, index.size(-1) - window)
-
-
-def _update(
-    cache: RelevancyCache, memory: Memory, key: Tensor, value: Tensor, lengths: Tensor | None
 ) -> None:
     """Put what a call left into the cache; ``key`` and ``value`` are this call's own."""
-    index = memory.positions
+    index = results.memory_index
     batch, _, length, _ = key.shape
     seen = index.new_zeros(batch) if cache.length is None else cache.length
     position = seen.view(-1, 1, 1) + torch.arange(length, device=index.device)
@@ -332,9 +287,10 @@ def _update(
     cache.key = _take(cache.key, key, index)
     cache.value = _take(cache.value, value, index)
     cache.position = position.gather(2, index.clamp(min=0)).masked_fill(empty, -1)
-    cache.relevance = memory.relevance
-    cache.retained = memory.retained
-    cache.length = seen + (length if lengths is None else lengths)
+    cache.relevance = results.memory_relevance
+    window = min(args.window_size - 1, args.key.size(2) - args.retained)
+    cache.retained = index.size(-1) - window
+    cache.length = seen + (length if args.lengths is None else args.lengths)
 
 
 def _take(before: Tensor | None, rows: Tensor, index: Tensor) -> Tensor:

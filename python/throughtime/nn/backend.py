@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from throughtime.backends.predicates import BackendName, Request, can_run
+from throughtime.backends.backend import BackendName, Request, can_run
 from throughtime.backends.selection import check_name
 
 

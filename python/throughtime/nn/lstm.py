@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
-from throughtime.backends.predicates import BackendName, Request
+from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.nn.backend import BackendChoice

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
-from throughtime.backends.predicates import BackendName, Request
+from throughtime.backends.backend import BackendName, Request
 from throughtime.functional.carried import check_state_sizes
 from throughtime.functional.checks import (
     check_choice,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from throughtime import functional
-from throughtime.backends.predicates import BackendName, Request
+from throughtime.backends.backend import BackendName, Request
 from throughtime.functional.checks import check_choice, check_flag, check_size
 from throughtime.functional.relevancy import Retain, Score
 from throughtime.nn.backend import BackendChoice

@@ -1,4 +1,11 @@
-"""Operators ``torch.ops.throughtime.*``: schemas, fake implementations, gradients.
+"""Operations: what they take and give, and the backends of each.
 
-The implementations are registered by the compiled extension, one per device.
+``record`` says how arguments are spelled, ``operation`` makes operators of torch from them, one
+folder per operation holds its record and its backends.
 """
+
+from __future__ import annotations
+
+from throughtime.ops import lstm, rel_lstm, relevancy
+
+__all__ = ["lstm", "rel_lstm", "relevancy"]

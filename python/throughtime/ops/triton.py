@@ -1,11 +1,27 @@
-"""What every operator of the Triton kernels checks before it imports them."""
+"""Implementations of operators by Triton kernels."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
+
+
+def implementation(module: str, name: str) -> Callable[[Any], tuple[Tensor, ...]]:
+    """The function ``name`` of ``throughtime.triton_kernels.module``, as an implementation.
+
+    The module is imported when the function is first called: Triton may be missing.
+    """
+
+    def run(call: Any) -> tuple[Tensor, ...]:
+        check_runnable(call)
+        function = getattr(import_module(f"throughtime.triton_kernels.{module}"), name)
+        return function(call)  # type: ignore[no-any-return]
+
+    return run
 
 
 def check_runnable(args: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""How many workers the CPU kernels run on, and why."""
+"""The CPU kernels of this process: how many workers they run on, and what memory they keep."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def workers() -> str | None:
     if taken:
         limits.append(f"left to other processes for now: {taken}")
     return f"{count} ({', '.join(limits)})"
+
+
+def empty_cache() -> None:
+    """Give the CPU kernels' idle buffers back to the operating system.
+
+    Example:
+        >>> import throughtime
+        >>> throughtime.empty_cache()
+    """
+    if _ext.extension is not None:
+        _ext.extension.empty_cache()

@@ -1,0 +1,46 @@
+"""One LSTM layer in one direction, with h-detach in the backward pass: its arguments and results.
+
+For every step t in the order of travel::
+
+    i, f, g, o = split(x_t W_ih^T + h_{t-1} W_hh^T + bias)    (sigmoid, sigmoid, tanh, sigmoid)
+    c_t = f * c_{t-1} + i * g,    h_t = o * tanh(c_t)    (then times W_hr^T, if given)
+
+A step with ``detach_mask`` set passes no gradient into ``h_{t-1}`` (h-detach: Kanuparthi et al.,
+ICLR 2019, arXiv 1810.03023). The forward takes the mask for the sake of its gradient; its results
+do not depend on it.
+
+T steps, B samples, I inputs, H units; with a projection h has P units.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from torch import Tensor
+
+from throughtime.ops.record import Mask, Real, Whole
+
+
+class LstmArguments(NamedTuple):
+    """Arguments; floating point tensors have one dtype."""
+
+    input: Annotated[Tensor, Real("T, B, I")]
+    h_0: Annotated[Tensor, Real("B, H or P")]
+    c_0: Annotated[Tensor, Real("B, H")]
+    weight_ih: Annotated[Tensor, Real("4H, I")]  # gate rows i, f, g, o
+    weight_hh: Annotated[Tensor, Real("4H, H or P")]
+    bias_ih: Annotated[Tensor | None, Real("4H", backward=False)]
+    bias_hh: Annotated[Tensor | None, Real("4H", backward=False)]
+    weight_hr: Annotated[Tensor | None, Real("H or P, H", absent="H or P = H")]
+    lengths: Annotated[Tensor | None, Whole("B")]
+    reset: Annotated[Tensor | None, Mask("T, B")]
+    detach_mask: Annotated[Tensor | None, Mask("T, B")]
+    reverse: bool  # travel from the last step to the first
+
+
+class LstmResults(NamedTuple):
+    """Results of every backend."""
+
+    output: Annotated[Tensor, Real("T, B, H or P", backward=True)]
+    h_n: Annotated[Tensor, Real("B, H or P", backward=False)]
+    c_n: Annotated[Tensor, Real("B, H", backward=False)]

@@ -1,0 +1,80 @@
+"""Backends "cpu" and "triton" of RelLSTM.
+
+``throughtime::rel_lstm_forward`` and ``rel_lstm_backward`` are in ``csrc/rel_lstm/cpu``; under names
+that end in ``_triton`` they are in ``triton_kernels/rel_lstm.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from throughtime.backends import requirements
+from throughtime.backends.backend import Backend
+from throughtime.ops.operation import Operation
+from throughtime.ops.precision import in_float32
+from throughtime.ops.record import Real, Size, Sizes
+from throughtime.ops.rel_lstm import reference
+from throughtime.ops.rel_lstm.arguments import RelLstmArguments, RelLstmResults
+from throughtime.ops.relevancy.arguments import SCREENING
+from throughtime.ops.triton import implementation
+
+_UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/cpu/params.h
+
+
+def _saved_by_cpu(sizes: Sizes, args: Any) -> Size:
+    """saved_numbers of csrc/rel_lstm/cpu/params.h."""
+    units, attention = ((sizes[x] + _UNITS - 1) // _UNITS * _UNITS for x in "HA")
+    keys = (sizes["P"] + sizes["T"]) * (units + attention)
+    return sizes["B"] * (keys + sizes["T"] * (6 * units + attention))
+
+
+def _saved_by_triton(sizes: Sizes, args: Any) -> Size:
+    module = import_module("throughtime.triton_kernels.rel_lstm")
+    return int(module.saved_numbers(*(sizes[x] for x in "TBPHA")))
+
+
+def _operation(
+    saved: Callable[[Sizes, Any], Size], **options: Any
+) -> Operation[RelLstmArguments, RelLstmResults]:
+    return Operation(
+        "rel_lstm",
+        "RelLSTM",
+        RelLstmArguments,
+        RelLstmResults,
+        reference.run,
+        saved={"saved": Real("saved", differentiable=False)},
+        needs=("input", "weights"),
+        derived={**SCREENING, "saved": saved},
+        **options,
+    )
+
+
+cpu = Backend(
+    "cpu",
+    (
+        requirements.cpu_tensors,
+        requirements.lstm_cell,
+        requirements.dtypes("compiled CPU kernels"),
+        requirements.cpu_kernels,
+    ),
+    in_float32(_operation(_saved_by_cpu)),
+)
+
+triton = Backend(
+    "triton",
+    (
+        requirements.lstm_cell,
+        requirements.dtypes("Triton kernels"),
+        requirements.triton,
+    ),
+    in_float32(
+        _operation(
+            _saved_by_triton,
+            suffix="_triton",
+            forward=implementation("rel_lstm", "forward"),
+            backward=implementation("rel_lstm", "backward"),
+        )
+    ),
+)

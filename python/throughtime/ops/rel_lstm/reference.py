@@ -1,0 +1,19 @@
+"""Backend "reference" of RelLSTM."""
+
+from __future__ import annotations
+
+from throughtime import reference
+from throughtime.backends import requirements
+from throughtime.backends.backend import Backend
+from throughtime.ops.rel_lstm.arguments import RelLstmArguments, RelLstmResults
+
+
+def run(args: RelLstmArguments) -> RelLstmResults:
+    """The definition in plain PyTorch; weights of one gate are those of a plain tanh cell."""
+    gates, hidden = args.weight_hh.shape
+    cell = "tanh" if gates == hidden else "lstm"
+    *results, memory, _ = reference.rel_lstm(**args._asdict(), cell=cell)
+    return RelLstmResults(*results, memory.positions, memory.relevance)
+
+
+backend = Backend("reference", (requirements.floating_point,), run)

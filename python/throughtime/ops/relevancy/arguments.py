@@ -1,0 +1,83 @@
+"""Relevancy attention: its arguments and results.
+
+Every query i attends the keys that relevancy screening lets it attend (see
+:mod:`throughtime.reference.screening`). Of the choice of keys the backward pass needs ``last``
+alone: for every key the last query that attends it.
+
+Positions of keys: P slots of an earlier call, ``retained`` of them its retained set, then the T
+keys of this call. ``memory_index`` and ``memory_relevance`` are what the next call needs: the
+retained set, then the window; -1 where a slot is empty.
+
+B samples, N heads, D features of a key, V of a value.
+
+Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.ops.record import Derived, Real, Size, Sizes, Whole
+
+
+class RelevancyArguments(NamedTuple):
+    """Arguments; floating point tensors have one dtype."""
+
+    query: Annotated[Tensor, Real("B, N, T, D")]
+    key: Annotated[Tensor, Real("B, N, P + T, D")]
+    value: Annotated[Tensor, Real("B, N, P + T, V")]
+    score_weight: Annotated[Tensor | None, Real("N, D")]  # of the additive score
+    lengths: Annotated[Tensor | None, Whole("B")]
+    relevance: Annotated[Tensor | None, Real("B, N, P", differentiable=False, backward=False)]
+    retained: int
+    window_size: int
+    top_k: int
+    scale: float
+    keep_first: bool  # retain the first keys, whatever their relevance
+
+
+class RelevancyResults(NamedTuple):
+    """Results of every backend; ``lse``, the logsumexp of the scores, is for the backward pass."""
+
+    output: Annotated[Tensor, Real("B, N, T, V")]
+    lse: Annotated[Tensor, Real("B, N, T", differentiable=False)]
+    last: Annotated[Tensor, Whole("B, N, P + T")]
+    memory_index: Annotated[Tensor, Whole("B, N, left", backward=False)]
+    memory_relevance: Annotated[Tensor, Real("B, N, left", differentiable=False, backward=False)]
+
+
+def memory_sizes(
+    length: Size, prefix: Size, retained: Size, window_size: Size, top_k: Size
+) -> tuple[Size, Size]:
+    """Slots of the retained set and of the window after a call.
+
+    Args:
+        length: queries of the call, T.
+        prefix: slots of an earlier call, P.
+        retained: how many of them are its retained set, R.
+        window_size: >= 1.
+        top_k: >= 0.
+
+    Example:
+        >>> memory_sizes(length=20, prefix=0, retained=0, window_size=5, top_k=3)
+        (3, 4)
+    """
+    window = prefix - retained + length
+    leaving = window - (window_size - 1)
+    # Not min and max: the sizes may be symbolic.
+    leaving = torch.sym_max(0, leaving)  # type: ignore[no-untyped-call]
+    after = torch.sym_min(top_k, retained + leaving)  # type: ignore[no-untyped-call]
+    return after, torch.sym_min(window_size - 1, window)  # type: ignore[no-untyped-call]
+
+
+def _left(sizes: Sizes, args: Any) -> Size:
+    """Slots that a call leaves for the next one."""
+    options = (args.retained, args.window_size, args.top_k)
+    retained, window = memory_sizes(sizes["T"], sizes["P"], *options)
+    return retained + window
+
+
+SCREENING: Derived = {"left": _left}
