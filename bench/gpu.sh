@@ -116,7 +116,7 @@ stage_test() {
   need_pytest
   local more=()
   mapfile -t more < <(xargs -r -n 1 <<< "${PYTEST_ARGS:-}")  # xargs knows quotes
-  # tests/gpu/conftest.py turns Triton's interpreter on where nothing is said about it.
+  # tests/conftest.py turns Triton's interpreter on where nothing is said about it.
   run env TRITON_INTERPRET=0 CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 580 "$python" -m pytest -m gpu \
     -p no:cacheprovider --durations=15 "${GPU_TESTS[@]}" "${more[@]}"
 }

@@ -41,7 +41,7 @@ needs_cuda = pytest.mark.skipif(
 # A kernel that waits for ever keeps Python from seeing a signal: only the thread method ends it.
 may_hang = pytest.mark.timeout(float(os.environ.get("PYTEST_TIMEOUT", "120")), method="thread")
 
-# tests/gpu/conftest.py asks for the interpreter where nothing else is said.
+# tests/conftest.py asks for the interpreter where nothing else is said.
 not_interpreted = pytest.mark.skipif(
     not STAND_IN and _PRESENT and os.environ.get("TRITON_INTERPRET") == "1",
     reason="TRITON_INTERPRET=1 would run Triton on the CPU: TRITON_INTERPRET=0 pytest -m gpu",
