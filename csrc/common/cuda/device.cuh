@@ -1,11 +1,11 @@
 // The device layer: all that a GPU kernel asks of the machine, and nothing else.
 //
 // Kernels include this file and no CUDA or torch header, so the same sources run on a GPU (nvcc maps
-// the layer to the hardware, below) and on the CPU (tests/cuda_on_cpu/host_device.h maps it to one
+// the layer to the hardware, below) and on the CPU (tests/gpu/cuda_on_cpu/host_device.h maps it to one
 // thread per CUDA thread), where they are compared with the reference and watched by sanitizers.
 //
 // Every barrier carries its Site. The hardware ignores it; the host layer can leave one site out,
-// which shows that the tests would notice (tests/test_cuda_on_cpu.py).
+// which shows that the tests would notice (tests/gpu/test_cuda_on_cpu.py).
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ struct alignas(16) Words {
 }  // namespace throughtime::device
 
 #if !defined(__CUDACC__)
-#include "host_device.h"  // of tests/cuda_on_cpu
+#include "host_device.h"  // of tests/gpu/cuda_on_cpu
 #else
 
 #include <cuda_bf16.h>

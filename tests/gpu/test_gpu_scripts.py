@@ -17,7 +17,7 @@ from cases import Shape
 from cases_gpu import TIERS, force, plan_of
 from throughtime import _ext
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench/gpu.sh"
 STAGES = ("build", "env", "latency", "test", "sanitize", "bench")
 
@@ -69,12 +69,12 @@ def test_stages_in_the_order_asked_for_and_arguments_of_pytest() -> None:
 def test_every_file_of_gpu_tests_is_run() -> None:
     found = {
         str(path.relative_to(ROOT))
-        for path in (ROOT / "tests").glob("test_*.py")
+        for path in (ROOT / "tests/gpu").glob("test_*.py")
         if re.search(r"^pytestmark = \[\s*\*gpu,", path.read_text("utf-8"), re.MULTILINE)
     }
     assert len(found) >= 4
     (command,) = [x for x in gpu_sh("--dry-run", "test").stdout.splitlines() if "pytest" in x]
-    assert set(re.findall(r"tests/\w+\.py", command)) == found
+    assert set(re.findall(r"tests/gpu/\w+\.py", command)) == found
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_gpu_tests_run_on_a_stand_in_and_see_a_wrong_result(sabotage: bool, tmp_
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "gpu_sabotage", "-p", "no:cacheprovider", "-q",
          "-m", "gpu and not slow", "-k", "every_option and float32 or one_result or long_memory",
-         str(ROOT / "tests/test_gpu.py")],
+         str(ROOT / "tests/gpu/test_gpu.py")],
         capture_output=True, text=True, cwd=ROOT,
         env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "cpu", "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
@@ -311,7 +311,8 @@ def test_every_tier_of_the_gpu_tests_fits_an_h100(
 def test_an_unknown_stand_in_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import cases_gpu"], capture_output=True, text=True,
-        cwd=ROOT / "tests", env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "tpu"},
+        cwd=ROOT / "tests/gpu",
+        env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "tpu", "PYTHONPATH": str(ROOT / "tests")},
     )  # fmt: skip
     assert done.returncode != 0
     assert "THROUGHTIME_TEST_GPU_ON should be cpu, reference or triton, got 'tpu'" in done.stderr

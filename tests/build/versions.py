@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "bench" / "results" / "versions.csv"
 WORK = ROOT / "build" / "versions"
 KEY = ("torch", "python", "install")
@@ -154,7 +154,11 @@ def install_and_test(python: Path, what: Path, sources: Path, log: Path) -> Row:
     except Failed as failure:
         print(failure, flush=True)
         return {"built": "no"}
-    files = [f"tests/test_{name}.py" for name in CORE]
+    files = [
+        str(path.relative_to(sources))
+        for name in CORE
+        for path in (sources / "tests").glob(f"*/test_{name}.py")
+    ]
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as out:
         # Warnings are errors here. Dynamo's of Python 3.13.0 and NumPy's of an old Triton's

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "bench", "csrc", "python", "tests", "triton_kernels")
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
 REPOSITORY = "https://github.com/throughtime/throughtime"
@@ -385,7 +385,7 @@ def test_sdist_has_all_that_a_build_needs(build: Build, checkout: Path, tmp_path
     (checkout / "python" / "throughtime" / "_C.abi3.so").write_text("")
     made = build("none", kind="sdist")
     names = set(made.names())
-    assert {"Makefile", "LICENSE", "CHANGELOG.md", ".ci/run", "tests/test_build.py"} <= names
+    assert {"Makefile", "LICENSE", "CHANGELOG.md", ".ci/run", "tests/build/test_build.py"} <= names
     assert {"csrc/toolchain.py", *table("BASELINE_SOURCES"), *table("KERNEL_SOURCES")} <= names
     assert not [n for n in names if n.endswith((".so", ".pyc", "_build_info.py"))]
     assert made.file is not None

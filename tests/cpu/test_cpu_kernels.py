@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ torch.set_num_threads(4)
 together = results(lstm, named, backend="cpu")
 assert all(torch.equal(alone[name], together[name]) for name in alone)
 """
-    env = os.environ | {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": os.path.dirname(__file__)}
+    env = os.environ | {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
 
 

@@ -1,4 +1,4 @@
-"""The LSTM's GPU kernels, run on the CPU by tests/cuda_on_cpu: against a loop, and sanitizers.
+"""The LSTM's GPU kernels, run on the CPU by tests/gpu/cuda_on_cpu: against a loop, and sanitizers.
 
 See csrc/common/cuda/device.cuh: the kernels' sources are the ones that nvcc compiles.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90a", "100")
 # Kernels of a dtype: tiles of samples and of held weights, forward and backward, and a step each.
 # float: 1, 2 tiles, and 4 backward. 16 bits: 1, 2, and 4 forward; with held (1, 4), (1, 8), (2, 4).

@@ -1,4 +1,4 @@
-// The Python module cuda_on_cpu: the LSTM's GPU kernels on the CPU, for tests/test_cuda_on_cpu.py.
+// The Python module cuda_on_cpu: the LSTM's GPU kernels on the CPU, for tests/gpu/test_cuda_on_cpu.py.
 // Tensors come as addresses by name; an address that is missing is null.
 #include <stdexcept>
 #include <string>

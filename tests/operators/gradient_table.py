@@ -1,6 +1,6 @@
 """The table of gradients: every way to a gradient, by every route that torch offers.
 
-    python tests/gradient_table.py OUT.md [COMPILER]
+    python tests/operators/gradient_table.py OUT.md [COMPILER]
 
 COMPILER is the backend of torch.compile: ``aot_eager`` unless given, since gradients are decided
 before inductor makes code of them (``inductor`` takes an hour).
@@ -13,7 +13,7 @@ gradient is taken: backward, func.grad, ...), a layer, and what is trainable. Ea
 - ``n/a``: torch has no such thing, or fails for ``torch.nn.LSTM`` in the same way;
 - anything else is a fault, and so is the exit status.
 
-``tests/test_gradient_table.py`` runs a subset in which every pair of values meets.
+``tests/operators/test_gradient_table.py`` runs a subset in which every pair of values meets.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from throughtime import env
 from throughtime.__main__ import make_parser
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

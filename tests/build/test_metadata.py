@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_one_repository(pyproject: dict[str, Any]) -> None:
     urls = pyproject["project"]["urls"]
     assert found(r"^repository-code: (\S+)$", "CITATION.cff") == urls["Repository"]
     assert all(url.startswith(urls["Repository"]) for url in urls.values())
-    assert constant("REPOSITORY", "tests/test_build.py") == urls["Repository"]
+    assert constant("REPOSITORY", "tests/build/test_build.py") == urls["Repository"]
 
 
 def test_lowest_python_is_the_one_that_is_built_for_and_checked(pyproject: dict[str, Any]) -> None:

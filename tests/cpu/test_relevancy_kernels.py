@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,7 +98,8 @@ def test_threads_are_used() -> None:
     code += "torch.set_num_threads(4); kernels.pretend_cpus(4); "
     code += "case = Attention(4, 2, 300, 64, 64, 20, 20); given = attention_inputs(case); "
     code += "run_attention(case, given, torch.randn(4, 2, 300, 64, dtype=torch.float64))"
-    env = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    folders = map(str, Path(__file__).parents[:2])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     count = "import threading, os; print(len(os.listdir('/proc/self/task')))"
     if not os.path.isdir("/proc/self/task"):
         pytest.skip("no /proc to count threads in")

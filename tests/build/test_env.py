@@ -18,7 +18,7 @@ import throughtime
 from throughtime import _ext, _install, env
 from throughtime.backends import ORDER
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(text: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""backend="cuda" from Python down to the kernels, which run on the CPU here (tests/cuda_on_cpu).
+"""backend="cuda" from Python down to the kernels, which run on the CPU here (cuda_on_cpu/).
 
 Only csrc/lstm/cuda/launch.cu and the checks of csrc/lstm/cuda/operators.cpp need a GPU.
 """

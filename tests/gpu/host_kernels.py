@@ -1,4 +1,4 @@
-"""Builds tests/cuda_on_cpu: the GPU kernels' own sources, compiled to run on the CPU."""
+"""Builds tests/gpu/cuda_on_cpu: the GPU kernels' own sources, compiled to run on the CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def takes(compiler: str, flag: str) -> bool:
 
 
 def compile_program(flags: list[str], source: str, to: Path) -> Path:
-    """Compile a source of tests/cuda_on_cpu; skips the test where there is no compiler."""
+    """Compile a source of tests/gpu/cuda_on_cpu; skips the test where there is no compiler."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")

@@ -1,4 +1,4 @@
-"""tests/versions.py, which `make test-versions` runs, and the table that it left."""
+"""tests/build/versions.py, which `make test-versions` runs, and the table that it left."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The rule for numbers: the error against float64 is at most twice that of plain PyTorch.
 
 Plain PyTorch is ``nn.LSTM``, or the reference where there is no such layer, in the same dtype; the
-error is the root mean square over a tensor. ``pytest -s tests/test_accuracy.py`` prints the table.
+error is the root mean square over a tensor. ``pytest -s`` of this file prints the table.
 """
 
 from __future__ import annotations
