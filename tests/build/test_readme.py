@@ -1,4 +1,4 @@
-"""What README says is what happens: its code runs, its commands exist."""
+"""What README and the user guide say is what happens: code runs, commands and links exist."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from throughtime import env
 from throughtime.__main__ import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, GUIDE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "python/README.md"))
+PAGES = [  # the text that people read, by path
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "python/README.md"),
+    *("csrc/README.md", "csrc/lstm/README.md"),
+]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    fence = rf"^```{language}\n(.*?)^```$"
+    return re.findall(fence, README + GUIDE, flags=re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[str]:
@@ -52,6 +57,21 @@ def test_command_exists(line: str) -> None:
         assert callable(make_parser().parse_args(words[3:]).run)
 
 
-def test_every_environment_variable_of_env_is_told() -> None:
+def test_every_environment_variable_is_in_the_guide() -> None:
     ours = {name for name in env.VARIABLES if name.startswith("THROUGHTIME_")}
-    assert ours and all(f"`{name}`" in README for name in ours)
+    assert ours and all(f"| `{name}` |" in GUIDE for name in ours)
+
+
+def test_readme_is_short() -> None:
+    assert README.count("\n") <= 200
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text("utf-8")):
+        path, _, heading = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert "://" in link or target.exists(), link
+        if heading and "://" not in link:
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
+            assert heading in [re.sub(r"\W+", "-", title.lower()) for title in titles], link

@@ -51,7 +51,7 @@ def launched_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.device]]
         for name, kernel in list(vars(module).items()):
             if isinstance(kernel, KernelInterface):
                 monkeypatch.setattr(module, name, stub(f"{module.__name__}.{name}"))
-    # The one thing whose size the host waits for: README.md, limits.
+    # The one thing whose size the host waits for: python/README.md, limits.
     monkeypatch.setattr(
         rel_lstm, "retained_positions", lambda last, ends, T, *_: last.new_empty(len(last), T, 2)
     )
