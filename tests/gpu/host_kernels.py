@@ -14,6 +14,7 @@ import pybind11
 import pytest
 
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
+CSRC = Path(__file__).parents[1] / "csrc"
 # What a kernel leaves uninitialised is no zero by chance: a register of a GPU holds anything. With
 # gcc 12, clang 8 and later ones.
 POISON = "-ftrivial-auto-var-init=pattern"
@@ -33,7 +34,7 @@ def compile_program(flags: list[str], source: str, to: Path) -> Path:
     command = [compiler, "-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
     if takes(compiler, POISON):
         command.append(POISON)
-    command += [*flags, f"-I{SOURCES}", str(SOURCES / source), "-o", str(to)]
+    command += [*flags, f"-I{SOURCES}", f"-I{CSRC}", str(SOURCES / source), "-o", str(to)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
     return to

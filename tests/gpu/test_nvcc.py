@@ -31,7 +31,14 @@ def compile_kernels(arch: str, scalar: str, folder: Path) -> str:
     if nvcc is None:
         pytest.skip("no nvcc")
     flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Werror", "all-warnings"]
-    flags += ["-Xptxas", "-v", "-cubin", f"-arch=sm_{arch}", f"-DTT_SCALAR={scalar}"]
+    flags += [
+        "-Xptxas",
+        "-v",
+        "-cubin",
+        f"-arch=sm_{arch}",
+        f"-DTT_SCALAR={scalar}",
+        f"-I{ROOT / 'csrc'}",
+    ]
     to = folder / f"{arch}-{scalar.rpartition(':')[2]}.cubin"
     command = [nvcc, *flags, str(ROOT / "csrc/lstm/cuda/launch.cu"), "-o", str(to)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -72,7 +72,7 @@ register(
 
 
 def saved_gates(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of ``gates``; ``csrc/lstm/cuda/gates.cuh`` says why 16-bit S saves the sums."""
+    """The dtype of ``gates``; ``csrc/lstm/cuda/cell.cuh`` says why 16-bit S saves the sums."""
     return torch.float16 if dtype.itemsize == 2 else dtype
 
 

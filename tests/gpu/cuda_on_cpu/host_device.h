@@ -1,7 +1,7 @@
-// The device layer on the CPU: one thread per CUDA thread, real barriers, and collectives that move
-// data between lanes in the hardware's own fragment layouts. See csrc/common/cuda/device.cuh.
+// The device layer (csrc/common/cuda/device.cuh) on the CPU: one thread per CUDA thread, real barriers,
+// and collectives that exchange data between lanes in the hardware's fragment layouts.
 //
-// Shared memory starts out as NaN, so that a kernel which reads what nobody wrote is found.
+// Shared memory starts as NaN, so reading uninitialised shared memory shows in the results.
 #pragma once
 
 #include <cmath>
@@ -34,8 +34,8 @@ class Barrier {
   pthread_barrier_t barrier_;
 };
 
-// Two sets of slots in turn: when a lane writes into a set again, all have passed a later barrier,
-// so one barrier per collective is enough.
+// Two sets of slots in turn: before a lane writes into a set again, all lanes have passed a later
+// barrier, so one barrier per collective is enough.
 struct Warp {
   Barrier barrier{32};
   uint32_t slots[2][6][32] = {};
@@ -73,17 +73,17 @@ struct Here {
 };
 inline thread_local Here here;
 
-// What the kernels did: products of tiles, and waits for other blocks, by all warps and threads.
+// Counts of what the kernels did: products of tiles, waits for other blocks.
 struct Work {
   int64_t products, waits;
 };
 inline Work work{};
-inline void count(int64_t& what) { __atomic_fetch_add(&what, 1, __ATOMIC_RELAXED); }
+inline void count(int64_t& counter) { __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED); }
 
-// The barrier that is left out, for the mutation test; kCount: none.
+// The barrier that a mutation test leaves out; kCount: none.
 inline Site dropped = Site::kCount;
 
-// ---- Where am I ----
+// ---- Indices ----
 inline int thread() { return here.thread; }
 inline int threads() { return here.threads; }
 inline int block() { return here.block_index; }
@@ -98,7 +98,7 @@ inline void cluster_barrier(Site site) {
 }
 inline void grid_arrive(Site site, unsigned* arrivals) {
   if (site != dropped) here.block->barrier.wait();
-  // Counted even if left out, or all later barriers would wait for ever.
+  // Counted even if left out, else all later barriers would wait for ever.
   const int order = site == dropped ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
   if (here.thread == 0) __atomic_fetch_add(arrivals, 1u, order);
 }
@@ -111,36 +111,37 @@ inline void grid_wait(Site site, const unsigned* arrivals, unsigned all) {
   here.block->barrier.wait();
 }
 
-// ---- Memory of others ----
+// ---- Shared memory of other blocks of the cluster ----
 template <typename T>
-T* at_rank(T* p, int rank) {
+T* map_to_rank(T* p, int rank) {
   const auto offset = reinterpret_cast<char*>(p) - shared_memory();
   return reinterpret_cast<T*>(here.cluster->blocks[rank]->shared.front().bytes + offset);
 }
 
-// A mailbox holds all bytes that ever came. Sending releases and does not acquire, as on the GPU.
-inline void open_mailbox(Mailbox* box, uint32_t) { *box = 0; }
-inline void expect_mail(Mailbox*, uint32_t) {}
+// Here an mbarrier counts the bytes of all rounds. A store releases and does not acquire, as on the GPU.
+inline void mbarrier_init(Mbarrier* barrier, uint32_t) { *barrier = 0; }
+inline void mbarrier_expect(Mbarrier*, uint32_t) {}
 template <typename T>
-void send(T* place, T value, Mailbox* box, int rank) {
-  *at_rank(place, rank) = value;
-  __atomic_fetch_add(at_rank(box, rank), sizeof(T), __ATOMIC_RELEASE);
+void store_remote(T* to, T value, Mbarrier* barrier, int rank) {
+  *map_to_rank(to, rank) = value;
+  __atomic_fetch_add(map_to_rank(barrier, rank), sizeof(T), __ATOMIC_RELEASE);
 }
-inline void wait_for_mail(Site site, Mailbox* box, uint32_t round, uint32_t bytes) {
+inline void mbarrier_wait(Site site, Mbarrier* barrier, uint32_t round, uint32_t bytes) {
   count(work.waits);
   if (site == dropped) return;
-  const Mailbox all = (round + Mailbox{1}) * bytes;
-  while (__atomic_load_n(box, __ATOMIC_ACQUIRE) < all) sched_yield();
+  const Mbarrier all = (round + Mbarrier{1}) * bytes;
+  while (__atomic_load_n(barrier, __ATOMIC_ACQUIRE) < all) sched_yield();
 }
 
+// ---- Global memory ----
 template <typename T>
-T load_fresh(const T* p) {
+T load_past_l1(const T* p) {
   return *p;
 }
 inline void prefetch(const void*) {}
 
 // ---- Warp ----
-// Every lane gives `count` words and then sees those of all lanes.
+// Shares `count` words of every lane with all lanes.
 inline const uint32_t (*exchange(const uint32_t* words, int count))[32] {
   Warp& warp = *here.block->warps[here.thread / 32];
   auto* slots = warp.slots[here.turn];
@@ -216,7 +217,7 @@ inline Float16 from_float<Float16>(float x) {
   return {static_cast<uint16_t>(sign | (bits + 0xfffu + (bits >> 13 & 1u)) >> 13)};
 }
 
-// The fast ones are always as wrong as the hardware's may be.
+// The fast ones have the largest error that the hardware's may have.
 inline float exponential(float x) { return std::exp(x); }
 inline float fast_exponential(float x) {
   return std::isfinite(x) ? std::exp(x) * (1.0f + 1e-7f * std::fabs(x)) : std::exp(x);

@@ -100,24 +100,25 @@ RecurrenceInput<S> input(const Case& c, const Numbers<S>& n) {
 RecurrencePlan cut(const Case& c, int scalar_bytes, bool backward) {
   RecurrencePlan plan{};
   plan.tier = c.tier;
-  plan.cut.grid = c.tier == Tier::kGrid;
-  plan.cut.ranks = c.ranks;
-  plan.cut.units = static_cast<int>(round_up(divide_up(c.H, c.ranks), kSlabUnits));
-  plan.cut.parts = backward ? c.backward_parts : c.forward_parts;
+  plan.partition.grid = c.tier == Tier::kGrid;
+  plan.partition.ranks = c.ranks;
+  plan.partition.units = static_cast<int>(round_up(divide_up(c.H, c.ranks), kSlabUnits));
+  plan.partition.parts = backward ? c.backward_parts : c.forward_parts;
   plan.tiles_n = c.tiles_n;
   plan.held = scalar_bytes == 2 ? c.held : 0;
   if (c.tier == Tier::kStepwise) return plan;
   plan.directions = c.D;
-  plan.cut.groups = static_cast<int>(divide_up(c.B, 8 * c.tiles_n));
-  const int warps = backward ? c.backward_warps : plan.cut.units / kSlabUnits * plan.cut.parts;
+  plan.partition.groups = static_cast<int>(divide_up(c.B, 8 * c.tiles_n));
+  const int warps =
+      backward ? c.backward_warps : plan.partition.units / kSlabUnits * plan.partition.parts;
   plan.threads = 32 * warps;
-  plan.shared_bytes = backward
-                          ? backward_layout(c.H, plan.cut.units, c.ranks, plan.cut.parts, warps,
-                                            plan.cut.grid, c.tiles_n, plan.held, scalar_bytes)
-                                .bytes
-                          : forward_layout(c.H, plan.cut.units, plan.cut.parts, plan.cut.grid,
-                                           c.tiles_n, plan.held, scalar_bytes)
-                                .bytes;
+  plan.shared_bytes =
+      backward ? backward_layout(c.H, plan.partition.units, c.ranks, plan.partition.parts, warps,
+                                 plan.partition.grid, c.tiles_n, plan.held, scalar_bytes)
+                     .bytes
+               : forward_layout(c.H, plan.partition.units, plan.partition.parts,
+                                plan.partition.grid, c.tiles_n, plan.held, scalar_bytes)
+                     .bytes;
   return plan;
 }
 

@@ -27,14 +27,14 @@ struct Arguments {
 RecurrencePlan plan_of(const Arguments& from) {
   RecurrencePlan plan{};
   plan.tier = static_cast<Tier>(from.number("tier"));
-  plan.cut.ranks = static_cast<int>(from.number("ranks"));
-  plan.cut.units = static_cast<int>(from.number("units"));
-  plan.cut.parts = static_cast<int>(from.number("parts"));
-  plan.cut.grid = plan.tier == Tier::kGrid;
+  plan.partition.ranks = static_cast<int>(from.number("ranks"));
+  plan.partition.units = static_cast<int>(from.number("units"));
+  plan.partition.parts = static_cast<int>(from.number("parts"));
+  plan.partition.grid = plan.tier == Tier::kGrid;
   plan.tiles_n = static_cast<int>(from.number("tiles_n"));
   plan.held = static_cast<int>(from.number("held"));
   plan.directions = static_cast<int>(from.number("D"));
-  plan.cut.groups = static_cast<int>(from.number("groups"));
+  plan.partition.groups = static_cast<int>(from.number("groups"));
   plan.threads = static_cast<int>(from.number("threads"));
   plan.shared_bytes = static_cast<int>(from.number("shared_bytes"));
   return plan;
@@ -112,8 +112,8 @@ void run_dtype(const std::string& dtype, bool is_backward, py::dict addresses, p
 float saved_gate(const std::string& dtype, int r, float sum) {
   const auto as = [&](auto scalar) {
     using S = decltype(scalar);
-    const float saved = to_save<S>(sum, gate_of<S>(r, sum));
-    return recall<S>(r, device::to_float(device::from_float<SavedGate<S>>(saved)));
+    const float saved = cell_forward<S>({sum, sum, sum, sum}, 0, false).saved[r];
+    return restored_gate<S>(r, device::to_float(device::from_float<SavedGate<S>>(saved)));
   };
   if (dtype == "float32") return as(float{});
   return dtype == "bfloat16" ? as(device::BFloat16{}) : as(device::Float16{});
@@ -128,12 +128,12 @@ py::dict make_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes,
   const RecurrencePlan plan = throughtime::plan(shape, gpu, static_cast<Tier>(tier));
   py::dict found;
   found["tier"] = static_cast<int>(plan.tier);
-  found["ranks"] = plan.cut.ranks;
-  found["units"] = plan.cut.units;
-  found["parts"] = plan.cut.parts;
+  found["ranks"] = plan.partition.ranks;
+  found["units"] = plan.partition.units;
+  found["parts"] = plan.partition.parts;
   found["tiles_n"] = plan.tiles_n;
   found["held"] = plan.held;
-  found["groups"] = plan.cut.groups;
+  found["groups"] = plan.partition.groups;
   found["threads"] = plan.threads;
   found["shared_bytes"] = plan.shared_bytes;
   found["reason"] = plan.reason ? plan.reason : "";

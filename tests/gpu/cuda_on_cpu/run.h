@@ -17,11 +17,11 @@ template <typename S, template <typename> class Params>
 bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
   constexpr bool backward = kIsBackward<Params<S>>;
   const RecurrenceShape shape{p.in.T, p.in.B, p.in.D, p.in.H, sizeof(S), backward};
-  std::vector<unsigned> arrivals(plan.directions * plan.cut.groups, 0);
+  std::vector<unsigned> arrivals(plan.directions * plan.partition.groups, 0);
   std::vector<char> exchange(plan.exchange_bytes(shape), '\xff');
-  p.in.cut = plan.cut;
-  p.in.cut.arrivals = arrivals.data();
-  p.in.cut.exchange = exchange.data();
+  p.in.partition = plan.partition;
+  p.in.partition.arrivals = arrivals.data();
+  p.in.partition.exchange = exchange.data();
   return launch_persistent(plan, p, [&](auto kernel, const auto& arguments) {
     device::launch(kernel, arguments, plan.blocks(), plan.threads, plan.cluster(),
                    plan.shared_bytes, plan.tier == Tier::kGrid);
