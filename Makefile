@@ -76,14 +76,14 @@ test-cuda-build:
 	printf '== torch for CUDA is there after %s s\n' $$(( $$(date +%s) - begin )); \
 	THROUGHTIME_BUILD=cuda $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation \
 	  --no-deps --force-reinstall .; \
-	$(VENV_CUDA)/bin/python tests/check_cuda_build.py; \
+	$(VENV_CUDA)/bin/python tests/build/check_cuda_build.py; \
 	printf '== make test-cuda-build: passed in %s s\n' $$(( $$(date +%s) - begin ))
 
 gradient-table: install
-	$(BIN)/python tests/gradient_table.py bench/results/gradient-table.md
+	$(BIN)/python tests/operators/gradient_table.py bench/results/gradient-table.md
 
 test-versions: install
-	$(BIN)/python tests/versions.py $(VERSIONS_ARGS)
+	$(BIN)/python tests/build/versions.py $(VERSIONS_ARGS)
 
 bench-compare: install
 	$(BIN)/python -m bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)

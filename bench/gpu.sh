@@ -100,8 +100,8 @@ stage_latency() {
 }
 
 # Only these files: others need packages that a bare machine may lack.
-readonly GPU_TESTS=(tests/test_gpu.py tests/test_gpu_modules.py tests/test_gpu_relevancy.py
-  tests/test_gpu_runtime.py)
+readonly GPU_TESTS=(tests/gpu/test_gpu.py tests/gpu/test_gpu_modules.py tests/gpu/test_gpu_relevancy.py
+  tests/gpu/test_gpu_runtime.py)
 
 need_pytest() {
   "$dry_run" && return
@@ -145,7 +145,7 @@ stage_sanitize() {
     # torch's caching allocator would hide what is written past the end of a tensor.
     run env TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTEST_TIMEOUT=0 timeout 540 \
       compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 "${filter[@]}" \
-      "$python" -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py \
+      "$python" -m pytest -m gpu -p no:cacheprovider tests/gpu/test_gpu.py \
       -k sanitizer || failed=1
   done
   return "$failed"

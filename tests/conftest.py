@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from cases import runnable
-from host_kernels import load_module
 from throughtime import _ext
 
 
@@ -44,12 +42,6 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The GPU kernels' sources as a module that runs them on the CPU; see tests/cuda_on_cpu."""
-    return load_module(tmp_path_factory.mktemp("cuda_on_cpu"))
 
 
 @pytest.fixture(params=_ext.extension.runnable_isas() if _ext.extension else [])

@@ -114,7 +114,7 @@ def load_bias(bias, n, H):
 
 @triton.jit
 def recall_gates(i, f, g, o, A: tl.constexpr):
-    """Gates in dtype A from what was saved; float16 holds sums, see csrc/lstm/cuda/gates.cuh."""
+    """Gates in dtype A from what was saved; float16 holds sums, see csrc/lstm/cuda/cell.cuh."""
     sums: tl.constexpr = i.dtype == tl.float16
     i, f, g, o = i.to(A), f.to(A), g.to(A), o.to(A)
     if sums:

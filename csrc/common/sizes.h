@@ -1,4 +1,4 @@
-// Sizes: rounding, and products that do not wrap.
+// Sizes: rounding, products that do not wrap, and shares.
 #pragma once
 
 #include <cstdint>
@@ -31,5 +31,14 @@ template <typename... Rest>
 TT_INLINE int64_t times(int64_t a, int64_t b, Rest... rest) {
   return times(times(a, b), rest...);
 }
+
+// The share of `count` items of workers [first, last) of `workers`.
+struct Share {
+  int64_t begin, end;
+  TT_INLINE Share(int64_t count, int64_t first, int64_t last, int64_t workers)
+      : begin(count * first / workers), end(count * last / workers) {}
+  TT_INLINE Share(int64_t count, int64_t index, int64_t workers)
+      : Share(count, index, index + 1, workers) {}
+};
 
 }  // namespace throughtime

@@ -1,7 +1,7 @@
 // Matrix products of rows in memory with a packed weight, and sums of outer products.
 //
-// For layers whose steps are cut by rows: every matrix is [rows, columns] with columns padded to
-// whole vectors. Sums are cut as in tile.h.
+// Operands may be narrower than the sums, S = SumOf<Operand>. Sums are divided into chains as in
+// tile.h.
 #pragma once
 
 #include "common/cpu/tile.h"
@@ -10,93 +10,138 @@
 namespace throughtime {
 namespace {
 
-// A weight packed into panels of kPanelVectors vectors of columns (the last may be narrower), each
+// A weight packed into panels of `width` vectors of columns (the last may be narrower), each
 // k-major.
-template <typename S>
+template <typename Operand>
 struct Panels {
-  S* at;
+  static constexpr int64_t L = kLanes<SumOf<Operand>>;
+
+  Operand* at;
   int64_t k_count;
   int64_t vectors;  // of columns, in all
+  int64_t width = kPanelVectors;
 
   TT_INLINE static int64_t numbers(int64_t k_count, int64_t vectors) {
-    return times(k_count, vectors, kLanes<S>);
+    return times(k_count, vectors, L);
   }
-  TT_INLINE int64_t count() const { return divide_up(vectors, kPanelVectors); }
-  TT_INLINE int64_t width(int64_t panel) const {
-    return least(kPanelVectors, vectors - panel * kPanelVectors);
-  }
-  TT_INLINE S* panel(int64_t q) const { return at + q * kPanelVectors * kLanes<S> * k_count; }
+  TT_INLINE int64_t count() const { return divide_up(vectors, width); }
+  TT_INLINE int64_t width_of(int64_t panel) const { return least(width, vectors - panel * width); }
+  TT_INLINE Operand* panel(int64_t q) const { return at + q * width * L * k_count; }
 };
 
-// Panel column n is the row at(n) of a weight (null: zeros): for products with its transpose.
-template <typename S, typename F>
-void pack_rows_as_columns(const Panels<S>& to, int64_t begin, int64_t end, const F& at) {
-  constexpr int64_t L = kLanes<S>;
-  for (int64_t q = begin; q < end; ++q)
-    for (int64_t v = 0; v < to.width(q); ++v)
-      transpose_rows<S>([&](int64_t lane) { return at((q * kPanelVectors + v) * L + lane); },
-                        to.k_count, to.panel(q) + v * L, to.width(q) * L);
+// Column n of the panels `own` is the row at(n) of a weight (null: zeros): for products with its
+// transpose.
+template <typename Operand, typename F>
+void pack_rows_as_columns(const Panels<Operand>& to, Share own, const F& at) {
+  constexpr int64_t L = Panels<Operand>::L;
+  for (int64_t q = own.begin; q < own.end; ++q)
+    for (int64_t v = 0; v < to.width_of(q); ++v)
+      transpose_rows<SumOf<Operand>>(
+          [&](int64_t element) { return at((q * to.width + v) * L + element); }, to.k_count,
+          to.panel(q) + v * L, to.width_of(q) * L);
 }
 
-// Panel row k is the row at(k) of a weight with `columns` columns (null: zeros).
-template <typename S, typename F>
-void pack_rows(const Panels<S>& to, int64_t columns, int64_t begin, int64_t end, const F& at) {
-  for (int64_t q = begin; q < end; ++q) {
-    S* panel = to.panel(q);
+// Row k of the panels `own` is the row at(k) of a weight with `columns` columns (null: zeros).
+template <typename Operand, typename F>
+void pack_rows(const Panels<Operand>& to, int64_t columns, Share own, const F& at) {
+  constexpr int64_t L = Panels<Operand>::L;
+  for (int64_t q = own.begin; q < own.end; ++q) {
+    Operand* panel = to.panel(q);
     for (int64_t k = 0; k < to.k_count; ++k) {
-      const S* row = at(k);
-      for (int64_t j = 0; j < to.width(q); ++j, panel += kLanes<S>) {
-        const int64_t column = (q * kPanelVectors + j) * kLanes<S>;
-        store(panel, row ? load_part(row + column, columns - column) : Vec<S>{});
+      const auto* row = at(k);
+      for (int64_t j = 0; j < to.width_of(q); ++j, panel += L) {
+        const int64_t column = (q * to.width + j) * L;
+        Numbers<Operand>::put(
+            panel, row ? load_part(row + column, columns - column) : Vec<SumOf<Operand>>{});
       }
     }
   }
 }
 
-// What a product is added to.
-enum class Onto { kZero, kBias, kResult };
+// The left operand of a product: rows of `blocks` pieces of k_count numbers.
+template <typename Operand>
+struct Left {
+  const Operand* at;
+  int64_t row_stride;
+  int64_t k_count;
+  int64_t blocks = 1;
+  int64_t block_stride = 0;
 
-template <typename S, int MR, int NV>
-TT_INLINE void multiply_tile(const S* a, int64_t lda, const S* panel, int64_t k_count, Onto onto,
-                             const S* bias, S* c, int64_t ldc) {
-  Sum<S, MR, NV> sum(c, ldc, onto == Onto::kResult);
-  sum.multiply(a, lda, 1, panel, k_count);
+  TT_INLINE Left from(int64_t row) const {
+    return {at + row * row_stride, row_stride, k_count, blocks, block_stride};
+  }
+};
+
+// Where a product goes, and what it is added to.
+template <typename S>
+struct Target {
+  S* at;
+  int64_t row_stride;
+  bool begun = false;       // what lies there is added to, not replaced
+  const S* bias = nullptr;  // a row that is added to every row, or null
+
+  TT_INLINE Target from(int64_t row, int64_t column) const {
+    return {at + row * row_stride + column, row_stride, begun, bias ? bias + column : nullptr};
+  }
+};
+
+template <typename Operand, int MR, int NV>
+TT_INLINE void product_tile(Left<Operand> a, const Operand* panel,
+                            const Target<SumOf<Operand>>& to) {
+  Sum<SumOf<Operand>, MR, NV> sum(to.at, to.row_stride, to.begun);
+  for (int64_t block = 0; block < a.blocks; ++block) {
+    sum.multiply(a.at, a.row_stride, 1, panel, a.k_count);
+    a.at += a.block_stride;
+    panel += a.k_count * NV * kLanes<SumOf<Operand>>;
+  }
   sum.put([&](auto& whole) {
-    if (onto == Onto::kBias) whole.add_row(bias);
+    if (to.bias) whole.add_row(to.bias);
   });
 }
 
-// c [rows, columns] = (0, a bias [columns], or c) + a [rows, k] times a packed weight.
-template <typename S>
-__attribute__((noinline)) void multiply(const S* a, int64_t lda, int64_t rows,
-                                        const Panels<S>& weight, Onto onto, const S* bias, S* c,
-                                        int64_t ldc) {
-  for (int64_t q = 0; q < weight.count(); ++q) {
-    const int64_t column = q * kPanelVectors * kLanes<S>;
-    with_vectors(weight.width(q), [&](auto vectors) {
-      for_row_tiles(0, rows, [&](int64_t row, int64_t height) {
-        with_rows(height, [&](auto count) {
-          multiply_tile<S, decltype(count)::value, decltype(vectors)::value>(
-              a + row * lda, lda, weight.panel(q), weight.k_count, onto, bias + column,
-              c + row * ldc + column, ldc);
-        });
-      });
+// to [rows, columns of the panel] = A [rows, k] times panel q of a weight; at most kRegisterRows
+// rows. One function for all products of a run-time shape: the tiles are many.
+template <typename Operand>
+__attribute__((noinline)) void product(const Left<Operand>& a, const Panels<Operand>& weight,
+                                       int64_t q, int64_t rows, const Target<SumOf<Operand>>& to) {
+  with_constant<kPanelVectors>(weight.width_of(q), [&](auto columns) {
+    with_constant<kRegisterRows>(rows, [&](auto count) {
+      product_tile<Operand, decltype(count)::value, decltype(columns)::value>(a, weight.panel(q),
+                                                                              to);
     });
-  }
+  });
+}
+
+// The same for any number of rows.
+template <typename Operand>
+void multiply_panel(const Left<Operand>& a, int64_t rows, const Panels<Operand>& weight, int64_t q,
+                    const Target<SumOf<Operand>>& to) {
+  for_row_tiles(0, rows, [&](int64_t row, int64_t height) {
+    product(a.from(row), weight, q, height, to.from(row, 0));
+  });
+}
+
+// The same for all panels of a weight.
+template <typename Operand>
+void multiply(const Left<Operand>& a, int64_t rows, const Panels<Operand>& weight,
+              const Target<SumOf<Operand>>& to) {
+  for (int64_t q = 0; q < weight.count(); ++q)
+    multiply_panel(a, rows, weight, q, to.from(0, q * weight.width * Panels<Operand>::L));
 }
 
 // c [n, vectors * L] += a^T b for a [rows, n] and b [rows, vectors * L], from the last row to the
 // first: rows are collected from the last step on, and the gradients of early steps may be small.
-template <typename S>
-__attribute__((noinline)) void add_outer_products(const S* a, int64_t lda, int64_t n, const S* b,
-                                                  int64_t ldb, int64_t vectors, int64_t rows, S* c,
-                                                  int64_t ldc) {
+template <typename Operand>
+__attribute__((noinline)) void add_outer_products(const Operand* a, int64_t lda, int64_t n,
+                                                  const Operand* b, int64_t ldb, int64_t vectors,
+                                                  int64_t rows, SumOf<Operand>* c, int64_t ldc) {
+  using S = SumOf<Operand>;
   if (rows == 0) return;
   for (int64_t v = 0; v < vectors; v += kPanelVectors)
-    with_vectors(least(kPanelVectors, vectors - v), [&](auto width) {
+    with_constant<kPanelVectors>(least(kPanelVectors, vectors - v), [&](auto width) {
       const int64_t column = v * kLanes<S>;
       for_row_tiles(0, n, [&](int64_t i, int64_t height) {
-        with_rows(height, [&](auto count) {
+        with_constant<kRegisterRows>(height, [&](auto count) {
           Sum<S, decltype(count)::value, decltype(width)::value> sum(c + i * ldc + column, ldc,
                                                                      true);
           sum.multiply(a + (rows - 1) * lda + i, 1, -lda, b + (rows - 1) * ldb + column, rows,

@@ -62,15 +62,6 @@ class alignas(64) Barrier {
   alignas(64) uint32_t phase_ = 0;
 };
 
-// The share of `count` items of workers [first, last) of `workers`.
-struct Share {
-  int64_t begin, end;
-  TT_INLINE Share(int64_t count, int64_t first, int64_t last, int64_t workers)
-      : begin(count * first / workers), end(count * last / workers) {}
-  TT_INLINE Share(int64_t count, int64_t index, int64_t workers)
-      : Share(count, index, index + 1, workers) {}
-};
-
 // A thread's place: members [begin, end) of the team of one lane.
 struct Member {
   int64_t lane, begin, end;

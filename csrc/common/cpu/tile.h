@@ -3,9 +3,11 @@
 // A tile of MR rows by NV vectors of columns is held in registers and takes, for k = 0, 1, ...,
 // the product of column k of A (MR scalars) and row k of B (NV vectors, "a panel": k-major,
 // contiguous). Every element is made of chains of kChain multiply-adds in the order of k, whatever
-// the tile: how rows and columns are cut among tiles and threads never changes a bit of the result.
-// What a product is added to (a bias, another product) comes last, for its size would round every
-// link of a chain.
+// the tile: the partition of rows and columns among tiles and threads never changes a bit of the
+// result. What a product is added to (a bias, another product) comes last, for its size would round
+// every link of a chain.
+//
+// A and B hold any Operand that Numbers knows; the tile holds the sums, of type S = SumOf<Operand>.
 #pragma once
 
 #include "common/cpu/vec.h"
@@ -53,15 +55,16 @@ struct Tile {
   }
 
   // A is addressed as a[i * row_stride + k * k_stride].
-  TT_INLINE void multiply(const S* a, int64_t row_stride, int64_t k_stride, const S* panel,
-                          int64_t k_count, int64_t panel_stride) {
+  template <typename Operand>
+  TT_INLINE void multiply(const Operand* a, int64_t row_stride, int64_t k_stride,
+                          const Operand* panel, int64_t k_count, int64_t panel_stride) {
     for (int64_t k = 0; k < k_count; ++k) {
       Vec<S> b[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) b[j] = load(panel + j * kLanes<S>);
+      for (int j = 0; j < NV; ++j) b[j] = Numbers<Operand>::vector(panel + j * kLanes<S>);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
-        const S scalar = a[i * row_stride];
+        const S scalar = Numbers<Operand>::one(a[i * row_stride]);
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) v[i][j] += b[j] * scalar;
       }
@@ -85,8 +88,10 @@ class Sum {
   }
 
   // See Tile::multiply.
-  TT_INLINE void multiply(const S* a, int64_t row_stride, int64_t k_stride, const S* panel,
-                          int64_t k_count, int64_t panel_stride = NV * kLanes<S>) {
+  template <typename Operand>
+  TT_INLINE void multiply(const Operand* a, int64_t row_stride, int64_t k_stride,
+                          const Operand* panel, int64_t k_count,
+                          int64_t panel_stride = NV * kLanes<S>) {
     while (k_count > 0) {
       if (links_ == kChain) {
         put();
@@ -134,38 +139,15 @@ struct Constant {
   static constexpr int value = N;
 };
 
-// Calls f(Constant<n>) for n = 1 .. kRegisterRows.
-template <typename F>
-TT_INLINE void with_rows(int64_t n, const F& f) {
-  switch (n) {
-    case 1:
-      return f(Constant<1>{});
-    case 2:
-      return f(Constant<2>{});
-    case 3:
-      return f(Constant<3>{});
-#if defined(__AVX512F__) || defined(__aarch64__)
-    case 4:
-      return f(Constant<4>{});
-    case 5:
-      return f(Constant<5>{});
-    case 6:
-      return f(Constant<6>{});
-#endif
-  }
-}
-
-template <typename F>
-TT_INLINE void with_vectors(int64_t n, const F& f) {
-  switch (n) {
-    case 1:
-      return f(Constant<1>{});
-    case 2:
-      return f(Constant<2>{});
-    case 3:
-      return f(Constant<3>{});
-    default:
-      return f(Constant<4>{});
+// Calls f(Constant<n>) for n of 1 .. Most; traps at any other.
+template <int Most, typename F>
+TT_INLINE void with_constant(int64_t n, const F& f) {
+  if (n == Most) {
+    f(Constant<Most>{});
+  } else if constexpr (Most > 1) {
+    with_constant<Most - 1>(n, f);
+  } else {
+    __builtin_trap();
   }
 }
 
@@ -175,7 +157,7 @@ template <typename F>
 TT_INLINE void for_row_tiles(int64_t begin, int64_t end, const F& f) {
   const int64_t rows = end - begin;
   if (rows <= 0) return;
-  const int64_t tiles = (rows + kRegisterRows - 1) / kRegisterRows;
+  const int64_t tiles = divide_up(rows, kRegisterRows);
   const int64_t base = rows / tiles, extra = rows % tiles;
   int64_t row = begin;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -183,39 +165,6 @@ TT_INLINE void for_row_tiles(int64_t begin, int64_t end, const F& f) {
     f(row, height);
     row += height;
   }
-}
-
-// The left operand of a product: rows of `blocks` pieces of k_count numbers.
-template <typename S>
-struct Left {
-  const S* at;
-  int64_t row_stride;
-  int64_t block_stride;
-  int64_t blocks;
-  int64_t k_count;
-};
-
-template <typename S, int MR, int NV>
-TT_INLINE void product_tile(Left<S> a, const S* panel, S* out) {
-  Sum<S, MR, NV> sum(out, NV * kLanes<S>, false);
-  for (int64_t block = 0; block < a.blocks; ++block) {
-    sum.multiply(a.at, a.row_stride, 1, panel, a.k_count);
-    a.at += a.block_stride;
-    panel += a.k_count * NV * kLanes<S>;
-  }
-  sum.put();
-}
-
-// out [rows, vectors * L] = A [rows, k] B [k, vectors * L]; at most kRegisterRows rows and
-// kPanelVectors vectors. One function for all products of a run-time shape: the tiles are many.
-template <typename S>
-__attribute__((noinline)) void product(const Left<S>& a, const S* panel, int64_t rows,
-                                       int64_t vectors, S* out) {
-  with_vectors(vectors, [&](auto columns) {
-    with_rows(rows, [&](auto count) {
-      product_tile<S, decltype(count)::value, decltype(columns)::value>(a, panel, out);
-    });
-  });
 }
 
 }  // namespace

@@ -88,6 +88,21 @@ TT_INLINE void store(S* to, Vec<S> v) {
   *reinterpret_cast<typename VecOf<S>::unaligned*>(to) = v;
 }
 
+// Numbers as they lie in memory, apart from those that the kernels compute with: an operand of a
+// product may be narrower than the sums. A storage type of 16 bits with float sums is one more
+// specialisation.
+template <typename Storage>
+struct Numbers {
+  using Sum = Storage;  // of products, and the elements of vectors
+
+  TT_INLINE static Sum one(Storage number) { return number; }
+  TT_INLINE static Vec<Sum> vector(const Storage* from) { return load(from); }
+  TT_INLINE static void put(Storage* to, Vec<Sum> v) { store(to, v); }
+};
+
+template <typename Storage>
+using SumOf = typename Numbers<Storage>::Sum;
+
 // Stores to an aligned place past the caches; other threads see it after their stream_fence().
 template <typename S>
 TT_INLINE void stream(S* to, Vec<S> v) {
@@ -320,8 +335,8 @@ TT_INLINE void transpose(Vec<S>* rows) {
 }
 
 // out[k * out_stride + lane] = rows(lane)[k] for k < columns, zero where rows(lane) is null.
-template <typename S, typename F>
-TT_INLINE void transpose_rows(const F& rows, int64_t columns, S* out, int64_t out_stride) {
+template <typename S, typename F, typename Out>
+TT_INLINE void transpose_rows(const F& rows, int64_t columns, Out* out, int64_t out_stride) {
   constexpr int64_t L = kLanes<S>;
   for (int64_t k = 0; k < columns; k += L) {
     Vec<S> v[L];
@@ -331,7 +346,8 @@ TT_INLINE void transpose_rows(const F& rows, int64_t columns, S* out, int64_t ou
       v[lane] = row ? load_part(row + k, columns - k) : Vec<S>{};
     }
     transpose<S>(v);
-    for (int64_t j = 0; j < L && k + j < columns; ++j) store(out + (k + j) * out_stride, v[j]);
+    for (int64_t j = 0; j < L && k + j < columns; ++j)
+      Numbers<Out>::put(out + (k + j) * out_stride, v[j]);
   }
 }
 

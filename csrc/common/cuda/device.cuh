@@ -1,11 +1,12 @@
-// The device layer: all that a GPU kernel asks of the machine, and nothing else.
+// The device layer: everything that a GPU kernel asks of the machine.
 //
-// Kernels include this file and no CUDA or torch header, so the same sources run on a GPU (nvcc maps
-// the layer to the hardware, below) and on the CPU (tests/cuda_on_cpu/host_device.h maps it to one
-// thread per CUDA thread), where they are compared with the reference and watched by sanitizers.
+// Kernels include this file and no CUDA or torch header. The same sources therefore run on a GPU, where
+// nvcc maps the layer to the hardware (below), and on the CPU, where tests/gpu/cuda_on_cpu/host_device.h
+// maps it to one thread per CUDA thread. There tests compare them with the reference, and sanitizers
+// check them.
 //
-// Every barrier carries its Site. The hardware ignores it; the host layer can leave one site out,
-// which shows that the tests would notice (tests/test_cuda_on_cpu.py).
+// Every barrier names its Site. The hardware ignores it; the host layer can leave one site out, which
+// proves that the tests notice a missing barrier (tests/gpu/test_cuda_on_cpu.py).
 #pragma once
 
 #include <cstdint>
@@ -14,9 +15,9 @@
 
 namespace throughtime::device {
 
-// What each barrier separates.
+// Barriers by what they separate: before | after.
 enum class Site {
-  kStart,          // shared memory and peers are ready before anyone writes to a peer
+  kStart,          // shared memory is set up in every block | a block writes to another
   kForwardParts,   // partial products of the warps | their sum
   kForwardStep,    // h of this step in every block | the product of the next step
   kForwardCopy,    // h copied from global to shared memory | the product
@@ -25,7 +26,7 @@ enum class Site {
   kCount
 };
 
-using Mailbox = uint64_t;
+using Mbarrier = uint64_t;  // in shared memory
 
 struct alignas(8) Pair {
   float a, b;
@@ -40,7 +41,7 @@ struct alignas(16) Words {
 }  // namespace throughtime::device
 
 #if !defined(__CUDACC__)
-#include "host_device.h"  // of tests/cuda_on_cpu
+#include "host_device.h"  // of tests/gpu/cuda_on_cpu
 #else
 
 #include <cuda_bf16.h>
@@ -54,7 +55,7 @@ struct alignas(16) Words {
 
 namespace throughtime::device {
 
-// ---- Where am I ----
+// ---- Indices ----
 TT_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 TT_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 TT_DEVICE int block() { return static_cast<int>(blockIdx.x); }
@@ -67,7 +68,7 @@ TT_DEVICE char* shared_memory() {
 // ---- Barriers ----
 TT_DEVICE void block_barrier(Site) { __syncthreads(); }
 
-// All threads of the cluster; what any of them wrote before is visible to all after.
+// Between all threads of the cluster. Makes their earlier writes visible to all of them.
 TT_DEVICE void cluster_barrier(Site) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
@@ -77,9 +78,9 @@ TT_DEVICE void cluster_barrier(Site) {
 #endif
 }
 
-// A barrier in two halves, between all threads of co-resident blocks that share *arrivals: it starts at 0
-// and is to reach the number of blocks times that of their barriers so far. What is stored between the
-// halves delays nobody.
+// A barrier in two halves between all threads of co-resident blocks that share *arrivals. The counter
+// starts at 0; `all` is the number of blocks times the number of their barriers so far. A store between
+// the halves does not delay the other blocks.
 TT_DEVICE void grid_arrive(Site, unsigned* arrivals) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -98,12 +99,12 @@ TT_DEVICE void grid_wait(Site, const unsigned* arrivals, unsigned all) {
   __syncthreads();
 }
 
-// ---- Memory of others ----
+// ---- Shared memory of other blocks of the cluster ----
 TT_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-// Of p's counterpart in block `rank` of the cluster.
-TT_DEVICE uint32_t at_rank(const void* p, int rank) {
+// The address of p's counterpart in block `rank` of the cluster.
+TT_DEVICE uint32_t map_to_rank(const void* p, int rank) {
   uint32_t remote = 0;
 #if __CUDA_ARCH__ >= 900
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
@@ -111,46 +112,48 @@ TT_DEVICE uint32_t at_rank(const void* p, int rank) {
   return remote;
 }
 
-// A mailbox counts the bytes that were sent to a place in its block's shared memory: data and the news
-// of it are one message, and nobody waits for more than he reads. Its rounds are numbered from 0.
+// An mbarrier counts the bytes that other blocks store in its block's shared memory. Each store also
+// signals the receiver's mbarrier, so a reader waits only for the bytes that it needs. Rounds are
+// numbered from 0.
 
-// By one thread, when the round before is complete.
-TT_DEVICE void expect_mail(Mailbox* box, uint32_t bytes) {
+// Starts a round of `bytes`. By one thread, when the previous round is complete.
+TT_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 #endif
 }
-// By one thread, before a barrier of the cluster.
-TT_DEVICE void open_mailbox(Mailbox* box, uint32_t bytes) {
+// Starts round 0. By one thread, before a barrier of the cluster.
+TT_DEVICE void mbarrier_init(Mbarrier* barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(box)) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  expect_mail(box, bytes);
+  mbarrier_expect(barrier, bytes);
 #endif
 }
-// Into block `rank`: `place` and `box` are where they lie in this one.
-TT_DEVICE void send(uint32_t* place, uint32_t value, Mailbox* box, int rank) {
+// Stores `value` at block `rank`'s counterpart of `to` and signals its counterpart of `barrier`.
+TT_DEVICE void store_remote(uint32_t* to, uint32_t value, Mbarrier* barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-                   at_rank(place, rank)),
-               "r"(value), "r"(at_rank(box, rank))
+                   map_to_rank(to, rank)),
+               "r"(value), "r"(map_to_rank(barrier, rank))
                : "memory");
 #endif
 }
-TT_DEVICE void send(Pair* place, Pair value, Mailbox* box, int rank) {
+TT_DEVICE void store_remote(Pair* to, Pair value, Mbarrier* barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
   const uint64_t both =
       static_cast<uint64_t>(__float_as_uint(value.b)) << 32 | __float_as_uint(value.a);
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(
-                   at_rank(place, rank)),
-               "l"(both), "r"(at_rank(box, rank))
+                   map_to_rank(to, rank)),
+               "l"(both), "r"(map_to_rank(barrier, rank))
                : "memory");
 #endif
 }
-// Until all `bytes` of a round have come, and are visible.
-TT_DEVICE void wait_for_mail(Site, Mailbox* box, uint32_t round, uint32_t /*bytes*/) {
+// Waits until all `bytes` of a round have arrived and are visible.
+TT_DEVICE void mbarrier_wait(Site, Mbarrier* barrier, uint32_t round, uint32_t /*bytes*/) {
 #if __CUDA_ARCH__ >= 900
   uint32_t complete;
   do {
@@ -159,27 +162,28 @@ TT_DEVICE void wait_for_mail(Site, Mailbox* box, uint32_t round, uint32_t /*byte
         "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
         "selp.u32 %0, 1, 0, p;\n\t}"
         : "=r"(complete)
-        : "r"(shared_address(box)), "r"(round & 1)
+        : "r"(shared_address(barrier)), "r"(round & 1)
         : "memory");
   } while (!complete);
 #endif
 }
 
-// Global memory that another block wrote since the kernel started: past the L1 cache.
-TT_DEVICE Pair load_fresh(const Pair* p) {
+// ---- Global memory ----
+// Past the L1 cache: for what another block wrote since the kernel started.
+TT_DEVICE Pair load_past_l1(const Pair* p) {
   const float2 v = __ldcg(reinterpret_cast<const float2*>(p));
   return {v.x, v.y};
 }
-TT_DEVICE Words load_fresh(const Words* p) {
+TT_DEVICE Words load_past_l1(const Words* p) {
   const uint4 v = __ldcg(reinterpret_cast<const uint4*>(p));
   return {{v.x, v.y, v.z, v.w}};
 }
 
-// A hint: p will be read some steps from now.
+// Fetches p into the L2 cache, for a read some steps later.
 TT_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- Warp ----
-// Bit l: whether lane l says so.
+// Bit l: the value of lane l.
 TT_DEVICE uint32_t warp_ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 
 // An 8 x 8 matrix of 16-bit numbers: lane l holds row l / 4, columns 2 (l % 4) and + 1, before and
@@ -229,6 +233,7 @@ TT_DEVICE Float16 from_float<Float16>(float x) {
 }
 
 TT_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+TT_DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
 TT_DEVICE float exponential(float x) { return expf(x); }
 TT_DEVICE float fast_exponential(float x) { return __expf(x); }  // relative error |x| * 1e-7
 TT_DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
@@ -262,10 +267,10 @@ TT_DEVICE float high_half(uint32_t pair) {
   return to_float(S{static_cast<uint16_t>(pair >> 16)});
 }
 
-// Rounding to 16 bits hides the error of the fast exponential and of the cancellation near 0, rounding to
-// bfloat16 that of the hardware's tanh, which takes half as long; float hides neither. A sigmoid from
-// that tanh would be wrong by 2^-12, which nothing hides where the sigmoid or 1 - sigmoid is small. The
-// reciprocal of more than 2^126 is 0, so all saturate; NaN passes through.
+// float: exact to rounding. 16 bits: rounding hides the error of the fast exponential and of the
+// cancellation near 0. bfloat16 hides the error of the hardware's tanh too, which takes half as long. No
+// sigmoid is made from that tanh: the result would be off by 2^-12, which is too much where the sigmoid
+// or 1 - sigmoid is small. The reciprocal of more than 2^126 is 0, so all saturate; NaN passes through.
 template <typename S>
 TT_DEVICE float sigmoid(float x);
 template <>

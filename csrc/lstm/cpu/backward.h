@@ -44,7 +44,6 @@ class Backward {
         width_(panel_width()),
         panels_(divide_up(blocks_, width_)),
         panels_out_(divide_up(outputs_, width_)),
-        panels_x_(divide_up(divide_up(shape_.I, L), kPanelVectors)),
         most_rows_(divide_up(shape_.B, plan_.groups)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<S>(outputs_ * L)),
@@ -53,10 +52,10 @@ class Backward {
     const auto per_lane = [&](bool wanted, int64_t size) {
       return scratch_.template reserve<S>(wanted ? schedule_.lanes : 0, size);
     };
-    panel_h_ = scratch_.template reserve<S>(panels_out_, panel_size());
-    panel_x_ =
-        scratch_.template reserve<S>(p_.dx ? panels_x_ : 0, kPanelVectors * L, blocks_, kGates);
-    panel_r_ = scratch_.template reserve<S>(projected_ ? panels_ : 0, width_ * L, shape_.R);
+    panel_h_ = scratch_.template reserve<S>(Panels<S>::numbers(blocks_ * kGates, outputs_));
+    panel_x_ = scratch_.template reserve<S>(
+        p_.dx ? Panels<S>::numbers(blocks_ * kGates, divide_up(shape_.I, L)) : 0);
+    panel_r_ = scratch_.template reserve<S>(projected_, Panels<S>::numbers(shape_.R, blocks_));
     da_ = per_lane(true, da_size());
     dc_ = per_lane(true, dc_size());
     dr_ = per_lane(projected_, dr_size());
@@ -72,12 +71,14 @@ class Backward {
     const auto part = [&](int64_t count) {
       return Share(count, blocks.begin, blocks.end, blocks_);
     };
-    pack_column_panels(in_.weight_hh, shape_.H, shape_.R, width_, panel_h_(), part(panels_out_));
+    pack_rows(panel_h(), shape_.R, part(panels_out_),
+              [&](int64_t n) { return gate_row(in_.weight_hh, shape_.H, shape_.R, n); });
     if (p_.dx)
-      pack_column_panels(in_.weight_ih, shape_.H, shape_.I, kPanelVectors, panel_x_(),
-                         part(panels_x_));
+      pack_rows(panel_x(), shape_.I, part(panel_x().count()),
+                [&](int64_t n) { return gate_row(in_.weight_ih, shape_.H, shape_.I, n); });
     if (projected_)
-      pack_plain_panels(in_.weight_hr, shape_.R, shape_.H, width_, panel_r_(), part(panels_));
+      pack_rows(panel_r(), shape_.H, part(panels_),
+                [&](int64_t n) { return in_.weight_hr + n * shape_.H; });
   }
 
   void walk(const Member& member) {
@@ -105,6 +106,9 @@ class Backward {
     while (width > 1 && divide_up(blocks_, width) < schedule_.team) width /= 2;
     return width;
   }
+  Panels<S> panel_h() const { return {panel_h_(), blocks_ * kGates, outputs_, width_}; }
+  Panels<S> panel_x() const { return {panel_x_(), blocks_ * kGates, divide_up(shape_.I, L)}; }
+  Panels<S> panel_r() const { return {panel_r_(), shape_.R, blocks_, width_}; }
   int64_t da_size() const { return times(blocks_, slots_, most_rows_, kGates); }
   int64_t dc_size() const { return times(blocks_, most_rows_, L); }
   int64_t dr_size() const { return times(slots_, most_rows_, ld_dr_); }
@@ -226,11 +230,10 @@ class Backward {
     const int64_t left = all - panel * width_;
     return left < width_ ? left : width_;
   }
-  int64_t panel_size() const { return times(width_ * L, blocks_, kGates); }
 
   // Rows of da as the left operand of a product.
   Left<S> da_rows(const Walk& w, int64_t slot, int64_t row) const {
-    return {w.da.at(0, slot, row), kGates, slots_ * w.rows * kGates, blocks_, kGates};
+    return {w.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * w.rows * kGates};
   }
 
   // What the gates of the step at t_after hand to the outputs before it.
@@ -241,8 +244,7 @@ class Backward {
       std::memset(dh, 0, height * size * sizeof(S));
       return;
     }
-    product<S>(da_rows(w, slot_after, row), panel_h_() + panel * panel_size(), height, size / L,
-               dh);
+    product(da_rows(w, slot_after, row), panel_h(), panel, height, {dh, size});
     if (!p_.detach && !in_.reset) return;
     for (int64_t i = 0; i < height; ++i)
       if (p_.cuts(t_after, w.row0 + row + i)) std::memset(dh + i * size, 0, size * sizeof(S));
@@ -284,11 +286,10 @@ class Backward {
 
   void unproject(const Walk& w, int64_t step, int64_t t, int64_t slot, int64_t active) {
     for (int64_t q = w.panels.begin; q < w.panels.end; ++q) {
-      const S* panel = panel_r_() + q * width_ * L * shape_.R;
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> dh;
-        product<S>({w.dr.at(0, slot, row), ld_dr_, 0, 1, shape_.R}, panel, height,
-                   vectors_of(q, blocks_), dh.numbers);
+        product<S>({w.dr.at(0, slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
+                   {dh.numbers, vectors_of(q, blocks_) * L});
         w.member.watch->lap(kProjection);
         cells(w, dh.numbers, height, vectors_of(q, blocks_), step, t, slot, q * width_, row);
         w.member.watch->lap(kPointwise);
@@ -384,16 +385,14 @@ class Backward {
   }
 
   void input_gradients(const Walk& w, const Chunk& chunk) {
-    const int64_t vectors_in_all = divide_up(shape_.I, L);
+    const Panels<S> weight = panel_x();
     for_runs(in_, w, chunk, slots_, [&](int64_t slot, int64_t index, int64_t rows) {
       const Share own = w.own(rows);
-      for (int64_t q = 0; q < panels_x_; ++q) {
-        const int64_t left = vectors_in_all - q * kPanelVectors;
-        const int64_t vectors = left < kPanelVectors ? left : kPanelVectors;
-        const S* panel = panel_x_() + q * kPanelVectors * L * blocks_ * kGates;
+      for (int64_t q = 0; q < weight.count(); ++q)
         for_row_tiles(own.begin, own.end, [&](int64_t row, int64_t height) {
           TileBuffer<S> dx;
-          product<S>(da_rows(w, slot, row), panel, height, vectors, dx.numbers);
+          const int64_t vectors = weight.width_of(q);
+          product(da_rows(w, slot, row), weight, q, height, {dx.numbers, vectors * L});
           for (int64_t i = 0; i < height; ++i) {
             const int64_t r = index + row + i;
             const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / w.rows);
@@ -405,7 +404,6 @@ class Backward {
             }
           }
         });
-      }
     });
   }
 
@@ -416,7 +414,7 @@ class Backward {
   const LstmSchedule schedule_;
   const int64_t blocks_, outputs_;
   const bool projected_;
-  const int64_t width_, panels_, panels_out_, panels_x_, most_rows_, slots_, ld_dr_;
+  const int64_t width_, panels_, panels_out_, most_rows_, slots_, ld_dr_;
   Scratch scratch_;
   WeightGradients<S> weights_;
   Span<S> panel_h_, panel_x_, panel_r_, da_, dc_, dr_, u_;

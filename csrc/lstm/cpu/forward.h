@@ -15,7 +15,6 @@
 #pragma once
 
 #include "common/cpu/team.h"
-#include "common/cpu/tile.h"
 #include "lstm/cpu/pack.h"
 #include "lstm/cpu/params.h"
 #include "lstm/cpu/plan.h"
@@ -37,34 +36,38 @@ class Forward {
         schedule_(schedule_lstm(shape_, plan_, runtime.threads)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),
-        panels_r_(in_.weight_hr ? divide_up(outputs_, kPanelVectors) : 0),
+        projected_(in_.weight_hr != nullptr),
         most_rows_(divide_up(shape_.B, plan_.groups)),
         ld_x_(leading_dimension<S>(shape_.I)),
         ld_h_(leading_dimension<S>(outputs_ * L)),
         ld_u_(leading_dimension<S>(blocks_ * L)),
         stream_(saved_activations(shape_) * static_cast<int64_t>(sizeof(S)) > kStreamBytes),
         scratch_(runtime) {
-    panel_x_ = scratch_.template reserve<S>(blocks_, shape_.I, kGates);
-    panel_h_ = scratch_.template reserve<S>(blocks_, shape_.R, kGates);
-    panel_r_ = scratch_.template reserve<S>(panels_r_, kPanelVectors * L, shape_.H);
+    panel_x_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.I, blocks_ * 4));
+    panel_h_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.R, blocks_ * 4));
+    panel_r_ = scratch_.template reserve<S>(projected_, Panels<S>::numbers(shape_.H, outputs_));
     bias_ = scratch_.template reserve<S>(blocks_, kGates);
     x_ = scratch_.template reserve<S>(schedule_.lanes, x_size());
     gates_x_ = scratch_.template reserve<S>(schedule_.lanes, gates_x_size());
     h_ = scratch_.template reserve<S>(schedule_.lanes, 2, h_size());
     c_ = scratch_.template reserve<S>(schedule_.lanes, c_size());
-    u_ = scratch_.template reserve<S>(panels_r_ > 0 ? schedule_.lanes : 0, u_size());
+    u_ = scratch_.template reserve<S>(projected_ ? schedule_.lanes : 0, u_size());
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
   }
 
   void prepare(Share blocks) {
-    pack_gate_panels(in_.weight_ih, shape_.H, shape_.I, panel_x_(), blocks);
-    pack_gate_panels(in_.weight_hh, shape_.H, shape_.R, panel_h_(), blocks);
+    pack_rows_as_columns(panel_x(), blocks,
+                         [&](int64_t n) { return gate_row(in_.weight_ih, shape_.H, shape_.I, n); });
+    pack_rows_as_columns(panel_h(), blocks,
+                         [&](int64_t n) { return gate_row(in_.weight_hh, shape_.H, shape_.R, n); });
     pack_gate_bias(in_.bias, shape_.H, bias_(), blocks);
-    if (panels_r_ > 0)
-      pack_transposed_panels(in_.weight_hr, shape_.R, shape_.H, kPanelVectors, panel_r_(),
-                             Share(panels_r_, blocks.begin, blocks.end, blocks_));
+    if (!projected_) return;
+    const Share own(panel_r().count(), blocks.begin, blocks.end, blocks_);
+    pack_rows_as_columns(panel_r(), own, [&](int64_t n) {
+      return n < shape_.R ? in_.weight_hr + n * shape_.H : nullptr;
+    });
   }
 
   int64_t blocks() const { return blocks_; }
@@ -95,6 +98,9 @@ class Forward {
     S* u;                // [rows, ld_u]: o tanh(c) before a projection
   };
 
+  Panels<S> panel_x() const { return {panel_x_(), shape_.I, blocks_ * 4}; }
+  Panels<S> panel_h() const { return {panel_h_(), shape_.R, blocks_ * 4}; }
+  Panels<S> panel_r() const { return {panel_r_(), shape_.H, outputs_}; }
   int64_t x_size() const { return times(plan_.chunk, most_rows_, ld_x_); }
   int64_t gates_x_size() const {
     return plan_.fuse_input ? 0 : times(blocks_, plan_.chunk, most_rows_, kGates);
@@ -116,7 +122,7 @@ class Forward {
            gates_x_() + lane * gates_x_size(),
            {h_() + lane * 2 * h_size(), h_() + (lane * 2 + 1) * h_size()},
            c_() + lane * c_size(),
-           panels_r_ > 0 ? u_() + lane * u_size() : nullptr};
+           projected_ ? u_() + lane * u_size() : nullptr};
     begin_state(w);
     const auto lap = [&](Phase phase) { member.watch->lap(phase); };
     int64_t longest = in_.length(w.row0);
@@ -136,7 +142,7 @@ class Forward {
       for (int64_t k = 0; k < steps; ++k) {
         advance(w, step + k, k);
         member.wait();
-        if (panels_r_ > 0) {
+        if (projected_) {
           project_outputs(w, step + k);
           lap(kProjection);
           member.wait();
@@ -187,15 +193,9 @@ class Forward {
   void project_inputs(const Walk& w, int64_t steps) {
     const int64_t rows = steps * w.rows;
     for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block) {
-      const S* panel = panel_x_() + block * shape_.I * kGates;
       S* out = w.gates_x + block * plan_.chunk * w.rows * kGates;
-      for_row_tiles(0, rows, [&](int64_t row, int64_t height) {
-        with_rows(height, [&](auto count) {
-          Sum<S, decltype(count)::value, 4> sum(out + row * kGates, kGates, false);
-          sum.multiply(w.x + row * ld_x_, ld_x_, 1, panel, shape_.I);
-          sum.put([&](auto& whole) { whole.add_row(bias_() + block * kGates); });
-        });
-      });
+      multiply_panel<S>({w.x, ld_x_, shape_.I}, rows, panel_x(), block,
+                        {out, kGates, false, bias_() + block * kGates});
     }
   }
 
@@ -204,12 +204,12 @@ class Forward {
     const int64_t active = active_rows(in_, t, w.row0, w.rows);
     const S* h = w.h[step & 1];
     for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block) {
-      const S* panel_x = panel_x_() + block * shape_.I * kGates;
-      const S* panel_h = panel_h_() + block * shape_.R * kGates;
+      const S* panel_x = this->panel_x().panel(block);
+      const S* panel_h = this->panel_h().panel(block);
       const S* gates_x = w.gates_x + (block * plan_.chunk + k) * w.rows * kGates;
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> gates;
-        with_rows(height, [&](auto count) {
+        with_constant<kRegisterRows>(height, [&](auto count) {
           Sum<S, decltype(count)::value, 4> sum(gates.numbers, kGates, false);
           sum.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
           w.member.watch->lap(kRecurrent);
@@ -293,14 +293,14 @@ class Forward {
   void project_outputs(const Walk& w, int64_t step) {
     const int64_t t = in_.time(step);
     const int64_t active = active_rows(in_, t, w.row0, w.rows);
-    const Share own(panels_r_, w.member.begin, w.member.end, schedule_.team);
+    const Panels<S> weight = panel_r();
+    const Share own(weight.count(), w.member.begin, w.member.end, schedule_.team);
     for (int64_t q = own.begin; q < own.end; ++q) {
-      const S* panel = panel_r_() + q * kPanelVectors * L * shape_.H;
-      const int64_t left = outputs_ - q * kPanelVectors;
-      const int64_t vectors = left < kPanelVectors ? left : kPanelVectors;
+      const int64_t vectors = weight.width_of(q);
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> h;
-        product<S>({w.u + row * ld_u_, ld_u_, 0, 1, shape_.H}, panel, height, vectors, h.numbers);
+        product<S>({w.u + row * ld_u_, ld_u_, shape_.H}, weight, q, height,
+                   {h.numbers, vectors * L});
         for (int64_t i = 0; i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j)
             put_output(w, load(h.numbers + (i * vectors + j) * L), step, t, q * kPanelVectors + j,
@@ -326,7 +326,9 @@ class Forward {
   const LstmShape shape_;
   const LstmPlan plan_;
   const LstmSchedule schedule_;
-  const int64_t blocks_, outputs_, panels_r_, most_rows_, ld_x_, ld_h_, ld_u_;
+  const int64_t blocks_, outputs_;
+  const bool projected_;
+  const int64_t most_rows_, ld_x_, ld_h_, ld_u_;
   const bool stream_;
   Scratch scratch_;
   Span<S> panel_x_, panel_h_, panel_r_, bias_, x_, gates_x_, h_, c_, u_;

@@ -75,7 +75,7 @@ class WeightGradients {
   void add(const GroupPart& part, int64_t group, const Chunk& chunk, const Ring<S>& da) {
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
       for (int64_t column = 0; column < columns_; column += kRegisterRows)
-        with_rows(
+        with_constant<kRegisterRows>(
             columns_ - column < kRegisterRows ? columns_ - column : kRegisterRows, [&](auto count) {
               S* to = dw_() + group * dw_size() + (block * columns_ + column) * kGates;
               Sum<S, decltype(count)::value, 4> sum(to, kGates, chunk.n > 0);
@@ -95,7 +95,7 @@ class WeightGradients {
                       const Ring<S>& u) {
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
       for_row_tiles(0, shape_.R, [&](int64_t output, int64_t height) {
-        with_rows(height, [&](auto count) {
+        with_constant<kRegisterRows>(height, [&](auto count) {
           S* to = dw_r_() + group * dw_r_size() + (block * shape_.R + output) * L;
           Sum<S, decltype(count)::value, 1> sum(to, L, chunk.n > 0);
           for_runs(in_, part, chunk, u.slots, [&](int64_t slot, int64_t, int64_t rows) {

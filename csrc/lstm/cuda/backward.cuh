@@ -1,21 +1,30 @@
 // The LSTM's recurrence on GPUs, backward, all T steps in one launch, against the travel.
 //
-//     dh_t += dy_t                        dc_t += dh_t o (1 - tanh(c_t)^2)
-//     da_t = gradients before the nonlinearities        dc_{t-1} = dc_t f
+//     dh_t += dy_t                     da_t, dc_{t-1}: cell.cuh
 //     dh_{t-1} = da_t W_hh, and 0 where step t is detached
 //
-// Groups, units and lanes are those of the forward: a lane keeps dh and dc of one unit of 2 samples
-// per tile. A block has the rows of W_hh that its units' gates own, so from its own da_t it makes a
-// partial dh_{t-1} of all units, and sends each part to the block that owns the units (reduce-scatter:
-// half the bytes of gathering da_t, which also every block would have to multiply). Owners add the
-// parts in the order of their sources, so the result is the same from run to run.
+// Partition
+//     grid    a group of `ranks` blocks per 8 kTiles samples and direction: group.cuh
+//     block   `units` units with all four gates; their rows of W_hh stay in registers and shared memory
+//     warp    8 units, and jobs: the product for 32 of all H units with one of `parts` parts of the
+//             block's gate rows (backward_jobs in layout.h)
+//     lane    one unit of 2 samples per tile: dh and dc, in registers
 //
-// At a step where no sample of the group lets a gradient through - all of them detached, reset or past
-// their end - nothing is multiplied, nothing sent, and nobody waits. All warps know that from the
-// masks alone.
+// A step: the cell, da_t of the block's units into shared memory, the block's product: partial dh_{t-1}
+// of all H units. Each part goes to the block that owns the units, which adds the parts in the order of
+// their sources, so that repeats are bit-equal. This reduce-scatter moves half the bytes that gathering
+// da_t would, and no product is computed twice.
+//
+// At a step where every sample of the group is detached, reset or past its end, the group multiplies
+// nothing, sends nothing and does not wait. All warps know that from the masks alone. The other steps
+// are rounds, numbered from 0. In a cluster the sums received, and da_t, have two buffers: see forward.cuh.
+//
+// Cost of a round and block: 32 units H multiply-adds per sample; 4 H floats per sample and part sent,
+// and as many received.
 #pragma once
 
-#include "lstm/cuda/samples.cuh"
+#include "lstm/cuda/group.cuh"
+#include "lstm/cuda/product.cuh"
 
 namespace throughtime {
 
@@ -24,34 +33,33 @@ class BackwardBlock {
  public:
   TT_DEVICE explicit BackwardBlock(const RecurrenceBackward<S>& p)
       : p_(p),
-        in_(p.in),
-        T_(static_cast<int>(p.in.T)),
-        H_(static_cast<int>(p.in.H)),
-        rank_(block() % in_.cut.ranks),
-        group_(block() / in_.cut.ranks),
-        slabs_(in_.cut.units / kSlabUnits),
-        unit0_(rank_ * in_.cut.units + warp() * kSlabUnits),
-        stride_(operand_stride(4 * in_.cut.units, sizeof(S))),
+        partition_(p.in.partition),
+        slabs_(partition_.units / kSlabUnits),
         warps_(threads() / 32),
-        jobs_(backward_jobs(H_, in_.cut.units, in_.cut.parts, warps_)),
-        layout_(backward_layout(H_, in_.cut.units, in_.cut.ranks, in_.cut.parts, warps_,
-                                in_.cut.grid, kTiles, kHeld, sizeof(S))),
-        samples_(p.in, group_) {}
+        share_(p.in, warp()),
+        T_(share_.T),
+        H_(share_.H),
+        stride_(operand_stride(4 * partition_.units, sizeof(S))),
+        jobs_(backward_jobs(H_, partition_.units, partition_.parts, warps_)),
+        layout_(backward_layout(H_, partition_.units, partition_.ranks, partition_.parts, warps_,
+                                partition_.grid, kTiles, kHeld, sizeof(S))),
+        barrier_(partition_, share_.group, Site::kBackwardStep, layout_.mbarriers,
+                 received_bytes_here()) {}
 
   TT_DEVICE void run() {
-    const bool owner = warp() < slabs_ && unit0_ < H_;
+    const bool owner = warp() < slabs_ && share_.unit0 < H_;
     start();
-    Loaded next;
+    Input next;
     Flags next_flags = flags(T_ - 1);
     if (owner) {
       load_state();
       load(next, T_ - 1);
     }
-    begin();
+    barrier_.start();
     for (int s = T_ - 1; s >= 0; --s) {
       const Flags flagged = next_flags;
       const bool exchange = flagged.open != 0;
-      if (owner) step(samples_.time(in_, s), next, flagged, exchange);
+      if (owner) step(share_.time(s), next, flagged, exchange);
       if (s > 0) {
         next_flags = flags(s - 1);
         if (owner) load(next, s - 1);
@@ -59,253 +67,202 @@ class BackwardBlock {
       if (!exchange) continue;
       block_barrier(Site::kBackwardGates);
       multiply();
-      wait();
+      // Other warps of this block may still multiply: they read another buffer than the next round's.
+      barrier_.arrive();
+      barrier_.wait(round_);
       if (owner) receive(flagged);
-      ++exchanges_;
+      ++round_;
     }
     if (owner) store_state();
   }
 
  private:
-  struct Loaded {
-    Fetched<SavedGate<S>> gates[kTiles][4];
-    Fetched<S> dy[kTiles];
-    float before[kTiles][2];  // c of the step before
+  struct Input {
+    Stored<SavedGate<S>> gates[kTiles][4];
+    Stored<S> dy[kTiles];
+    Fragment<float, kTiles> before;  // c of the step before
   };
   // Bit n: sample n of the group.
   struct Flags {
     uint32_t open;  // lets a gradient through to h of the step before
     uint32_t reset;
+    TT_DEVICE static bool bit(uint32_t flags, Place at) { return flags >> at.sample & 1u; }
   };
 
-  TT_DEVICE Mailbox* mailbox() const {
-    return reinterpret_cast<Mailbox*>(shared_memory() + layout_.mail) + exchanges_ % 2;
-  }
-  // What an exchange brings this block: its units of everybody's products.
-  TT_DEVICE uint32_t mail_bytes() const {
-    const int left = (H_ - rank_ * in_.cut.units) / kSlabUnits;
+  // Of this block's units, from the products of all blocks, in a round.
+  TT_DEVICE uint32_t received_bytes_here() const {
+    const int left = (H_ - share_.rank * partition_.units) / kSlabUnits;
     const int slabs = left < slabs_ ? left : slabs_;
-    return in_.cut.ranks * in_.cut.parts * slabs * slab_sum_bytes(kTiles);
+    return partition_.ranks * partition_.parts * slabs * slab_sum_bytes(kTiles);
   }
 
-  // All that start() does is seen by those whom it concerns.
-  TT_DEVICE void begin() {
-    if (!in_.cut.grid && in_.cut.ranks > 1) {
-      if (thread() == 0) {
-        open_mailbox(mailbox(), mail_bytes());
-        open_mailbox(mailbox() + 1, mail_bytes());
-      }
-      cluster_barrier(Site::kStart);
-    } else {
-      block_barrier(Site::kStart);
-    }
-  }
-
-  // For the end of an exchange. Mail says nothing of warps of this block that multiply for others yet:
-  // they read another operand than the next exchange's.
-  TT_DEVICE void wait() {
-    if (in_.cut.grid) {
-      grid_arrive(Site::kBackwardStep, in_.cut.arrivals + group_);
-      grid_wait(Site::kBackwardStep, in_.cut.arrivals + group_, in_.cut.ranks * ++round_);
-    } else if (in_.cut.ranks > 1) {
-      wait_for_mail(Site::kBackwardStep, mailbox(), exchanges_ / 2, mail_bytes());
-      if (thread() == 0) expect_mail(mailbox(), mail_bytes());
-    } else {
-      block_barrier(Site::kBackwardStep);
-    }
-  }
-
-  TT_DEVICE S* operand(int exchange) const {
-    const int copy = !in_.cut.grid && in_.cut.ranks > 1 ? exchange % 2 : 0;
+  TT_DEVICE S* operand(int round) const {
+    const int copy = barrier_.in_cluster() ? round % 2 : 0;
     return reinterpret_cast<S*>(shared_memory()) + copy * 8 * kTiles * stride_;
   }
 
-  // Where block `rank` receives; in a cluster everybody does so at the same place.
+  // Where block `rank` receives; in a cluster it is the same place in every block.
   TT_DEVICE Pair* received(int rank) const {
-    const int bytes = received_bytes(in_.cut.units, in_.cut.ranks, in_.cut.parts, kTiles);
-    const int turn = exchanges_ % 2;
-    if (in_.cut.grid) {
-      const int64_t at = (static_cast<int64_t>(group_) * 2 + turn) * in_.cut.ranks + rank;
-      return reinterpret_cast<Pair*>(static_cast<char*>(in_.cut.exchange) + at * bytes);
+    const int bytes = received_bytes(partition_.units, partition_.ranks, partition_.parts, kTiles);
+    const int turn = round_ % 2;
+    if (partition_.grid) {
+      const int64_t at = (static_cast<int64_t>(share_.group) * 2 + turn) * partition_.ranks + rank;
+      return reinterpret_cast<Pair*>(static_cast<char*>(partition_.exchange) + at * bytes);
     }
     return reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
   }
-  TT_DEVICE int place(int source, int slab, int j) const {
-    return ((source * slabs_ + slab) * kTiles + j) * 32 + lane();
+  TT_DEVICE int place(int source, int slab, int tile) const {
+    return ((source * slabs_ + slab) * kTiles + tile) * 32 + lane();
   }
 
   TT_DEVICE int job(int index) const { return warp() + index * warps_; }
 
-  // Weights into registers and shared memory. The operand needs no zeros: a group's samples beyond
-  // the batch have gradients 0, and so have units beyond H, which step() writes as well.
+  // Weights into registers and shared memory. The operand needs no zeros: samples beyond the batch
+  // have gradients 0, and so have units beyond H, which are written here.
   TT_DEVICE void start() {
     const int count = jobs_.all > warp() ? (jobs_.all - warp() - 1) / warps_ + 1 : 0;
     tiles_ = count * jobs_.run;
     product_.load(tiles_, shared_memory() + layout_.tail + warp() * layout_.warp_tail,
-                  [&](int tile, int r, int i) {
-                    const int of = job(tile / jobs_.run), part = of / jobs_.slabs32;
-                    const int to = of % jobs_.slabs32 * 32 + 8 * r + lane() / 4;
-                    const int k = (part * jobs_.run + tile % jobs_.run) * kTileK + lane() % 4 * 8;
-                    const auto element = [&](int at) {  // gate at % 4 of a unit of this block
-                      const int unit = rank_ * in_.cut.units + at / 4;
-                      const int64_t row =
-                          (samples_.direction * 4 + static_cast<int64_t>(at % 4)) * H_ + unit;
-                      return unit < H_ && to < H_ ? in_.weight[row * H_ + to] : S{};
-                    };
-                    if constexpr (kMatrixUnit<S>) {
-                      Words words;
-                      TT_UNROLL
-                      for (int w = 0; w < 4; ++w) {
-                        words.v[w] = element(k + 2 * w).bits |
-                                     static_cast<uint32_t>(element(k + 2 * w + 1).bits) << 16;
-                      }
-                      return words;
-                    } else {
-                      return element(k + i);
-                    }
-                  });
-    if (warp() < slabs_ && unit0_ >= H_) {
-      for (int exchange = 0; exchange < 2; ++exchange) {
-        TT_UNROLL
-        for (int j = 0; j < kTiles; ++j) {
-          const float zeros[4][2] = {};
-          write_operand(exchange, j, zeros);
-        }
+                  [&](int tile, int r, int row, int at) { return weight(tile, r, row, at); });
+    if (warp() < slabs_ && share_.unit0 >= H_) {
+      for (int round = 0; round < 2; ++round) {
+        for_each<kTiles>([&](Place at) { write_operand(round, at, {}); });
       }
+    }
+  }
+
+  // From element `at` of a tile: row `row` of slab r in the job's 32 units. Element 4 u + r is
+  // gate r of the block's unit u.
+  TT_DEVICE WeightElement<S> weight(int tile, int r, int row, int at) const {
+    const int of = job(tile / jobs_.run), part = of / jobs_.slabs32;
+    const int to = of % jobs_.slabs32 * 32 + 8 * r + row;
+    const int k = (part * jobs_.run + tile % jobs_.run) * kTileK + at;
+    const auto element = [&](int from) {
+      const int unit = share_.rank * partition_.units + from / 4;
+      const int64_t gate = (share_.direction * 4 + static_cast<int64_t>(from % 4)) * H_ + unit;
+      return unit < H_ && to < H_ ? p_.in.weight[gate * H_ + to] : S{};
+    };
+    if constexpr (kMatrixUnit<S>) {
+      Words words;
+      TT_UNROLL
+      for (int w = 0; w < 4; ++w) {
+        words.v[w] = element(k + 2 * w).bits | static_cast<uint32_t>(element(k + 2 * w + 1).bits)
+                                                   << 16;
+      }
+      return words;
+    } else {
+      return element(k);
     }
   }
 
   TT_DEVICE void load_state() {
-    const int64_t t = samples_.time(in_, T_ - 1);
-    TT_UNROLL
-    for (int j = 0; j < kTiles; ++j) {
-      TT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const int64_t n = samples_.at(j, e), unit = unit0_ + lane() / 4;
-        const int64_t at = samples_.states(in_).at(n) * H_ + unit;
-        const bool inside = n < in_.B, active = t < samples_.length[j][e];
-        dh_[j][e] = inside && p_.dh_n ? to_float(p_.dh_n[at]) : 0.0f;
-        dc_[j][e] = inside && p_.dc_n ? p_.dc_n[at] : 0.0f;
-        c_[j][e] = active ? p_.cells[samples_.rows(in_, t).at(n) * H_ + unit] : 0.0f;
-      }
-    }
+    const int t = share_.time(T_ - 1);
+    const auto dh_n = share_.state(p_.dh_n);
+    const auto dc_n = share_.state(p_.dc_n);
+    const auto cells = share_.at_step(p_.cells, t, p_.in.H);
+    for_each<kTiles>([&](Place at) {
+      dh_[at] = dh_n.has(at) ? to_float(*dh_n.at(at)) : 0.0f;
+      dc_[at] = dc_n.has(at) ? *dc_n.at(at) : 0.0f;
+      c_[at] = t < share_.length[at] ? *cells.at(at) : 0.0f;
+    });
   }
 
   TT_DEVICE Flags flags(int s) const {
-    const int64_t t = samples_.time(in_, s), n = samples_.first + lane();
-    const int64_t row = (samples_.direction * in_.T + t) * in_.B + n;
-    const bool inside = lane() < 8 * kTiles && n < in_.B;
-    const bool active = inside && (!in_.lengths || t < in_.lengths[n]);
-    const bool reset = active && in_.reset && in_.reset[row];
-    const bool detach = active && p_.detach &&
-                        p_.detach[samples_.direction * p_.detach_stride_d + t * p_.detach_stride_t +
-                                  n * p_.detach_stride_b];
+    const int64_t t = share_.time(s), n = share_.sample0 + lane();
+    const bool active = lane() < share_.samples && (!p_.in.lengths || t < p_.in.lengths[n]);
+    const bool reset = active && p_.in.is_reset(share_.direction, t, n);
+    const bool detach = active && p_.is_detached(share_.direction, t, n);
     return {warp_ballot(active && !reset && !detach), warp_ballot(reset)};
   }
-  TT_DEVICE static bool bit(uint32_t flags, int j, int e) {
-    return flags >> (8 * j + 2 * (lane() % 4) + e) & 1u;
-  }
 
-  TT_DEVICE void load(Loaded& to, int s) const {
-    const int64_t t = samples_.time(in_, s), before = samples_.time(in_, s - 1), B = in_.B, H = H_;
-    const int64_t steps = s < kPrefetchSteps ? 0 : samples_.time(in_, s - kPrefetchSteps) - t;
-    const int64_t later = steps * B * in_.D * H;
-    const Rows rows = samples_.rows(in_, t);
+  TT_DEVICE void load(Input& to, int s) const {
+    const int64_t t = share_.time(s), before = share_.time(s - 1), H = p_.in.H;
+    const int64_t ahead = share_.positions(s, -kPrefetchSteps) * p_.in.B * p_.in.D * H;
     TT_UNROLL
-    for (int j = 0; j < kTiles; ++j) {
+    for (int tile = 0; tile < kTiles; ++tile) {
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        to.gates[j][r] = fetch(p_.gates, B, rows, 4 * H, r * H + unit0_, samples_, j, 4 * later);
+        to.gates[tile][r] = share_.at_step(p_.gates, t, 4 * H, r * H).load(tile, 4 * ahead);
       }
-      to.dy[j] = p_.dy ? fetch(p_.dy, B, rows, H, unit0_, samples_, j, later) : Fetched<S>{};
-      TT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const int64_t n = samples_.at(j, e), unit = unit0_ + lane() / 4;
-        if (n >= B) {
-          to.before[j][e] = 0.0f;
-        } else if (before < 0 || before >= samples_.length[j][e]) {
-          to.before[j][e] = in_.c0[samples_.states(in_).at(n) * H + unit];
-        } else {
-          const float* p = p_.cells + samples_.rows(in_, before).at(n) * H + unit;
-          to.before[j][e] = *p;
-          if (s > kPrefetchSteps) prefetch(p + later);
-        }
-      }
+      to.dy[tile] = p_.dy ? share_.at_step(p_.dy, t, H).load(tile, ahead) : Stored<S>{};
     }
+    const auto c0 = share_.state(p_.in.c0);
+    const auto cells = share_.at_step(p_.cells, before, H);
+    for_each<kTiles>([&](Place at) {
+      if (!c0.has(at)) {
+        to.before[at] = 0.0f;
+      } else if (before < 0 || before >= share_.length[at]) {
+        to.before[at] = *c0.at(at);
+      } else {
+        to.before[at] = *cells.at(at);
+        if (s > kPrefetchSteps) prefetch(cells.at(at) + ahead);
+      }
+    });
   }
 
-  TT_DEVICE void step(int64_t t, const Loaded& now, const Flags& flagged, bool exchange) {
-    const int64_t B = in_.B, H = H_;
+  TT_DEVICE void step(int t, const Input& now, const Flags& flagged, bool exchange) {
+    const int64_t H = p_.in.H;
     TT_UNROLL
-    for (int j = 0; j < kTiles; ++j) {
+    for (int tile = 0; tile < kTiles; ++tile) {
       float gates[4][2], dy[2], da[4][2];
       TT_UNROLL
-      for (int r = 0; r < 4; ++r) now.gates[j][r].value(gates[r]);
-      now.dy[j].value(dy);
-      TT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const bool active = t < samples_.length[j][e], reset = bit(flagged.reset, j, e);
-        const float i = recall<S>(0, gates[0][e]), f = recall<S>(1, gates[1][e]);
-        const float g = recall<S>(2, gates[2][e]), o = recall<S>(3, gates[3][e]);
-        const float before = reset ? 0.0f : now.before[j][e];
-        const float tanh_c = hyperbolic_tangent<SavedGate<S>>(c_[j][e]);
-        const float dh = dh_[j][e] + (p_.dy ? dy[e] : 0.0f);
-        const float dc = dc_[j][e] + dh * o * (1.0f - tanh_c * tanh_c);
-        da[0][e] = active ? dc * g * i * (1.0f - i) : 0.0f;
-        da[1][e] = active ? dc * before * f * (1.0f - f) : 0.0f;
-        da[2][e] = active ? dc * i * (1.0f - g * g) : 0.0f;
-        da[3][e] = active ? dh * tanh_c * o * (1.0f - o) : 0.0f;
+      for (int r = 0; r < 4; ++r) now.gates[tile][r].value(gates[r]);
+      now.dy[tile].value(dy);
+      for_each_of_tile(tile, [&](Place at) {
+        const bool reset = Flags::bit(flagged.reset, at);
+        const float saved[4] = {gates[0][at.e], gates[1][at.e], gates[2][at.e], gates[3][at.e]};
+        const float dh = dh_[at] + (p_.dy ? dy[at.e] : 0.0f);
+        const CellGradient cell =
+            cell_backward<S>(saved, c_[at], now.before[at], reset, dh, dc_[at]);
+        const bool active = t < share_.length[at];
+        TT_UNROLL
+        for (int r = 0; r < 4; ++r) da[r][at.e] = active ? cell.sums[r] : 0.0f;
         if (active) {
-          dc_[j][e] = reset ? 0.0f : dc * f;
-          dh_[j][e] = 0.0f;  // until receive()
+          dc_[at] = cell.c_before;
+          dh_[at] = 0.0f;  // until receive()
         }
-        c_[j][e] = now.before[j][e];
-      }
+        c_[at] = now.before[at];
+        if (exchange) {
+          write_operand(round_, at, {da[0][at.e], da[1][at.e], da[2][at.e], da[3][at.e]});
+        }
+      });
       TT_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        store(p_.dgates, B, samples_.rows(in_, t), 4 * H, r * H + unit0_, samples_, j, da[r]);
-      }
-      if (exchange) write_operand(exchanges_, j, da);
+      for (int r = 0; r < 4; ++r) share_.at_step(p_.dgates, t, 4 * H, r * H).store(tile, da[r]);
     }
   }
 
-  TT_DEVICE void write_operand(int exchange, int j, const float (&da)[4][2]) {
-    TT_UNROLL
-    for (int e = 0; e < 2; ++e) {
-      S* to = operand(exchange) + (8 * j + 2 * (lane() % 4) + e) * stride_ +
-              (warp() * kSlabUnits + lane() / 4) * 4;
-      if constexpr (kMatrixUnit<S>) {
-        *reinterpret_cast<PackedGates*>(to) = {pack<S>(da[0][e], da[1][e]),
-                                               pack<S>(da[2][e], da[3][e])};
-      } else {
-        *reinterpret_cast<Quad*>(to) = {{da[0][e], da[1][e], da[2][e], da[3][e]}};
-      }
+  TT_DEVICE void write_operand(int round, Place at, const Quad& da) {
+    S* to = operand(round) + at.sample * stride_ + (warp() * kSlabUnits + at.unit) * 4;
+    if constexpr (kMatrixUnit<S>) {
+      *reinterpret_cast<PackedGates*>(to) = {pack<S>(da.v[0], da.v[1]), pack<S>(da.v[2], da.v[3])};
+    } else {
+      *reinterpret_cast<Quad*>(to) = da;
     }
   }
 
-  // Partial dh of 32 units at a time, each 8 to the block that owns them.
+  // Partial dh of 32 units at a time, 8 of them to each block that owns them.
   TT_DEVICE void multiply() {
     product_.multiply(
         tiles_, jobs_.run, stride_,
         [&](int index) {
-          return operand(exchanges_) + job(index) / jobs_.slabs32 * jobs_.run * kTileK;
+          return operand(round_) + job(index) / jobs_.slabs32 * jobs_.run * kTileK;
         },
         [&](int index) {
           const int of = job(index);
-          const int source = rank_ * in_.cut.parts + of / jobs_.slabs32;
+          const int source = share_.rank * partition_.parts + of / jobs_.slabs32;
           TT_UNROLL
           for (int r = 0; r < 4; ++r) {
             const int slab = of % jobs_.slabs32 * 4 + r;
             if (slab * kSlabUnits >= H_) break;
             const int rank = slab / slabs_;
             TT_UNROLL
-            for (int j = 0; j < kTiles; ++j) {
-              Pair* to = received(rank) + place(source, slab % slabs_, j);
-              const Pair sums{product_.sum(j, 2 * r), product_.sum(j, 2 * r + 1)};
-              if (in_.cut.grid || in_.cut.ranks == 1) {
-                *to = sums;
+            for (int tile = 0; tile < kTiles; ++tile) {
+              Pair* to = received(rank) + place(source, slab % slabs_, tile);
+              const Pair sums = product_.sums().pair(tile, r);
+              if (barrier_.in_cluster()) {
+                store_remote(to, sums, barrier_.mbarrier(round_), rank);
               } else {
-                send(to, sums, mailbox(), rank);
+                *to = sums;
               }
             }
           }
@@ -313,35 +270,27 @@ class BackwardBlock {
   }
 
   TT_DEVICE void receive(const Flags& flagged) {
-    const Pair* from = received(rank_);
+    const Pair* from = received(share_.rank);
     TT_UNROLL
-    for (int j = 0; j < kTiles; ++j) {
+    for (int tile = 0; tile < kTiles; ++tile) {
       float sum[2] = {};
-      for (int source = 0; source < in_.cut.ranks * in_.cut.parts; ++source) {
-        const Pair* p = from + place(source, warp(), j);
-        const Pair part = in_.cut.grid ? load_fresh(p) : *p;
+      for (int source = 0; source < partition_.ranks * partition_.parts; ++source) {
+        const Pair* p = from + place(source, warp(), tile);
+        const Pair part = partition_.grid ? load_past_l1(p) : *p;
         sum[0] += part.a;
         sum[1] += part.b;
       }
-      TT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        if (bit(flagged.open, j, e)) dh_[j][e] = sum[e];
-      }
+      for_each_of_tile(tile, [&](Place at) {
+        if (Flags::bit(flagged.open, at)) dh_[at] = sum[at.e];
+      });
     }
   }
 
   TT_DEVICE void store_state() {
     TT_UNROLL
-    for (int j = 0; j < kTiles; ++j) {
-      TT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const int64_t row = samples_.states(in_).at(samples_.at(j, e));
-        const int64_t at = row * H_ + unit0_ + lane() / 4;
-        if (samples_.at(j, e) < in_.B) {
-          p_.dh0[at] = dh_[j][e];
-          p_.dc0[at] = dc_[j][e];
-        }
-      }
+    for (int tile = 0; tile < kTiles; ++tile) {
+      share_.state(p_.dh0).store(tile, dh_.v[tile]);
+      share_.state(p_.dc0).store(tile, dc_.v[tile]);
     }
   }
 
@@ -350,21 +299,22 @@ class BackwardBlock {
   };
 
   const RecurrenceBackward<S>& p_;
-  const RecurrenceInput<S>& in_;
-  const int T_, H_, rank_, group_, slabs_, unit0_, stride_, warps_;
+  const Partition& partition_;
+  const int slabs_, warps_;
+  const Share<S, kTiles> share_;
+  const int T_, H_, stride_;
   const Jobs jobs_;
   const SharedLayout layout_;
-  const Samples<S, kTiles> samples_;
+  const GroupBarrier barrier_;
   Product<S, kTiles, kHeld> product_;
   int tiles_;
-  int exchanges_ = 0;  // so far
-  unsigned round_ = 0;
-  float c_[kTiles][2], dh_[kTiles][2], dc_[kTiles][2];
+  int round_ = 0;
+  Fragment<float, kTiles> c_, dh_, dc_;
 };
 
 template <typename S, int kTiles, int kHeld>
 TT_KERNEL(most_threads(kTiles, kHeld))
-lstm_backward(TT_PARAMS RecurrenceBackward<S> p) {
+lstm_walk_backward(TT_PARAMS RecurrenceBackward<S> p) {
   BackwardBlock<S, kTiles, kHeld>(p).run();
 }
 

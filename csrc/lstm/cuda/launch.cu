@@ -20,7 +20,7 @@ int current_device() {
 constexpr int64_t kArrivalBytes = 256;  // the exchange begins on a multiple of this
 
 int64_t arrival_bytes(const RecurrencePlan& plan) {
-  return round_up(4 * plan.directions * plan.cut.groups, kArrivalBytes);
+  return round_up(4 * plan.directions * plan.partition.groups, kArrivalBytes);
 }
 
 // Blocks in clusters, or all of them co-resident, with more shared memory than is usual.
@@ -73,10 +73,10 @@ void allow(const void* kernel, int device) {
 template <typename Params>
 bool run(const RecurrencePlan& plan, Params p, void* workspace, cudaStream_t stream) {
   const int device = current_device();
-  p.in.cut = plan.cut;
+  p.in.partition = plan.partition;
   if (plan.tier == Tier::kGrid) {
-    p.in.cut.arrivals = static_cast<unsigned*>(workspace);
-    p.in.cut.exchange = static_cast<char*>(workspace) + arrival_bytes(plan);
+    p.in.partition.arrivals = static_cast<unsigned*>(workspace);
+    p.in.partition.exchange = static_cast<char*>(workspace) + arrival_bytes(plan);
     check_cuda(cudaMemsetAsync(workspace, 0, arrival_bytes(plan), stream),
                "clearing the counters of a grid barrier", device);
   }
@@ -167,7 +167,7 @@ bool has_room(const RecurrencePlan& plan) {
   if (plan.tier == Tier::kResident && plan.cluster() == 1) return true;
   const int device = current_device();
   // Which kernel matters little: registers and shared memory are those of the plan.
-  const auto kernel = &lstm_forward<TT_SCALAR, 1, 0>;
+  const auto kernel = &lstm_walk_forward<TT_SCALAR, 1, 0>;
   allow(reinterpret_cast<const void*>(kernel), device);
   int room = 0, multiprocessors = 0;
   cudaError_t status = cudaSuccess;
@@ -189,12 +189,12 @@ int most_cluster_blocks(int device) {
   int shared_bytes = 0, most = 1;
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "asking for a GPU's properties", device);
-  const auto kernel = &lstm_forward<TT_SCALAR, 1, 0>;
+  const auto kernel = &lstm_walk_forward<TT_SCALAR, 1, 0>;
   allow(reinterpret_cast<const void*>(kernel), device);
   RecurrencePlan plan{};
   plan.tier = Tier::kResident;
-  plan.directions = plan.cut.groups = 1;
-  plan.cut.ranks = 16;
+  plan.directions = plan.partition.groups = 1;
+  plan.partition.ranks = 16;
   plan.threads = most_threads(1, 0);
   plan.shared_bytes = shared_bytes;
   const LaunchConfig launch(plan, nullptr);

@@ -1,4 +1,4 @@
-// Where things lie in the shared memory of the GPU kernels: used by the kernels and by plan().
+// The layout of the GPU kernels' shared memory, for the kernels and for plan().
 #pragma once
 
 namespace throughtime {
@@ -6,23 +6,23 @@ namespace throughtime {
 constexpr int kSlabUnits = 8;  // units that a warp owns; also samples of a tile
 constexpr int kTileK = 32;     // of the inner dimension of a product
 
-// Numbers from one sample's row of a product's operand to the next, so that a wide load of a warp
-// meets all banks: 64 bytes past a multiple of 128 (16-bit), 16 past a multiple of 128 (float).
+// Elements from one sample's row of a product's operand to the next: 64 bytes past a multiple of 128
+// (16 bits), 16 past a multiple of 128 (float). A wide load of a warp then meets all banks.
 constexpr int operand_stride(int k, int scalar_bytes) {
   return scalar_bytes == 2 ? (k + 63) / 64 * 64 + 32 : (k + 31) / 32 * 32 + 4;
 }
 
 struct SharedLayout {
-  int tail;  // weights that are not in registers, warp by warp; the operand lies before them
-  int sums;  // sums of products
-  int mail;  // two mailboxes, in a cluster
-  int bytes;
+  int tail;       // weights that are not in registers, warp by warp; the operand lies before them
+  int sums;       // of products
+  int mbarriers;  // two, in a cluster
+  int bytes;      // of all
   int warp_tail;  // bytes of a warp's weights
 };
 
-constexpr int kMailBytes = 16;
+constexpr int kMbarrierBytes = 16;
 
-// [operand: copies x samples x stride][tail][sums][mail]
+// [operand: copies x samples x stride][tail][sums][mbarriers]
 constexpr SharedLayout shared_layout(int copies, int samples, int k, int warps, int warp_tiles,
                                      int held, int sum_bytes, int scalar_bytes) {
   const int operand = copies * samples * operand_stride(k, scalar_bytes) * scalar_bytes;
@@ -31,8 +31,8 @@ constexpr SharedLayout shared_layout(int copies, int samples, int k, int warps, 
   layout.warp_tail = beyond * 32 * kTileK * scalar_bytes;
   layout.tail = (operand + 127) / 128 * 128;
   layout.sums = layout.tail + warps * layout.warp_tail;
-  layout.mail = layout.sums + sum_bytes;
-  layout.bytes = layout.mail + kMailBytes;
+  layout.mbarriers = layout.sums + sum_bytes;
+  layout.bytes = layout.mbarriers + kMbarrierBytes;
   return layout;
 }
 
@@ -57,7 +57,7 @@ constexpr Split split_k(int k, int parts) {
   const int tiles = (k + kTileK - 1) / kTileK;
   return {tiles, (tiles + parts - 1) / parts};
 }
-// 9 tiles in 4 parts make runs of 3, which leave the last part none.
+// 9 tiles in 4 parts make runs of 3: the last part is empty.
 constexpr bool has_empty_part(int k, int parts) {
   const Split split = split_k(k, parts);
   return (parts - 1) * split.run >= split.tiles;

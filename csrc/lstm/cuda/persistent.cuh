@@ -1,4 +1,4 @@
-// Launches the kernels that walk through all steps: picks the instance, and says what it needs.
+// Picks the instance of a persistent kernel that a plan names, and launches it.
 #pragma once
 
 #include <type_traits>
@@ -21,8 +21,8 @@ bool try_instance(int tiles_n, int held, const Visit& visit) {
   return false;
 }
 
-// visit(tiles of samples, tiles of weights held in registers) as compile-time numbers: one of the
-// instances that plan() chooses among.
+// visit(tiles of samples, tiles of weights in registers), both as compile-time numbers; false if no such
+// instance is built.
 template <typename S, bool kBackward, typename Visit>
 bool with_instance(int tiles_n, int held, const Visit& visit) {
   return try_instance<S, kBackward, 1, 0>(tiles_n, held, visit) ||
@@ -33,19 +33,19 @@ bool with_instance(int tiles_n, int held, const Visit& visit) {
          try_instance<S, kBackward, 4, 0>(tiles_n, held, visit);
 }
 
-// launcher(kernel, arguments) starts plan.blocks blocks; false where the instance does not exist.
+// launcher(kernel, arguments) starts plan.blocks() blocks; false if the instance is not built.
 template <typename S, typename Launcher>
 bool launch_persistent(const RecurrencePlan& plan, const RecurrenceForward<S>& p,
                        const Launcher& launcher) {
   return with_instance<S, false>(plan.tiles_n, plan.held, [&](auto tiles, auto held) {
-    launcher(&lstm_forward<S, decltype(tiles)::value, decltype(held)::value>, p);
+    launcher(&lstm_walk_forward<S, decltype(tiles)::value, decltype(held)::value>, p);
   });
 }
 template <typename S, typename Launcher>
 bool launch_persistent(const RecurrencePlan& plan, const RecurrenceBackward<S>& p,
                        const Launcher& launcher) {
   return with_instance<S, true>(plan.tiles_n, plan.held, [&](auto tiles, auto held) {
-    launcher(&lstm_backward<S, decltype(tiles)::value, decltype(held)::value>, p);
+    launcher(&lstm_walk_backward<S, decltype(tiles)::value, decltype(held)::value>, p);
   });
 }
 

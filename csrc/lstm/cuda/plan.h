@@ -1,7 +1,7 @@
-// How the GPU kernels cut a recurrence: a pure function of the shape, the dtype and the GPU.
+// How the GPU kernels divide a recurrence: a pure function of the shape, the dtype and the GPU.
 //
-// Every cut that fits is given a time by the model below, in cycles per step, and the fastest is
-// taken. The model and what it was taken from: csrc/lstm/README.md.
+// plan() times every partition that fits by the model below, in cycles per step, and takes the
+// fastest. The model and its sources: csrc/lstm/README.md.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 #include "common/sizes.h"
 #include "lstm/cuda/layout.h"
-#include "lstm/cuda/recurrence.h"
+#include "lstm/cuda/params.h"
 
 namespace throughtime {
 
@@ -31,7 +31,7 @@ struct RecurrenceShape {
 enum class Tier {
   kNone,      // nothing runs; see reason
   kResident,  // weights on the chip, the units of a group of samples in one cluster of blocks
-  kGrid,      // weights on the chip, the units of a group in blocks that meet in global memory
+  kGrid,      // weights on the chip, the blocks of a group exchange through global memory
   kStepwise   // a library's product and one kernel per step
 };
 
@@ -51,8 +51,8 @@ inline bool tier_named(std::string_view name, Tier* tier) {
 
 struct RecurrencePlan {
   Tier tier;
-  const char* reason;  // with kNone
-  RecurrenceCut cut;   // without its pointers
+  const char* reason;   // with kNone
+  Partition partition;  // without its pointers
   int directions;
   int tiles_n;          // samples of a group / 8
   int held;             // tiles of weights in registers
@@ -60,25 +60,25 @@ struct RecurrencePlan {
   int shared_bytes;     // of a block
   double microseconds;  // per step, by the model
 
-  int blocks() const { return directions * cut.groups * cut.ranks; }
-  int cluster() const { return tier == Tier::kResident ? cut.ranks : 1; }
-  // Hand-overs between the blocks of a group in T steps.
-  int64_t barriers(int64_t T) const { return cut.ranks > 1 ? T : 0; }
-  // Bytes behind cut.exchange; 0 without `grid`.
+  int blocks() const { return directions * partition.groups * partition.ranks; }
+  int cluster() const { return tier == Tier::kResident ? partition.ranks : 1; }
+  // Barriers between the blocks of a group in T steps.
+  int64_t barriers(int64_t T) const { return partition.ranks > 1 ? T : 0; }
+  // Bytes of partition.exchange; 0 without `grid`.
   int64_t exchange_bytes(const RecurrenceShape& s) const {
     if (tier != Tier::kGrid) return 0;
-    const int64_t of_group = s.backward
-                                 ? static_cast<int64_t>(cut.ranks) *
-                                       received_bytes(cut.units, cut.ranks, cut.parts, tiles_n)
-                                 : 8 * tiles_n * s.H * s.scalar_bytes;
-    return 2 * s.D * cut.groups * of_group;
+    const Partition& p = partition;
+    const int64_t of_group = s.backward ? static_cast<int64_t>(p.ranks) *
+                                              received_bytes(p.units, p.ranks, p.parts, tiles_n)
+                                        : 8 * tiles_n * s.H * s.scalar_bytes;
+    return 2 * s.D * p.groups * of_group;
   }
 };
 
 namespace plan_detail {
 
-// Cycles. None was measured by us; sources in README.md.
-constexpr double kBlockBarrier = 80, kMail = 500, kGridBarrier = 2100;
+// Cycles. None is measured here; csrc/lstm/README.md names the sources.
+constexpr double kBlockBarrier = 80, kRemoteStore = 500, kGridBarrier = 2100;
 constexpr double kSharedBytesPerCycle = 128, kRemoteBytesPerCycle = 16, kL2BytesPerCycle = 38;
 constexpr double kL2Latency = 350;
 constexpr double kMatrixFlopsPerCycle = 2540;                   // mma.sync, 16-bit, of an SM
@@ -108,7 +108,7 @@ struct Candidate {
   bool grid;
 };
 
-// Microseconds per step, or -1 where the cut does not fit.
+// Microseconds per step, or -1 if the partition does not fit.
 inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c) {
   const int H = static_cast<int>(s.H), slabs = c.units / kSlabUnits, samples = 8 * c.tiles_n;
   const int64_t groups = s.D * divide_up(s.B, samples), blocks = groups * c.ranks;
@@ -140,12 +140,12 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c)
                  (c.ranks > 1 ? c.ranks / kRemoteBytesPerCycle : 1 / kSharedBytesPerCycle);
     }
   }
-  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kMail : kBlockBarrier;
+  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kRemoteStore : kBlockBarrier;
   const double pointwise = kStepLatency + kPointwisePerUnit * c.units * samples;
   const double step = (product + exchange + barrier + pointwise) / gpu.ghz / 1000;
 
-  // What does not fit at once walks afterwards. Clusters stand in one of the 8 or so partitions of a
-  // GPU each, which leaves some SMs idle.
+  // Groups that do not fit at once follow in further rounds. A cluster lies within one of the GPU's
+  // eight or so processing clusters, which leaves some SMs idle.
   int64_t at_once = gpu.multiprocessors / c.ranks;
   if (!c.grid && c.ranks > 2) at_once = at_once * 9 / 10 > 0 ? at_once * 9 / 10 : 1;
   const int64_t rounds = divide_up(groups, at_once);
@@ -158,7 +158,7 @@ inline double stepwise_time(const RecurrenceShape& s, const Gpu& gpu) {
       s.D * (4.0 * s.H * s.H * s.scalar_bytes + s.B * s.H * (40.0 + 5 * s.scalar_bytes));
   const double flops = s.scalar_bytes == 2 ? kMatrixFlopsPerCycle : 2 * kFmasPerCycle;
   const double work = 8.0 * s.D * s.B * s.H * s.H / (flops * gpu.multiprocessors * gpu.ghz * 1000);
-  // Weights that are read at every step stay in the L2 cache, which is about thrice as fast.
+  // Weights that every step reads stay in the L2 cache, which is about three times as fast.
   const double memory = bytes / (3 * gpu.memory_gbs * 1000);
   return (1 + s.D) * kKernelMicroseconds + (work > memory ? work : memory);
 }
@@ -169,16 +169,16 @@ inline RecurrencePlan plan_stepwise(const RecurrenceShape& s, const Gpu& gpu) {
   RecurrencePlan plan{};
   plan.tier = Tier::kStepwise;
   plan.directions = static_cast<int>(s.D);
-  plan.cut.ranks = 1;
+  plan.partition.ranks = 1;
   plan.microseconds = plan_detail::stepwise_time(s, gpu);
   return plan;
 }
 
-// The fastest cut of tier kResident or kGrid, or kNone.
+// The fastest partition of tier kResident or kGrid, or kNone.
 inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, bool grid) {
   using namespace plan_detail;
   RecurrencePlan best{};
-  best.reason = "no cut of the weights fits the registers and shared memory of this GPU";
+  best.reason = "no partition of the weights fits the registers and shared memory of this GPU";
   const int H = static_cast<int>(s.H);
   const auto consider = [&](Candidate c) {
     const int slabs = c.units / kSlabUnits;
@@ -195,14 +195,14 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     if (microseconds < 0 || (best.tier != Tier::kNone && microseconds >= best.microseconds)) return;
     best = {};
     best.tier = c.grid ? Tier::kGrid : Tier::kResident;
-    best.cut.ranks = c.ranks;
-    best.cut.units = c.units;
-    best.cut.parts = c.parts;
-    best.cut.grid = c.grid;
+    best.partition.ranks = c.ranks;
+    best.partition.units = c.units;
+    best.partition.parts = c.parts;
+    best.partition.grid = c.grid;
     best.tiles_n = c.tiles_n;
     best.held = c.held;
     best.directions = static_cast<int>(s.D);
-    best.cut.groups = static_cast<int>(divide_up(s.B, 8 * c.tiles_n));
+    best.partition.groups = static_cast<int>(divide_up(s.B, 8 * c.tiles_n));
     best.threads = 32 * c.warps;
     best.shared_bytes = c.shared_bytes;
     best.microseconds = microseconds;
@@ -233,7 +233,7 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
   return best;
 }
 
-// `only`, unless kNone, is the tier that is to be taken.
+// `only`, unless kNone, is the tier to take.
 inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only = Tier::kNone) {
   RecurrencePlan best{};
   if (gpu.compute < 80) {
@@ -255,8 +255,8 @@ inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only =
   return best;
 }
 
-// plan() for what the GPU has room for at once, as has_room(plan) knows, which may be less than all of
-// it: partitions have fewer multiprocessors than a cluster may have blocks, and a process may be lent some.
+// plan() for the room that has_room(plan) reports, which may be less than the whole GPU: a MIG partition may
+// have fewer multiprocessors than a cluster may have blocks, and a process may have a share of them.
 template <typename HasRoom>
 RecurrencePlan plan_where_room(const RecurrenceShape& s, Gpu gpu, Tier only,
                                const HasRoom& has_room) {
@@ -265,7 +265,7 @@ RecurrencePlan plan_where_room(const RecurrenceShape& s, Gpu gpu, Tier only,
     if (made.tier == Tier::kGrid) {
       gpu.multiprocessors = made.blocks() - 1;
     } else {
-      gpu.cluster = made.cut.ranks - 1;
+      gpu.cluster = made.partition.ranks - 1;
     }
     made = plan(s, gpu, only);
   }

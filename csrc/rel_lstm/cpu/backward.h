@@ -97,13 +97,11 @@ class RelLstmBackwardPass {
   void prepare(Share blocks) {
     const auto part = [&](int64_t count) { return part_of(count, blocks, this->blocks()); };
     const Share own = part(stacked().count()), own_keys = part(key().count());
-    pack_rows(stacked(), shape_.H, own.begin, own.end,
-              [&](int64_t n) { return at_.stacked_row(in_, n); });
-    pack_rows(key(), shape_.H, own_keys.begin, own_keys.end,
-              [&](int64_t n) { return in_.weight_key + n * shape_.H; });
+    pack_rows(stacked(), shape_.H, own, [&](int64_t n) { return at_.stacked_row(in_, n); });
+    pack_rows(key(), shape_.H, own_keys, [&](int64_t n) { return in_.weight_key + n * shape_.H; });
     if (p_.dx) {
       const Share own_inputs = part(inputs().count());
-      pack_rows(inputs(), shape_.I, own_inputs.begin, own_inputs.end,
+      pack_rows(inputs(), shape_.I, own_inputs,
                 [&](int64_t n) { return at_.gate_row(in_.weight_ih, shape_.I, n); });
     }
     if (blocks.begin > 0 || blocks.end == 0) return;  // for one worker
@@ -249,11 +247,11 @@ class RelLstmBackwardPass {
       take_slot(w, screen_.P + t, row, w.dh + row * n, keys + row * at_.key);
       w.watch->lap(kGather);
     }
-    multiply<S>(keys + n, at_.key, active, key(), Onto::kResult, nullptr, w.dh, n);
+    multiply<S>({keys + n, at_.key, shape_.A}, active, key(), {w.dh, n, true});
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, da + row * at_.stacked);
     w.watch->lap(kPointwise);
-    multiply<S>(da, at_.stacked, active, stacked(), Onto::kZero, nullptr, w.ds, n);
+    multiply<S>({da, at_.stacked, at_.stacked}, active, stacked(), {w.ds, n});
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) {
       const bool cut = p_.cuts(t, w.row0 + row);
@@ -362,7 +360,7 @@ class RelLstmBackwardPass {
   }
 
   void input_gradients(const Walk& w, int64_t t, int64_t active, const S* da) {
-    multiply<S>(da, at_.stacked, active, inputs(), Onto::kZero, nullptr, w.dx, at_.inputs);
+    multiply<S>({da, at_.stacked, at_.gates}, active, inputs(), {w.dx, at_.inputs});
     for (int64_t row = 0; row < active; ++row)
       store_row(p_.dx + (t * shape_.B + in_.order[w.row0 + row]) * shape_.I,
                 w.dx + row * at_.inputs, shape_.I);
@@ -406,7 +404,7 @@ class RelLstmBackwardPass {
         std::memset(w.keys + row * at_.key, 0, at_.key * sizeof(S));
       }
     }
-    multiply<S>(w.keys + n, at_.key, w.rows, key(), Onto::kResult, nullptr, w.dh, n);
+    multiply<S>({w.keys + n, at_.key, shape_.A}, w.rows, key(), {w.dh, n, true});
     for (int64_t row = 0; row < w.rows; ++row)
       store_row(p_.dmemory + (position * shape_.B + in_.order[w.row0 + row]) * shape_.H,
                 w.dh + row * n, shape_.H);

@@ -59,13 +59,12 @@ class RelLstmForwardPass {
   int64_t blocks() const { return stacked().count(); }
 
   void prepare(Share blocks) {
-    pack_rows_as_columns(stacked(), blocks.begin, blocks.end,
-                         [&](int64_t n) { return at_.stacked_row(in_, n); });
+    pack_rows_as_columns(stacked(), blocks, [&](int64_t n) { return at_.stacked_row(in_, n); });
     const Share own_inputs = part_of(inputs().count(), blocks, this->blocks());
-    pack_rows_as_columns(inputs(), own_inputs.begin, own_inputs.end,
+    pack_rows_as_columns(inputs(), own_inputs,
                          [&](int64_t n) { return at_.gate_row(in_.weight_ih, shape_.I, n); });
     const Share own_keys = part_of(key().count(), blocks, this->blocks());
-    pack_rows_as_columns(key(), own_keys.begin, own_keys.end,
+    pack_rows_as_columns(key(), own_keys,
                          [&](int64_t n) { return at_.attention_row(in_.weight_key, n); });
     if (blocks.begin > 0 || blocks.end == 0) return;  // for one worker
     for (int64_t n = 0; n < at_.stacked; ++n) {
@@ -154,7 +153,7 @@ class RelLstmForwardPass {
   // U_a h for the rows of one position.
   void make_keys(const Walk& w, int64_t position, int64_t rows) {
     S* first = key_row(position, w.row0);
-    multiply<S>(first, at_.key, rows, key(), Onto::kZero, nullptr, first + at_.units, at_.key);
+    multiply<S>({first, at_.key, shape_.H}, rows, key(), {first + at_.units, at_.key});
     for (int64_t row = 0; row < rows; ++row)
       clear_padding(first + row * at_.key + at_.units, shape_.A, at_.attention);
   }
@@ -176,9 +175,9 @@ class RelLstmForwardPass {
     for (int64_t row = 0; row < active; ++row)
       std::memset(w.z + row * at_.stacked + at_.gates, 0, at_.attention * sizeof(S));
     w.watch->lap(kGather);
-    multiply<S>(w.x, at_.inputs, active, inputs(), Onto::kBias, bias_(), w.z, at_.stacked);
+    multiply<S>({w.x, at_.inputs, shape_.I}, active, inputs(), {w.z, at_.stacked, false, bias_()});
     w.watch->lap(kInput);
-    multiply<S>(s, at_.step, active, stacked(), Onto::kResult, nullptr, w.z, at_.stacked);
+    multiply<S>({s, at_.step, shape_.H}, active, stacked(), {w.z, at_.stacked, true});
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, step + row * at_.step);
     w.watch->lap(kPointwise);

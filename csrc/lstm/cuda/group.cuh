@@ -1,0 +1,112 @@
+// A group: the blocks that walk through all steps of the same samples in one direction.
+//
+// Block b has rank b % ranks in group b / ranks; the groups of direction 0 come first. Rank r owns
+// `units` units of the group's samples, a warp of it 8 units at a time.
+#pragma once
+
+#include "lstm/cuda/fragment.cuh"
+
+namespace throughtime {
+
+// How many steps before its use an element is prefetched into the L2 cache. Steps without a product are
+// short: several of them take as long as one access to memory.
+constexpr int kPrefetchSteps = 6;
+
+// The units and samples of one warp.
+template <typename S, int kTiles>
+struct Share {
+  const RecurrenceInput<S>& in;
+  int T, H, rank, group, direction, unit0;
+  int64_t sample0;  // the group's first
+  int samples;      // of the group that the batch has
+  Fragment<int, kTiles> length;
+
+  // `slab`: which 8 of the block's units.
+  TT_DEVICE Share(const RecurrenceInput<S>& input, int slab)
+      : in(input),
+        T(static_cast<int>(in.T)),
+        H(static_cast<int>(in.H)),
+        rank(block() % in.partition.ranks),
+        group(block() / in.partition.ranks),
+        direction(group / in.partition.groups),
+        unit0(rank * in.partition.units + slab * kSlabUnits),
+        sample0(8 * kTiles * (group % in.partition.groups)),
+        samples(static_cast<int>(in.B - sample0 < 8 * kTiles ? in.B - sample0 : 8 * kTiles)) {
+    for_each<kTiles>([&](Place at) {
+      length[at] = at.sample >= samples ? 0
+                   : in.lengths         ? static_cast<int>(in.lengths[sample0 + at.sample])
+                                        : T;
+    });
+  }
+
+  TT_DEVICE int time(int s) const { return in.time(direction, s); }
+  // Positions from step s to the step `ahead` of it, 0 if there is none.
+  TT_DEVICE int64_t positions(int s, int ahead) const {
+    const int other = s + ahead;
+    return other < 0 || other >= T ? 0 : time(other) - time(s);
+  }
+  // The warp's units in an array [T, B, D, width] at position t, with the units from `column`.
+  template <typename V>
+  TT_DEVICE UnitRows<V> at_step(V* array, int64_t t, int64_t width, int64_t column = 0) const {
+    return {array + in.row(t, sample0, direction) * width + column + unit0, in.D * width, samples};
+  }
+  // In an array [D, B, H]; without samples if it is null.
+  template <typename V>
+  TT_DEVICE UnitRows<V> state(V* array) const {
+    if (!array) return {array, 0, 0};
+    return {array + (direction * in.B + sample0) * in.H + unit0, in.H, samples};
+  }
+};
+
+// How the blocks of a group wait for each other at the end of a round, rounds numbered from 0.
+//
+//     one block   a barrier of the block
+//     a cluster   an mbarrier in each block counts the bytes that arrive in its shared memory; two
+//                 mbarriers, for even and odd rounds
+//     a grid      a counter in global memory, in two halves: arrive() and wait()
+class GroupBarrier {
+ public:
+  // `bytes`: what a block receives in a round, in a cluster.
+  TT_DEVICE GroupBarrier(const Partition& partition, int group, Site site, int mbarriers,
+                         uint32_t bytes)
+      : partition_(partition), group_(group), site_(site), mbarriers_(mbarriers), bytes_(bytes) {}
+
+  TT_DEVICE bool in_cluster() const { return !partition_.grid && partition_.ranks > 1; }
+  TT_DEVICE Mbarrier* mbarrier(int round) const {
+    return reinterpret_cast<Mbarrier*>(shared_memory() + mbarriers_) + round % 2;
+  }
+
+  // Before the first round. Makes earlier writes visible to the block, or to the cluster.
+  TT_DEVICE void start() const {
+    if (!in_cluster()) return block_barrier(Site::kStart);
+    if (thread() == 0) {
+      mbarrier_init(mbarrier(0), bytes_);
+      mbarrier_init(mbarrier(1), bytes_);
+    }
+    cluster_barrier(Site::kStart);
+  }
+  // All blocks see after wait() what a block wrote before arrive().
+  TT_DEVICE void arrive() const {
+    if (partition_.grid) grid_arrive(site_, partition_.arrivals + group_);
+  }
+  TT_DEVICE void wait(int round) const {
+    if (partition_.grid) {
+      const unsigned all = static_cast<unsigned>(partition_.ranks) * (round + 1u);
+      grid_wait(site_, partition_.arrivals + group_, all);
+    } else if (in_cluster()) {
+      mbarrier_wait(site_, mbarrier(round), round / 2, bytes_);
+      if (thread() == 0) mbarrier_expect(mbarrier(round), bytes_);
+    } else {
+      block_barrier(site_);
+    }
+  }
+
+ private:
+  const Partition& partition_;
+  const int group_;
+  const Site site_;
+  const int mbarriers_;  // where they lie in shared memory
+  const uint32_t bytes_;
+};
+
+}  // namespace throughtime

@@ -1,0 +1,77 @@
+"""What README and the user guide say is what happens: code runs, commands and links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from throughtime import env
+from throughtime.__main__ import make_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+README, GUIDE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "python/README.md"))
+PAGES = [  # the text that people read, by path
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "python/README.md"),
+    *("csrc/README.md", "csrc/lstm/README.md"),
+]
+
+
+def blocks(language: str) -> list[str]:
+    fence = rf"^```{language}\n(.*?)^```$"
+    return re.findall(fence, README + GUIDE, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.split("\n")]
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0][:40])
+def test_python_block_runs(code: str) -> None:
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_two_definitions_of_h_detach_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (code for code in blocks("python") if "def h_detach_lstm" in code)
+    torch.manual_seed(1)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    first, second = (float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out))
+    assert first == pytest.approx(second, rel=1e-4) and first > 0
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_exists(line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE)
+    elif words[0] == "pytest":
+        assert list((ROOT / words[1]).glob("test_*.py"))
+    else:
+        assert words[:3] == ["python", "-m", "throughtime"], line
+        assert callable(make_parser().parse_args(words[3:]).run)
+
+
+def test_every_environment_variable_is_in_the_guide() -> None:
+    ours = {name for name in env.VARIABLES if name.startswith("THROUGHTIME_")}
+    assert ours and all(f"| `{name}` |" in GUIDE for name in ours)
+
+
+def test_readme_is_short() -> None:
+    assert README.count("\n") <= 200
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text("utf-8")):
+        path, _, heading = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert "://" in link or target.exists(), link
+        if heading and "://" not in link:
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
+            assert heading in [re.sub(r"\W+", "-", title.lower()) for title in titles], link

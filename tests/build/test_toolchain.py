@@ -1,0 +1,116 @@
+"""How csrc/toolchain.py finds torch, the compiler and the CUDA toolkit, and what it says if not."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def toolchain() -> ModuleType:
+    """csrc/toolchain.py, freshly imported."""
+    spec = importlib.util.spec_from_file_location("toolchain", ROOT / "csrc" / "toolchain.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["toolchain"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    del sys.modules["toolchain"]
+    return module
+
+
+def script(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("__version__ = '2.9.1+cu128'", r"torch 2\.9\.1\+cu128 in .* is older than 2.10"),
+        ("__version__ = '2.10.0'", r"has no C\+\+ headers"),
+        ("git_version = 'abc'", "names no version"),
+    ],
+)
+def test_unfit_torch(
+    toolchain: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    version: str,
+    message: str,
+) -> None:
+    (tmp_path / "version.py").write_text(version + "\ncuda: Optional[str] = None\n")
+    monkeypatch.setattr(toolchain, "torch_folder", lambda: tmp_path)
+    with pytest.raises(toolchain.CannotBuild, match=message):
+        toolchain.find_torch()
+
+
+@pytest.mark.parametrize(("line", "cuda"), [("None", None), ("'13.0'", "13.0")])
+def test_reads_torch_without_importing_it(
+    toolchain: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    line: str,
+    cuda: str | None,
+) -> None:
+    header = tmp_path / "include" / "torch" / "csrc" / "stable" / "library.h"
+    header.parent.mkdir(parents=True)
+    header.touch()
+    (tmp_path / "version.py").write_text(
+        f"__version__ = '2.13.0'\ncuda: Optional[str] = {line}\nhip: Optional[str] = '7'\n"
+    )
+    monkeypatch.setattr(toolchain, "torch_folder", lambda: tmp_path)
+    assert toolchain.find_torch() == toolchain.Torch(tmp_path, "2.13.0", cuda)
+
+
+def test_cuda_toolkit_behind_a_wrapper(
+    toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = script(
+        tmp_path / "cuda-13.0" / "bin" / "nvcc",
+        f"echo '#$ _HERE_={tmp_path}/cuda-13.0/bin' >&2",
+    )
+    script(tmp_path / "bin" / "nvcc", f'exec {real} "$@"')
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert toolchain.cuda_toolkit() is None  # no runtime library beside it yet
+    (tmp_path / "cuda-13.0" / "lib64").mkdir()
+    (tmp_path / "cuda-13.0" / "lib64" / "libcudart.so").touch()
+    assert toolchain.cuda_toolkit() == tmp_path / "cuda-13.0"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda-13.0"))
+    assert toolchain.cuda_toolkit() == tmp_path / "cuda-13.0"
+
+
+def test_missing_python_headers(
+    toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(toolchain.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(toolchain.CannotBuild, match="Python's C headers are missing"):
+        toolchain.find_python_headers()
+
+
+def test_macros_of_torch_are_those_of_the_oldest() -> None:
+    # Newer headers hide functions that TORCH_TARGET_VERSION does not have, but no macros.
+    oldest = {"STABLE_TORCH_LIBRARY_IMPL", "STD_TORCH_CHECK", "TORCH_ABI_VERSION", "TORCH_BOX"}
+    oldest |= {"TORCH_ERROR_CODE_CHECK", "TORCH_SUCCESS"}
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    used = set(re.findall(r"\b(?:[A-Z]+_)?TORCH_[A-Z_]+\b", text)) - {"TORCH_CUDA_ARCH_LIST"}
+    assert "STABLE_TORCH_LIBRARY_IMPL" in used
+    assert used <= oldest  # one more? see that torch 2.10 has it: make test-versions
+
+
+def test_windows(toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.sys, "platform", "win32")
+    with pytest.raises(toolchain.CannotBuild, match="MSVC does not have"):
+        toolchain.find_compiler()

@@ -1,0 +1,314 @@
+"""The compiled CPU kernels: every instruction set, every way to cut the work, threads, memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime
+from cases import Shape, as_dtype, options_for, random, results, tensors
+from closeness import assert_all_close
+from throughtime import _ext
+from throughtime.functional import lstm
+
+if _ext.extension is None:
+    pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
+kernels: Any = _ext.extension
+
+# One shape per way to cut the work (threads as in SHAPES_THREADS): see test_plan_*.
+SHAPES = (
+    Shape(9, 3, 2, 40),  # one group, a team; input inside the step
+    Shape(5, 37, 70, 19),  # two groups, input projected per chunk
+    Shape(11, 70, 3, 50),  # four groups of uneven height
+    Shape(130, 1, 5, 33),  # one row: chunks of many steps, the ring of gate gradients wraps
+    Shape(6, 5, 130, 170),  # several panels of columns, with rests
+    Shape(7, 37, 3, 50, 18),  # projected, in groups
+    Shape(5, 3, 50, 170, 130),  # projected, by a team
+)
+THREADS = (1, 2, 3, 5)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The test sets the number of threads; kernels take as many workers on any machine."""
+    before = torch.get_num_threads()
+    kernels.pretend_cpus(8)
+    yield
+    kernels.pretend_cpus(0)
+    torch.set_num_threads(before)
+
+
+def expected(shape: Shape, **options: Any) -> dict[str, Tensor]:
+    return results(lstm, tensors(shape), backend="reference", **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("option", ["plain", "mask-TB-reverse", "all", "all-reverse"])
+def test_every_instruction_set_matches_the_reference(
+    isa: str, shape: Shape, option: str, threads: None
+) -> None:
+    torch.set_num_threads(2)
+    options = options_for(shape)[option]
+    exact = expected(shape, **options)
+    assert_all_close(results(lstm, tensors(shape), backend="cpu", **options), exact)
+    single = as_dtype(tensors(shape), torch.float32)
+    exact = results(lstm, as_dtype(single, torch.float64), backend="reference", **options)
+    rounded = {name: x.float() for name, x in exact.items()}
+    assert_all_close(results(lstm, single, backend="cpu", **options), rounded)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("option", ["plain", "mask-T", "all-reverse"])
+def test_bit_equal_for_every_number_of_threads(shape: Shape, option: str, threads: None) -> None:
+    named = as_dtype(tensors(shape), torch.float32)
+    options = options_for(shape)[option]
+    torch.set_num_threads(THREADS[0])
+    first = results(lstm, named, backend="cpu", **options)
+    for count in THREADS:
+        torch.set_num_threads(count)
+        for _ in range(3):
+            again = results(lstm, named, backend="cpu", **options)
+            for name, tensor in first.items():
+                assert torch.equal(tensor, again[name]), f"{name} with {count} threads"
+
+
+def test_a_pool_with_fewer_threads_than_asked_for() -> None:
+    # OpenMP grants two threads where torch asks for four: each stands for two workers of a team.
+    code = """
+import torch
+from cases import Shape, results, tensors
+from throughtime.functional import lstm
+from throughtime import _ext
+named = tensors(Shape(20, 4, 3, 300))
+assert _ext.extension.lstm_plan(20, 4, 3, 300, 8, 4)["team"] > 1
+_ext.extension.pretend_cpus(4)
+torch.set_num_threads(1)
+alone = results(lstm, named, backend="cpu")
+torch.set_num_threads(4)
+together = results(lstm, named, backend="cpu")
+assert all(torch.equal(alone[name], together[name]) for name in alone)
+"""
+    env = os.environ | {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
+
+
+PLAN_SHAPES = list(
+    itertools.product((1, 10, 784), (1, 3, 16, 100, 256), (1, 64, 2048), (8, 128, 512, 2048))
+)
+
+
+@pytest.mark.parametrize("bytes_each", [4, 8])
+def test_plan_is_the_same_for_every_number_of_threads(bytes_each: int) -> None:
+    for T, B, I, H in PLAN_SHAPES:  # noqa: E741
+        plans = [kernels.lstm_plan(T, B, I, H, bytes_each, threads) for threads in (1, 2, 7, 64)]
+        for plan, threads in zip(plans, (1, 2, 7, 64), strict=True):
+            assert {plan[key] for key in ("groups",)} == {plans[0]["groups"]}
+            assert plan["chunk"] == plans[0]["chunk"]
+            assert 1 <= plan["lanes"] * plan["team"] <= threads
+            assert plan["lanes"] <= plan["groups"] <= B
+            assert 1 <= plan["chunk"] <= T
+            # No worker without a block of units, not even with the widest vectors.
+            assert plan["team"] <= math.ceil(H / 16)
+
+
+def test_plan_bounds_the_memory_of_weight_gradients() -> None:
+    for T, B, I, H in PLAN_SHAPES:  # noqa: E741
+        plan = kernels.lstm_plan(T, B, I, H, 4, 2)
+        one = 4 * 4 * H * (H + I + 1)
+        assert plan["groups"] == 1 or plan["groups"] * one <= 64 << 20
+
+
+def test_plan_uses_the_threads_where_there_is_work() -> None:
+    assert kernels.lstm_plan(784, 100, 1, 128, 4, 2) | {"chunk": 0} == {
+        "groups": 4,
+        "chunk": 0,
+        "fuse_input": True,
+        "lanes": 2,
+        "team": 1,
+    }
+    large = kernels.lstm_plan(100, 16, 1024, 1024, 4, 2)
+    assert large["groups"] == 1 and large["team"] == 2 and not large["fuse_input"]
+    tiny = kernels.lstm_plan(10, 1, 8, 8, 4, 16)
+    assert tiny["lanes"] * tiny["team"] == 1
+
+
+@pytest.mark.parametrize("option", ["plain", "all", "all-reverse"])
+@pytest.mark.parametrize("shape", [SHAPES[1], Shape(40, 20, 60, 100)], ids=str)
+def test_buffers_full_of_nan_are_never_read(shape: Shape, option: str, threads: None) -> None:
+    torch.set_num_threads(2)
+    options = options_for(shape)[option]
+    named = tensors(shape)
+    clean = results(lstm, named, backend="cpu", **options)
+    poison = {k: torch.full_like(v, math.nan).requires_grad_() for k, v in named.items()}
+    throughtime.empty_cache()
+    del_me = results(lstm, poison, backend="cpu", **options)
+    assert del_me["output"].isnan().any()
+    del del_me
+    assert kernels.cache_statistics()["idle_bytes"] > 0
+    again = results(lstm, named, backend="cpu", **options)
+    for name, tensor in clean.items():
+        assert torch.equal(tensor, again[name]), name
+
+
+def test_the_cache_reuses_and_never_raises_the_peak() -> None:
+    shape = Shape(60, 20, 8, 64)
+    named = as_dtype(tensors(shape), torch.float32)
+    throughtime.empty_cache()
+    results(lstm, named, backend="cpu")
+    before = kernels.cache_statistics()
+    assert before["idle_bytes"] > 0
+    for _ in range(5):
+        results(lstm, named, backend="cpu")
+        now = kernels.cache_statistics()
+        assert now["peak_used_bytes"] == before["peak_used_bytes"]
+        assert now["used_bytes"] + now["idle_bytes"] <= now["peak_used_bytes"]
+    throughtime.empty_cache()
+    assert kernels.cache_statistics()["idle_bytes"] == 0
+
+
+def test_results_survive_later_calls() -> None:
+    shape = Shape(60, 20, 8, 64)
+    named = as_dtype(tensors(shape), torch.float32)
+    output, (h_n, c_n) = lstm(
+        named["input"], None, *(named[k] for k in ("weight_ih", "weight_hh")), backend="cpu"
+    )
+    kept = [x.detach().clone() for x in (output, h_n, c_n)]
+    for _ in range(3):
+        results(lstm, as_dtype({k: 2 * v for k, v in named.items()}, torch.float32), backend="cpu")
+    for x, wanted in zip((output, h_n, c_n), kept, strict=True):
+        assert torch.equal(x, wanted)
+
+
+def test_backward_twice_through_one_graph() -> None:
+    named = tensors(Shape(7, 3, 2, 20))
+    output, _ = lstm(
+        named["input"], None, *(named[k] for k in ("weight_ih", "weight_hh")), backend="cpu"
+    )
+    loss = (output * random(*output.shape, seed=5)).sum()
+    first = torch.autograd.grad(loss, named["weight_hh"], retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, named["weight_hh"])[0])
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="before torch 2.11 memory is torch's own")
+def test_nothing_is_saved_when_nothing_needs_a_gradient() -> None:
+    shape = Shape(200, 16, 8, 128)
+    named = as_dtype(tensors(shape), torch.float32)
+    weights = [named[k] for k in ("weight_ih", "weight_hh")]
+    saved = 4 * 5 * shape.T * shape.B * shape.H
+
+    def held(enabled: bool) -> int:
+        before: int = kernels.cache_statistics()["used_bytes"]
+        with torch.set_grad_enabled(enabled):
+            result = lstm(named["input"], None, *weights, backend="cpu")
+        after: int = kernels.cache_statistics()["used_bytes"]
+        assert result[0].requires_grad is enabled
+        return after - before
+
+    assert held(True) - held(False) >= saved
+
+
+@pytest.mark.parametrize("dy", ["summed", "transposed", "sliced"])
+def test_layouts_of_the_output_gradient(dy: str) -> None:
+    shape = Shape(6, 4, 3, 21)
+    named = tensors(shape)
+    wide = random(shape.B, shape.T, 2 * shape.H, seed=9)
+    grad = {
+        "summed": torch.ones(1, 1, 1, dtype=torch.float64).expand(shape.T, shape.B, shape.H),
+        "transposed": wide[..., : shape.H].transpose(0, 1),
+        "sliced": wide.transpose(0, 1)[..., ::2],
+    }[dy]
+    found = []
+    for backend in ("cpu", "reference"):
+        output, _ = lstm(
+            named["input"],
+            None,
+            *(named[k] for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+            backend=backend,
+        )
+        gradients = torch.autograd.grad(output, list(named.values()), grad, allow_unused=True)
+        found.append({k: g for k, g in zip(named, gradients, strict=True) if g is not None})
+    assert_all_close(*found)
+
+
+def run_out_of_memory(call: str) -> str:
+    """What a call says that gets 64 MB of address space more than there is, or stderr."""
+    code = f"""
+import re, resource, torch, throughtime
+from throughtime import _ext
+from throughtime.functional import relevancy_attention
+kernels = _ext.extension
+x = torch.randn(2000, 16, 8)
+lstm, rel_lstm = throughtime.LSTM(8, 256), throughtime.RelLSTM(8, 256)
+small = [lstm(x[:20])[0], rel_lstm(x[:20])[0]]
+sum(y.sum() for y in small).backward()
+before = kernels.cache_statistics()
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    {call}
+except RuntimeError as error:
+    print(type(error).__name__, error)
+after = kernels.cache_statistics()
+assert after["used_bytes"] + after["idle_bytes"] <= after["peak_used_bytes"]
+assert after["peak_used_bytes"] <= limit, after
+lstm(x[:20])[0].sum().backward()  # goes on
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return done.stdout if done.returncode == 0 else f"{done.returncode}: {done.stderr}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize(
+    ("call", "op"),
+    [
+        ("lstm(x)", "lstm_forward"),
+        ("rel_lstm(x)", "rel_lstm_forward"),
+        (
+            "relevancy_attention(*[x[:1, :1].expand(16, 4, 80000, 8)] * 3, 4, 4)",
+            "relevancy_forward",
+        ),
+    ],
+)
+def test_out_of_memory_is_torchs_error(call: str, op: str) -> None:
+    said = run_out_of_memory(call)
+    found = re.match(
+        rf"RuntimeError throughtime::{op}: can't allocate memory: you tried to allocate (\d+) b",
+        said,
+    )
+    assert found, said
+    assert int(found[1]) >= 20_000_000
+    assert "smaller batch" in said and "fewer steps" in said
+
+
+def test_a_failed_allocation_does_not_raise_the_peak() -> None:
+    before = kernels.cache_statistics()["peak_used_bytes"]
+    layer = throughtime.LSTM(1, 256, backend="cpu")
+    with pytest.raises(RuntimeError, match="you tried to allocate"):
+        layer(torch.zeros(1, 1, 1).expand(1 << 34, 1, 1))
+    assert kernels.cache_statistics()["peak_used_bytes"] == before
+
+
+def test_an_empty_cache_forgets_the_peak() -> None:
+    results(lstm, as_dtype(tensors(Shape(60, 20, 8, 64)), torch.float32), backend="cpu")
+    throughtime.empty_cache()
+    found = kernels.cache_statistics()
+    assert found["idle_bytes"] == 0 and found["peak_used_bytes"] == found["used_bytes"]
+
+
+def test_small_results_can_be_resized() -> None:
+    output, (h_n, c_n) = throughtime.LSTM(8, 64, backend="cpu")(torch.randn(20, 4, 8))
+    for x in (output, h_n, c_n):
+        x.detach().untyped_storage().resize_(0)
+        assert x.untyped_storage().nbytes() == 0

@@ -1,0 +1,95 @@
+// common/cpu/tile.h and matrix.h: packing, products and outer products, also of 16-bit operands.
+#include "common/cpu/matrix.h"
+
+#include "export.h"
+
+namespace throughtime {
+namespace {
+
+// All that a storage type needs: how one number and one vector of them are read and written.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <>
+struct Numbers<BFloat16> {
+  using Sum = float;
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+  static float one(BFloat16 number) {
+    const uint32_t word = uint32_t(number.bits) << 16;
+    float value;
+    std::memcpy(&value, &word, sizeof value);
+    return value;
+  }
+  static Vec<float> vector(const BFloat16* from) {
+    const Halves halves = *reinterpret_cast<const Halves*>(from);
+    return (Vec<float>)(__builtin_convertvector(halves, Words) << 16);
+  }
+  static void put(BFloat16* to, Vec<float> v) {  // to nearest, of finite numbers
+    const Words words = (Words)v;
+    *reinterpret_cast<Halves*>(to) =
+        __builtin_convertvector((words + 0x7fff + (words >> 16 & 1)) >> 16, Halves);
+  }
+};
+
+template <typename S>
+int64_t elements(const S*) {
+  return kLanes<S>;
+}
+
+template <typename S>
+int64_t register_rows(const S*) {
+  return kRegisterRows;
+}
+
+// weight [vectors * L, k_count], or its transpose with `columns` columns; into panels.
+template <typename S, typename Operand>
+void pack_as(const S* weight, int64_t rows, int64_t columns, int64_t transposed, int64_t width,
+             Operand* out) {
+  const auto row = [&](int64_t n) { return n < rows ? weight + n * columns : nullptr; };
+  const auto vectors = [](int64_t count) { return divide_up(count, kLanes<S>); };
+  if (transposed) {
+    const Panels<Operand> to{out, columns, vectors(rows), width};
+    pack_rows_as_columns(to, Share(to.count(), 0, 1), row);
+  } else {
+    const Panels<Operand> to{out, rows, vectors(columns), width};
+    pack_rows(to, columns, Share(to.count(), 0, 1), row);
+  }
+}
+
+// out [rows, vectors * L] = (out, or bias, or 0) + a times panels; a has `blocks` pieces a row.
+template <typename Operand>
+void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
+                const Operand* panels, int64_t vectors, int64_t width, int64_t begun,
+                const SumOf<Operand>* bias, SumOf<Operand>* out) {
+  const int64_t row_stride = k_count + 3;  // pieces of one number of blocks lie side by side
+  const Panels<Operand> weight{const_cast<Operand*>(panels), k_count * blocks, vectors, width};
+  multiply<Operand>({a, row_stride, k_count, blocks, rows * row_stride}, rows, weight,
+                    {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
+}
+
+template <typename Operand>
+void outer_products_as(const Operand* a, int64_t n, const Operand* b, int64_t vectors, int64_t rows,
+                       SumOf<Operand>* out) {
+  const int64_t columns = vectors * kLanes<SumOf<Operand>>;
+  add_outer_products<Operand>(a, n, n, b, columns, vectors, rows, out, columns);
+}
+
+}  // namespace
+}  // namespace throughtime
+
+using namespace throughtime;
+
+EXPORT(elements)
+EXPORT(register_rows)
+EXPORT_AS(pack_f32, pack_as<float, float>)
+EXPORT_AS(pack_f64, pack_as<double, double>)
+EXPORT_AS(pack_narrow_f32, pack_as<float, BFloat16>)
+EXPORT_AS(product_f32, product_as<float>)
+EXPORT_AS(product_f64, product_as<double>)
+EXPORT_AS(product_narrow_f32, product_as<BFloat16>)
+EXPORT_AS(outer_products_f32, outer_products_as<float>)
+EXPORT_AS(outer_products_f64, outer_products_as<double>)
+EXPORT_AS(outer_products_narrow_f32, outer_products_as<BFloat16>)

@@ -1,0 +1,33 @@
+// common/cpu/pool.h, as C functions; 0 is where an allocation has thrown.
+#include "common/cpu/pool.cpp"
+
+#include "export.h"
+
+using namespace throughtime;
+
+namespace {
+
+int64_t acquire(int64_t bytes) {
+  try {
+    return reinterpret_cast<int64_t>(pool_acquire(static_cast<size_t>(bytes)));
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
+
+void release(int64_t memory) { pool_release(reinterpret_cast<void*>(memory)); }
+
+// [used, idle, peak of used] in bytes.
+void statistics(int64_t* out) {
+  const PoolStatistics now = pool_statistics();
+  out[0] = static_cast<int64_t>(now.used_bytes);
+  out[1] = static_cast<int64_t>(now.idle_bytes);
+  out[2] = static_cast<int64_t>(now.peak_used_bytes);
+}
+
+}  // namespace
+
+EXPORT_PLAIN(acquire)
+EXPORT_PLAIN(release)
+EXPORT_PLAIN(pool_empty)
+EXPORT_PLAIN(statistics)

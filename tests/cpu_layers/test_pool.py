@@ -1,0 +1,150 @@
+"""The caching allocator: alignment, reuse, its bound, threads, memory that runs out."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def isa() -> str:
+    """Compiled once: nothing in it depends on the instruction set."""
+    return "baseline"
+
+
+class Statistics(NamedTuple):
+    used: int
+    idle: int
+    peak: int
+
+
+def statistics(layer: Any) -> Statistics:
+    numbers = torch.zeros(3, dtype=torch.int64)
+    layer("statistics", numbers)
+    return Statistics(*numbers.tolist())
+
+
+@pytest.fixture(autouse=True)
+def empty(layer: Any) -> Iterator[None]:
+    """Every test begins with an empty pool and gives back what it took."""
+    layer("pool_empty")
+    assert statistics(layer) == (0, 0, 0)
+    yield
+    assert statistics(layer).used == 0
+
+
+def test_alignment(layer: Any) -> None:
+    for bytes_each in (0, 1, 63, 64, 1000, MB // 4 - 1, MB // 4, 3 * MB + 1):
+        blocks = [layer("acquire", bytes_each) for _ in range(3)]
+        assert len(set(blocks)) == 3 and all(block and block % 64 == 0 for block in blocks)
+        for block in blocks:
+            ctypes.memset(block, 1, bytes_each)
+            layer("release", block)
+
+
+def test_null_is_released(layer: Any) -> None:
+    layer("release", 0)
+
+
+def test_a_freed_block_is_used_again(layer: Any) -> None:
+    block = layer("acquire", 5 * MB)
+    assert statistics(layer) == (6 * MB, 0, 6 * MB)  # whole huge pages
+    layer("release", block)
+    assert statistics(layer) == (0, 6 * MB, 6 * MB)
+    assert layer("acquire", 3 * MB) == block
+    assert statistics(layer) == (6 * MB, 0, 6 * MB)
+    layer("release", block)
+    small = layer("acquire", MB)  # it would waste more than it takes
+    assert small != block
+    layer("release", small)
+
+
+def test_the_best_fit_is_taken(layer: Any) -> None:
+    blocks = {size: layer("acquire", size * MB) for size in (8, 4, 6)}
+    for block in blocks.values():
+        layer("release", block)
+    assert layer("acquire", 4 * MB) == blocks[4]
+    assert layer("acquire", 4 * MB) == blocks[6]
+    assert layer("acquire", 4 * MB) == blocks[8]
+    for block in blocks.values():
+        layer("release", block)
+
+
+def test_small_blocks_are_not_counted(layer: Any) -> None:
+    block = layer("acquire", MB // 4 - 1)
+    assert statistics(layer) == (0, 0, 0)
+    layer("release", block)
+
+
+def test_used_and_idle_together_never_exceed_the_peak_of_used(layer: Any) -> None:
+    choose = random.Random(1)
+    held: list[int] = []
+    most = 0
+    for _ in range(2000):
+        if held and choose.random() < 0.5:
+            layer("release", held.pop(choose.randrange(len(held))))
+        elif len(held) < 8:
+            held.append(layer("acquire", int(MB * 2 ** choose.uniform(-3, 4))))
+        now = statistics(layer)
+        most = max(most, now.used)
+        assert now.peak == most and now.used + now.idle <= now.peak
+    for block in held:
+        layer("release", block)
+
+
+def test_empty_gives_idle_blocks_back_and_the_peak_starts_anew(layer: Any) -> None:
+    first, second = layer("acquire", 4 * MB), layer("acquire", 8 * MB)
+    layer("release", second)
+    layer("pool_empty")
+    assert statistics(layer) == (4 * MB, 0, 4 * MB)
+    layer("release", first)
+
+
+@pytest.mark.parametrize("bytes_each", [-1, 1 << 50], ids=["SIZE_MAX", "address space"])
+def test_memory_runs_out(layer: Any, bytes_each: int) -> None:
+    """Idle blocks are given up for an allocation that fails; nothing else changes."""
+    used, idle = layer("acquire", 4 * MB), layer("acquire", 8 * MB)
+    layer("release", idle)
+    assert layer("acquire", bytes_each) == 0
+    kept = 8 * MB if bytes_each < 0 else 0  # what no system could give is not asked for
+    assert statistics(layer) == (4 * MB, kept, 12 * MB)
+    layer("release", used)
+
+
+def test_threads(layer: Any) -> None:
+    """Blocks that threads hold at the same time are apart, and none is lost."""
+    wrong: list[int] = []
+
+    def work(mark: int) -> None:
+        choose = random.Random(mark)
+        held: list[tuple[int, int]] = []
+        for _ in range(300):
+            if len(held) == 4:
+                block, size = held.pop(choose.randrange(4))
+                ends = ctypes.string_at(block, 1) + ctypes.string_at(block + size - 1, 1)
+                wrong.extend([block] if ends != bytes([mark, mark]) else [])
+                layer("release", block)
+            size = int(MB * 2 ** choose.uniform(-3, 2))
+            block = layer("acquire", size)
+            ctypes.memset(block, mark, 1)
+            ctypes.memset(block + size - 1, mark, 1)
+            held.append((block, size))
+        for block, _ in held:
+            layer("release", block)
+
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    now = statistics(layer)
+    assert now.used == 0 and now.idle <= now.peak

@@ -1,0 +1,128 @@
+// common/cpu/vec.h: every operation over arrays of n numbers, a multiple of the vector's length.
+#include "common/cpu/vec.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "export.h"
+
+using namespace throughtime;
+
+namespace {
+
+template <typename S, typename F>
+void map(const S* x, S* out, int64_t n, const F& f) {
+  for (int64_t k = 0; k < n; k += kLanes<S>) store(out + k, Vec<S>(f(load(x + k))));
+}
+
+template <typename S>
+int64_t elements(const S*) {
+  return kLanes<S>;
+}
+
+template <typename S>
+void copy(const S* x, S* out, int64_t n) {
+  map(x, out, n, [](Vec<S> v) { return v; });
+}
+
+template <typename S>
+void copy_streamed(const S* x, S* out, int64_t n) {
+  for (int64_t k = 0; k < n; k += kLanes<S>) stream(out + k, load(x + k));
+  stream_fence();
+}
+
+// Writes a whole vector `seen` as load_part reads it, and `out` by store_part.
+template <typename S>
+void copy_part(const S* x, int64_t count, S* seen, S* out) {
+  store(seen, load_part(x, count));
+  store_part(out, load(x), count);
+}
+
+// The same at the end of the last page that may be touched.
+template <typename S>
+void copy_part_at_the_end(const S* x, int64_t count, S* out) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  void* const pages =
+      mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  mprotect(static_cast<char*>(pages) + page, page, PROT_NONE);
+  S* const last = reinterpret_cast<S*>(static_cast<char*>(pages) + page) - count;
+  store_part(last, load(x), count);
+  store(out, load_part(last, count));
+  munmap(pages, 2 * page);
+}
+
+template <typename S>
+void broadcast(const S* value, S* out) {
+  store(out, splat(*value));
+}
+
+template <typename S>
+void magnitude(const S* x, S* out, int64_t n) {
+  map(x, out, n, [](Vec<S> v) { return absolute<S>(v); });
+}
+
+template <typename S>
+void copy_sign(const S* magnitude, const S* x, S* out, int64_t n) {
+  for (int64_t k = 0; k < n; k += kLanes<S>)
+    store(out + k, with_sign<S>(load(magnitude + k), load(x + k)));
+}
+
+template <typename S>
+void bounded(const S* x, const S* bound, S* out, int64_t n) {
+  map(x, out, n, [&](Vec<S> v) { return at_most<S>(v, *bound); });
+}
+
+template <typename S>
+void map_sigmoid(const S* x, S* out, int64_t n) {
+  map(x, out, n, [](Vec<S> v) { return sigmoid<S>(v); });
+}
+
+template <typename S>
+void map_tanh(const S* x, S* out, int64_t n) {
+  map(x, out, n, [](Vec<S> v) { return throughtime::tanh<S>(v); });
+}
+
+template <typename S>
+void map_exp(const S* x, S* out, int64_t n) {
+  map(x, out, n, [](Vec<S> v) { return exp_nonpositive<S>(v); });
+}
+
+template <typename S>
+void transposed(const S* square, S* out) {
+  Vec<S> rows[kLanes<S>];
+  for (int64_t row = 0; row < kLanes<S>; ++row) rows[row] = load(square + row * kLanes<S>);
+  transpose<S>(rows);
+  for (int64_t row = 0; row < kLanes<S>; ++row) store(out + row * kLanes<S>, rows[row]);
+}
+
+// Rows at x + at[row]; without a row where that is negative.
+template <typename S>
+void transposed_rows(const S* x, const int64_t* at, int64_t columns, S* out, int64_t out_stride) {
+  transpose_rows<S>([&](int64_t row) { return at[row] < 0 ? nullptr : x + at[row]; }, columns, out,
+                    out_stride);
+}
+
+template <typename S>
+void row_sums(const S* square, S* out) {
+  Vec<S> rows[kLanes<S>];
+  for (int64_t row = 0; row < kLanes<S>; ++row) rows[row] = load(square + row * kLanes<S>);
+  store(out, sums_of_rows<S>(rows));
+}
+
+}  // namespace
+
+EXPORT(elements)
+EXPORT(copy)
+EXPORT(copy_streamed)
+EXPORT(copy_part)
+EXPORT(copy_part_at_the_end)
+EXPORT(broadcast)
+EXPORT(magnitude)
+EXPORT(copy_sign)
+EXPORT(bounded)
+EXPORT(map_sigmoid)
+EXPORT(map_tanh)
+EXPORT(map_exp)
+EXPORT(transposed)
+EXPORT(transposed_rows)
+EXPORT(row_sums)

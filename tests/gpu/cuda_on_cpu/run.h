@@ -1,0 +1,105 @@
+// Runs the LSTM's GPU kernels on the CPU.
+#pragma once
+
+#include <vector>
+
+#include "lstm/cuda/persistent.cuh"
+#include "lstm/cuda/stepwise.cuh"
+
+namespace throughtime {
+
+template <typename S>
+constexpr bool kIsBackward = false;
+template <typename S>
+constexpr bool kIsBackward<RecurrenceBackward<S>> = true;
+
+template <typename S, template <typename> class Params>
+bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
+  constexpr bool backward = kIsBackward<Params<S>>;
+  const RecurrenceShape shape{p.in.T, p.in.B, p.in.D, p.in.H, sizeof(S), backward};
+  std::vector<unsigned> arrivals(plan.directions * plan.partition.groups, 0);
+  std::vector<char> exchange(plan.exchange_bytes(shape), '\xff');
+  p.in.partition = plan.partition;
+  p.in.partition.arrivals = arrivals.data();
+  p.in.partition.exchange = exchange.data();
+  return launch_persistent(plan, p, [&](auto kernel, const auto& arguments) {
+    device::launch(kernel, arguments, plan.blocks(), plan.threads, plan.cluster(),
+                   plan.shared_bytes, plan.tier == Tier::kGrid);
+  });
+}
+
+// product [rows, columns] = a b, where a(row, k) and b(k, column) have `inner` k.
+template <typename Left, typename Right>
+void multiply(const Left& a, int64_t rows, int64_t inner, int64_t columns, const Right& b,
+              float* product) {
+  device::count(device::work.products);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      float sum = 0;
+      for (int64_t k = 0; k < inner; ++k)
+        sum += device::to_float(a(i, k)) * device::to_float(b(k, j));
+      product[i * columns + j] = sum;
+    }
+  }
+}
+
+// Threads of a step share nothing, so one after the other they do the same, and a thousand steps take a
+// second. The thread sanitizer watches whether they share nothing.
+inline auto launch_steps(int64_t threads) {
+  return [=](auto kernel, const auto& arguments) {
+    const auto blocks = static_cast<int>((threads + kStepThreads - 1) / kStepThreads);
+#if defined(__SANITIZE_THREAD__)
+    device::launch(kernel, arguments, blocks, kStepThreads, 1, 0, false);
+#else
+    device::launch_in_turn(kernel, arguments, blocks, kStepThreads);
+#endif
+  };
+}
+
+template <typename S>
+void run_stepwise(const RecurrenceForward<S>& p) {
+  const int64_t B = p.in.B, D = p.in.D, H = p.in.H;
+  std::vector<float> product(D * B * 4 * H);
+  launch_stepwise(
+      p, product.data(),
+      [&](int64_t d, float* to) {
+        const S* h = p.h_n + d * B * H;
+        const S* weight = p.in.weight + d * 4 * H * H;
+        multiply([&](int64_t n, int64_t k) { return h[n * H + k]; }, B, H, 4 * H,
+                 [&](int64_t k, int64_t j) { return weight[j * H + k]; }, to);
+      },
+      launch_steps(D * B * H));
+}
+
+template <typename S>
+void run_stepwise(const RecurrenceBackward<S>& p) {
+  const int64_t B = p.in.B, D = p.in.D, H = p.in.H;
+  std::vector<float> product(D * B * H);
+  launch_stepwise(
+      p, product.data(),
+      [&](int64_t d, int64_t t) {
+        if (!p.detach) return true;
+        for (int64_t n = 0; n < B; ++n) {
+          const int64_t at = d * p.detach_stride_d + t * p.detach_stride_t + n * p.detach_stride_b;
+          if (!p.detach[at]) return true;
+        }
+        return false;
+      },
+      [&](int64_t d, int64_t t, float* to) {
+        const S* da = p.dgates + (t * B * D + d) * 4 * H;
+        const S* weight = p.in.weight + d * 4 * H * H;
+        multiply([&](int64_t n, int64_t k) { return da[n * D * 4 * H + k]; }, B, 4 * H, H,
+                 [&](int64_t k, int64_t j) { return weight[k * H + j]; }, to);
+      },
+      launch_steps(D * B * H));
+}
+
+// By the plan's tier; false where the plan's instance does not exist. The stepwise tier finds the
+// state in h_n and c_n, or in dh0 and dc0.
+template <typename Params>
+bool run(const RecurrencePlan& plan, const Params& p) {
+  if (plan.tier == Tier::kStepwise) return run_stepwise(p), true;
+  return run_persistent(plan, p);
+}
+
+}  // namespace throughtime

@@ -1,0 +1,318 @@
+"""bench/gpu.sh and bench/gpu/latency.cu as far as a machine without a GPU can tell."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from cases import Shape
+from cases_gpu import TIERS, force, plan_of
+from throughtime import _ext
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "bench/gpu.sh"
+STAGES = ("build", "env", "latency", "test", "sanitize", "bench")
+
+if shutil.which("bash") is None:
+    pytest.skip("bash is not installed", allow_module_level=True)
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def gpu_sh(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(SCRIPT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={name: x for name, x in os.environ.items() if name != "PYTEST_ARGS"} | variables,
+    )
+
+
+def test_a_dry_run_prints_every_stage_in_order() -> None:
+    done = gpu_sh("--dry-run", "--out", "some where")
+    assert done.returncode == 0 and not done.stderr
+    assert re.findall(r"^== (\w+)$", done.stdout, re.MULTILINE) == list(STAGES)
+    commands = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
+    assert "THROUGHTIME_BUILD=cuda" in commands[1] and "--no-build-isolation" in commands[1]
+    tests = [line for line in commands if "pytest" in line]
+    # Else conftest.py would have Triton's kernels interpreted on the CPU.
+    assert len(tests) == 4 and all("TRITON_INTERPRET=0" in line for line in tests)
+    tools = re.findall(r"compute-sanitizer --tool (\w+)", done.stdout)
+    assert tools == ["memcheck", "racecheck", "synccheck"]
+    shapes = re.findall(r"--T 1024 --B (\d+) --H (\d+) --dtype float16 bfloat16 float32 --p 0 0.5",
+                        done.stdout)  # fmt: skip
+    assert [(int(h), int(b)) for b, h in shapes] == [
+        (128, 16), (256, 64), (768, 16), (1024, 64), (200, 33),
+    ]  # fmt: skip
+    assert r"some\ where/latency.csv" in done.stdout and r"some\ where/lstm.csv" in done.stdout
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    assert gpu_sh("--dry-run", "--out", tmp_path / "out").returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_in_the_order_asked_for_and_arguments_of_pytest() -> None:
+    done = gpu_sh("--dry-run", "test", "env", PYTEST_ARGS="-x -k 'one or two'")
+    assert re.findall(r"^== (\w+)$", done.stdout, re.MULTILINE) == ["test", "env"]
+    assert r"-x -k one\ or\ two" in done.stdout
+
+
+def test_every_file_of_gpu_tests_is_run() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests/gpu").glob("test_*.py")
+        if re.search(r"^pytestmark = \[\s*\*gpu,", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert len(found) >= 4
+    (command,) = [x for x in gpu_sh("--dry-run", "test").stdout.splitlines() if "pytest" in x]
+    assert set(re.findall(r"tests/gpu/\w+\.py", command)) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tset"], "there is no stage 'tset', only build env latency test sanitize bench"),
+        (["--fast"], "there is no option --fast"),
+        (["--out"], "--out wants a value"),
+        (["--out", "--dry-run"], "--out wants a value"),
+        (["--wheels", "no-such-folder"], "there is no wheel in 'no-such-folder'"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str) -> None:
+    done = gpu_sh(*arguments)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == f"gpu.sh: {done.stderr[8:]}" and message in done.stderr
+    assert done.stderr.endswith("see bench/gpu.sh --help\n") and done.stderr.count("\n") == 1
+
+
+def test_help_names_every_stage_and_option() -> None:
+    text = gpu_sh("--help").stdout
+    for word in (*STAGES, "--out", "--wheels", "--python", "--dry-run", "PYTEST_ARGS"):
+        assert re.search(rf"^ *{word}\b", text, re.MULTILINE), word
+
+
+@without_gpu
+def test_without_a_gpu_it_stops_with_one_sentence(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = gpu_sh("--python", sys.executable, "--out", out)
+    assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("gpu.sh: an NVIDIA GPU is needed, and ")
+    assert f"torch {torch.__version__}" in done.stderr and not out.exists()
+
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  *"torch.cuda.get_device_name"*) echo "Fake GPU (80 GB)" ;;
+  *"import throughtime"*|*"import pytest"*|*torch.ones*) ;;
+  *find_spec*flashrnn*) ;;
+  *find_spec*) exit 1 ;;
+  *"bench lstm --help") echo "--device DEVICE --backends NAME --peers {torch,flashrnn,haste}" ;;
+  *"bench lstm"*"--H 768"*) echo "this shape broke"; exit 3 ;;
+  *"bench lstm"*)
+    for file; do :; done
+    echo H,peers > "$file"
+    echo "$*" | sed 's/.*--H \\([0-9]*\\).*--peers \\(.*\\) --csv.*/\\1,\\2/' >> "$file"
+    ;;
+  *"-m throughtime env") echo "GPU: fake"; exit 4 ;;
+  *) echo "unexpected: $*"; exit 9 ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    """A folder of programs that act as if there were a GPU."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {
+        "python": FAKE_PYTHON,
+        "nvcc": '#!/bin/sh\nfor file; do :; done\nprintf "#!/bin/sh\\necho a,b" > "$file"\n'
+        'chmod +x "$file"\n',
+        "compute-sanitizer": '#!/bin/sh\necho "Error: Device not supported"\nexit 1\n',
+        "nvidia-smi": "#!/bin/sh\necho the driver\n",
+    }.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
+    fake: Path, tmp_path: Path
+) -> None:
+    """With the script in a copy of its tree, as it writes to build/."""
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    (tree / "bench").mkdir(parents=True)
+    shutil.copy(SCRIPT, tree / "bench")
+    done = subprocess.run(
+        ["bash", "bench/gpu.sh", "--python", str(fake / "python"), "--out", str(out),
+         "env", "latency", "sanitize", "bench"],
+        cwd=tree, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if k != "CUDA_HOME"}
+        | {"PATH": f"{fake}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    results = dict(
+        re.findall(r"^(\w+) +(passed|skipped|FAILED \(\d+\)) +\d+ s$", done.stdout, re.M)
+    )
+    assert results == {
+        "env": "FAILED (4)", "latency": "passed", "sanitize": "skipped", "bench": "FAILED (1)",
+    }  # fmt: skip
+    assert "skipped: compute-sanitizer cannot watch a GPU here: Error: Device" in done.stdout
+    assert "haste: Python package haste_pytorch is not installed" in done.stdout
+    assert (out / "latency.csv").read_text() == "a,b\n"
+    # One header, and the shapes after the one that broke as well.
+    lines = [f"{h},torch flashrnn" for h in (128, 256, 1024, 200)]
+    assert (out / "lstm.csv").read_text().splitlines() == ["H,peers", *lines]
+    log = (out / "gpu.log").read_text()
+    for text in ("Fake GPU (80 GB)", "the driver", "GPU: fake", "this shape broke", "FAILED (4)"):
+        assert text in log, text
+
+
+def test_the_output_folder_is_named_after_the_gpu(fake: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "bench").mkdir(parents=True)
+    shutil.copy(SCRIPT, tree / "bench")
+    subprocess.run(
+        ["bash", "bench/gpu.sh", "--python", str(fake / "python"), "env"],
+        cwd=tree, capture_output=True, env=os.environ | {"PATH": f"{fake}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    (folder,) = (tree / "bench/results").iterdir()
+    assert folder.name == "fake-gpu-80-gb" and (folder / "gpu.log").is_file()
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def nvcc(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    source = str(ROOT / "bench/gpu/latency.cu")
+    flags = ["-O3", "-std=c++17", "-Werror", "all-warnings"]
+    return subprocess.run(["nvcc", *flags, *arguments, source], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "90a", "100"])
+def test_latency_compiles_without_warnings(arch: str, tmp_path: Path) -> None:
+    done = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    assert len(re.findall(r"Compiling entry function", text)) >= 15
+    spilled = re.findall(r"[1-9]\d* bytes spill", text)
+    assert not spilled, "what is spilled is measured too"
+
+
+# Kernel, instruction, how many at least: what is measured has to be left by the compiler.
+MEASURED = (
+    ("fma_kernel", "FFMA", 64),
+    ("mma_kernel", "HMMA", 4),
+    ("l2_read_kernel", "LDG.E.128", 8),
+    ("block_barrier_kernel", "BAR.SYNC", 8),
+    ("cluster_barrier_kernel", "UCGABAR_ARV", 2),
+    ("exchange_kernelILNS_5MeansE1E", "STAS", 1),
+    ("exchange_kernelILNS_5MeansE0E", "UCGABAR_ARV", 2),
+    ("stream_kernelILb1E", "ST.E.128", 8),
+    ("stream_kernelILb0E", "LD.E.128", 8),
+    ("grid_barrier_kernel", "REDG", 1),
+)
+
+
+@pytest.mark.slow
+def test_latency_measures_what_it_names(tmp_path: Path) -> None:
+    triton = find_spec("triton")
+    beside = Path(triton.origin).parent if triton and triton.origin else tmp_path
+    cuobjdump = shutil.which("cuobjdump", path=str(beside / "backends/nvidia/bin"))
+    cuobjdump = shutil.which("cuobjdump") or cuobjdump
+    if cuobjdump is None:
+        pytest.skip("cuobjdump is not installed, nor Triton, which has one")
+    assert nvcc("-cubin", "-arch=sm_90", "-o", str(tmp_path / "cubin")).returncode == 0
+    code = subprocess.check_output([cuobjdump, "-sass", str(tmp_path / "cubin")], text=True)
+    for kernel, instruction, least in MEASURED:
+        bodies = [body for body in code.split("Function : ") if kernel in body.split("\n")[0]]
+        assert bodies, kernel
+        for body in bodies:
+            assert body.count(f" {instruction}") >= least, (kernel, instruction)
+
+
+@pytest.mark.slow
+@without_gpu
+def test_latency_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+    program = tmp_path / "latency"
+    done = nvcc("-arch=sm_80", "-o", str(program))
+    assert done.returncode == 0, done.stderr
+    ran = subprocess.run([str(program)], capture_output=True, text=True)
+    assert ran.returncode == 1 and not ran.stdout
+    assert ran.stderr.startswith("latency: needs an NVIDIA GPU, and there is none")
+
+
+# What the stand-in is for: the bodies of the GPU tests run here, and notice what is wrong.
+WRONG = """
+
+from throughtime import functional
+run = functional.lstm
+
+def wrong(*args, backend="auto", **options):
+    output, states = run(*args, backend=backend, **options)
+    return output * (1 + 1e-4 * (backend == "cpu")), states
+
+functional.lstm = wrong
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", [False, True])
+def test_gpu_tests_run_on_a_stand_in_and_see_a_wrong_result(sabotage: bool, tmp_path: Path) -> None:
+    from throughtime.backends.predicates import missing_kernels
+
+    if missing_kernels() is not None:
+        pytest.skip("the CPU kernels are not built")
+    plugin = tmp_path / "gpu_sabotage.py"
+    plugin.write_text(WRONG if sabotage else "")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "gpu_sabotage", "-p", "no:cacheprovider", "-q",
+         "-m", "gpu and not slow", "-k", "every_option and float32 or one_result or long_memory",
+         str(ROOT / "tests/gpu/test_gpu.py")],
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "cpu", "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    passed, failed = (
+        int(m[1]) if (m := re.search(rf"(\d+) {word}", done.stdout)) else 0
+        for word in ("passed", "failed")
+    )
+    if sabotage:
+        assert failed >= 12, done.stdout
+    else:
+        assert done.returncode == 0 and passed >= 20, done.stdout
+
+
+@pytest.mark.parametrize(("tier", "dtype", "shape"), TIERS, ids=str)
+def test_every_tier_of_the_gpu_tests_fits_an_h100(
+    tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if _ext.extension is None:
+        pytest.skip("the plan is known to the compiled extension")
+    force(monkeypatch, tier)
+    assert plan_of(shape, dtype, gpu="H100") == [tier, tier]
+
+
+def test_an_unknown_stand_in_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import cases_gpu"], capture_output=True, text=True,
+        cwd=ROOT / "tests/gpu",
+        env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "tpu", "PYTHONPATH": str(ROOT / "tests")},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "THROUGHTIME_TEST_GPU_ON should be cpu, reference or triton, got 'tpu'" in done.stderr

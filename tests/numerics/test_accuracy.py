@@ -1,0 +1,204 @@
+"""The rule for numbers: the error against float64 is at most twice that of plain PyTorch.
+
+Plain PyTorch is ``nn.LSTM``, or the reference where there is no such layer, in the same dtype; the
+error is the root mean square over a tensor. ``pytest -s`` of this file prints the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from cases import random
+from cases_relevancy import (
+    Attention,
+    Layer,
+    attention_inputs,
+    doubled,
+    expect_attention,
+    expect_layer,
+    layer_grads,
+    layer_inputs,
+    numbers,
+    run_attention,
+    run_layer,
+)
+from closeness import assert_rule, rms
+from throughtime import LSTM, _ext
+
+if _ext.extension is None:
+    pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One LSTM: T, B, I, H, what its numbers are like, and where the loss is."""
+
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    kind: str = "default"
+    loss: str = "all"
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.loss}-T{self.T}-B{self.B}-I{self.I}-H{self.H}"
+
+
+def scaled(factor: float) -> Callable[[nn.LSTM, Tensor], Tensor]:
+    return lambda layer, x: factor * x
+
+
+def without_bias(layer: nn.LSTM, x: Tensor) -> Tensor:
+    layer.bias_ih_l0.zero_(), layer.bias_hh_l0.zero_()
+    return 1e-30 * x
+
+
+def saturated(layer: nn.LSTM, x: Tensor) -> Tensor:
+    layer.bias_ih_l0.add_(10 * random(4 * layer.hidden_size, seed=3, dtype=torch.float32))
+    return x
+
+
+def remembering(layer: nn.LSTM, x: Tensor) -> Tensor:
+    H = layer.hidden_size
+    layer.bias_ih_l0[:H] -= 3
+    layer.bias_ih_l0[H : 2 * H] += 7
+    return x
+
+
+def one_huge(layer: nn.LSTM, x: Tensor) -> Tensor:
+    x[len(x) // 2, 0, 0] = 1e37
+    return x
+
+
+KINDS: dict[str, Callable[[nn.LSTM, Tensor], Tensor]] = {
+    "default": scaled(1.0),
+    "packed": scaled(1.0),  # nn.LSTM has another path for it
+    "large": scaled(100.0),
+    "huge": scaled(1e30),
+    "tiny": without_bias,
+    "one-huge": one_huge,
+    "saturated": saturated,
+    "memory": remembering,
+}
+
+CASES = (
+    *(Case(100, 8, 32, 96, kind) for kind in KINDS),
+    *(Case(60, 32, 32, 96, kind, "last") for kind in ("default", "packed", "saturated", "memory")),
+    Case(300, 1, 128, 128),
+    Case(784, 10, 1, 128),
+    Case(100, 30, 1, 128, "packed", "last"),
+    Case(30, 16, 256, 256),
+    Case(12, 8, 1024, 1024),
+    Case(12, 8, 600, 1024, "packed", "last"),
+    Case(3000, 2, 4, 16, "memory"),
+    Case(4000, 1, 4, 16, "packed"),  # theirs takes memory and time with the square of T
+    *(
+        pytest.param(Case(50_000, 1, 4, 32, kind, loss), marks=pytest.mark.slow)
+        for kind, loss in (("default", "all"), ("memory", "last"))
+    ),
+    pytest.param(Case(100, 16, 1024, 1024), marks=pytest.mark.slow),
+    pytest.param(Case(784, 100, 1, 128), marks=pytest.mark.slow),
+)
+
+
+def run(layer: nn.Module, case: Case, x: Tensor, lengths: Tensor) -> Named:
+    dtype = x.dtype
+    leaf = x.clone().requires_grad_()
+    states = [
+        random(1, case.B, case.H, seed=5 + k, dtype=torch.float32).to(dtype).requires_grad_()
+        for k in range(2)
+    ]
+    given = pack_padded_sequence(leaf, lengths) if case.kind == "packed" else leaf
+    output, (h_n, c_n) = layer(given, tuple(states))
+    output = output.data if isinstance(output, PackedSequence) else output
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    grads = [
+        random(*y.shape, seed=7 + k, dtype=torch.float32).to(dtype)
+        for k, y in enumerate(found.values())
+    ]
+    if case.loss == "last":
+        grads[0].zero_()
+    leaves = {"input": leaf, "h_0": states[0], "c_0": states[1], **dict(layer.named_parameters())}
+    gradients = torch.autograd.grad(list(found.values()), list(leaves.values()), grads)
+    found = {name: y.detach() for name, y in found.items()}
+    return found | {f"grad {n}": g for n, g in zip(leaves, gradients, strict=True)}
+
+
+def show(name: str, actual: Named, plain: Named, exact: Named) -> None:
+    """One line of the table: the output, and the tensor of the largest ratio."""
+    errors = {n: (rms(actual[n], e), rms(plain[n], e)) for n, e in exact.items()}
+    ratio = {n: ours / max(theirs, 1e-9) for n, (ours, theirs) in errors.items()}
+    print(f"\n{name}:", end="")
+    for n in ("output", max(ratio, key=lambda n: ratio[n])):
+        print(f"  {n} {errors[n][0]:.1e} / {errors[n][1]:.1e} = {ratio[n]:.2f}", end="")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_lstm(case: Case) -> None:
+    theirs = nn.LSTM(case.I, case.H)
+    x = random(case.T, case.B, case.I, seed=1, dtype=torch.float32)
+    with torch.no_grad():
+        x = KINDS[case.kind](theirs, x)
+    ours = LSTM(case.I, case.H, backend="cpu")
+    ours.load_state_dict(theirs.state_dict())
+    # Nearly equal: with the loss on the last step a gradient in h_0 is the shortest sample's alone,
+    # and the error of one sample is chance.
+    lengths = torch.linspace(case.T, case.T - 3, case.B).long()
+    actual, plain = (run(layer, case, x, lengths) for layer in (ours, theirs))
+    exact = run(theirs.double(), case, x.double(), lengths)
+    show(str(case), actual, plain, exact)
+    assert_rule(actual, plain, exact)
+
+
+# The first keys are kept, so that rounding cannot change the choice.
+LAYERS = (
+    Layer(200, 4, 8, 96, 64, 6, 4, keep_first=True),
+    Layer(12, 4, 300, 600, 300, 4, 3, keep_first=True),
+    Layer(320, 1, 3, 20, 20, 300, 5, keep_first=True),
+    pytest.param(Layer(2000, 6, 3, 20, 20, 5, 4, keep_first=True), marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_rel_lstm(case: Layer) -> None:
+    given, grads = layer_inputs(case, torch.float32), layer_grads(case, torch.float32)
+    exact = expect_layer(case, doubled(given), [g.double() for g in grads])
+    check(str(case), run_layer(case, given, grads), expect_layer(case, given, grads), exact)
+
+
+ATTENTION = (
+    Attention(2, 2, 150, 64, 64, 10, 10, keep_first=True),
+    Attention(2, 2, 150, 64, 64, 10, 10, additive=True, keep_first=True),
+    Attention(1, 1, 700, 16, 16, 650, 5, keep_first=True),
+    Attention(1, 1, 400, 16, 16, 390, 5, additive=True, keep_first=True),
+    Attention(2, 1, 1500, 8, 8, 4, 4, additive=True, keep_first=True),
+    Attention(1, 1, 40, 1500, 1500, 8, 4, keep_first=True),
+)
+
+
+@pytest.mark.parametrize("factor", [1.0, 8.0], ids=str)
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_attention(case: Attention, factor: float) -> None:
+    given = attention_inputs(case, torch.float32)
+    with torch.no_grad():
+        given["query"] *= factor
+    grad = random(case.B, case.heads, case.T, case.Dv, seed=9, dtype=torch.float32)
+    exact = expect_attention(case, doubled(given), grad.double())
+    actual, plain = run_attention(case, given, grad), expect_attention(case, given, grad)
+    check(f"{case} * {factor}", actual, plain, exact)
+
+
+def check(name: str, *found: dict[str, Any]) -> None:
+    assert all(torch.equal(one["last"], found[0]["last"]) for one in found)
+    actual, plain, exact = (numbers(one) for one in found)
+    show(name, actual, plain, exact)
+    assert_rule(actual, plain, exact)

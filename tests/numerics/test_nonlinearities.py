@@ -1,0 +1,55 @@
+"""e^x and the derivatives of sigmoid and tanh in the CPU kernels, over all floating point numbers.
+
+The nonlinearities alone: cpu_layers/test_vec.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from throughtime import _ext
+from throughtime.functional import lstm, relevancy_attention
+from ulps import DTYPES, LEAST_LOG, ULPS, assert_few_ulps, exact, known
+
+if _ext.extension is None:
+    pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
+
+
+@DTYPES
+def test_softmax_is_exact_to_its_smallest_weights(isa: str, dtype: torch.dtype) -> None:
+    """Of two keys with scores 0 and x the second has the weight e^x / (1 + e^x)."""
+    x, _ = known("exp", dtype)
+    key = torch.stack([torch.zeros_like(x), x], 1).view(len(x), 1, 2, 1)
+    value = torch.tensor([0.0, 1.0], dtype=dtype).view(1, 1, 2, 1).expand(len(x), 1, 2, 1)
+    query = torch.ones(1, 1, 1, 1, dtype=dtype).expand(len(x), 1, 2, 1)
+    weight = relevancy_attention(query, key, value, 2, 0, scale=1.0, backend="cpu")[:, 0, 1, 0]
+    assert_few_ulps(weight, exact("sigmoid", x), x)
+
+
+@DTYPES
+def test_derivatives(isa: str, dtype: torch.dtype) -> None:
+    """dL/da of the input gate with dL/dc = g = 1 is sigmoid'(a), and 0 where sigmoid is 0."""
+    x, _ = known("sigmoid", dtype)
+    x = x[x < 0]
+    hidden = len(x)
+    bias = torch.zeros(4, hidden, dtype=dtype)
+    bias[0], bias[2] = x, 50.0  # g = 1
+    bias = bias.flatten().requires_grad_()
+    zeros = torch.zeros(4 * hidden, 1, dtype=dtype)
+    recurrent = torch.zeros(1, 1, dtype=dtype).expand(4 * hidden, 1)
+    _, (_, c_n) = lstm(
+        torch.zeros(1, 1, 1, dtype=dtype),
+        None,
+        zeros,
+        recurrent,
+        bias,
+        weight_hr=torch.zeros(1, hidden, dtype=dtype),
+        backend="cpu",
+    )
+    c_n.sum().backward()
+    assert bias.grad is not None
+    i = exact("sigmoid", x)
+    assert_few_ulps(bias.grad[:hidden], i * (1 - i), x, ULPS + 2)
+    assert not bias.grad[:hidden][x < LEAST_LOG[dtype] - 1.5].any()
+    assert not bias.grad[2 * hidden : 3 * hidden].any()  # tanh'(50)
