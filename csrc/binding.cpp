@@ -116,12 +116,13 @@ PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
   }
   const RecurrenceShape shape{T, B, D, H, scalar_bytes, backward != 0};
   const RecurrencePlan p = plan(shape, gpu, only);
-  return Py_BuildValue(
-      "{s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:n,s:i,s:i,s:n,s:d}", "tier", tier_name(p.tier), "reason",
-      p.reason ? p.reason : "", "groups", p.partition.groups, "ranks", p.partition.ranks, "units", p.partition.units,
-      "parts", p.partition.parts, "samples", 8 * p.tiles_n, "held", p.held, "blocks",
-      static_cast<Py_ssize_t>(p.blocks()), "threads", p.threads, "shared_bytes", p.shared_bytes,
-      "barriers", static_cast<Py_ssize_t>(p.barriers(T)), "microseconds", p.microseconds);
+  return Py_BuildValue("{s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:n,s:i,s:i,s:n,s:d}", "tier",
+                       tier_name(p.tier), "reason", p.reason ? p.reason : "", "groups",
+                       p.partition.groups, "ranks", p.partition.ranks, "units", p.partition.units,
+                       "parts", p.partition.parts, "samples", 8 * p.tiles_n, "held", p.held,
+                       "blocks", static_cast<Py_ssize_t>(p.blocks()), "threads", p.threads,
+                       "shared_bytes", p.shared_bytes, "barriers",
+                       static_cast<Py_ssize_t>(p.barriers(T)), "microseconds", p.microseconds);
 }
 
 // As `bench profile` shows them.

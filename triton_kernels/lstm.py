@@ -8,7 +8,7 @@
 
 T steps, B samples, H units. S is the dtype of what is stored, A that of sums and of c (float32;
 float64 for float64). The input projection before, and the gradients of weights, bias and input
-after, are large products of torch; see :mod:`throughtime.ops.lstm_gpu`.
+after, are large products of torch; see :mod:`throughtime.ops.lstm.gpu`.
 
 * ``walk_forward``, ``walk_backward`` [a program per tile of samples]: all steps in one launch; h,
   c, dh and dc stay in registers. HELD: W_hh is read once and stays on the chip (shared memory on
@@ -46,7 +46,7 @@ from throughtime.triton_kernels.lstm_steps import (
 )
 from torch import Tensor
 
-from throughtime.ops.lstm_gpu import saved_gates
+from throughtime.ops.lstm.recurrence import saved_gates
 
 # Units of a walk by the bytes of S. Twice as many spill registers with any number of warps.
 WALKED_UNITS = {2: 128, 4: 128, 8: 64}
@@ -281,7 +281,7 @@ def recurrence_forward(
 
     Returns:
         output S ``[T, B, H]``, h_n S, c_n A ``[B, H]``, gates ``[T, B, 4H]`` of dtype
-        :func:`throughtime.ops.lstm_gpu.saved_gates`, cells A ``[T, B, H]``; the last two hold
+        :func:`throughtime.ops.lstm.gpu.saved_gates`, cells A ``[T, B, H]``; the last two hold
         anything past a sample's end, and are empty without ``save``.
     """
     (T, B, _), H, dtype = projected.shape, weight_hh.size(1), weight_hh.dtype

@@ -23,10 +23,10 @@ namespace detail {
 struct Argument {
   StableIValue value;
 
-  template <typename T, std::enable_if_t<std::is_same_v<T, Tensor> || std::is_same_v<T, bool> ||
-                                             std::is_same_v<T, int64_t> ||
-                                             std::is_same_v<T, double>,
-                                         int> = 0>
+  template <typename T,
+            std::enable_if_t<std::is_same_v<T, Tensor> || std::is_same_v<T, bool> ||
+                                 std::is_same_v<T, int64_t> || std::is_same_v<T, double>,
+                             int> = 0>
   operator T() const {
     return torch::stable::detail::to<T>(value);
   }

@@ -37,7 +37,7 @@ void check_storage(const char* argument, const Tensor& tensor, ScalarType dtype)
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &held));
   const int64_t needed = times(offset + end, bytes_of(dtype));
   TT_CHECK_CALL(needed <= held, argument, " should lie in ", needed, " bytes of storage, got ",
-           held, "; its storage was resized");
+                held, "; its storage was resized");
 }
 
 }  // namespace
@@ -48,16 +48,16 @@ void check_shape(const char* argument, const Tensor& tensor,
   bool equal = sizes.size() == wanted.size();
   for (size_t i = 0; equal && i < wanted.size(); ++i) equal = sizes[i] == wanted.begin()[i];
   for (size_t i = 0; equal && i < wanted.size(); ++i)
-    TT_CHECK_CALL(sizes[i] < kTooMany, argument, " has shape ",
-             text(sizes.data(), sizes.size()), ", more than any memory can hold");
+    TT_CHECK_CALL(sizes[i] < kTooMany, argument, " has shape ", text(sizes.data(), sizes.size()),
+                  ", more than any memory can hold");
   TT_CHECK_CALL(equal, argument, " should have shape ", text(wanted.begin(), wanted.size()),
-           ", got ", text(sizes.data(), sizes.size()));
+                ", got ", text(sizes.data(), sizes.size()));
 }
 
 void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted) {
   TT_CHECK_CALL(tensor.scalar_type() == wanted, argument, " should have dtype ",
-           torch::headeronly::toString(wanted), ", got ",
-           torch::headeronly::toString(tensor.scalar_type()));
+                torch::headeronly::toString(wanted), ", got ",
+                torch::headeronly::toString(tensor.scalar_type()));
 }
 
 void check_cpu(const char* argument, const Tensor& tensor) {
@@ -67,8 +67,8 @@ void check_cpu(const char* argument, const Tensor& tensor) {
 void check_dims(const char* argument, const Tensor& tensor, const char* letters) {
   check_defined(argument, tensor);
   const int64_t wanted = 1 + std::count(letters, letters + std::strlen(letters), ',');
-  TT_CHECK_CALL(tensor.dim() == wanted, argument, " should be ", letters, ", got ",
-           tensor.dim(), " dimensions");
+  TT_CHECK_CALL(tensor.dim() == wanted, argument, " should be ", letters, ", got ", tensor.dim(),
+                " dimensions");
 }
 
 void check_argument(const char* argument, const Tensor& tensor,
@@ -88,7 +88,7 @@ void check_argument(const char* argument, const OptionalTensor& tensor,
 void check_real(const char* argument, const Tensor& tensor) {
   const ScalarType dtype = tensor.scalar_type();
   TT_CHECK_CALL(dtype == ScalarType::Float || dtype == ScalarType::Double, argument,
-           " should be float32 or float64, got ", torch::headeronly::toString(dtype));
+                " should be float32 or float64, got ", torch::headeronly::toString(dtype));
 }
 
 int64_t bytes_of(ScalarType dtype) {

@@ -43,8 +43,7 @@ template <typename... Words>
 
 // Raises "throughtime::op: argument should have shape [..], got [..]" if any size differs. Sizes are below
 // kTooMany.
-void check_shape(const char* argument, const Tensor& tensor,
-                 std::initializer_list<int64_t> wanted);
+void check_shape(const char* argument, const Tensor& tensor, std::initializer_list<int64_t> wanted);
 void check_dtype(const char* argument, const Tensor& tensor, ScalarType wanted);
 void check_cpu(const char* argument, const Tensor& tensor);
 

@@ -24,9 +24,9 @@ except ModuleNotFoundError as _error:
 
 from throughtime import functional, nn, reference
 from throughtime.backends import Explanation, backend, explain
+from throughtime.backends.cpu import empty_cache
 from throughtime.backends.selection import configure_logging as _configure_logging
 from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
-from throughtime.backends.cpu import empty_cache
 from throughtime.replacement import Replacement, replace
 from throughtime.schedule import DetachSchedule
 from throughtime.serialization import register as _register

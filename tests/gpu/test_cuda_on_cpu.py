@@ -28,7 +28,7 @@ from cases_recurrence import (
 )
 from data_sheets import SMALL
 from host_kernels import compile_program
-from throughtime.ops.lstm_gpu import saved_gates
+from throughtime.ops.lstm.recurrence import saved_gates
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}

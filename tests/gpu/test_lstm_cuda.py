@@ -28,7 +28,7 @@ from closeness import TOLERANCE, assert_all_close
 from throughtime import functional
 from throughtime.backends import predicates
 from throughtime.nn import LSTM
-from throughtime.ops.lstm_gpu import saved_gates
+from throughtime.ops.lstm.recurrence import saved_gates
 
 SMALL = {"compute": 90, "multiprocessors": 6, "shared_bytes": 48 << 10, "cluster": 2}
 LENGTHS = torch.tensor([3, 0, 4])

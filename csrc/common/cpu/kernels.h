@@ -34,17 +34,17 @@
 #else
 #define TT_NEON(f, ...)
 #endif
-#define TT_EACH_ISA(f, ...)                                             \
-  TT_AVX512(f, __VA_ARGS__)                                             \
+#define TT_EACH_ISA(f, ...) \
+  TT_AVX512(f, __VA_ARGS__) \
   TT_AVX2(f, __VA_ARGS__) TT_SSE2(f, __VA_ARGS__) TT_NEON(f, __VA_ARGS__)
 
 #define TT_DECLARE_KERNELS(isa, Kernels, op) extern const Kernels op##_kernels_##isa;
 #define TT_ADDRESS_OF_KERNELS(isa, Kernels, op) &op##_kernels_##isa,
-#define TT_KERNEL_TABLES(Kernels, op)                                                     \
-  TT_EACH_ISA(TT_DECLARE_KERNELS, Kernels, op)                                            \
-  const Kernels& op##_kernels() {                                                         \
+#define TT_KERNEL_TABLES(Kernels, op)                                                         \
+  TT_EACH_ISA(TT_DECLARE_KERNELS, Kernels, op)                                                \
+  const Kernels& op##_kernels() {                                                             \
     static const Kernels* const tables[] = {TT_EACH_ISA(TT_ADDRESS_OF_KERNELS, Kernels, op)}; \
-    return *tables[chosen_isa()];                                                         \
+    return *tables[chosen_isa()];                                                             \
   }
 
 namespace throughtime {

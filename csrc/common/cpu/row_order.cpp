@@ -8,14 +8,13 @@
 
 namespace throughtime {
 
-OptionalTensor checked_lengths(const OptionalTensor& lengths, int64_t batch,
-                               int64_t steps) {
+OptionalTensor checked_lengths(const OptionalTensor& lengths, int64_t batch, int64_t steps) {
   check_argument("lengths", lengths, {batch}, ScalarType::Long);
   const OptionalTensor contiguous = dense(lengths);
   const int64_t* values = data<int64_t>(contiguous);
   for (int64_t b = 0; values && b < batch; ++b)
     TT_CHECK_CALL(values[b] >= 0 && values[b] <= steps, "lengths should be in [0, ", steps,
-             "], the number of steps; got ", values[b], " for sample ", b);
+                  "], the number of steps; got ", values[b], " for sample ", b);
   return contiguous;
 }
 

@@ -9,8 +9,7 @@
 namespace throughtime {
 
 // Lengths int64 [batch], dense, or none; raises unless each is in [0, steps].
-OptionalTensor checked_lengths(const OptionalTensor& lengths, int64_t batch,
-                               int64_t steps);
+OptionalTensor checked_lengths(const OptionalTensor& lengths, int64_t batch, int64_t steps);
 
 // Samples by falling length, so that those still running at a step are the first ones.
 class RowOrder {

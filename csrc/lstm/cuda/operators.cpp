@@ -1,7 +1,7 @@
 // throughtime::lstm_recurrence_forward and _backward on GPUs: check, plan, run. Also the Python module
 // throughtime._C_cuda, whose import registers them. Limited API and stable ABI, as binding.cpp.
 //
-// Schemas and their documentation: python/throughtime/ops/lstm_gpu.py.
+// What the arguments mean: python/throughtime/ops/lstm/recurrence.py.
 #include <Python.h>
 
 #include <array>
@@ -13,8 +13,8 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include "common/operator.h"
 #include "common/sizes.h"
-#include "common/tensors.h"
 #include "lstm/cuda/gpu.h"
 #include "lstm/cuda/launch.h"
 
@@ -24,10 +24,20 @@ namespace {
 using device::BFloat16;
 using device::Float16;
 
-void check_on(const char* op, const char* argument, const Tensor& tensor, int device) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device() == device, op, ": ", argument,
-                  " should be on cuda:", device, ", as the others are");
-}
+struct ForwardCall {
+  Tensor projected;
+  Maybe bias;
+  Tensor h_0, c_0, weight_hh;
+  Maybe lengths, reset;
+  bool reverse, save;
+};
+
+struct BackwardCall {
+  Maybe grad_output, grad_h_n, grad_c_n;
+  Tensor c_0, weight_hh, gates, cells;
+  Maybe lengths, reset, detach_mask;
+  bool reverse;
+};
 
 // THROUGHTIME_CUDA_TIER: for tests and benchmarks, which want to see every tier on one GPU.
 Tier wanted_tier() {
@@ -39,7 +49,7 @@ Tier wanted_tier() {
 }
 
 // plan() for a GPU here, made once per shape.
-RecurrencePlan planned(const char* op, RecurrenceShape shape, int device) {
+RecurrencePlan planned(RecurrenceShape shape, int device) {
   static std::mutex mutex;
   static std::map<std::tuple<int, Tier, int64_t, int64_t, int64_t, int, bool>, RecurrencePlan>
       known;
@@ -51,9 +61,9 @@ RecurrencePlan planned(const char* op, RecurrenceShape shape, int device) {
   if (found == known.end()) {
     found = known.emplace(key, plan_where_room(shape, gpu_of(device), only, has_room)).first;
   }
-  STD_TORCH_CHECK(found->second.tier != Tier::kNone, op, ": [T, B, D, H] = [", shape.T, ", ",
-                  shape.B, ", ", shape.D, ", ", shape.H, "] does not run on ", name_of(device),
-                  ": ", found->second.reason, "; use backend='triton' or 'reference'");
+  TT_CHECK_CALL(found->second.tier != Tier::kNone, "[T, B, D, H] = [", shape.T, ", ", shape.B, ", ",
+                shape.D, ", ", shape.H, "] does not run on ", name_of(device), ": ",
+                found->second.reason, "; use backend='triton' or 'reference'");
   return found->second;
 }
 
@@ -100,42 +110,42 @@ struct Common {
   OptionalTensor lengths, reset;
   bool reverse;
 
-  Common(const char* op, int64_t T, int64_t B, bool backward, const Tensor& c_0_,
-         const Tensor& weight_hh_, const OptionalTensor& lengths_, const OptionalTensor& reset_,
-         bool reverse_)
-      : device(weight_hh_.get_device()),
-        dtype(weight_hh_.scalar_type()),
-        c_0(c_0_),
-        weight_hh(weight_hh_),
-        lengths(lengths_),
-        reset(reset_),
-        reverse(reverse_) {
-    STD_TORCH_CHECK(weight_hh.is_cuda(), op, ": weight_hh should be on a GPU, as the others are");
-    check_dims(op, "weight_hh", weight_hh, "[D, 4H, H]");
-    STD_TORCH_CHECK(
+  template <typename Call>
+  Common(const Call& call, int64_t T, int64_t B, bool backward)
+      : device(call.weight_hh.get_device()),
+        dtype(call.weight_hh.scalar_type()),
+        reverse(call.reverse) {
+    TT_CHECK_CALL(call.weight_hh.is_cuda(), "weight_hh should be on a GPU, as the others are");
+    check_dims("weight_hh", call.weight_hh, "[D, 4H, H]");
+    TT_CHECK_CALL(
         dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-        op, ": weight_hh should be float32, bfloat16 or float16, got ",
+        "weight_hh should be float32, bfloat16 or float16, got ",
         torch::headeronly::toString(dtype));
-    shape = {T,       B, weight_hh.size(0), weight_hh.size(2), dtype == ScalarType::Float ? 4 : 2,
-             backward};
-    check_shape(op, "weight_hh", weight_hh, {shape.D, times(4, shape.H), shape.H});
-    STD_TORCH_CHECK(shape.D > 0 && shape.H > 0, op,
-                    ": weight_hh should be [D, 4H, H] of at least one direction and unit");
-    check(op, "c_0", c_0, {shape.D, B, shape.H}, ScalarType::Float);
-    if (lengths) check(op, "lengths", *lengths, {B}, ScalarType::Long);
-    if (reset) check(op, "reset", *reset, {shape.D, T, B}, ScalarType::Bool);
+    const int64_t D = call.weight_hh.size(0), H = call.weight_hh.size(2);
+    shape = {T, B, D, H, dtype == ScalarType::Float ? 4 : 2, backward};
+    check("weight_hh", call.weight_hh, {D, times(4, H), H}, dtype);
+    TT_CHECK_CALL(D > 0 && H > 0,
+                  "weight_hh should be [D, 4H, H] of at least one direction and unit");
+    check("c_0", call.c_0, {D, B, H}, ScalarType::Float);
+    check("lengths", call.lengths, {B}, ScalarType::Long);
+    check("reset", call.reset, {D, T, B}, ScalarType::Bool);
     // One of another shape may be as large as `expand` makes it: copied only now.
-    c_0 = dense(c_0);
-    weight_hh = aligned(weight_hh);
-    lengths = dense(lengths);
-    reset = dense(reset);
+    c_0 = dense(call.c_0);
+    weight_hh = aligned(call.weight_hh);
+    lengths = dense(call.lengths);
+    reset = dense(call.reset);
   }
 
-  void check(const char* op, const char* argument, const Tensor& tensor,
+  void check(const char* argument, const Tensor& tensor, std::initializer_list<int64_t> sizes,
+             ScalarType wanted) const {
+    TT_CHECK_CALL(tensor.is_cuda() && tensor.get_device() == device, argument,
+                  " should be on cuda:", device, ", as the others are");
+    check_shape(argument, tensor, sizes);
+    check_dtype(argument, tensor, wanted);
+  }
+  void check(const char* argument, const OptionalTensor& tensor,
              std::initializer_list<int64_t> sizes, ScalarType wanted) const {
-    check_on(op, argument, tensor, device);
-    check_shape(op, argument, tensor, sizes);
-    check_dtype(op, argument, tensor, wanted);
+    if (tensor) check(argument, *tensor, sizes, wanted);
   }
 
   ScalarType saved_gates() const {
@@ -220,31 +230,28 @@ void forward_as(const RecurrencePlan& plan, const Common& common, const Tensor& 
       current_stream(common.device));
 }
 
-ForwardResult forward(const Tensor projected_, const OptionalTensor bias_, const Tensor h_0_,
-                      const Tensor c_0, const Tensor weight_hh, const OptionalTensor lengths,
-                      const OptionalTensor reset, bool reverse, bool save) {
-  const char* op = "throughtime::lstm_recurrence_forward";
-  check_dims(op, "projected", projected_, "[T, B, D, 4H]");
-  const Common common(op, projected_.size(0), projected_.size(1), false, c_0, weight_hh, lengths,
-                      reset, reverse);
+ForwardResult forward(ForwardCall& call) {
+  running_operator = "lstm_recurrence_forward";
+  check_dims("projected", call.projected, "[T, B, D, 4H]");
+  const Common common(call, call.projected.size(0), call.projected.size(1), false);
   const RecurrenceShape& s = common.shape;
-  common.check(op, "projected", projected_, {s.T, s.B, s.D, 4 * s.H}, ScalarType::Float);
-  common.check(op, "h_0", h_0_, {s.D, s.B, s.H}, common.dtype);
-  if (bias_) common.check(op, "bias", *bias_, {s.D, 4 * s.H}, ScalarType::Float);
-  const Tensor projected = dense(projected_), h_0 = dense(h_0_);
-  const OptionalTensor bias = dense(bias_);
+  common.check("projected", call.projected, {s.T, s.B, s.D, 4 * s.H}, ScalarType::Float);
+  common.check("h_0", call.h_0, {s.D, s.B, s.H}, common.dtype);
+  common.check("bias", call.bias, {s.D, 4 * s.H}, ScalarType::Float);
+  const Tensor projected = dense(call.projected), h_0 = dense(call.h_0);
+  const OptionalTensor bias = dense(call.bias);
 
   const torch::stable::accelerator::DeviceGuard guard(common.device);
-  const int64_t steps = save ? s.T : 0;
+  const int64_t steps = call.save ? s.T : 0;
   const ForwardResult result{common.unset({s.T, s.B, s.D, s.H}, common.dtype),
                              common.unset({s.D, s.B, s.H}, common.dtype),
                              common.unset({s.D, s.B, s.H}, ScalarType::Float),
                              common.unset({steps, s.B, s.D, 4 * s.H}, common.saved_gates()),
                              common.unset({steps, s.B, s.D, s.H}, ScalarType::Float)};
   if (s.B == 0) return result;
-  const RecurrencePlan plan = planned(op, s, common.device);
+  const RecurrencePlan plan = planned(s, common.device);
   common.with_scalar([&](auto scalar) {
-    forward_as<decltype(scalar)>(plan, common, projected, bias, h_0, result, save);
+    forward_as<decltype(scalar)>(plan, common, projected, bias, h_0, result, call.save);
   });
   return result;
 }
@@ -294,7 +301,7 @@ void backward_as(const RecurrencePlan& plan, const Common& common, const Gradien
                                 data<bool>(mask),
                                 mask ? mask->stride(0) : 0,
                                 mask ? mask->stride(1) : 0,
-                                mask && mask->size(2) > 1 ? mask->stride(2) : 0,
+                                mask ? mask->stride(2) : 0,
                                 mutable_data<S>(dgates),
                                 mutable_data<float>(dh0),
                                 mutable_data<float>(dc0)};
@@ -321,38 +328,26 @@ void backward_as(const RecurrencePlan& plan, const Common& common, const Gradien
       stream);
 }
 
-BackwardResult backward(const OptionalTensor grad_output, const OptionalTensor grad_h_n,
-                        const OptionalTensor grad_c_n, const Tensor c_0, const Tensor weight_hh,
-                        const Tensor gates, const Tensor cells, const OptionalTensor lengths,
-                        const OptionalTensor reset, const OptionalTensor detach_mask,
-                        bool reverse) {
-  const char* op = "throughtime::lstm_recurrence_backward";
-  check_dims(op, "gates", gates, "[T, B, D, 4H]");
-  const Common common(op, gates.size(0), gates.size(1), true, c_0, weight_hh, lengths, reset,
-                      reverse);
+BackwardResult backward(BackwardCall& call) {
+  running_operator = "lstm_recurrence_backward";
+  check_dims("gates", call.gates, "[T, B, D, 4H]");
+  const Common common(call, call.gates.size(0), call.gates.size(1), true);
   const RecurrenceShape& s = common.shape;
-  common.check(op, "gates", gates, {s.T, s.B, s.D, 4 * s.H}, common.saved_gates());
-  common.check(op, "cells", cells, {s.T, s.B, s.D, s.H}, ScalarType::Float);
-  const auto check = [&](const char* name, const OptionalTensor& tensor,
-                         std::initializer_list<int64_t> sizes, ScalarType wanted) {
-    if (tensor) common.check(op, name, *tensor, sizes, wanted);
-  };
-  check("grad_output", grad_output, {s.T, s.B, s.D, s.H}, common.dtype);
-  check("grad_h_n", grad_h_n, {s.D, s.B, s.H}, common.dtype);
-  check("grad_c_n", grad_c_n, {s.D, s.B, s.H}, ScalarType::Float);
-  if (detach_mask) {
-    const int64_t samples = detach_mask->dim() == 3 && detach_mask->size(2) == 1 ? 1 : s.B;
-    check("detach_mask", detach_mask, {s.D, s.T, samples}, ScalarType::Bool);
-  }
-  const Gradients grad{aligned(grad_output), dense(grad_h_n), dense(grad_c_n),
-                       detach_mask,          aligned(gates),  dense(cells)};
+  common.check("gates", call.gates, {s.T, s.B, s.D, 4 * s.H}, common.saved_gates());
+  common.check("cells", call.cells, {s.T, s.B, s.D, s.H}, ScalarType::Float);
+  common.check("grad_output", call.grad_output, {s.T, s.B, s.D, s.H}, common.dtype);
+  common.check("grad_h_n", call.grad_h_n, {s.D, s.B, s.H}, common.dtype);
+  common.check("grad_c_n", call.grad_c_n, {s.D, s.B, s.H}, ScalarType::Float);
+  common.check("detach_mask", call.detach_mask, {s.D, s.T, s.B}, ScalarType::Bool);
+  const Gradients grad{aligned(call.grad_output), dense(call.grad_h_n), dense(call.grad_c_n),
+                       call.detach_mask,          aligned(call.gates),  dense(call.cells)};
 
   const torch::stable::accelerator::DeviceGuard guard(common.device);
   const BackwardResult result{common.unset({s.T, s.B, s.D, 4 * s.H}, common.dtype),
                               common.unset({s.D, s.B, s.H}, ScalarType::Float),
                               common.unset({s.D, s.B, s.H}, ScalarType::Float)};
   if (s.B == 0) return result;
-  const RecurrencePlan plan = planned(op, s, common.device);
+  const RecurrencePlan plan = planned(s, common.device);
   common.with_scalar(
       [&](auto scalar) { backward_as<decltype(scalar)>(plan, common, grad, result); });
   return result;
@@ -413,8 +408,8 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT,
 }  // namespace throughtime
 
 STABLE_TORCH_LIBRARY_IMPL(throughtime, CUDA, library) {
-  library.impl("lstm_recurrence_forward", TORCH_BOX(&throughtime::forward));
-  library.impl("lstm_recurrence_backward", TORCH_BOX(&throughtime::backward));
+  library.impl("lstm_recurrence_forward", &throughtime::boxed<throughtime::forward>);
+  library.impl("lstm_recurrence_backward", &throughtime::boxed<throughtime::backward>);
 }
 
 PyMODINIT_FUNC PyInit__C_cuda(void) { return PyModule_Create(&throughtime::module); }

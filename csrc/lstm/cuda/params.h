@@ -1,7 +1,7 @@
 // The arguments of the GPU kernels: the recurrence of one layer, in one direction or in both at once.
 //
 // The input projection comes in, the gradient of the gates goes out. The products outside of the
-// recurrence are the library's (python/throughtime/ops/lstm_gpu.py).
+// recurrence are the library's (python/throughtime/ops/lstm/gpu.py).
 //
 // Shapes: T steps (below 2^31), B samples, D directions (1 or 2), H units (a multiple of 8). Gate rows
 // in PyTorch's order i, f, g, o. S is float, Float16 or BFloat16; gate sums and c are float.

@@ -257,8 +257,8 @@ backward(BackwardCall& call) {
     });
   }
   copy(dbias_ih, dbias_hh);
-  return {dx,         dh_0,       dc_0,     dcontext_0, dmemory,       dweight_ih,
-          dweight_hh, dbias_ih,   dbias_hh, dweight_query, dweight_key, dweight_score};
+  return {dx,         dh_0,     dc_0,     dcontext_0,    dmemory,     dweight_ih,
+          dweight_hh, dbias_ih, dbias_hh, dweight_query, dweight_key, dweight_score};
 }
 
 }  // namespace

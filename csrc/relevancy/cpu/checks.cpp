@@ -5,15 +5,17 @@
 namespace throughtime {
 
 void check_memory(const ScreeningShape& s) {
-  TT_CHECK_CALL(s.window_size >= 1 && s.top_k >= 0, "window_size should be at least 1 and top_k at least 0, got ", s.window_size, " and ",
-           s.top_k);
-  TT_CHECK_CALL(s.P < kTooMany && s.T < kTooMany, s.P, " positions of an earlier call and ",
-           s.T, " of this one are more than any memory can hold");
+  TT_CHECK_CALL(s.window_size >= 1 && s.top_k >= 0,
+                "window_size should be at least 1 and top_k at least 0, got ", s.window_size,
+                " and ", s.top_k);
+  TT_CHECK_CALL(s.P < kTooMany && s.T < kTooMany, s.P, " positions of an earlier call and ", s.T,
+                " of this one are more than any memory can hold");
   TT_CHECK_CALL(0 <= s.R && s.R <= s.P, "retained should be in [0, ", s.P,
-           "], the positions of an earlier call; got ", s.R);
-  TT_CHECK_CALL(s.R <= s.top_k && s.P - s.R <= s.window_size - 1, "an earlier call leaves at most top_k = ", s.top_k,
-           " retained positions and window_size - 1 = ", s.window_size - 1, " others, got ", s.R,
-           " and ", s.P - s.R);
+                "], the positions of an earlier call; got ", s.R);
+  TT_CHECK_CALL(s.R <= s.top_k && s.P - s.R <= s.window_size - 1,
+                "an earlier call leaves at most top_k = ", s.top_k,
+                " retained positions and window_size - 1 = ", s.window_size - 1, " others, got ",
+                s.R, " and ", s.P - s.R);
 }
 
 // In a call of n queries, key p (of the window or of query p - P) is in the window until query
@@ -24,7 +26,7 @@ void LastCheck::operator()(const int64_t* last, int64_t stride, int64_t n) {
   const ScreeningShape& s = shape_;
   const auto fits = [&](bool truth, int64_t p) {
     TT_CHECK_CALL(truth, "last should be that of the forward pass, got ", last[p * stride],
-             " at position ", p, " of a sequence of ", n, " queries");
+                  " at position ", p, " of a sequence of ", n, " queries");
   };
   if (ended_in_.empty()) ended_in_.resize(s.T);
   ++sequence_;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from throughtime.backends.explanation import Explanation, explain
 from throughtime.backends.backend import (
     NAMES,
     ORDER,
@@ -11,6 +10,7 @@ from throughtime.backends.backend import (
     can_run,
     passed_over,
 )
+from throughtime.backends.explanation import Explanation, explain
 from throughtime.backends.selection import backend, choose
 
 __all__ = [

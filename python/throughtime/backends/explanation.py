@@ -16,9 +16,9 @@ from throughtime.backends.backend import (
     passed_over,
     unknown,
 )
-from throughtime.backends.selection import preferred
 from throughtime.backends.cpu import workers
 from throughtime.backends.gpus import find_gpu
+from throughtime.backends.selection import preferred
 
 if TYPE_CHECKING:
     from throughtime.nn.backend import BackendChoice

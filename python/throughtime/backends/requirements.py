@@ -1,4 +1,4 @@
-"""What backends need: each function answers None, or one sentence with the reason and the way out."""
+"""What backends need; a requirement answers None, or one sentence: the reason and the way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recurrent layers check of their tensors, in the words of ``nn.LSTM`` where it has them."""
+"""What recurrent layers check of their tensors, in the words of ``nn.LSTM`` where it has them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -114,15 +114,15 @@ def rel_lstm(
         check_size(_OP, "top_k", top_k, least=0)
     check_choice(_OP, "cell", cell, ("lstm", "tanh"))
     check_choice(_OP, "retain", retain, ("relevant", "first"))
-    weights = dict(
-        weight_ih=weight_ih,
-        weight_hh=weight_hh,
-        bias_ih=bias_ih,
-        bias_hh=bias_hh,
-        weight_query=weight_query,
-        weight_key=weight_key,
-        weight_score=weight_score,
-    )
+    weights: dict[str, Any] = {
+        "weight_ih": weight_ih,
+        "weight_hh": weight_hh,
+        "bias_ih": bias_ih,
+        "bias_hh": bias_hh,
+        "weight_query": weight_query,
+        "weight_key": weight_key,
+        "weight_score": weight_score,
+    }
     _check(input, weights, 4 if cell == "lstm" else 1)
     length, batch, _ = input.shape
     check_mask(_OP, "detach_mask", detach_mask, input, ((length,), (length, batch)))
@@ -131,16 +131,14 @@ def rel_lstm(
         check_lengths(_OP, lengths, batch, length, input.device)
         lengths = lengths.to(input.device)
     state = _initial(hx, input, weight_hh.size(1), detach_mask, (window_size, top_k))
-    if state.memory.size(0):
-        before = {"memory": state.memory, "relevance": state.relevance}
-    else:
-        before = {"memory": None, "relevance": None}
+    has_memory = state.memory.size(0) > 0
     args = RelLstmArguments(
         input=input,
         h_0=state.h,
         c_0=state.c,
         context_0=state.context,
-        **before,
+        memory=state.memory if has_memory else None,
+        relevance=state.relevance if has_memory else None,
         **weights,
         lengths=lengths,
         detach_mask=detach_mask,

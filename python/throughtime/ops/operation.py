@@ -132,11 +132,14 @@ class Operation(Generic[Arguments, Results]):
 
         names = f"{name}_forward{suffix}", f"{name}_backward{suffix}"
         save = [Field("save", "bool", None)] if saved else []
-        takes = namedtuple("ForwardCall", [x.name for x in (*self._inputs, *save)])  # type: ignore[misc]  # noqa: PYI024
-        self.backward_call = namedtuple(  # type: ignore[misc]  # noqa: PYI024
+        takes = namedtuple("ForwardCall", [x.name for x in (*self._inputs, *save)])  # type: ignore[misc]
+        self.backward_call: Any = namedtuple(  # type: ignore[misc]
             "BackwardCall", [x.name for x in self._backward_takes]
         )
-        run_forward, run_backward = _on_record(takes, forward), _on_record(self.backward_call, backward)
+        run_forward, run_backward = (
+            _on_record(takes, forward),
+            _on_record(self.backward_call, backward),
+        )
         if composite:
             assert run_forward and run_backward
             fakes = (run_forward, run_backward)
@@ -166,17 +169,17 @@ class Operation(Generic[Arguments, Results]):
         return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
 
     def _lay_out(self, needs: tuple[str, ...]) -> None:
-        """Lay out the backward operator, and what of the forward's arguments and results it takes."""
+        """Lay out the backward operator, and what it takes of the forward's record."""
         inputs, outputs = self._inputs, self._outputs
         differentiable = [k for k, x in enumerate(inputs) if _differentiable(x)]
         with_gradient = [k for k, x in enumerate(outputs) if _differentiable(x)]
         reads = [x for x in outputs if x.layout and x.layout.backward]
         required = "Tensor" if len(with_gradient) == 1 else "Tensor?"
-        grads = [Field(f"grad_{outputs[k].name}", required, outputs[k].layout) for k in with_gradient]
-        unread = [k for k, x in enumerate(inputs) if x.layout and not x.layout.backward]
-        again = [
-            x._replace(type="Tensor?") if k in unread else x for k, x in enumerate(inputs)
+        grads = [
+            Field(f"grad_{outputs[k].name}", required, outputs[k].layout) for k in with_gradient
         ]
+        unread = [k for k, x in enumerate(inputs) if x.layout and not x.layout.backward]
+        again = [x._replace(type="Tensor?") if k in unread else x for k, x in enumerate(inputs)]
         flags = [Field(f"need_{x}", "bool", None) for x in needs]
         self._backward_takes = (*grads, *again, *reads, *flags)
         self._gradients = tuple(

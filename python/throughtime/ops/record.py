@@ -14,8 +14,9 @@ A letter is bound by the first tensor that has it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -49,24 +50,24 @@ class Layout:
     backward: bool = True
     absent: str = ""
     like: str = ""
-    terms: tuple[Mapping[str, int], ...] = field(init=False, repr=False)
+    terms: tuple[Mapping[str, int], ...] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         terms = tuple(_terms(size) for size in self.shape.split(", "))
         object.__setattr__(self, "terms", terms)
 
 
-def Real(shape: str, *, differentiable: bool = True, **options: Any) -> Layout:  # noqa: N802
+def Real(shape: str, *, differentiable: bool = True, **options: Any) -> Layout:
     """Floating point numbers, by default with a gradient."""
     return Layout(shape, differentiable=differentiable, **options)
 
 
-def Whole(shape: str, **options: Any) -> Layout:  # noqa: N802
+def Whole(shape: str, **options: Any) -> Layout:
     """Whole numbers, int64."""
     return Layout(shape, torch.int64, **options)
 
 
-def Mask(shape: str) -> Layout:  # noqa: N802
+def Mask(shape: str) -> Layout:
     """Truth values."""
     return Layout(shape, torch.bool)
 

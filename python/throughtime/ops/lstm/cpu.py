@@ -1,4 +1,4 @@
-"""Backend "cpu" of the LSTM: ``throughtime::lstm_forward`` and ``lstm_backward`` in csrc/lstm/cpu."""
+"""Backend "cpu" of the LSTM, implemented in ``csrc/lstm/cpu``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Backends "cuda" and "triton" of the LSTM: a walk over time between large matrix products.
 
-``throughtime::lstm_gpu_forward`` and ``lstm_gpu_backward`` run D directions of one layer. Outside of
-the walk (:mod:`throughtime.ops.lstm.recurrence`) are, over all T B rows at once and per direction::
+``throughtime::lstm_gpu_forward`` and ``lstm_gpu_backward`` run D directions of one layer. Outside
+of the walk (:mod:`throughtime.ops.lstm.recurrence`) are, over all T B rows at once, per direction::
 
     projected = x W_ih^T                   dx = da W_ih
     dW_ih = da^T x     dW_hh = da^T h_before     dbias = sum of da
@@ -21,7 +21,7 @@ from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
 from throughtime.ops.lstm import cuda_plan, recurrence, reference
 from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
-from throughtime.ops.lstm.recurrence import Kernels, saved_gates, sums
+from throughtime.ops.lstm.recurrence import Kernels, sums
 from throughtime.ops.operation import Operation
 from throughtime.ops.record import Mask, Real, Whole, fields
 
@@ -78,13 +78,14 @@ def _backward(call: Any) -> tuple[Tensor, ...]:
 def _definition(args: GpuArguments) -> tuple[Tensor, ...]:
     results = []
     for d in range(args.h_0.size(0)):
-        given = {name: getattr(args, name) for name in _STACKED}
+        given: dict[str, Any] = {name: getattr(args, name) for name in _STACKED}
+        given = {name: None if x is None else x[d] for name, x in given.items()}
         one = LstmArguments(
             input=args.input,
             lengths=args.lengths,
             weight_hr=None,
             reverse=args.reverse != (d == 1),
-            **{name: None if x is None else x[d] for name, x in given.items()},
+            **given,
         )
         results.append(reference.run(one._replace(c_0=one.c_0.to(one.h_0.dtype))))
     output, h_n, c_n = zip(*results, strict=True)
@@ -174,18 +175,17 @@ def _run(kernels: Kernels, *calls: LstmArguments) -> GpuResults:
     first = calls[0]
     dtype = first.input.dtype
     wide = {name: sums(dtype) for name in ("c_0", "bias_ih", "bias_hh")}
-    results = _lstm(
-        GpuArguments(
-            input=first.input,
-            lengths=first.lengths,
-            reverse=first.reverse,
-            kernels=kernels,
-            **{
-                name: _stack([getattr(call, name) for call in calls], wide.get(name))
-                for name in _STACKED
-            },
-        )
+    stacked: dict[str, Any] = {
+        name: _stack([getattr(call, name) for call in calls], wide.get(name)) for name in _STACKED
+    }
+    args = GpuArguments(
+        input=first.input,
+        lengths=first.lengths,
+        reverse=first.reverse,
+        kernels=kernels,
+        **stacked,
     )
+    results = _lstm(args)
     return results._replace(c_n=results.c_n.to(dtype))
 
 
@@ -242,7 +242,7 @@ def _padded(call: LstmArguments, units: int) -> LstmArguments:
     )
 
 
-cuda = Backend(
+cuda: Backend[LstmArguments, LstmResults] = Backend(
     "cuda",
     (
         requirements.no_projection("CUDA kernels"),
@@ -255,7 +255,7 @@ cuda = Backend(
     describe=cuda_plan.describe,
 )
 
-triton = Backend(
+triton: Backend[LstmArguments, LstmResults] = Backend(
     "triton",
     (
         requirements.no_projection("Triton kernels"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from throughtime.ops.operation import define, part_of
-from throughtime.ops.record import Derived, Mask, Real, Whole, fake, fields
+from throughtime.ops.record import Derived, Field, Mask, Real, Whole, fake, fields
 from throughtime.ops.triton import implementation
 
 Kernels = Literal["cuda", "triton"]
@@ -28,7 +28,7 @@ def sums(dtype: torch.dtype) -> torch.dtype:
 
 
 def saved_gates(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of ``gates``; ``csrc/lstm/cuda/gates.cuh`` says why 16-bit S saves the sums."""
+    """The dtype of ``gates``; ``csrc/lstm/cuda/cell.cuh`` says why 16-bit S saves the sums."""
     return torch.float16 if dtype.itemsize == 2 else dtype
 
 
@@ -90,12 +90,14 @@ def _operator(name: str, arguments: type[Any], results: type[Any]) -> dict[str, 
     takes, gives = fields(arguments), fields(results)
 
     def make(*args: Any) -> tuple[Tensor, ...]:
-        return fake(name, takes, gives, _DERIVED, arguments._make(args))  # type: ignore[attr-defined]
+        return fake(name, takes, gives, _DERIVED, arguments._make(args))
 
     run = implementation("lstm", name.removeprefix("lstm_"))
 
     def triton(*args: Any) -> tuple[Tensor, ...]:
-        return run(arguments._make(args))  # type: ignore[attr-defined]
+        given = (_squeezed(x, arg) for x, arg in zip(takes, args, strict=True))
+        found = run(arguments._make(given))
+        return tuple(x.unsqueeze(_axis(field)) for field, x in zip(gives, found, strict=True))
 
     operators = {
         "cuda": define(name, takes, gives, None, make),
@@ -104,6 +106,20 @@ def _operator(name: str, arguments: type[Any], results: type[Any]) -> dict[str, 
     for each in (name, f"{name}_triton"):
         part_of(each, "lstm_gpu_forward")
     return operators
+
+
+def _axis(field: Field) -> int:
+    """The axis of directions."""
+    assert field.layout is not None
+    return field.layout.shape.split(", ").index("D")
+
+
+def _squeezed(field: Field, arg: Any) -> Any:
+    """One direction without its axis, contiguous."""
+    if not isinstance(arg, Tensor):
+        return arg
+    assert field.layout is not None
+    return (arg.squeeze(_axis(field)) if "D" in field.layout.shape else arg).contiguous()
 
 
 _FORWARD = _operator("lstm_recurrence_forward", ForwardArguments, ForwardResults)

@@ -1,7 +1,7 @@
 """Backends "cpu" and "triton" of RelLSTM.
 
-``throughtime::rel_lstm_forward`` and ``rel_lstm_backward`` are in ``csrc/rel_lstm/cpu``; under names
-that end in ``_triton`` they are in ``triton_kernels/rel_lstm.py``.
+Implementations: ``csrc/rel_lstm/cpu``, and under names that end in ``_triton``
+``triton_kernels/rel_lstm.py``.
 """
 
 from __future__ import annotations

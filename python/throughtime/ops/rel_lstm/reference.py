@@ -12,8 +12,9 @@ def run(args: RelLstmArguments) -> RelLstmResults:
     """The definition in plain PyTorch; weights of one gate are those of a plain tanh cell."""
     gates, hidden = args.weight_hh.shape
     cell = "tanh" if gates == hidden else "lstm"
-    *results, memory, _ = reference.rel_lstm(**args._asdict(), cell=cell)
-    return RelLstmResults(*results, memory.positions, memory.relevance)
+    results = reference.rel_lstm(**args._asdict(), cell=cell)
+    memory = results.memory
+    return RelLstmResults(*results[:5], memory.positions, memory.relevance)
 
 
 backend = Backend("reference", (requirements.floating_point,), run)

@@ -1,7 +1,7 @@
 """Backends "cpu" and "triton" of relevancy attention.
 
-``throughtime::relevancy_forward`` and ``relevancy_backward`` are in ``csrc/relevancy/cpu``; under
-names that end in ``_triton`` they are in ``triton_kernels/relevancy.py``.
+Implementations: ``csrc/relevancy/cpu``, and under names that end in ``_triton``
+``triton_kernels/relevancy.py``.
 """
 
 from __future__ import annotations
