@@ -329,7 +329,7 @@ class BackwardWalk {
     S* u = projected_ ? g.u.at(block, slot, row) : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> kept[Cell::kSaved], gates[G], c_before{}, dc{};
-      load_vectors<Cell::kSaved>(saved, kept);
+      load_vectors<Cell::kSaved>(saved, L, kept);
       if (Cell::kCarriesCell) {
         c_before = watch ? cell_before(t, block, at + r, before) : load(before + kCell);
         for (int v = 0; v < Cell::kSaved - 1; ++v) __builtin_prefetch(before + v * L);
@@ -340,7 +340,7 @@ class BackwardWalk {
         store(carried, watch && in_.resets(t, at + r) ? Vec<S>{} : dc);
         carried += L;
       }
-      store_vectors<G>(da, gates);
+      store_vectors<G>(da, L, gates);
       if (u) {
         store(u, output);
         u += L;

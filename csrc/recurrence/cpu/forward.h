@@ -110,8 +110,8 @@ class ForwardWalk {
     S* u;                // [rows, ld_u]: the cell's output before a projection
   };
 
-  Panels<S> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G}; }
-  Panels<S> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G}; }
+  Panels<S> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
+  Panels<S> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }
   Panels<S> panel_r() const { return {panel_r_(), shape_.H, outputs_}; }
   int64_t x_size() const { return times(plan_.chunk, most_rows_, ld_x_); }
   int64_t gates_x_size() const {
@@ -257,14 +257,14 @@ class ForwardWalk {
     if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * (Cell::kSaved * L);
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> a[G], c{}, kept[Cell::kSaved];
-      load_vectors<G>(sums + r * kGates, a);
+      load_vectors<G>(sums + r * kGates, L, a);
       if (Cell::kCarriesCell) c = load(state + r * L);
       Cell::advance(a, &c, kept);
-      store_vectors<Cell::kHeld>(sums + r * kGates, a);
+      store_vectors<Cell::kHeld>(sums + r * kGates, L, a);
       if (saved && stream_) {
-        stream_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, kept);
+        stream_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, L, kept);
       } else if (saved) {
-        store_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, kept);
+        store_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, L, kept);
       }
       if (!Cell::kCarriesCell) continue;
       if (watch) c = carried_cell(c, step, t, block, at + r);
@@ -272,7 +272,7 @@ class ForwardWalk {
     }
     for (int64_t r = 0; r < height; ++r, sums += kGates, next += next_ld) {
       Vec<S> held[Cell::kHeld];
-      load_vectors<Cell::kHeld>(sums, held);
+      load_vectors<Cell::kHeld>(sums, L, held);
       const Vec<S> h = Cell::output(held);
       if (put) {
         put_output(g, h, step, t, block, row + r);

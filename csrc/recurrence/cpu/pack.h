@@ -17,22 +17,6 @@ TT_INLINE int64_t leading_dimension(int64_t columns) {
   return (lines | 1) * line;
 }
 
-template <int Count, typename S>
-TT_INLINE void load_vectors(const S* from, Vec<S>* to) {
-#pragma GCC unroll 8
-  for (int v = 0; v < Count; ++v) to[v] = load(from + v * kLanes<S>);
-}
-template <int Count, typename S>
-TT_INLINE void store_vectors(S* to, const Vec<S>* from) {
-#pragma GCC unroll 8
-  for (int v = 0; v < Count; ++v) store(to + v * kLanes<S>, from[v]);
-}
-template <int Count, typename S>
-TT_INLINE void stream_vectors(S* to, const Vec<S>* from) {
-#pragma GCC unroll 8
-  for (int v = 0; v < Count; ++v) stream(to + v * kLanes<S>, from[v]);
-}
-
 template <typename S>
 TT_INLINE void copy_row(S* to, const S* from, int64_t count) {
   if (count == 1) {
