@@ -125,6 +125,23 @@ TT_INLINE void stream_fence() {
 #endif
 }
 
+// Several vectors, `stride` numbers from each other.
+template <int Count, typename S>
+TT_INLINE void load_vectors(const S* from, int64_t stride, Vec<S>* to) {
+#pragma GCC unroll 8
+  for (int v = 0; v < Count; ++v) to[v] = load(from + v * stride);
+}
+template <int Count, typename S>
+TT_INLINE void store_vectors(S* to, int64_t stride, const Vec<S>* from) {
+#pragma GCC unroll 8
+  for (int v = 0; v < Count; ++v) store(to + v * stride, from[v]);
+}
+template <int Count, typename S>
+TT_INLINE void stream_vectors(S* to, int64_t stride, const Vec<S>* from) {
+#pragma GCC unroll 8
+  for (int v = 0; v < Count; ++v) stream(to + v * stride, from[v]);
+}
+
 #if defined(__AVX512F__)
 template <typename S>
 TT_INLINE unsigned first_lanes(int64_t count) {

@@ -29,6 +29,7 @@ struct Slots {
 
 template <typename S>
 class RelLstmBackwardPass {
+  using Cell = LstmCell<S>;
   static constexpr int64_t L = kLanes<S>;
 
  public:
@@ -254,11 +255,11 @@ class RelLstmBackwardPass {
     multiply<S>({da, at_.stacked, at_.stacked}, active, stacked(), {w.ds, n});
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) {
-      const bool cut = p_.cuts(t, w.row0 + row);
+      const bool detached = p_.detaches(t, w.row0 + row);
       for (int64_t k = row * n; k < (row + 1) * n; k += L) {
         const Vec<S> half = S(0.5) * load(w.ds + k);
         store(w.context + k, half);
-        store(w.direct + k, cut ? Vec<S>{} : half);
+        store(w.direct + k, detached ? Vec<S>{} : half);
       }
       gather(t, w.row0 + row, w.sx + (filled + row) * (n + at_.inputs));
     }
@@ -336,18 +337,15 @@ class RelLstmBackwardPass {
     const S* dh = w.dh + row * n;
     S* carried = w.dc + row * n;
     for (int64_t k = 0; k < n; k += L) {
-      const Vec<S> i = load(saved + k), f = load(saved + n + k), g = load(saved + 2 * n + k),
-                   o = load(saved + 3 * n + k), tanh_c = tanh<S>(load(saved + 4 * n + k));
+      Vec<S> kept[Cell::kSaved], gates[Cell::kGates], dc = load(carried + k);
+      load_vectors<Cell::kSaved>(saved + k, n, kept);
       Vec<S> d = load(dh + k) + load(direct + k);
       if (dy) d += load_part(dy + k, shape_.H - k);
-      const Vec<S> dc = load(carried + k) + d * o * (S(1) - tanh_c * tanh_c);
-      store(carried + k, dc * f);
-      store(da + k, dc * g * i * (S(1) - i));
-      store(da + n + k, dc * load(c_before + k) * f * (S(1) - f));
-      store(da + 2 * n + k, dc * i * (S(1) - g * g));
-      store(da + 3 * n + k, d * tanh_c * o * (S(1) - o));
+      Cell::retreat(kept, load(c_before + k), d, &dc, gates);
+      store(carried + k, dc);
+      store_vectors<Cell::kGates>(da + k, n, gates);
     }
-    for (int gate = 0; gate < 4; ++gate) clear_padding(da + gate * n, shape_.H, n);
+    for (int gate = 0; gate < Cell::kGates; ++gate) clear_padding(da + gate * n, shape_.H, n);
   }
 
   // [s, x, 1] of one row.

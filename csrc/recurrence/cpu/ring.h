@@ -1,7 +1,7 @@
 // What the backward pass of one group keeps of its last steps, and how chunks of them are read.
 #pragma once
 
-#include "lstm/cpu/pack.h"
+#include "recurrence/cpu/pack.h"
 
 namespace throughtime {
 namespace {
@@ -36,7 +36,7 @@ struct GroupPart {
 // Calls f(slot, index, rows) for the runs of (step, row) pairs of a chunk that lie side by side in
 // a ring; index counts rows from the step walked first. Rows past their end are in no run.
 template <typename S, typename F>
-TT_INLINE void for_runs(const LstmInput<S>& in, const GroupPart& part, const Chunk& chunk,
+TT_INLINE void for_runs(const WalkInput<S>& in, const GroupPart& part, const Chunk& chunk,
                         int64_t slots, const F& f) {
   const auto active = [&](int64_t k) {
     return active_rows(in, in.time(chunk.step + chunk.steps - 1 - k), part.row0, part.rows);

@@ -1,4 +1,4 @@
-// Weight gradients of the LSTM on a CPU: dW_hh, dW_ih, db from one product per chunk of steps, and
+// Weight gradients of a walk on the CPU: dW_hh, dW_ih, db from one product per chunk of steps, and
 // dW_hr of a projection.
 //
 // The left operand is [h_{t-1}, x_t, 1], gathered per chunk in tiles of columns; the right one is
@@ -8,19 +8,21 @@
 // come first.
 #pragma once
 
-#include "lstm/cpu/plan.h"
-#include "lstm/cpu/ring.h"
+#include "recurrence/cpu/plan.h"
+#include "recurrence/cpu/ring.h"
 
 namespace throughtime {
 namespace {
 
-template <typename S>
+template <typename Cell>
 class WeightGradients {
+  using S = typename Cell::Number;
+  static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
-  static constexpr int64_t kGates = 4 * L;
+  static constexpr int64_t kGates = G * L;
 
  public:
-  WeightGradients(const LstmBackward<S>& args, const LstmPlan& plan, const LstmSchedule& schedule,
+  WeightGradients(const WalkBackward<S>& args, const WalkPlan& plan, const WalkSchedule& schedule,
                   Scratch* scratch)
       : p_(args),
         in_(args.in),
@@ -78,9 +80,9 @@ class WeightGradients {
         with_constant<kRegisterRows>(
             columns_ - column < kRegisterRows ? columns_ - column : kRegisterRows, [&](auto count) {
               S* to = dw_() + group * dw_size() + (block * columns_ + column) * kGates;
-              Sum<S, decltype(count)::value, 4> sum(to, kGates, chunk.n > 0);
+              Sum<S, decltype(count)::value, G> sum(to, kGates, chunk.n > 0);
               if (chunk.n > 0)
-                for (int v = 0; v < decltype(count)::value * 4; ++v) __builtin_prefetch(to + v * L);
+                for (int v = 0; v < decltype(count)::value * G; ++v) __builtin_prefetch(to + v * L);
               for_runs(in_, part, chunk, da.slots, [&](int64_t slot, int64_t index, int64_t rows) {
                 const int64_t last = rows - 1;
                 sum.multiply(hx_at(part, index + last, column), 1, -kRegisterRows,
@@ -148,12 +150,12 @@ class WeightGradients {
     while (count > 0) piece(0, least(width, count));
   }
 
-  // Columns [first, first + count) of one block's sums, added over the groups, to `to` [4H, count].
+  // Columns [first, first + count) of one block's sums, added over the groups, to `to` [G H, count].
   void scatter_columns(int64_t block, int64_t first, int64_t count, S* to) {
     const S* sums = dw_() + (block * columns_ + first) * kGates;
     const int64_t units = least(L, tail(block));
     for (int64_t column = 0; column < count; column += L)
-      for (int64_t gate = 0; gate < 4; ++gate) {
+      for (int64_t gate = 0; gate < G; ++gate) {
         Vec<S> v[L];
 #pragma GCC unroll 16
         for (int64_t k = 0; k < L; ++k) {
@@ -179,13 +181,13 @@ class WeightGradients {
     }
   }
 
-  const LstmBackward<S>& p_;
-  const LstmInput<S>& in_;
-  const LstmShape shape_;
-  const LstmPlan& plan_;
+  const WalkBackward<S>& p_;
+  const WalkInput<S>& in_;
+  const WalkShape shape_;
+  const WalkPlan& plan_;
   const int64_t blocks_, columns_, most_rows_;
   Span<S> hx_;    // per lane: [columns / kRegisterRows, chunk * rows, kRegisterRows]
-  Span<S> dw_;    // per group: [blocks, columns, 4L]
+  Span<S> dw_;    // per group: [blocks, columns, G L]
   Span<S> dw_r_;  // per group: [blocks, R, L]
 };
 
