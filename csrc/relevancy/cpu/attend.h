@@ -40,46 +40,26 @@ TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
   store_part(sum, now, part);
 }
 
-// scores[c] = sum over d of term(d, part, c), for `count` rows.
+// sums[c] = sum over d of term(d, part, c), for `count` rows; written in whole vectors.
 template <typename S, typename F>
-TT_INLINE void reduce_rows(int64_t D, int64_t count, S* scores, const F& term) {
+TT_INLINE void reduce_rows(int64_t D, int64_t count, S* sums, const F& term) {
   for (int64_t c = 0; c < count; c += kLanes<S>) {
-    Vec<S> sums[kLanes<S>];
+    Vec<S> partial[kLanes<S>];
     for (int64_t r = 0; r < kLanes<S>; ++r) {
       Vec<S> sum{};
       if (c + r < count)
         for_vectors<S>(D, [&](int64_t d, int64_t part) { sum += term(d, part, c + r); });
-      sums[r] = sum;
+      partial[r] = sum;
     }
-    store(scores + c, sums_of_rows<S>(sums));
+    store(sums + c, sums_of_rows<S>(partial));
   }
 }
 
-// scores[c] = q . rows[c]
+// products[c] = x . rows[c]
 template <typename S>
-void dot_scores(const S* q, int64_t D, const S* const* rows, int64_t count, S* scores) {
-  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t part, int64_t c) {
-    return load_part(q + d, part) * load_part(rows[c] + d, part);
-  });
-}
-
-// scores[c] = w . tanh(q + rows[c])
-template <typename S>
-void additive_scores(const S* q, const S* w, int64_t D, const S* const* rows, int64_t count,
-                     S* scores) {
-  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t part, int64_t c) {
-    return load_part(w + d, part) * tanh<S>(load_part(q + d, part) + load_part(rows[c] + d, part));
-  });
-}
-
-// The same, and keeps the tanh: tanhs [count, D], D a multiple of L.
-template <typename S>
-void additive_scores(const S* q, const S* w, int64_t D, const S* const* rows, int64_t count,
-                     S* scores, S* tanhs) {
-  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t, int64_t c) {
-    const Vec<S> t = tanh<S>(load(q + d) + load(rows[c] + d));
-    store(tanhs + c * D + d, t);
-    return load(w + d) * t;
+void dot_products(const S* x, int64_t D, const S* const* rows, int64_t count, S* products) {
+  reduce_rows<S>(D, count, products, [&](int64_t d, int64_t part, int64_t c) {
+    return load_part(x + d, part) * load_part(rows[c] + d, part);
   });
 }
 
@@ -172,32 +152,6 @@ void softmax_gradient(const S* weights, S* grad, int64_t count) {
   const S mean = lane_sum<S>(sums);
   for (int64_t c = 0; c < count; c += kLanes<S>)
     store(grad + c, load(weights + c) * (load(grad + c) - splat(mean)));
-}
-
-// Gradients of additive scores: with t = tanh(q + rows[c]) and e the gradient of score c,
-//   grad_q += e w (1 - t^2)      grad_rows[c] += e w (1 - t^2)      grad_w += e t
-// tanh_at(d, part, c) gives t. grad_w, a sum over all queries, is compensated.
-template <typename S, typename F>
-TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t count,
-                                  S* const* grad_rows, S* grad_q, S* grad_w, S* lost_w,
-                                  const F& tanh_at) {
-  for_vectors<S>(D, [&](int64_t d, int64_t part) {
-    const Vec<S> weight = load_part(w + d, part);
-    for_chains(count, [&](int64_t begin, int64_t end) {
-      Vec<S> to_q{}, to_w{};
-      for (int64_t c = begin; c < end; ++c) {
-        const Vec<S> t = tanh_at(d, part, c);
-        const Vec<S> e = splat(grad[c]);
-        const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
-        to_q += g;
-        to_w += e * t;
-        S* row = grad_rows[c] + d;
-        store_part(row, load_part(row, part) + g, part);
-      }
-      store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
-      add_compensated(grad_w + d, lost_w + d, to_w, part);
-    });
-  });
 }
 
 }  // namespace

@@ -28,24 +28,25 @@ SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
   return {static_cast<int>(least(threads, shape.sequences()))};
 }
 
-template <typename S>
+template <typename S, typename Score>
 class RelevancyForwardPass {
  public:
-  RelevancyForwardPass(const RelevancyForward<S>& args, const Runtime& runtime)
+  RelevancyForwardPass(const RelevancyForward<S>& args, const Score& score, const Runtime& runtime)
       : p_(args),
         in_(args.in),
+        score_(score),
         shape_(args.in.shape),
         schedule_(schedule_sequences<S>(shape_, runtime.threads)),
         most_(padded<S>(shape_.screening.most_in_window() + shape_.screening.most_retained())),
         scratch_(runtime) {
-    const auto per_lane = [&](auto number, int64_t count) {
+    const auto per_worker = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
     };
-    relevance_ = per_lane(S(), shape_.screening.S());
-    kept_ = per_lane(int64_t(), kept_size());
-    scores_ = per_lane(S(), most_);
-    keys_ = per_lane(static_cast<const S*>(nullptr), most_);
-    values_ = per_lane(static_cast<const S*>(nullptr), most_);
+    relevance_ = per_worker(S(), shape_.screening.S());
+    kept_ = per_worker(int64_t(), kept_size());
+    scores_ = per_worker(S(), most_);
+    keys_ = per_worker(static_cast<const S*>(nullptr), most_);
+    values_ = per_worker(static_cast<const S*>(nullptr), most_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
@@ -64,22 +65,22 @@ class RelevancyForwardPass {
   int64_t kept_size() const { return shape_.screening.most_retained() + 1; }
 
   void walk_sequence(const Member& member, int64_t n) {
-    const int64_t lane = member.lane;
+    const int64_t worker = member.lane;
     Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
     const S* query = in_.query.sequence(b, h);
     const S* key = in_.key.sequence(b, h);
     const S* value = in_.value.sequence(b, h);
-    const S* w = in_.score_weight ? in_.score_weight + h * shape_.D : nullptr;
-    S* scores = scores_() + lane * most_;
-    const S** keys = keys_() + lane * most_;
-    const S** values = values_() + lane * most_;
+    const Score score = score_.of_head(h);
+    S* scores = scores_() + worker * most_;
+    const S** keys = keys_() + worker * most_;
+    const S** values = values_() + worker * most_;
     S* output = p_.output + n * s.T * shape_.Dv;
 
     Screening<S> screening(s, length, p_.keep_first, {p_.relevance + n * s.P, 1},
-                           {p_.last + n * s.S(), 1}, relevance_() + lane * s.S(),
-                           kept_() + lane * kept_size());
+                           {p_.last + n * s.S(), 1}, relevance_() + worker * s.S(),
+                           kept_() + worker * kept_size());
     for (int64_t step = 0; step < length; ++step) {
       const Candidates& candidates = screening.candidates(step);
       const int64_t count = candidates.count();
@@ -89,13 +90,7 @@ class RelevancyForwardPass {
       });
       const S* q = query + step * in_.query.stride_t;
       watch.lap(kScreening);
-      if (w) {
-        additive_scores(q, w, shape_.D, keys, count, scores);
-      } else {
-        dot_scores(q, shape_.D, keys, count, scores);
-        for (int64_t c = 0; c < count; c += kLanes<S>)
-          store(scores + c, load(scores + c) * in_.scale);
-      }
+      score.scores(q, keys, count, scores);
       p_.lse[n * s.T + step] = softmax(scores, count);
       watch.lap(kScores);
       weighted_sum(scores, values, count, shape_.Dv, S(1), output + step * shape_.Dv);
@@ -110,6 +105,7 @@ class RelevancyForwardPass {
 
   const RelevancyForward<S>& p_;
   const RelevancyInput<S>& in_;
+  const Score score_;
   const RelevancyShape shape_;
   const SequenceSchedule schedule_;
   const int64_t most_;  // candidates of a query, in whole vectors

@@ -48,13 +48,16 @@ struct Sequences {
   }
 };
 
+enum class ScoreKind { kDot, kAdditive };  // see scores.h
+
 template <typename S>
 struct RelevancyInput {
   RelevancyShape shape;
   Sequences<S> query, key, value;
-  const S* score_weight;   // [heads, D], or null: the scaled dot product
+  ScoreKind score;
+  const S* score_weight;   // [heads, D], or null for a score without
   const int64_t* lengths;  // [B] or null
-  S scale;
+  S scale;                 // of the dot product
 
   TT_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : shape.T(); }
 };
