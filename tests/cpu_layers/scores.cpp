@@ -1,4 +1,4 @@
-// relevancy/cpu/attend.h and scores.h; relevancy/cpu/forward.h and backward.h with a score of our own.
+// relevancy/cpu/attend.h and scores.h; and whole passes with a third score.
 #include "relevancy/cpu/scores.h"
 
 #include <cmath>
@@ -13,9 +13,10 @@ using namespace throughtime;
 
 namespace {
 
-// q . k / (|q| |k|), not offered by the package: it shows what a new score takes.
+// s = q . k / (|q| |k|), which the package does not offer: it shows what a new score takes.
 //
-//   dq = sum e_c (k_c / (|q| |k_c|) - s_c q / |q|^2)     dk_c += e_c (q / (|q| |k_c|) - s_c k_c / |k_c|^2)
+//   dq += e_c (k_c / (|q| |k_c|) - s_c q / |q|^2)
+//   dk_c += e_c (q / (|q| |k_c|) - s_c k_c / |k_c|^2)
 template <typename S>
 struct ScoreCosine {
   static constexpr bool kHasWeight = false;
@@ -127,10 +128,10 @@ void attend(const int64_t* sizes, const S* q, const S* k, const S* v, const S* g
   std::vector<int64_t> index(relevance.size());
   const RelevancyForward<S> forward{in,         nullptr, false,        output,
                                     lse.data(), last,    index.data(), relevance.data()};
-  RelevancyForwardPass<S, ScoreCosine<S>>(forward, ScoreCosine<S>{D}, runtime);
+  RelevancyForwardPass<S, ScoreCosine<S>>(forward, ScoreCosine<S>{D}, runtime).run(runtime);
   const RelevancyBackward<S> backward{in,     dense(grad_output, Dv), last, grad_q, grad_k, grad_v,
                                       nullptr};
-  RelevancyBackwardPass<S, ScoreCosine<S>>(backward, ScoreCosine<S>{D}, runtime);
+  RelevancyBackwardPass<S, ScoreCosine<S>>(backward, ScoreCosine<S>{D}, runtime).run(runtime);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
-// Attention of one query over a list of rows in memory.
+// Attention of one query over rows in memory: products, softmax, weighted sums, and gradients.
 //
-// Rows are read where they lie, through a list of pointers; lists of numbers and pointers are padded
-// to whole vectors (pointers: with any row that may be read).
+// Rows are given by a list of pointers. Lists of numbers have room for whole vectors.
 #pragma once
 
 #include "common/cpu/vec.h"
@@ -15,7 +14,7 @@ TT_INLINE int64_t padded(int64_t count) {
   return round_up(count, kLanes<S>);
 }
 
-// Calls f(offset, part) for the vectors of D numbers; part < L only for the last.
+// Calls f(offset, part) for the vectors of D numbers; part < L only in the last.
 template <typename S, typename F>
 TT_INLINE void for_vectors(int64_t D, const F& f) {
   int64_t d = 0;
@@ -23,15 +22,15 @@ TT_INLINE void for_vectors(int64_t D, const F& f) {
   if (d < D) f(d, D - d);
 }
 
-// Calls f(begin, end) for the pieces of [0, count) that one chain of additions takes. Weights are
-// positive: what they add up grows with every link, and so does its rounding.
+// Calls f(begin, end) for the pieces of [0, count) that one chain of additions covers. Weights are
+// positive, so a sum grows with every link, and its rounding error with it.
 template <typename F>
 TT_INLINE void for_chains(int64_t count, const F& f) {
   constexpr int64_t kLinks = 64;
   for (int64_t begin = 0; begin < count; begin += kLinks) f(begin, least(count, begin + kLinks));
 }
 
-// sum += value; `lost` is what rounding took from the sum, and comes back with the next value.
+// sum += value. `lost` holds what rounding took from the sum; the next value makes up for it.
 template <typename S>
 TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
   const Vec<S> before = load_part(sum, part), more = value - load_part(lost, part);
@@ -70,7 +69,7 @@ TT_INLINE S lane_sum(Vec<S> v) {
   return sum;
 }
 
-// Scores to weights, in place (zero in the padding); returns the log of the sum of e^score.
+// Turns scores into weights, in place, zero in the padding. Returns the log of the sum of e^score.
 template <typename S>
 S softmax(S* scores, int64_t count) {
   const S infinity = static_cast<S>(__builtin_inff());
@@ -93,7 +92,7 @@ S softmax(S* scores, int64_t count) {
   return top + static_cast<S>(__builtin_log(static_cast<double>(sum)));
 }
 
-// out [D] (+)= factor * sum over c of weights[c] rows[c]
+// out [d .. d + NV vectors) = factor * sum over c of weights[c] rows[c]
 template <typename S, int NV>
 TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t count, int64_t d,
                               int64_t part, S factor, S* out) {
@@ -112,6 +111,7 @@ TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t co
   store_part(out + d + (NV - 1) * kLanes<S>, sum[NV - 1] * factor, part);
 }
 
+// out [D] = factor * sum over c of weights[c] rows[c]
 template <typename S>
 void weighted_sum(const S* weights, const S* const* rows, int64_t count, int64_t D, S factor,
                   S* out) {
@@ -143,7 +143,8 @@ void add_to_rows(const S* weights, S factor, const S* x, int64_t D, S* const* ro
   }
 }
 
-// Gradient of the weights to that of the scores, in place: weights * (grad - weights . grad).
+// Turns the gradient of the weights into that of the scores, in place:
+// weights * (grad - weights . grad).
 template <typename S>
 void softmax_gradient(const S* weights, S* grad, int64_t count) {
   Vec<S> sums{};

@@ -1,18 +1,18 @@
 // Relevancy attention on a CPU, backward.
 //
-// Every sequence is walked from its last query to its first over the candidates that the forward
-// pass chose (Replay). With p the weights, made from the scores again (e^(score - lse) would have the
-// rounding of the log-sum-exp, and weights that do not add up to 1):
+// A worker walks a sequence from its last query to its first, over the candidates that the forward
+// pass chose (Replay). The weights p come from the scores again: e^(score - lse) would carry the
+// rounding of the log-sum-exp, and would not add up to 1.
 //
 //   dp_c = do . v_c      ds = p (dp - p . dp)      dv_c += p_c do
 //   dq, dk_c and dw from ds: the score's gradients (scores.h)
 //
-// A key's rows of dk and dv are added to in place: a sequence belongs to one thread. dw is summed
-// per sequence, then over the batch in order: bit-equal for every number of threads.
+// Rows of dk and dv are added to in place, since a sequence belongs to one worker. dw is summed per
+// sequence, then over the batch in order: bit-equal for every number of threads.
 #pragma once
 
-#include "relevancy/cpu/attend.h"
 #include "relevancy/cpu/forward.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
@@ -27,7 +27,7 @@ class RelevancyBackwardPass {
         in_(args.in),
         score_(score),
         shape_(args.in.shape),
-        schedule_(schedule_sequences<S>(shape_, runtime.threads)),
+        schedule_(schedule_sequences(shape_, runtime.threads)),
         scratch_(runtime) {
     const ScreeningShape& s = shape_.screening;
     int64_t retained = 0;
@@ -49,6 +49,9 @@ class RelevancyBackwardPass {
     grad_w_ = scratch_.template reserve<S>(Score::kHasWeight ? shape_.sequences() : 0, shape_.D);
     lost_w_ = per_worker(S(), Score::kHasWeight ? shape_.D : 0);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
   }

@@ -1,26 +1,25 @@
-// Relevancy attention on a CPU, forward: every sequence (a sample and head) walks through time alone.
+// Relevancy attention on a CPU, forward: a worker walks one sequence (a sample and head) at a time.
 //
 // Per query: scores of its candidates, softmax, output, then the relevance of the window and the
 // competition for the retained set (screening.h). Cost per query: (window_size + top_k) (D + Dv)
-// multiply-adds; memory beside the tensors: O(T) per thread.
+// multiply-adds. Memory beside the tensors: O(T) per worker.
 #pragma once
 
-#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
 namespace {
 
-// Every thread takes sequences of its own and meets the others at the end only.
+// Every worker takes sequences of its own; workers meet only at the end.
 struct SequenceSchedule {
   int lanes;
   static constexpr int team = 1;
   TT_INLINE int workers() const { return lanes; }
 };
 
-template <typename S>
-SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
-  constexpr double kOperationsToFork = 1 << 20;  // in all: below, starting threads costs more
+TT_INLINE SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
+  constexpr double kOperationsToFork = 1 << 20;  // fewer cost less than starting threads
   const double candidates = static_cast<double>(shape.screening.most_in_window()) +
                             static_cast<double>(shape.screening.most_retained());
   const double operations = 2.0 * shape.sequences() * shape.T() * candidates * (shape.D + shape.Dv);
@@ -36,7 +35,7 @@ class RelevancyForwardPass {
         in_(args.in),
         score_(score),
         shape_(args.in.shape),
-        schedule_(schedule_sequences<S>(shape_, runtime.threads)),
+        schedule_(schedule_sequences(shape_, runtime.threads)),
         most_(padded<S>(shape_.screening.most_in_window() + shape_.screening.most_retained())),
         scratch_(runtime) {
     const auto per_worker = [&](auto number, int64_t count) {
@@ -48,6 +47,9 @@ class RelevancyForwardPass {
     keys_ = per_worker(static_cast<const S*>(nullptr), most_);
     values_ = per_worker(static_cast<const S*>(nullptr), most_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
   }

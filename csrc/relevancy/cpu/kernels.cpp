@@ -10,14 +10,14 @@ namespace {
 template <typename S>
 void forward(const RelevancyForward<S>& args, const Runtime& runtime) {
   with_score(args.in, [&](auto score) {
-    RelevancyForwardPass<S, decltype(score)> run(args, score, runtime);
+    RelevancyForwardPass<S, decltype(score)>(args, score, runtime).run(runtime);
   });
 }
 
 template <typename S>
 void backward(const RelevancyBackward<S>& args, const Runtime& runtime) {
   with_score(args.in, [&](auto score) {
-    RelevancyBackwardPass<S, decltype(score)> run(args, score, runtime);
+    RelevancyBackwardPass<S, decltype(score)>(args, score, runtime).run(runtime);
   });
 }
 
