@@ -14,7 +14,7 @@
 #pragma once
 
 #include "rel_lstm/cpu/weights.h"
-#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
@@ -289,17 +289,19 @@ class RelLstmBackwardPass {
     const S* q = step_row(t, at) + 6 * n;
     const S* grad_context = w.context + row * n;
     w.watch->lap(kScreening);
-    additive_scores(q, score_(), at_.attention, keys, count, w.weights, w.tanh);
+    const ScoreAdditive<S> score{at_.attention, score_()};
+    score.scores(q, keys, count, w.weights, [&](int64_t d, int64_t, int64_t c, Vec<S> t) {
+      store(w.tanh + c * at_.attention + d, t);
+    });
     softmax(w.weights, count);
-    dot_scores(grad_context, n, hidden, count, w.grad);
+    dot_products(grad_context, n, hidden, count, w.grad);
     softmax_gradient(w.weights, w.grad, count);
     w.watch->lap(kScores);
     add_to_rows(w.weights, S(1), grad_context, n, dhidden, count);
     w.watch->lap(kSums);
     std::memset(dq, 0, at_.attention * sizeof(S));
-    additive_gradients(
-        w.grad, score_(), at_.attention, count, dkeys, dq, sum_score_() + w.group * at_.attention,
-        w.lost_score,
+    score.gradients(
+        count, w.grad, {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score},
         [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
     w.watch->lap(kScores);
   }

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "rel_lstm/cpu/weights.h"
-#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
@@ -215,8 +215,8 @@ class RelLstmForwardPass {
       w.keys[c] = w.hidden[c] + at_.units;
     });
     w.watch->lap(kScreening);
-    additive_scores(w.z + row * at_.stacked + at_.gates, score_(), at_.attention, w.keys,
-                    candidates.count(), w.scores);
+    const ScoreAdditive<S> score{at_.attention, score_()};
+    score.scores(w.z + row * at_.stacked + at_.gates, w.keys, candidates.count(), w.scores);
     softmax(w.scores, candidates.count());
     w.watch->lap(kScores);
     weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),

@@ -88,6 +88,7 @@ class Arguments {
             sequences<S>(query_),
             sequences<S>(key_),
             sequences<S>(value_),
+            score_weight_ ? ScoreKind::kAdditive : ScoreKind::kDot,
             data<S>(score_weight_),
             data<int64_t>(lengths_),
             static_cast<S>(scale_)};
