@@ -46,7 +46,6 @@ CORE = (  # every operator on every backend that a CPU can run: values, gradient
         "packed",
         "parity_nn_lstm",
         "relevancy_compile",
-        "relevancy_errors",
     ),
     *("relevancy_functional", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
 )
