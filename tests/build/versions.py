@@ -42,10 +42,9 @@ CORE = (  # every operator on every backend that a CPU can run: values, gradient
     ),
     *(
         "module_lstm",
-        "ops_lstm",
+        "operators",
         "packed",
         "parity_nn_lstm",
-        "relevancy_compile",
     ),
     *("relevancy_functional", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
 )
