@@ -46,7 +46,7 @@ CORE = (  # every operator on every backend that a CPU can run: values, gradient
         "packed",
         "parity_nn_lstm",
     ),
-    *("relevancy_functional", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
+    *("relevancy", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
 )
 REQUIREMENTS = (
     *("setuptools>=77", "ninja"),  # of the build
