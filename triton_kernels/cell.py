@@ -51,16 +51,12 @@ def cell_forward(i, f, g, o, c):
 
 
 @triton.jit
-def cell_backward(i, f, g, o, tanh_c, c, dh, dc):
-    """da_t, four tiles, and dc_{t-1}; ``c`` is c_{t-1}, dc lacks what comes from dh_t."""
+def cell_backward(i, f, g, o, tanh_c, c, dh, dc, S: tl.constexpr):
+    """da_t, four tiles of dtype S, and dc_t; ``c`` is c_{t-1}, dc lacks what comes from dh_t."""
     dc += dh * o * (1.0 - tanh_c * tanh_c)
-    return (
-        dc * g * i * (1.0 - i),
-        dc * c * f * (1.0 - f),
-        dc * i * (1.0 - g * g),
-        dh * tanh_c * o * (1.0 - o),
-        dc * f,
-    )
+    ai, af = (dc * g * i * (1.0 - i)).to(S), (dc * c * f * (1.0 - f)).to(S)
+    ag, ao = (dc * i * (1.0 - g * g)).to(S), (dh * tanh_c * o * (1.0 - o)).to(S)
+    return ai, af, ag, ao, dc
 
 
 @triton.jit

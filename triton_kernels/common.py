@@ -44,6 +44,20 @@ def tanh(x):
 
 
 @triton.jit
+def load_tile(array, row, column, width, present):
+    """Tile ``[X, Y]`` of an array ``[.., width]`` by its rows and columns; 0 where absent."""
+    return tl.load(array + row[:, None] * width + column[None, :],
+                   mask=present[:, None] & (column < width)[None, :], other=0.0)  # fmt: skip
+
+
+@triton.jit
+def store_tile(array, row, column, width, present, value):
+    """The reverse of ``load_tile``."""
+    tl.store(array + row[:, None] * width + column[None, :], value,
+             mask=present[:, None] & (column < width)[None, :])  # fmt: skip
+
+
+@triton.jit
 def add_product(rows, weight, acc):
     """Acc [BB, BN] + rows [BB, BK] @ weight [BK, BN], summed in the dtype of acc."""
     if _INTERPRETED:
@@ -57,8 +71,8 @@ def add_rows_times_weight(
 ):  # fmt: skip
     """Acc [BB, BN] + rows [BB, depth] @ weight [depth, N], by blocks of the depth.
 
-    ``rows`` ``[BB]`` points at rows, n ``[BN]`` are the columns of the weight. Where depth times
-    stride_depth passes 2^31, stride_depth is 64-bit.
+    ``rows`` ``[BB]`` points at rows, n ``[BN]`` are the columns of the weight. Offsets
+    have the integer type of ``depth``.
     """
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)

@@ -168,7 +168,8 @@ def walk_backward(
             else:
                 tl.debug_barrier()  # da_t of all units is read
                 given = add_rows_times_weight(given, grad_gates + row * (4 * H), flows, weight_hh,
-                                              n, H, 4 * H, 1, H, BLOCK_K)  # fmt: skip
+                                              n, H, tl.cast(4 * H, tl.int64), 1, H,
+                                              BLOCK_K)  # fmt: skip
         given = tl.where(flows[:, None], given, 0.0)
         dh = tl.where(active[:, None], given, dh)
         dc = tl.where(active[:, None], dc_before, dc)
@@ -201,7 +202,7 @@ def one_step_backward(
     given = tl.zeros_like(dh)
     if tl.max(flows.to(tl.int32), axis=0) > 0:  # else h-detach spares the product
         given = add_rows_times_weight(given, grad_gates + row * (4 * H), flows, weight_hh, n, H,
-                                      4 * H, 1, tl.cast(H, tl.int64), BLOCK_K)  # fmt: skip
+                                      tl.cast(4 * H, tl.int64), 1, H, BLOCK_K)  # fmt: skip
     dh = tl.where(followed[:, None], given, dh)
     row, active, carries = step_of(t, b, end, reset, B)
     _, _, _, _, dc_before = step_backward(dh, dc, t, b, row, end, n, active, carries, grad_output,

@@ -91,11 +91,10 @@ def step_backward(
     i, f, g, o = i.to(dc.dtype), f.to(dc.dtype), g.to(dc.dtype), o.to(dc.dtype)
     if sums:
         i, f, g, o = gates_of(i, f, g, o)
-    ai, af, ag, ao, dc_before = cell_backward(i, f, g, o, tanh_c, c, dh, dc)
-    S = grad_gates.dtype.element_ty
-    ai, af, ag, ao = ai.to(S), af.to(S), ag.to(S), ao.to(S)
+    S: tl.constexpr = grad_gates.dtype.element_ty
+    ai, af, ag, ao, dc = cell_backward(i, f, g, o, tanh_c, c, dh, dc, S)
     store_gates(grad_gates + of_gates, ai, af, ag, ao, mask, H)
-    return ai, af, ag, ao, tl.where(carries[:, None], dc_before, 0.0)
+    return ai, af, ag, ao, tl.where(carries[:, None], dc * f, 0.0)
 
 
 @triton.jit

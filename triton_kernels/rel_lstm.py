@@ -33,9 +33,11 @@ from throughtime.triton_kernels.common import (
     add_rows_times_weight,
     block,
     ends_of,
+    load_tile,
     memory_sizes,
     on_its_gpu,
     retained_positions,
+    store_tile,
     tanh,
 )
 from throughtime.triton_kernels.scores import additive_gradients, additive_scores
@@ -56,12 +58,9 @@ def key_scores(
     total = tl.zeros([BLOCK_B], queries.dtype.element_ty)
     for start in range(0, A, BLOCK_N):
         a = start + tl.arange(0, BLOCK_N)
-        inside = a < A
-        q = tl.load(queries + query_row[:, None] * A + a[None, :],
-                    mask=alive[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        u = tl.load(keys + key_row[:, None] * A + a[None, :],
-                    mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        w = tl.load(weight_score + a, mask=inside, other=0.0)
+        q = load_tile(queries, query_row, a, A, alive)
+        u = load_tile(keys, key_row, a, A, valid)
+        w = tl.load(weight_score + a, mask=a < A, other=0.0)
         total += additive_scores(q, u, w[None, :])
     return tl.where(valid, total, float("-inf"))
 
@@ -122,19 +121,16 @@ def walk_forward(
         own_row = own * B + b
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            mask = alive[:, None] & (n < H)[None, :]
             if t > 0:
-                h = tl.load(hidden + (own_row - B)[:, None] * H + n[None, :], mask=mask, other=0.0)
+                h = load_tile(hidden, own_row - B, n, H, alive)
             else:
-                h = tl.load(h_0 + b[:, None] * H + n[None, :], mask=mask, other=0.0)
-            o = tl.load(context + b[:, None] * H + n[None, :], mask=mask, other=0.0)
-            tl.store(states + row[:, None] * H + n[None, :], 0.5 * (h + o), mask=mask)
+                h = load_tile(h_0, b, n, H, alive)
+            store_tile(states, row, n, H, alive, 0.5 * (h + load_tile(context, b, n, H, alive)))
         tl.debug_barrier()
 
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
-            mask = alive[:, None] & inside[None, :]
+            mask = alive[:, None] & (n < H)[None, :]
             # One gate after the other: four sums at once would spill registers.
             at = x_gates + row[:, None] * (4 * H) + n[None, :]
             zi = add_rows_times_weight(tl.load(at, mask=mask, other=0.0), states + row * H, alive,
@@ -149,10 +145,9 @@ def walk_forward(
                                        alive, weight_hh + 3 * H * H, n, H, H, H, 1,
                                        BLOCK_K)  # fmt: skip
             i, f, g, o = gates_of(zi, zf, zg, zo)
-            state = b[:, None] * H + n[None, :]
-            h, c = cell_forward(i, f, g, o, tl.load(cells + state, mask=mask, other=0.0))
-            tl.store(cells + state, c, mask=mask)
-            tl.store(hidden + own_row[:, None] * H + n[None, :], h, mask=mask)
+            h, c = cell_forward(i, f, g, o, load_tile(cells, b, n, H, alive))
+            store_tile(cells, b, n, H, alive, c)
+            store_tile(hidden, own_row, n, H, alive, h)
             saved = gates + row[:, None] * (5 * H) + n[None, :]
             store_gates(saved, i, f, g, o, mask, H)
             tl.store(saved + 4 * H, c, mask=mask)
@@ -160,15 +155,13 @@ def walk_forward(
 
         for start in range(0, A, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < A
-            mask = alive[:, None] & inside[None, :]
             zero = tl.zeros([BLOCK_B, BLOCK_N], hidden.dtype.element_ty)
             q = add_rows_times_weight(zero, states + row * H, alive, weight_query, n, A, H, H, 1,
                                       BLOCK_K)  # fmt: skip
             u = add_rows_times_weight(zero, hidden + own_row * H, alive, weight_key, n, A, H, H, 1,
                                       BLOCK_K)  # fmt: skip
-            tl.store(queries + row[:, None] * A + n[None, :], q, mask=mask)
-            tl.store(keys + own_row[:, None] * A + n[None, :], u, mask=mask)
+            store_tile(queries, row, n, A, alive, q)
+            store_tile(keys, own_row, n, A, alive, u)
         tl.debug_barrier()
 
         # Scores of the window (by ring slot) and of the retained set (by slot).
@@ -191,22 +184,18 @@ def walk_forward(
 
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
             out = tl.zeros([BLOCK_B, BLOCK_N], ring.dtype)
             for c in range(W):  # not one loop over both: that would spill registers
                 place = own - (own - c + W) % W + 0 * b
                 valid = alive & (place >= begin)
-                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
-                            mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                h = load_tile(hidden, place * B + b, n, H, valid)
                 out += column_of(s, e, c)[:, None] * h
             for c in range(CAPACITY):
                 place = column_of(kept, slot, c)
                 valid = alive & (place >= 0)
-                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
-                            mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                h = load_tile(hidden, place * B + b, n, H, valid)
                 out += column_of(r, slot, c)[:, None] * h
-            tl.store(context + b[:, None] * H + n[None, :], out,
-                     mask=alive[:, None] & inside[None, :])  # fmt: skip
+            store_tile(context, b, n, H, alive, out)
 
         # Relevance, and the competition for the retained set.
         position = own - (own - e + W) % W
@@ -300,10 +289,8 @@ def walk_backward(
             dp = tl.zeros([BLOCK_B], dw.dtype.element_ty)
             for start in range(0, H, BLOCK_N):
                 n = start + tl.arange(0, BLOCK_N)
-                mask = valid[:, None] & (n < H)[None, :]
-                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :], mask=mask,
-                            other=0.0)  # fmt: skip
-                go = tl.load(context + b[:, None] * H + n[None, :], mask=mask, other=0.0)
+                h = load_tile(hidden, place * B + b, n, H, valid)
+                go = load_tile(context, b, n, H, valid)
                 dp += tl.sum(h * go, axis=1)
             if c < W:
                 s = tl.where((e == c)[None, :], one[:, None], s)
@@ -318,73 +305,65 @@ def walk_backward(
         for start in range(0, A, BLOCK_N):
             a = start + tl.arange(0, BLOCK_N)
             inside = a < A
-            mask = alive[:, None] & inside[None, :]
-            q = tl.load(queries + row[:, None] * A + a[None, :], mask=mask, other=0.0)
+            q = load_tile(queries, row, a, A, alive)
             w = tl.load(weight_score + a, mask=inside, other=0.0)
             to_q = tl.zeros([BLOCK_B, BLOCK_N], dw.dtype.element_ty)
             to_w = tl.load(dw + program * A + a, mask=inside, other=0.0)
             for c in range(W + CAPACITY):
                 place, valid = candidate(c, own, begin, alive, kept + (b * T + t) * CAPACITY, b, W)
                 part = of_candidate(ds, dr, e, slot, c, W)
-                there = (place * B + b)[:, None] * A + a[None, :]
-                mask = valid[:, None] & inside[None, :]
+                key_row = place * B + b
+                u = load_tile(keys, key_row, a, A, valid)
                 part = tl.where(valid, part, 0.0)
-                u = tl.load(keys + there, mask=mask, other=0.0)
                 of_q, of_u, of_w = additive_gradients(part, q, u, w[None, :])
                 to_q += of_q
                 to_w += tl.sum(of_w, axis=0)
-                tl.store(du + there, tl.load(du + there, mask=mask, other=0.0) + of_u, mask=mask)
-            tl.store(dq + row[:, None] * A + a[None, :], to_q,
-                     mask=alive[:, None] & inside[None, :])  # fmt: skip
+                store_tile(du, key_row, a, A, valid, load_tile(du, key_row, a, A, valid) + of_u)
+            store_tile(dq, row, a, A, alive, to_q)
             tl.store(dw + program * A + a, to_w, mask=inside)
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
-            go = tl.load(context + b[:, None] * H + n[None, :],
-                         mask=alive[:, None] & inside[None, :], other=0.0)  # fmt: skip
+            go = load_tile(context, b, n, H, alive)
             for c in range(W + CAPACITY):
                 place, valid = candidate(c, own, begin, alive, kept + (b * T + t) * CAPACITY, b, W)
-                part = of_candidate(s, r, e, slot, c, W)
-                there = (place * B + b)[:, None] * H + n[None, :]
-                mask = valid[:, None] & inside[None, :]
-                tl.store(dh + there, tl.load(dh + there, mask=mask, other=0.0) + part[:, None] * go,
-                         mask=mask)  # fmt: skip
+                part = of_candidate(s, r, e, slot, c, W)[:, None]
+                key_row = place * B + b
+                of_h = load_tile(dh, key_row, n, H, valid) + part * go
+                store_tile(dh, key_row, n, H, valid, of_h)
         tl.debug_barrier()
 
         # No later step attends this one: its du and dh are complete. Through the cell.
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
-            mask = alive[:, None] & inside[None, :]
-            state = b[:, None] * H + n[None, :]
-            d = tl.load(dh + own_row[:, None] * H + n[None, :], mask=mask, other=0.0)
+            mask = alive[:, None] & (n < H)[None, :]
+            d = load_tile(dh, own_row, n, H, alive)
             d = add_rows_times_weight(d, du + own_row * A, alive, weight_key, n, H, A, 1, H,
                                       BLOCK_K)  # fmt: skip
-            d += tl.load(direct + state, mask=mask, other=0.0)
-            d += tl.load(grad + row[:, None] * H + n[None, :], mask=mask, other=0.0)
+            d += load_tile(direct, b, n, H, alive)
+            d += load_tile(grad, row, n, H, alive)
             saved = gates + row[:, None] * (5 * H) + n[None, :]
             i, f, g, o = load_gates(saved, mask, H)
             tanh_c = tanh(tl.load(saved + 4 * H, mask=mask, other=0.0))
             if t > 0:
                 before = tl.load(saved - B * 5 * H + 4 * H, mask=mask, other=0.0)
             else:
-                before = tl.load(c_0 + state, mask=mask, other=0.0)
-            dc = tl.load(cells + state, mask=mask, other=0.0)
-            ai, af, ag, ao, dc = cell_backward(i, f, g, o, tanh_c, before, d, dc)
-            tl.store(cells + state, dc, mask=mask)
+                before = load_tile(c_0, b, n, H, alive)
+            dc = load_tile(cells, b, n, H, alive)
+            ai, af, ag, ao, dc = cell_backward(i, f, g, o, tanh_c, before, d, dc, d.dtype)
+            store_tile(cells, b, n, H, alive, dc * f)
             store_gates(da + row[:, None] * (4 * H) + n[None, :], ai, af, ag, ao, mask, H)
         tl.debug_barrier()
 
         detach = tl.load(detached + row, mask=alive, other=0) != 0
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
             half = tl.zeros([BLOCK_B, BLOCK_N], dw.dtype.element_ty)
             half = add_rows_times_weight(half, da + row * (4 * H), alive, weight_hh, n, H, 4 * H, 1,
                                          H, BLOCK_K)  # fmt: skip
             half = 0.5 * add_rows_times_weight(half, dq + row * A, alive, weight_query, n, H, A, 1,
                                                H, BLOCK_K)  # fmt: skip
-            mask = alive[:, None] & inside[None, :]
+            # Not by store_tile: that spills registers on sm_80.
+            mask = alive[:, None] & (n < H)[None, :]
             state = b[:, None] * H + n[None, :]
             tl.store(context + state, half, mask=mask)
             tl.store(direct + state, tl.where(detach[:, None], 0.0, half), mask=mask)

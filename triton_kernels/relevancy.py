@@ -24,7 +24,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block, ends_of, memory_sizes, on_its_gpu
+from throughtime.triton_kernels.common import (
+    block,
+    ends_of,
+    load_tile,
+    memory_sizes,
+    on_its_gpu,
+    store_tile,
+)
 from throughtime.triton_kernels.scores import SCORES as SCORES_BY_NAME
 from torch import Tensor
 
@@ -53,14 +60,6 @@ def block_of_queries(T, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
-def load_rows(rows, at, WIDTH, mask, BLOCK: tl.constexpr):
-    """Rows ``at`` ``[X]`` of ``[.., WIDTH]``, as ``[X, BLOCK]``; zeros where ``mask`` is False."""
-    d = tl.arange(0, BLOCK)
-    return tl.load(rows + at[:, None] * WIDTH + d[None, :],
-                   mask=mask[:, None] & (d < WIDTH)[None, :], other=0.0)  # fmt: skip
-
-
-@triton.jit
 def load_weight(weight, n, HEADS, D, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
     """The head's weight of the score, ``[1, BLOCK_D]``; zeros for a score without one."""
     d = tl.arange(0, BLOCK_D)
@@ -79,13 +78,13 @@ def window_scores(
     """Scores [N, T, W]: query i and the key W - 1 - w steps before it; -inf where there is none."""
     n, i = block_of_queries(T, BLOCK_Q)
     begin, end = tl.load(first + n), tl.load(ends + n)
-    alive = i < end
-    q = load_rows(query, n * T + i, D, alive, BLOCK_D)
+    alive, d = i < end, tl.arange(0, BLOCK_D)
+    q = load_tile(query, n * T + i, d, D, alive)
     w_row = load_weight(weight, n, HEADS, D, BLOCK_D, q.dtype)
     for w in range(W):
         position = S - T + i - W + 1 + w
         valid = alive & (position >= begin)
-        k = load_rows(key, n * S + position, D, valid, BLOCK_D)
+        k = load_tile(key, n * S + position, d, D, valid)
         s = SCORES(q, k, w_row)
         tl.store(scores + (n * T + i) * W + w, tl.where(valid, s, float("-inf")), mask=alive)
 
@@ -123,7 +122,7 @@ def select(
         s = tl.load(scores + (n * T + i) * W + w, mask=valid, other=float("-inf"))
 
         q = tl.load(query + (n * T + i) * D + d, mask=features, other=0.0)[None, :]
-        k = load_rows(key, n * S + kept, D, kept >= 0, BLOCK_D)
+        k = load_tile(key, n * S + kept, d, D, kept >= 0)
         r = tl.where(kept >= 0, SCORES(q, k, w_row), float("-inf"))
         tl.store(kept_positions + (n * T + i) * CAPACITY + slot, kept.to(tl.int32),
                  mask=slot < CAPACITY)  # fmt: skip
@@ -187,10 +186,9 @@ def attend(
             valid = alive & (position >= 0)
             s = tl.load(kept_scores + at, mask=valid, other=float("-inf"))
         p = tl.where(valid, tl.exp(s - log_sum), 0.0)
-        v = load_rows(value, n * S + position, DV, valid, BLOCK_DV)
+        v = load_tile(value, n * S + position, d, DV, valid)
         out += p[:, None] * v
-    tl.store(output + (n * T + i[:, None]) * DV + d[None, :], out,
-             mask=(i < T)[:, None] & (d < DV)[None, :])  # fmt: skip
+    store_tile(output, n * T + i, d, DV, i < T, out)
 
 
 @triton.jit
@@ -222,8 +220,8 @@ def query_gradient(
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     begin, end = tl.load(first + n), tl.load(ends + n)
     alive, features, outputs = i < end, d < D, dv < DV
-    q = load_rows(query, n * T + i, D, alive, BLOCK_D)
-    go = load_rows(grad, n * T + i, DV, alive, BLOCK_DV)
+    q = load_tile(query, n * T + i, d, D, alive)
+    go = load_tile(grad, n * T + i, dv, DV, alive)
     log_sum = tl.load(lse + n * T + i, mask=alive, other=0.0)
     mean = tl.load(delta + n * T + i, mask=alive, other=0.0)
     w_row = load_weight(weight, n, HEADS, D, BLOCK_D, q.dtype)
@@ -232,8 +230,8 @@ def query_gradient(
     for c in range(W):
         position = S - T + i - W + 1 + c
         valid = alive & (position >= begin)
-        k = load_rows(key, n * S + position, D, valid, BLOCK_D)
-        v = load_rows(value, n * S + position, DV, valid, BLOCK_DV)
+        k = load_tile(key, n * S + position, d, D, valid)
+        v = load_tile(value, n * S + position, dv, DV, valid)
         dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, valid, SCORES, GRADIENTS)
 
     # The retained set: one after the other the positions before the window that a query of this
@@ -254,8 +252,7 @@ def query_gradient(
             dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, attends, SCORES,
                                   GRADIENTS)  # fmt: skip
             left = left & (position != one)
-    tl.store(grad_query + (n * T + i[:, None]) * D + d[None, :], dq,
-             mask=(i < T)[:, None] & features[None, :])  # fmt: skip
+    store_tile(grad_query, n * T + i, d, D, i < T, dq)
     if weight is not None:
         part = tl.program_id(0).to(tl.int64)
         tl.store(grad_weight + part * D + d, tl.sum(dw, axis=0), mask=features)
@@ -282,8 +279,8 @@ def key_gradient(
     for start in range(begin, until + 1, BLOCK_Q):
         i = start + tl.arange(0, BLOCK_Q)
         attends = i <= until
-        q = load_rows(query, n * T + i, D, attends, BLOCK_D)
-        go = load_rows(grad, n * T + i, DV, attends, BLOCK_DV)
+        q = load_tile(query, n * T + i, d, D, attends)
+        go = load_tile(grad, n * T + i, dv, DV, attends)
         log_sum = tl.load(lse + n * T + i, mask=attends, other=0.0)
         mean = tl.load(delta + n * T + i, mask=attends, other=0.0)
         p, ds = score_gradient(q, k, w_row, v, go, log_sum, mean, attends, SCORES)
