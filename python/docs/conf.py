@@ -2,7 +2,8 @@
 
 project = "throughtime"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
-templates_path = ["."]  # class.jinja: the members that the class documents itself
+templates_path = ["."]  # page.jinja
+highlight_language = "none"  # equations; examples are highlighted all the same
 html_theme = "furo"
 html_title = "throughtime"
 html_show_copyright = False
