@@ -113,12 +113,11 @@ def test_docstring_is_whole(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pages(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """What ``make docs`` builds; a warning is an error."""
     pytest.importorskip("sphinx")
-    root = Path(__file__).resolve().parent.parent
     source, out = tmp_path_factory.mktemp("docs") / "source", tmp_path_factory.mktemp("pages")
-    shutil.copytree(root / "python" / "docs", source)
+    shutil.copytree(pytestconfig.rootpath / "python" / "docs", source)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", str(source), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
