@@ -21,10 +21,11 @@ from throughtime.__main__ import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README, GUIDE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "python/README.md"))
-PAGES = [  # the text that people read, by path
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "python/README.md"),
-    *("csrc/README.md", "csrc/lstm/README.md"),
-]
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for pages in ("*.md", "bench/**/*.md", "csrc/**/*.md", "python/**/*.md")
+    for page in ROOT.glob(pages)
+)
 
 
 def blocks(language: str) -> list[str]:
