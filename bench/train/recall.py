@@ -1,0 +1,108 @@
+"""The tasks copying and denoise: remember ten symbols over many steps, then say them.
+
+A sequence of T + 20 steps shows ten symbols from 1 to 8 among T + 9 steps, then a marker, then ten
+zeros; the ten symbols are asked for in the last ten steps. In copying the symbols are the first ten
+steps; in denoise they lie anywhere, so a policy that keeps the first states must fail.
+
+Sources: copying: Kanuparthi et al., ICLR 2019 (arXiv 1810.03023), with the layout of the authors'
+code, one number per step. Denoise, and one-hot vectors: Kerg et al., NeurIPS 2020 (arXiv
+2006.09471).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.train.config import Config
+from bench.train.task import Task
+
+SYMBOLS = 10
+ALPHABET = 8
+MARKERS = {"copying": 9, "denoise": 10}
+VALIDATION_SIZE = 1000
+TEST_SIZE = 5000
+
+
+@dataclass(frozen=True)
+class RecallSequences:
+    """Sequences of a task; ``symbols`` int64 ``[N, 10]`` stand at ``places`` below T + 9.
+
+    Example:
+        >>> symbols, places = torch.full((1, 10), 7), torch.arange(10).unsqueeze(0) + 2
+        >>> x, y = RecallSequences(Config("denoise", T=4), symbols, places).batch([0])
+        >>> x[:, 0, 0].int().tolist()
+        [0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        >>> y[-11:, 0].tolist()
+        [0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]
+    """
+
+    config: Config
+    symbols: Tensor
+    places: Tensor
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Input float ``[T + 20, B, 1]``, or one-hot, and target int64 ``[T + 20, B]``."""
+        marker = MARKERS[self.config.task]
+        symbols = self.symbols[indices].T  # [10, B]
+        x = torch.zeros(self.config.steps, len(indices), dtype=torch.int64)
+        y = torch.zeros_like(x)
+        x.scatter_(0, self.places[indices].T, symbols)
+        x[-SYMBOLS - 1] = marker
+        y[-SYMBOLS:] = symbols
+        coded = F.one_hot(x, marker + 1) if self.config.one_hot else x.unsqueeze(2)
+        return coded.float(), y
+
+
+def draw(config: Config, count: int, generator: torch.Generator) -> RecallSequences:
+    """``count`` random sequences."""
+    symbols = torch.randint(1, ALPHABET + 1, (count, SYMBOLS), generator=generator)
+    if config.task == "copying":
+        return RecallSequences(config, symbols, torch.arange(SYMBOLS).expand(count, SYMBOLS))
+    random = torch.rand(count, config.T + SYMBOLS - 1, generator=generator)
+    return RecallSequences(config, symbols, random.topk(SYMBOLS).indices.sort().values)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Sequences without end: every batch is drawn anew, from its first index and the seed alone.
+
+    So a checkpoint holds the data by holding their order.
+    """
+
+    config: Config
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As many new sequences as there are indices."""
+        # torch's generator takes the low 32 bits of its seed and hardly mixes them: batches from
+        # seeds in arithmetic progression resemble each other.
+        mixed = int(indices[0]) * 0x9E3779B97F4A7C15 + self.config.seed * 0xBF58476D1CE4E5B9
+        mixed %= 2**64
+        mixed = (mixed ^ (mixed >> 31)) * 0x94D049BB133111EB % 2**64
+        generator = torch.Generator().manual_seed(mixed >> 32)
+        return draw(self.config, len(indices), generator).batch(torch.arange(len(indices)))
+
+
+def make(config: Config) -> Task:
+    """Copying or denoise; all data come from the seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    marker = MARKERS[config.task]
+    return Task(
+        train=draw(config, config.train_size, generator) if config.train_size else Stream(config),
+        validation=draw(config, VALIDATION_SIZE, generator),
+        test=draw(config, TEST_SIZE, generator),
+        input_size=marker + 1 if config.one_hot else 1,
+        classes=marker,
+        target_steps=config.steps,
+        scored_steps=SYMBOLS,
+        updates_per_epoch=config.updates_per_epoch,
+    )
