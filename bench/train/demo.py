@@ -27,7 +27,7 @@ RUNS = {
     "nn.LSTM": Config("digits", layer="torch", p=0.0),
 }
 # Both check each value and gradient against the float64 reference before they measure.
-ODD = "lstm --T 16 --B 5 100 --I 1 3 --H 7 128 --p 0 0.5 --peers --repeats 1 --no-memory"
+ODD = "lstm --T 16 --B 5 100 --I 3 --H 7 128 --p 0 0.5 --backends auto --peers --repeats 1"
 SPEED = "lstm --quick --p 0 0.5 --peers torch loop --backends auto"
 ROOT = Path(__file__).resolve().parents[2]
 

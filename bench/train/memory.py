@@ -8,6 +8,8 @@ from pathlib import Path
 from bench.errors import UsageError, require
 from bench.train.config import RECALL, Config
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def check(config: Config, delays: Sequence[int] = ()) -> None:
     """Makes sure that the least memory that a run needs is free.
@@ -42,9 +44,8 @@ def check(config: Config, delays: Sequence[int] = ()) -> None:
 def available() -> int:
     """Bytes that this process may still take: of the machine, and of its container."""
     free = int(require("psutil").virtual_memory().available)
-    cgroup = Path("/sys/fs/cgroup")
     try:
-        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):  # no container, or "max": no limit
         return free
     return min(free, limit - used)

@@ -53,7 +53,7 @@ def demo(
     canvas, (*panels, bars) = figure([["loss", "accuracy", "norm"], ["time"] * 3])
     loss, accuracy, norm = panels
     for k, (name, history) in enumerate(runs.items()):
-        style = {"color": COLOURS[k], "linestyle": DASHES[k], "label": name}
+        style = {"color": COLOURS[k], "linestyle": DASHES[k], "label": name, "linewidth": 3 - k}
         epochs = [epoch.epoch for epoch in history]
         seconds = list(itertools.accumulate(epoch.seconds for epoch in history))
         loss.plot(epochs, [epoch.loss for epoch in history], **style)
@@ -67,13 +67,13 @@ def demo(
         places = [shape + k * width for shape in range(len(by_shape))]
         style = {"color": COLOURS[k], "hatch": HATCHES[k], "edgecolor": "white", "label": name}
         drawn = bars.bar(places, by_shape.values(), width, **style)
-        bars.bar_label(drawn, fmt="{:.3g}", fontsize="small")
+        labels = [f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}" for ms in by_shape.values()]
+        bars.bar_label(drawn, labels, fontsize="small")
     shapes = list(next(iter(times.values())))
     bars.set_xticks([shape + 0.4 - width / 2 for shape in range(len(shapes))], shapes)
-    bars.margins(y=0.15)
     plain_log(bars)
     bars.set_ylabel("ms, forward + backward (less is better)")
-    bars.legend(frameon=False, fontsize="small")
+    bars.legend(frameon=False, fontsize="small", ncols=len(times), loc=(0, 1.02))
     canvas.suptitle(title, fontsize="medium")
     return canvas
 
