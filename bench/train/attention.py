@@ -9,7 +9,7 @@ from torch import Tensor
 
 import throughtime
 from bench.errors import require
-from bench.train import plots
+from bench.plots import figure
 from bench.train.trainer import Trainer
 from throughtime import reference
 
@@ -46,7 +46,7 @@ def weights(trainer: Trainer) -> tuple[Tensor, Tensor]:
 
 def picture(weights: Tensor, retained: Tensor, title: str) -> Any:
     """Heat map of ``weights`` with the retained keys marked."""
-    canvas, (panel,) = plots.figure([["attention"]], height=4.6)
+    canvas, (panel,) = figure(1, [4.6])
     colours = require("matplotlib.colors").LogNorm(vmin=1e-3, vmax=1, clip=True)
     shown = require("numpy").ma.masked_equal(weights.numpy(), 0)
     image = panel.imshow(shown, cmap="viridis_r", norm=colours, interpolation="none", aspect="auto")

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains; returns 0, 1 if training failed, 130 after Ctrl-C."""
-    for module in ("tqdm", "matplotlib", "numpy", "filelock", "psutil"):
+    for module in ("tqdm", "matplotlib", "pandas", "filelock", "psutil"):
         require(module)
     config = from_arguments(args)
     preset = PRESET_TRANSFER if getattr(args, "preset", None) else ()

@@ -20,7 +20,7 @@ TASKS = {
     "denoise": "remember ten symbols scattered over T steps (relevancy screening paper)",
 }
 RECALL = ("copying", "denoise")
-LARGEST = 2**31 - 1  # of a whole number, but for seeds
+LARGEST = 2**31 - 1
 MOST_THREADS = 1024
 
 # "mnist" is the task digits with --mnist.
@@ -49,13 +49,6 @@ PRESET: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def _seed(text: str) -> int:
-    value = arguments.natural(text)
-    if value >= 2**63:
-        raise argparse.ArgumentTypeError(f"wanted a whole number below 2^63, got {text!r}")
-    return value
-
-
 def _option(
     default: Any, text: str, kind: Callable[[str], Any] = str, metavar: str | None = "N",
     *, tasks: tuple[str, ...] = tuple(TASKS), choices: tuple[str, ...] | None = None,
@@ -74,7 +67,7 @@ class Config:
     layer: str = _option("throughtime", "recurrent layer", metavar=None, choices=tuple(LAYERS))
     T: int = _option(0, "steps of delay", arguments.positive, tasks=RECALL)
     permute: bool = _option(False, "read pixels in a fixed random order", tasks=("digits",))
-    permute_seed: int = _option(0, "seed of that order", _seed, tasks=("digits",))
+    permute_seed: int = _option(0, "seed of that order", arguments.natural, tasks=("digits",))
     mnist: str | None = _option(None, "folder of MNIST's files", str, "DIR", tasks=("digits",))
     hidden: int = _option(128, "units", arguments.positive, "H")
     batch: int = _option(50, "sequences per update", arguments.positive, "B")
@@ -93,7 +86,7 @@ class Config:
     stop_at: float | None = _option(
         None, "end after two epochs with this validation accuracy", arguments.probability, "A"
     )
-    seed: int = _option(0, "of weights, data and masks", _seed)
+    seed: int = _option(0, "of weights, data and masks", arguments.natural)
     threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.positive)
     device: str = _option("cpu", "where the model lives", metavar="NAME")
     backend: str = _option("auto", "which kernels throughtime uses", metavar="NAME")
@@ -177,39 +170,24 @@ def from_arguments(args: argparse.Namespace) -> Config:
         raise UsageError("--quick and --preset both say how long to train: give one of them")
     values = dict(DEFAULTS[kind]) | dict(QUICK[kind] if args.quick else PRESET if preset else {})
     layer = LAYERS[given.get("layer", "throughtime")]
-    if layer.screens or not layer.detaches:
+    if layer.screens or "p" not in layer.options:
         values |= {"p": 0.0, "anneal": 0}
     if layer.screens and kind == "copying":
         values["one_hot"] = True
     config = Config(**(values | given))
-    _check_layer(config, given)
-    if args.plot == "attention" and not layer.screens:
-        screening = ", ".join(name for name, other in LAYERS.items() if other.screens)
-        raise UsageError(
-            f"--plot attention: --layer {config.layer} has no attention; use one of {screening}"
-        )
+    for name, value in (given | {"plot": args.plot}).items():
+        using = [key for key, other in LAYERS.items() if name in other.options]
+        if value and using and config.layer not in using:
+            raise UsageError(
+                f"{flag(name)} makes no difference to --layer {config.layer}, got {value}: "
+                f"leave it out, or use one of {', '.join(using)}"
+            )
     if config.anneal > config.epochs:
         raise UsageError(
             f"--anneal must be at most --epochs ({config.epochs}), got {config.anneal}"
         )
     for name, value in given.items():
         most = MOST_THREADS if name == "threads" else LARGEST
-        if type(value) is int and "seed" not in name and value > most:
+        if type(value) is int and value > most:
             raise UsageError(f"{flag(name)}: wanted a whole number up to {most}, got {value}")
     return config
-
-
-def _check_layer(config: Config, given: Mapping[str, Any]) -> None:
-    layer = LAYERS[config.layer]
-    for name in ("window_size", "top_k"):
-        if name in given and name not in layer.options:
-            using = ", ".join(key for key, other in LAYERS.items() if name in other.options)
-            raise UsageError(
-                f"{flag(name)} makes no difference to --layer {config.layer}: "
-                f"leave it out, or use one of {using}"
-            )
-    if config.p > 0 and not layer.detaches:
-        raise UsageError(
-            f"--layer {config.layer} has no h-detach, so --p must be 0, got {config.p:g}; "
-            "use --layer throughtime for p > 0"
-        )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs all parts; returns 1 if a result of ours is wrong."""
-    for module in ("tqdm", "matplotlib", "filelock"):
+    for module in ("tqdm", "matplotlib", "pandas", "filelock"):
         require(module)
     start = time.perf_counter()
     with RunFolder(args.out) as folder:
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             return code
         histories = _train(QUICK_EPOCHS if args.quick else EPOCHS)
         title = f"digits, pixel by pixel (above); one layer (below)\n{machine.name()}"
-        path = folder.write_figure("demo", plots.demo(histories, _times(table), title))
+        path = folder.write_figure("demo", plots.demo(histories, table, title))
     print(f"\nplot: {path}\n{time.perf_counter() - start:.0f} s in all")
     return code
 
@@ -80,16 +79,19 @@ def _train(epochs: int) -> dict[str, list[Epoch]]:
             for name, trainer in trainers.items():
                 bar.set_postfix_str(name)
                 trainer.run(lambda _: bar.update(), until=epoch)
-    line = "| {:21} | {:>13} | {:>10} | {:>13} | {:>11} | {:>7} |"
-    header = ("layer", "loss, epoch 1", "loss, last", "test accuracy", "sequences/s", "seconds")
-    print(line.format(*header), line.format(*["---"] * 6), sep="\n")
     histories = {name: trainer.history for name, trainer in trainers.items()}
-    for name, history in histories.items():
-        first, last, test = history[0].loss, history[-1].loss, best(history).test_accuracy
-        rate = statistics.median(epoch.sequences_per_s for epoch in history)
-        seconds = sum(epoch.seconds for epoch in history)
-        numbers = f"{first:.6f} {last:.4f} {test:.3f} {rate:.0f} {seconds:.1f}"
-        print(line.format(name, *numbers.split()))
+    table = [
+        {
+            "layer": name,
+            "loss, epoch 1": f"{history[0].loss:.6f}",
+            "loss, last": f"{history[-1].loss:.4f}",
+            "test accuracy": f"{best(history).test_accuracy:.3f}",
+            "sequences/s": f"{statistics.median(epoch.sequences_per_s for epoch in history):.0f}",
+            "seconds": f"{sum(epoch.seconds for epoch in history):.1f}",
+        }
+        for name, history in histories.items()
+    ]
+    print(require("pandas").DataFrame(table).to_string(index=False))
     ours, _, theirs = (history[0].loss for history in histories.values())
     print(
         f"\nAt p = 0 both compute the same: their losses in epoch 1 differ by "
@@ -98,13 +100,3 @@ def _train(epochs: int) -> dict[str, list[Epoch]]:
         "and only show its speed."
     )
     return histories
-
-
-def _times(table: Path) -> Mapping[str, Mapping[str, float]]:
-    """Milliseconds by contestant and shape; NaN where nothing was measured."""
-    times: dict[str, dict[str, float]] = {}
-    with table.open(newline="") as file:
-        for row in csv.DictReader(file):
-            shape = "T {T}, B {B}\nI {I}, H {H}\np = {p}".format(**row)
-            times.setdefault(row["impl"], {})[shape] = float(row["median_ms"] or "nan")
-    return times

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from bench.errors import UsageError, require
 from bench.train.config import Config
-from bench.train.task import Task
+from bench.train.task import Sequences, Task
 
 CLASSES = 10
 SIDE = 28
@@ -23,31 +22,17 @@ BUNDLED_TEST = 0.2
 VALIDATION = 1 / 6
 
 
-@dataclass(frozen=True)
-class PixelSequences:
-    """Images as sequences: ``pixels`` float ``[N, T]`` from 0 to 1, ``labels`` int64 ``[N]``."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Input ``[T, B, 1]`` and target ``[1, B]``."""
-        x = self.pixels[indices].T.unsqueeze(-1).contiguous()
-        return x, self.labels[indices].unsqueeze(0)
-
-    def split(self, fraction: float) -> tuple[PixelSequences, PixelSequences]:
-        """Two disjoint parts, always the same; the second has ``fraction`` of every class."""
-        generator = torch.Generator().manual_seed(SPLIT_SEED)
-        second = torch.zeros(len(self), dtype=torch.bool)
-        for label in sorted(set(self.labels.tolist())):
-            members = torch.nonzero(self.labels == label).flatten()
-            shuffled = members[torch.randperm(len(members), generator=generator)]
-            second[shuffled[: round(fraction * len(members))]] = True
-        first, last = (PixelSequences(self.pixels[m], self.labels[m]) for m in (~second, second))
-        return first, last
+def split(sequences: Sequences, fraction: float) -> tuple[Sequences, Sequences]:
+    """Two disjoint parts, always the same; the second has ``fraction`` of every class."""
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    labels = sequences.targets.flatten()
+    second = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(CLASSES):
+        members = torch.nonzero(labels == label).flatten()
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        second[shuffled[: round(fraction * len(members))]] = True
+    pixels, targets = sequences.inputs, sequences.targets
+    return Sequences(pixels[~second], targets[~second]), Sequences(pixels[second], targets[second])
 
 
 def make(config: Config) -> Task:
@@ -55,24 +40,24 @@ def make(config: Config) -> Task:
     if config.mnist is None:
         bunch = require("sklearn.datasets").load_digits()
         pixels = torch.tensor(bunch.data, dtype=torch.float32) / 16  # grey values 0 to 16
-        bundled = PixelSequences(pixels, torch.tensor(bunch.target, dtype=torch.int64))
-        learning, test = bundled.split(BUNDLED_TEST)
+        bundled = Sequences(pixels, torch.tensor(bunch.target).unsqueeze(1))
+        learning, test = split(bundled, BUNDLED_TEST)
     else:
         learning, test = (read_mnist(Path(config.mnist), part) for part in PARTS)
     if config.permute:
         generator = torch.Generator().manual_seed(config.permute_seed)
         order = torch.randperm(config.steps, generator=generator)
-        learning, test = (PixelSequences(s.pixels[:, order], s.labels) for s in (learning, test))
-    train, validation = learning.split(VALIDATION)
+        learning, test = (Sequences(s.inputs[:, order], s.targets) for s in (learning, test))
+    train, validation = split(learning, VALIDATION)
     if not len(validation):
         raise UsageError(
             f"--mnist: {config.mnist}: wanted training images of which a sixth can be held out "
             f"for validation, got {len(learning)}; give 4 or more of one digit"
         )
-    return Task(train, validation, test, input_size=1, classes=CLASSES)
+    return Task(train, validation, test, features=1, classes=CLASSES)
 
 
-def read_mnist(folder: Path, part: str) -> PixelSequences:
+def read_mnist(folder: Path, part: str) -> Sequences:
     """One part of MNIST from its IDX files, checked against each other.
 
     Raises:
@@ -90,7 +75,7 @@ def read_mnist(folder: Path, part: str) -> PixelSequences:
         raise _broken(images_path, "one image or more", "none")
     if int(labels.max()) >= CLASSES:
         raise _broken(labels_path, "labels from 0 to 9", f"a label {int(labels.max())}")
-    return PixelSequences(images.flatten(1).float() / 255, labels.long())
+    return Sequences(images.flatten(1).float() / 255, labels.unsqueeze(1))
 
 
 def _read(folder: Path, stem: str, dimensions: int) -> tuple[Path, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import io
 import json
@@ -121,12 +120,8 @@ class RunFolder:
 
     def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> Path:
         """Writes a CSV file, numbers with six digits."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if type(v) is float else v for k, v in row.items()})
-        return self.write(name, text.getvalue().encode())
+        table = require("pandas").DataFrame(rows)
+        return self.write(name, table.to_csv(index=False, float_format="%.6g").encode())
 
     def write_figure(self, stem: str, figure: Any) -> Path:
         """Writes a figure as png and svg; returns the svg."""
@@ -134,6 +129,7 @@ class RunFolder:
             content = io.BytesIO()
             figure.savefig(content, format=suffix, dpi=150)
             path = self.write(f"{stem}.{suffix}", content.getvalue())
+        require("matplotlib.pyplot").close(figure)
         return path
 
     def write(self, name: str, content: bytes) -> Path:

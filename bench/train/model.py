@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 class Layer:
     """One kind of layer; it maps ``[T, B, features]`` to ``(output [T, B, H], states)``.
 
-    ``make`` takes the number of features and the configuration; ``options`` names those of
-    ``window_size`` and ``top_k`` that make a difference.
+    ``make`` takes the number of features and the configuration; ``options`` are those of the
+    command line that make a difference to this layer and not to each one.
     """
 
     label: str
     make: Callable[[int, Config], nn.Module]
-    detaches: bool = True
-    screens: bool = False
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...]
+
+    @property
+    def screens(self) -> bool:
+        """Whether it attends by relevancy screening, so that attention can be drawn."""
+        return "plot" in self.options
 
 
 def _lstm(kind: type[throughtime.LSTM]) -> Callable[[int, Config], nn.Module]:
@@ -43,13 +46,13 @@ def _screening(label: str, **options: Any) -> Layer:
 
     # With top_k=None everything that leaves the window is kept: no option decides.
     names = () if "top_k" in options else ("window_size", "top_k")
-    return Layer(label, make, screens=True, options=names)
+    return Layer(label, make, ("p", "plot", *names))
 
 
 LAYERS = {
-    "throughtime": Layer("throughtime", _lstm(throughtime.LSTM)),
-    "torch": Layer("nn.LSTM", lambda n, config: nn.LSTM(n, config.hidden), detaches=False),
-    "loop": Layer("Python loop", _lstm(LoopLSTM)),
+    "throughtime": Layer("throughtime", _lstm(throughtime.LSTM), ("p",)),
+    "torch": Layer("nn.LSTM", lambda n, config: nn.LSTM(n, config.hidden), ()),
+    "loop": Layer("Python loop", _lstm(LoopLSTM), ("p",)),
     "rel-lstm": _screening("RelLSTM"),
     "mem-lstm": _screening("MemLSTM", top_k=None),
     "rel-first": _screening("RelLSTM, first states kept", retain="first"),

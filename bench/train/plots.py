@@ -1,79 +1,59 @@
-"""Plots of training runs; lines differ in dashes as well as in colour."""
+"""Plots of training runs, and of the demo."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bench.errors import require
+from bench.plots import COLOURS, DASHES, HATCHES, figure, plain_log
 from bench.train.trainer import Epoch
-
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito's palette
-DASHES = ("-", "--", "-.", ":")
-HATCHES = ("", "//", "..", "xx")
-LEAST_RANGE = 8.0  # of a logarithmic axis, or noise would look like a mountain
-
-
-def figure(rows: Sequence[Sequence[str]], *, height: float = 3.6) -> tuple[Any, list[Any]]:
-    """A figure with the named panels; a name that fills a row makes one wide panel."""
-    canvas = require("matplotlib.figure").Figure(
-        figsize=(4.6 * len(rows[0]), height * len(rows)), layout="constrained"
-    )
-    panels = list(canvas.subplot_mosaic([list(row) for row in rows]).values())
-    for panel in panels:
-        panel.grid(True, color="0.9", linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    return canvas, panels
 
 
 def curves(history: Sequence[Epoch], title: str) -> Any:
     """Loss, accuracy of all three sets and gradient norm of one run."""
-    canvas, panels = figure([["loss", "accuracy", "norm"]])
-    loss, accuracy, norm = panels
-    epochs = [epoch.epoch for epoch in history]
-    loss.plot(epochs, [epoch.loss for epoch in history], color=COLOURS[0])
-    for k, part in enumerate(("train", "validation", "test")):
-        values = [getattr(epoch, f"{part}_accuracy") for epoch in history]
-        accuracy.plot(epochs, values, label=part, color=COLOURS[k], linestyle=DASHES[k])
-    norm.plot(epochs, [epoch.grad_norm_median for epoch in history], label="median", color="black")
-    highest = [epoch.grad_norm_max for epoch in history]
-    norm.plot(epochs, highest, label="maximum", color=COLOURS[1], linestyle="--")
+    canvas, panels = figure(3)
+    table = require("pandas").DataFrame(map(asdict, history)).set_index("epoch")
+    look: dict[str, Any] = {"color": COLOURS[:3], "style": list(DASHES[:3]), "grid": True}
+    table["loss"].plot(ax=panels[0], color=COLOURS[0], grid=True)
+    names = ["train_accuracy", "validation_accuracy", "test_accuracy"]
+    table[names].plot(ax=panels[1], **look)
+    table[["grad_norm_median", "grad_norm_max"]].plot(ax=panels[2], **look)
     _finish(*panels)
-    norm.legend(frameon=False, fontsize="small")
+    panels[2].legend(frameon=False, fontsize="small")
     canvas.suptitle(title, fontsize="medium")
     return canvas
 
 
-def demo(
-    runs: Mapping[str, Sequence[Epoch]], times: Mapping[str, Mapping[str, float]], title: str
-) -> Any:
-    """Training runs side by side, above milliseconds by contestant and shape."""
-    canvas, (*panels, bars) = figure([["loss", "accuracy", "norm"], ["time"] * 3])
-    loss, accuracy, norm = panels
+def demo(runs: Mapping[str, Sequence[Epoch]], speed: Path, title: str) -> Any:
+    """Training runs above; below, the speed of each shape in the benchmark's CSV file."""
+    canvas, panels = figure(3, [3.6, 3.2])
+    pandas = require("pandas")
+    look: dict[str, Any]
     for k, (name, history) in enumerate(runs.items()):
-        style = {"color": COLOURS[k], "linestyle": DASHES[k], "label": name, "linewidth": 3 - k}
-        epochs = [epoch.epoch for epoch in history]
-        seconds = list(itertools.accumulate(epoch.seconds for epoch in history))
-        loss.plot(epochs, [epoch.loss for epoch in history], **style)
-        accuracy.plot(seconds, [epoch.test_accuracy for epoch in history], **style)
-        norm.plot(epochs, [epoch.grad_norm_median for epoch in history], **style)
-    _finish(*panels)
-    accuracy.set(xlabel="seconds of training", ylabel="test accuracy")
+        look = {"color": COLOURS[k], "style": DASHES[k], "label": name}
+        look |= {"linewidth": 3 - k, "grid": True}  # equal curves show behind each other
+        table = pandas.DataFrame(map(asdict, history)).set_index("epoch")
+        table["loss"].plot(ax=panels[0], **look)
+        table.set_index(table["seconds"].cumsum())["test_accuracy"].plot(ax=panels[1], **look)
+        table["grad_norm_median"].plot(ax=panels[2], **look)
+    _finish(*panels[:3])
+    panels[1].set(xlabel="seconds of training", ylabel="test accuracy")
 
-    width = 0.8 / len(times)
-    for k, (name, by_shape) in enumerate(times.items()):
-        places = [shape + k * width for shape in range(len(by_shape))]
-        style = {"color": COLOURS[k], "hatch": HATCHES[k], "edgecolor": "white", "label": name}
-        drawn = bars.bar(places, by_shape.values(), width, **style)
-        labels = [f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}" for ms in by_shape.values()]
-        bars.bar_label(drawn, labels, fontsize="small")
-    shapes = list(next(iter(times.values())))
-    bars.set_xticks([shape + 0.4 - width / 2 for shape in range(len(shapes))], shapes)
-    plain_log(bars)
-    bars.set_ylabel("ms, forward + backward (less is better)")
-    bars.legend(frameon=False, fontsize="small", ncols=len(times), loc=(0, 1.02))
+    shapes = pandas.read_csv(speed).groupby(["T", "B", "I", "H"], sort=False)
+    for panel, ((T, B, I, H), rows) in zip(panels[3:], shapes, strict=False):  # noqa: E741
+        times = rows.pivot(index="impl", columns="p", values="median_ms").loc[rows["impl"].unique()]
+        times.columns = [f"p = {p:g}" for p in times.columns]
+        times.iloc[::-1].plot.barh(ax=panel, color=COLOURS[: times.shape[1]], edgecolor="white")
+        for bars, hatch in zip(panel.containers, HATCHES, strict=False):
+            panel.bar_label(bars, fmt=" {:.4g}", fontsize="small")
+            for bar in bars:
+                bar.set_hatch(hatch)
+        panel.set(ylabel="", xlabel="ms, forward + backward", title=f"T {T}, B {B}, I {I}, H {H}")
+        panel.margins(x=0.2)
+        panel.legend(frameon=False, fontsize="small", loc="upper right", reverse=True)
     canvas.suptitle(title, fontsize="medium")
     return canvas
 
@@ -82,22 +62,8 @@ def _finish(loss: Any, accuracy: Any, norm: Any) -> None:
     loss.set(ylabel="training loss", ylim=(0, None))
     accuracy.set(ylabel="accuracy", ylim=(0, 1))
     accuracy.legend(frameon=False, fontsize="small")
-    norm.set_ylabel("gradient norm before clipping, median")
+    norm.set_ylabel("gradient norm before clipping")
     plain_log(norm)
     for panel in (loss, accuracy, norm):
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-
-
-def plain_log(panel: Any) -> None:
-    """A logarithmic y axis with plain numbers, also where the values stay within one decade."""
-    panel.set_yscale("log")
-    low, high = panel.get_ylim()
-    if high / low < LEAST_RANGE:
-        middle = (low * high) ** 0.5
-        low, high = middle / LEAST_RANGE**0.5, middle * LEAST_RANGE**0.5
-        panel.set_ylim(low, high)
-    ticker = require("matplotlib.ticker")
-    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter(ticker.NullFormatter())

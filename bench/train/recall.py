@@ -14,11 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bench.train.config import Config
-from bench.train.task import Task
+from bench.train.task import Sequences, Task
 
 SYMBOLS = 10
 ALPHABET = 8
@@ -27,46 +26,28 @@ VALIDATION_SIZE = 1000
 TEST_SIZE = 5000
 
 
-@dataclass(frozen=True)
-class RecallSequences:
-    """Sequences of a task; ``symbols`` int64 ``[N, 10]`` stand at ``places`` below T + 9.
+def draw(config: Config, count: int, generator: torch.Generator) -> Sequences:
+    """``count`` random sequences.
 
     Example:
-        >>> symbols, places = torch.full((1, 10), 7), torch.arange(10).unsqueeze(0) + 2
-        >>> x, y = RecallSequences(Config("denoise", T=4), symbols, places).batch([0])
-        >>> x[:, 0, 0].int().tolist()
-        [0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-        >>> y[-11:, 0].tolist()
-        [0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]
+        >>> config = Config("copying", T=3)
+        >>> draw(config, 1, torch.Generator().manual_seed(0)).inputs.tolist()
+        [[5, 8, 6, 1, 8, 8, 4, 6, 6, 1, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
     """
-
-    config: Config
-    symbols: Tensor
-    places: Tensor
-
-    def __len__(self) -> int:
-        return len(self.symbols)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Input float ``[T + 20, B, 1]``, or one-hot, and target int64 ``[T + 20, B]``."""
-        marker = MARKERS[self.config.task]
-        symbols = self.symbols[indices].T  # [10, B]
-        x = torch.zeros(self.config.steps, len(indices), dtype=torch.int64)
-        y = torch.zeros_like(x)
-        x.scatter_(0, self.places[indices].T, symbols)
-        x[-SYMBOLS - 1] = marker
-        y[-SYMBOLS:] = symbols
-        coded = F.one_hot(x, marker + 1) if self.config.one_hot else x.unsqueeze(2)
-        return coded.float(), y
-
-
-def draw(config: Config, count: int, generator: torch.Generator) -> RecallSequences:
-    """``count`` random sequences."""
     symbols = torch.randint(1, ALPHABET + 1, (count, SYMBOLS), generator=generator)
-    if config.task == "copying":
-        return RecallSequences(config, symbols, torch.arange(SYMBOLS).expand(count, SYMBOLS))
-    random = torch.rand(count, config.T + SYMBOLS - 1, generator=generator)
-    return RecallSequences(config, symbols, random.topk(SYMBOLS).indices.sort().values)
+    places = torch.arange(SYMBOLS).expand(count, SYMBOLS)
+    if config.task == "denoise":
+        random = torch.rand(count, config.T + SYMBOLS - 1, generator=generator)
+        places = random.topk(SYMBOLS).indices.sort().values
+    inputs = torch.zeros(count, config.steps, dtype=torch.uint8)
+    inputs.scatter_(1, places, symbols.byte())
+    inputs[:, -SYMBOLS - 1] = MARKERS[config.task]
+    return Sequences(inputs, symbols, config.steps, features(config))
+
+
+def features(config: Config) -> int:
+    """Of each step: a one-hot vector or a number."""
+    return MARKERS[config.task] + 1 if config.one_hot else 1
 
 
 @dataclass(frozen=True)
@@ -95,13 +76,12 @@ class Stream:
 def make(config: Config) -> Task:
     """Copying or denoise; all data come from the seed."""
     generator = torch.Generator().manual_seed(config.seed)
-    marker = MARKERS[config.task]
     return Task(
         train=draw(config, config.train_size, generator) if config.train_size else Stream(config),
         validation=draw(config, VALIDATION_SIZE, generator),
         test=draw(config, TEST_SIZE, generator),
-        input_size=marker + 1 if config.one_hot else 1,
-        classes=marker,
+        features=features(config),
+        classes=MARKERS[config.task],
         target_steps=config.steps,
         scored_steps=SYMBOLS,
         updates_per_epoch=config.updates_per_epoch,

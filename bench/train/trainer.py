@@ -21,7 +21,7 @@ from bench.errors import UsageError, require
 from bench.train import digits, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS, SequenceClassifier
-from bench.train.task import Sequences, Task
+from bench.train.task import Batches, Task
 
 EVALUATION_BATCH = 500
 MAKERS = {"digits": digits.make, "copying": recall.make, "denoise": recall.make}
@@ -89,7 +89,7 @@ class Trainer:
         self.history: list[Epoch] = []
         torch.manual_seed(config.seed)
         try:
-            layer = LAYERS[config.layer].make(self.task.input_size, config)
+            layer = LAYERS[config.layer].make(self.task.features, config)
             self.model = SequenceClassifier(layer, config.hidden, self.task).to(config.device)
         except (RuntimeError, ValueError, AssertionError) as error:  # torch asserts a missing CUDA
             raise UsageError(
@@ -200,7 +200,7 @@ class Trainer:
         return values
 
     def accuracy(
-        self, sequences: Sequences, *, count: int | None = None, batch: int = EVALUATION_BATCH
+        self, sequences: Batches, *, count: int | None = None, batch: int = EVALUATION_BATCH
     ) -> float:
         """Fraction of right answers on the first ``count``, without training anything."""
         self.model.eval()

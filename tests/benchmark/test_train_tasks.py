@@ -15,7 +15,7 @@ import torch
 from bench.errors import UsageError
 from bench.train import digits, recall
 from bench.train.config import Config
-from bench.train.task import Task
+from bench.train.task import Sequences, Task
 
 # Copying and denoise
 
@@ -69,7 +69,7 @@ def test_one_hot_shows_the_same_symbols() -> None:
     plain, hot = (recall_task(one_hot=one_hot) for one_hot in (False, True))
     (x, y), (z, w) = (task.train.batch(torch.arange(6)) for task in (plain, hot))
     assert torch.equal(x[..., 0].long(), z.argmax(2)) and torch.equal(y, w)
-    assert hot.input_size == z.shape[2] == 10
+    assert hot.features == z.shape[2] == 10
 
 
 def test_recall_comes_from_its_seed() -> None:
@@ -121,10 +121,10 @@ def test_digits_are_1797_images_in_three_disjoint_sets() -> None:
 
 def test_a_split_has_the_same_share_of_every_class() -> None:
     labels = torch.arange(10).repeat_interleave(torch.arange(20, 30))
-    everything = digits.PixelSequences(torch.arange(len(labels)).unsqueeze(1), labels)
-    first, second = everything.split(0.25)
-    assert sorted([*first.pixels.flatten(), *second.pixels.flatten()]) == list(range(len(labels)))
-    shares = torch.bincount(second.labels) / torch.bincount(labels)
+    everything = Sequences(torch.arange(len(labels)), labels.unsqueeze(1))
+    first, second = digits.split(everything, 0.25)
+    assert sorted([*first.inputs, *second.inputs]) == list(range(len(labels)))
+    shares = torch.bincount(second.targets.flatten()) / torch.bincount(labels)
     assert (shares - 0.25).abs().max() <= 0.5 / 20
 
 
@@ -172,8 +172,8 @@ def test_mnist_in_every_spelling(tmp_path: Path, separator: str, zipped: bool) -
     expected = torch.randint(
         256, (60, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    assert torch.equal(read.pixels, expected.flatten(1).float() / 255)
-    assert read.labels.tolist() == [k % 10 for k in range(60)]
+    assert torch.equal(read.inputs, expected.flatten(1).float() / 255)
+    assert read.targets.flatten().tolist() == [k % 10 for k in range(60)]
     task = digits.make(Config("digits", mnist=str(tmp_path)))
     assert (len(task.train), len(task.validation), len(task.test)) == (50, 10, 20)
     assert task.train.batch(torch.arange(3))[0].shape == (784, 3, 1)
