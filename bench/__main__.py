@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from bench import (
     command,
     compare,
-    demo,
     last_step,
     page,
     plot,
     profile,
     rows,
     scaling,
-    train,
 )
 from bench.errors import UsageError
 from bench.rooms import OPERATIONS
+from bench.train import command as train
+from bench.train import demo
 
 # Command -> (what it does, what adds its options and sets ``run``).
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {

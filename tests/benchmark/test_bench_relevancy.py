@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +12,23 @@ from bench import (
     gate,
     loop_rel_lstm,
     memory,
-    plots,
     rel_lstm,
     relevancy,
-    train,
 )
 from bench.cell import Cell, Contestant
 from bench.engine import Bench
 from bench.rows import SCHEMA
 from bench.rows import read_csv as read_rows
-from bench.tasks import attention, copying, denoise, transfer
-from bench.tasks.config import Config
-from bench.tasks.data import Stream
-from bench.tasks.layers import LAYERS
 
 import throughtime
 from closeness import assert_close
 from throughtime import functional
-from throughtime.__main__ import main, make_parser
-
-TINY = Config(
-    "copying",
-    layer="rel-lstm",
-    T=3,
-    hidden=8,
-    batch=4,
-    p=0.0,
-    epochs=2,
-    updates_per_epoch=3,
-    threads=1,
-    one_hot=True,
-    window_size=2,
-    top_k=3,
-)
-SHORT = ["--hidden", "8", "--batch", "4", "--updates-per-epoch", "3", "--T", "3", "--threads", "1"]
+from throughtime.__main__ import main
 
 
 @pytest.fixture(autouse=True)
-def _small_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for task in (copying, denoise):
-        monkeypatch.setattr(task, "VALIDATION_SIZE", 30)
-        monkeypatch.setattr(task, "TEST_SIZE", 40)
-    monkeypatch.setattr(transfer, "SEQUENCES", 20)
+def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def read_csv(path: str) -> list[dict[str, str]]:
-    with Path(path).open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(("window_size", "top_k"), [(2, 2), (3, 0), (30, 2), (1, 1)])
@@ -236,200 +203,6 @@ def test_additive_score_has_no_full_attention_peer() -> None:
     *ours, sdpa = read_rows(Path("a.csv"))
     assert all(row.median_ms and row.score == "additive" for row in ours)
     assert sdpa.note == "cannot run: full attention has no additive score"
-
-
-# Tasks
-
-
-@pytest.mark.parametrize("delay", [1, 7, 60])
-def test_denoise_layout(delay: int) -> None:
-    task = denoise.make(delay, train_size=20, updates_per_epoch=1, seed=0)
-    x, y = task.train.batch(torch.arange(20))
-    assert x.shape == (delay + 20, 20, 11) and (x.sum(2) == 1).all()
-    symbols = x.argmax(2)
-    assert (symbols[delay + 9] == 10).all() and not symbols[delay + 10 :].any()
-    for k in range(20):
-        shown = symbols[: delay + 9, k]
-        shown = shown[shown > 0]
-        assert len(shown) == 10 and (shown <= 8).all() and torch.equal(shown, y[-10:, k])
-        assert not y[:-10, k].any()
-    places = task.train.places  # type: ignore[attr-defined]
-    assert (places.diff(dim=1) > 0).all() and places.max() < delay + 9
-    assert task.classes == 10 and task.target_steps == delay + 20
-
-
-def test_the_first_steps_of_denoise_hold_few_symbols() -> None:
-    """A policy that keeps the first 15 states must fail: they show 15 of 209 steps."""
-    x, _ = denoise.make(200, train_size=200, updates_per_epoch=1, seed=0).train.batch(
-        torch.arange(200)
-    )
-    shown = (x[:15].argmax(2) > 0).float().sum(0).mean()
-    assert 0.3 < shown < 1.2
-
-
-def test_one_hot_copying_shows_the_same_symbols() -> None:
-    plain, hot = (
-        copying.make(5, train_size=6, updates_per_epoch=1, seed=3, one_hot=one_hot)
-        for one_hot in (False, True)
-    )
-    (x, y), (z, w) = (task.train.batch(torch.arange(6)) for task in (plain, hot))
-    assert torch.equal(x[..., 0].long(), z.argmax(2)) and torch.equal(y, w)
-    assert hot.input_size == 10 and z.shape[2] == 10
-
-
-@pytest.mark.parametrize("task", [copying, denoise])
-def test_a_stream_never_repeats_and_depends_on_its_indices_alone(task: Any) -> None:
-    one, other = (task.make(4, train_size=0, updates_per_epoch=9, seed=s).train for s in (0, 1))
-    assert isinstance(one, Stream)
-    index = torch.tensor([7, 1])
-    assert torch.equal(one.batch(index)[0], one.batch(index)[0])
-    assert not torch.equal(one.batch(index)[1], other.batch(index)[1])
-    for step in (1, 2**16, 2**32):
-        assert not torch.equal(one.batch(index)[0], one.batch(index + step)[0])
-    # Neighbouring indices give unrelated symbols: 1 of 8 agrees by chance.
-    batches = [one.batch(torch.tensor([k] * 50))[1][-10:] for k in range(40)]
-    agree = [(a == b).float().mean().item() for a, b in itertools.pairwise(batches)]
-    assert abs(sum(agree) / len(agree) - 1 / 8) < 0.01
-
-
-@pytest.mark.parametrize("layer", [name for name, layer in LAYERS.items() if layer.screens])
-def test_every_screening_layer_trains(layer: str) -> None:
-    config = Config(**{**TINY.__dict__, "layer": layer, "epochs": 3, "updates_per_epoch": 20})
-    trainer = train.make_trainer(config)
-    trainer.run(on_epoch=lambda epoch: None)
-    losses = [epoch.loss for epoch in trainer.history]
-    assert losses[-1] < losses[0]
-    built = trainer.model.layer
-    assert isinstance(built, throughtime.RelLSTM) and built.window_size == 2
-    assert (built.top_k is None) == layer.startswith("mem")
-    assert (built.retain == "first") == (layer == "rel-first")
-    assert (built.cell == "tanh") == layer.endswith("rnn")
-
-
-def test_a_stream_continues_bit_for_bit_after_resume() -> None:
-    whole = train.make_trainer(Config(**{**TINY.__dict__, "epochs": 4}))
-    whole.run(on_epoch=lambda epoch: None)
-    first = train.make_trainer(TINY)
-    first.run(on_epoch=lambda epoch: None)
-    rest = train.make_trainer(Config(**{**TINY.__dict__, "epochs": 4}))
-    rest.load_state_dict(first.state_dict())
-    rest.run(on_epoch=lambda epoch: None)
-    for one, other in zip(whole.model.parameters(), rest.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_training_ends_when_it_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = train.make_trainer(Config(**{**TINY.__dict__, "epochs": 9, "stop_at": 0.5}))
-    accuracies = iter([0.6, 0.0, 0.4, 0.0, 0.5, 0.0, 0.5, 0.0, 1.0, 1.0])
-    monkeypatch.setattr(trainer, "accuracy", lambda *a, **k: next(accuracies))
-    trainer.run(on_epoch=lambda epoch: None)
-    assert len(trainer.history) == 4  # validation 0.6, 0.4, 0.5, 0.5
-
-
-def test_preset_transfer_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "copying", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
-    words += ["--epochs", "1", "--transfer", "6", "9", "--plot", "attention", "--out", "run"]
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    assert "accuracy at T = 9 without further training" in out
-    rows = read_csv("run/transfer.csv")
-    columns = ["task", "layer", "seed", "trained_T", "updates", "T", "accuracy", "count"]
-    assert list(rows[0]) == columns
-    assert [row["T"] for row in rows] == ["3", "6", "9"] and rows[0]["updates"] == "3"
-    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
-    for suffix in ("svg", "png"):
-        assert Path(f"run/attention.{suffix}").stat().st_size > 1000
-
-
-def test_the_preset_ends_with_transfer_to_500_and_5000() -> None:
-    words = ["train", "denoise", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
-    assert main([*words, "--epochs", "1", "--out", "run"]) == 0
-    assert [row["T"] for row in read_csv("run/transfer.csv")] == ["3", "500", "5000"]
-
-
-def test_transfer_measures_the_test_set_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = train.make_trainer(TINY)
-    seen = []
-
-    def accuracy(sequences: Any, *, count: int, batch: int) -> float:
-        seen.append((sequences.delay, count))
-        return 0.5
-
-    monkeypatch.setattr(trainer, "accuracy", accuracy)
-    assert transfer.accuracies(trainer, [9, 3]) == {3: 0.5, 9: 0.5}
-    assert seen == [(3, 20), (9, 20)]
-
-
-@pytest.mark.parametrize(
-    ("layer", "one_hot"), [("rel-rnn", True), ("mem-lstm", True), ("torch", False)]
-)
-def test_screening_layers_read_copying_one_hot(layer: str, one_hot: bool) -> None:
-    words = ["train", "copying", "--layer", layer]
-    assert train.make_config(make_parser().parse_args(words)).one_hot is one_hot
-
-
-@pytest.mark.parametrize("layer", ["rel-lstm", "rel-first"])
-def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
-    trainer = train.make_trainer(Config(**{**TINY.__dict__, "layer": layer}))
-    with torch.no_grad():  # so far from uniform that later keys win over the first ones
-        trainer.model.layer.weight_score_l0.mul_(-30)  # type: ignore[operator,union-attr]
-    drawn = attention.picture(trainer)
-    assert drawn is not None
-    x, _ = trainer.task.test.batch(torch.tensor([0]))
-    with torch.no_grad():
-        _, state = trainer.model.layer(x[:-1])
-    kept = state.position[0, : state.retained, 0].tolist()
-    assert drawn[1][-1].nonzero().flatten().tolist() == sorted(kept)
-    assert (sorted(kept) == [0, 1, 2]) == (layer == "rel-first")
-
-
-def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
-    trainer = train.make_trainer(TINY)
-    drawn = attention.picture(trainer)
-    assert drawn is not None
-    weights, retained = drawn
-    assert weights.shape == retained.shape == (23, 23)
-    assert_close(weights.sum(1), torch.ones(23))
-    assert not weights.triu(1).any()
-    layer = trainer.model.layer
-    assert isinstance(layer, throughtime.RelLSTM) and layer.top_k is not None
-    per_query = retained.sum(1)
-    assert per_query.max() == layer.top_k and not retained[:2].any()
-    assert (weights[retained] > 0).all()
-    attended = (weights > 0).sum(1)
-    window = torch.arange(1, 24).clamp(max=layer.window_size)
-    assert torch.equal(attended, window + per_query)
-
-    canvas = plots.attention(weights.numpy(), retained.numpy(), "a title")
-    panel = canvas.axes[0]
-    (marks,) = panel.lines
-    drawn_marks = {(int(query), int(key)) for key, query in zip(*marks.get_data(), strict=True)}
-    assert drawn_marks == {tuple(cell) for cell in retained.nonzero().tolist()} != set()
-    assert panel.images[0].get_array().count() == (weights > 0).sum()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--layer", "torch", "--plot", "attention"], "--layer torch has no attention; use one of"),
-        (["--layer", "torch", "--p", "0.5"], "--layer torch has no h-detach"),
-        (["--layer", "torch", "--top-k", "3"], "--top-k makes no difference to --layer torch"),
-        (["--layer", "mem-rnn", "--window-size", "3"], "--window-size makes no difference"),
-        (["--quick", "--preset", "quick"], "give one of them"),
-        (["--layer", "rel-gru"], "invalid choice: 'rel-gru'"),
-        (["--stop-at", "1.5"], "wanted a number from 0 to 1"),
-        (["--transfer", "0"], "wanted a whole number of 1 or more"),
-    ],
-)
-def test_options_that_contradict(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        code = main(["train", "denoise", *SHORT, *words])
-    except SystemExit as stop:  # argparse itself
-        code = int(stop.code or 0)
-    assert code == 2
-    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
