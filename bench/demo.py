@@ -13,25 +13,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import throughtime
-from bench import cases, machine, plots, report, speed_plots, train
-from bench.cases import Case
-from bench.cell import OURS, Cell, Contestant
-from bench.engine import Bench
+from bench import machine, plots, speed_plots, table, train
 from bench.errors import require
-from bench.gate import Gate
-from bench.lstm import Lstm
-from bench.measure import Plan
-from bench.peers import PEERS
-from bench.rows import Row
+from bench.measure.engine import Bench
+from bench.measure.timing import Plan
+from bench.measure.verify import Verifier
+from bench.operations import OPERATIONS
+from bench.operations.operation import OURS, Contestant
 from bench.tasks.config import Config
+from bench.tasks.layers import LAYERS
 from bench.tasks.record import Epoch, best
 
 EPOCHS = 40
 QUICK_EPOCHS = 3
-CHECKED = (Case(16, 5, 3, 7), Case(16, 100, 1, 128), Case(16, 16, 64, 256), Case(50, 1, 17, 33))
+LSTM = OPERATIONS["lstm"]
+CHECKED = [
+    LSTM.case(T=t, B=b, I=i, H=h, p=p)
+    for t, b, i, h in ((16, 5, 3, 7), (16, 100, 1, 128), (16, 16, 64, 256), (50, 1, 17, 33))
+    for p in (0.0, 0.5)
+]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Entry:
     p: float
 
     def __str__(self) -> str:
-        return PEERS[self.layer].label + (f", p = {self.p:g}" if self.p else "")
+        return LAYERS[self.layer].label + (f", p = {self.p:g}" if self.p else "")
 
 
 RUNS = (Entry("throughtime", 0.0), Entry("throughtime", 0.25), Entry("torch", 0.0))
@@ -70,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
     right = _print_correctness()
     histories = _train(QUICK_EPOCHS if args.quick else EPOCHS)
     bench = Bench(
-        Lstm(), peers=["torch", "loop"], ps=[0.0, 0.5], memory=False, plan=Plan(seconds=0.5)
+        LSTM, peers=["torch", "loop"], ps=[0.0, 0.5], memory=False, plan=Plan(seconds=0.5)
     )
     print("## Speed\n", flush=True)
-    rows = bench.rows(cases.QUICK)
-    print(report.table(rows, Lstm.heading))
+    rows = bench.rows(LSTM.quick)
+    print(table.report(rows))
 
     path = args.out / "demo.png"
     plots.save(_picture(histories, rows), path)
@@ -89,14 +93,13 @@ def _print_correctness() -> bool:
     right = True
     header: list[str] = []
     for case in CHECKED:
-        for p in (0.0, 0.5):
-            errors = Gate(Lstm(), Cell(case, p=p)).check(Contestant(OURS))
-            header = list(errors.relative)
-            cells = [f"{value:.0e}" for value in errors.relative.values()]
-            verdict = "right" if errors.passed else f"WRONG: {errors.worst}"
-            lines.append([str(case), f"{p:g}", *cells, verdict])
-            right = right and errors.passed
-    print(report.markdown(["T, B, I, H", "p", *header, ""], lines), end="\n\n")
+        errors = Verifier(LSTM, case).check(Contestant(OURS))
+        header = list(errors.relative)
+        texts = [f"{value:.0e}" for value in errors.relative.values()]
+        verdict = "right" if errors.passed else f"WRONG: {errors.worst}"
+        lines.append([str(case), f"{case.p:g}", *texts, verdict])
+        right = right and errors.passed
+    print(table.markdown(lines, ["T, B, I, H", "p", *header, ""]), end="\n\n")
     return right
 
 
@@ -122,7 +125,7 @@ def _train(epochs: int) -> dict[str, list[Epoch]]:
     histories = {name: trainer.history for name, trainer in trainers.items()}
     header = ["layer", "loss, epoch 1", "loss, last", "test accuracy", "sequences/s", "seconds"]
     lines = [_training_line(name, history) for name, history in histories.items()]
-    print(report.markdown(header, lines))
+    print(table.markdown(lines, header))
     ours, _, theirs = (history[0].loss for history in histories.values())
     print(
         f"\nAt p = 0 both compute the same: their losses in epoch 1 differ by "
@@ -149,8 +152,9 @@ def _training_line(name: str, history: Sequence[Epoch]) -> list[str]:
     ]
 
 
-def _picture(runs: Mapping[str, Sequence[Epoch]], rows: Sequence[Row]) -> Any:
+def _picture(runs: Mapping[str, Sequence[Epoch]], rows: pd.DataFrame) -> Any:
     """Training runs side by side above, the benchmark below."""
+    rows = speed_plots.prepared(rows)
     canvas, panels = plots.figure(3, [3.4, speed_plots.bars_height(rows)])
     loss, accuracy, norm = panels[:3]
     for k, (name, history) in enumerate(runs.items()):
@@ -167,6 +171,7 @@ def _picture(runs: Mapping[str, Sequence[Epoch]], rows: Sequence[Row]) -> Any:
     for panel in (loss, norm):
         plots.epoch_axis(panel)
     accuracy.legend(frameon=False, fontsize="small", loc="lower right")
-    speed_plots.draw_bars(canvas, panels[3:], rows)
+    speed_plots.draw_bars(panels[3:], rows, ["median_ms", "ratio", "gflops"])
+    plots.legend_below(canvas, panels[3], columns=3)
     canvas.suptitle(f"digits, pixel by pixel (above); {speed_plots.title(rows)}", fontsize="small")
     return canvas

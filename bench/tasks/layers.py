@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 import throughtime
-from bench import peers
+from bench.operations import lstm_peers
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _peer(
     top_k: int,
     backend: str,
 ) -> nn.Module:
-    return peers.build(name, input_size, hidden_size, detach_prob=detach_prob, backend=backend)
+    return lstm_peers.build(name, input_size, hidden_size, detach_prob=detach_prob, backend=backend)
 
 
 def _rel(
@@ -61,8 +61,12 @@ def _screening(label: str, **options: Any) -> Layer:
 
 LAYERS = {
     **{
-        name: Layer(peer.label, functools.partial(_peer, name), peer.detaches)
-        for name, peer in peers.PEERS.items()
+        name: Layer(label, functools.partial(_peer, name), detaches)
+        for name, label, detaches in (
+            ("throughtime", "throughtime", True),
+            ("torch", "nn.LSTM", False),
+            ("loop", "Python loop", True),
+        )
     },
     "rel-lstm": _screening("RelLSTM"),
     "mem-lstm": _screening("MemLSTM", top_k=None),
