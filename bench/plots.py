@@ -70,6 +70,19 @@ def plain_log(panel: Any, axis: str = "y", *, scientific: bool = False) -> None:
     own.set_minor_formatter(ticker.NullFormatter())
 
 
+def linear_guide(panel: Any) -> None:
+    """A line of slope 1 below the lowest curve of a panel with logarithmic axes."""
+    lines = [line.get_xydata() for line in panel.lines if len(line.get_xdata()) > 1]
+    if not lines:
+        return
+    lowest = min(lines, key=lambda line: line[0, 1] / line[0, 0])
+    start, end = lowest[0, 0], max(line[:, 0].max() for line in lines)
+    below = lowest[0, 1] / 1.6
+    panel.plot(
+        [start, end], [below, below * end / start], color="0.5", linestyle=":", label="linear"
+    )
+
+
 def legend_below(canvas: Any, panel: Any, *, columns: int) -> None:
     """One legend for the whole figure, from the lines or bars of one panel."""
     canvas.legend(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 import throughtime
-from bench.peers import LoopLSTM
+from bench.operations.lstm_peers import LoopLSTM
 
 if TYPE_CHECKING:
     from bench.train.config import Config

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import gate
-from bench.__main__ import main
-from bench.rooms import OPERATIONS
-from bench.rows import SCHEMA, read_csv
+from bench import table
+from bench.__main__ import COMMANDS, main
+from bench.measure import verify
 
 from throughtime import _install
 
@@ -18,22 +17,29 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_module_runs_as_a_program() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "bench", "lstm", "--list"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert "784, 100, 1, 128" in result.stdout
+def test_module_runs_as_a_program_and_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    """The command is a column that is committed with the results."""
+    shape = ["--T", "2", "--B", "1", "--H", "2", "--repeats", "1"]
+    words = ["lstm", *shape, "--backends", "auto", "--peers", "--csv"]
+    command = ["bench", *words, str(tmp_path / "a.csv")]
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, capture_output=True)
+    written = table.read_csv(tmp_path / "a.csv")["command"].unique()
+    assert list(written) == [f"python -m {' '.join(command)}"]
 
 
-# Benchmark
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for name, (text, _) in COMMANDS.items():
+        assert name in out and text.split()[0] in out
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code == 0
 
 
 def test_bench_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,16 +49,19 @@ def test_bench_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "--repeats 2 --no-memory --threads 1 --csv new/rows.csv --plot plot.svg"
     )
     assert main(["lstm", *options.split()]) == 0
-    rows = read_csv(tmp_path / "new" / "rows.csv")
+    rows = table.read_csv(tmp_path / "new" / "rows.csv")
     assert len(rows) == 2 * 2 * 4 * 6  # T, dtypes, (forward, inference, both p), contestants
-    assert {(row.T, row.B, row.I, row.H) for row in rows} == {(5, 2, 4, 4), (6, 2, 4, 4)}
-    for row in rows:
-        if row.backend == "cuda" or row.impl == "haste":
-            assert row.median_ms is None and row.note
-            continue
-        assert row.runs == 2 and row.median_ms and row.share_of_matmul and row.share_of_bandwidth
-        assert row.error is not None and row.error < (1e-5 if row.dtype == "float32" else 0.05)
-        assert row.threads == 1 and row.device == "cpu" and row.machine
+    assert {(row.T, row.B, row.I, row.H) for row in rows.itertuples()} == {
+        (5, 2, 4, 4),
+        (6, 2, 4, 4),
+    }
+    missing = (rows["backend"] == "cuda") | (rows["impl"] == "haste")
+    assert rows[missing]["median_ms"].isna().all() and (rows[missing]["note"] != "").all()
+    measured = rows[~missing]
+    assert (measured["runs"] == 2).all() and (measured["median_ms"] > 0).all()
+    assert (measured[["share_of_matmul", "share_of_bandwidth"]] > 0).all(axis=None)
+    assert (measured["error"] < measured["dtype"].map({"float32": 1e-5, "bfloat16": 0.05})).all()
+    assert set(rows["threads"]) == {1} and set(rows["device"]) == {"cpu"} and rows["machine"].all()
     out = capsys.readouterr().out
     assert "| T, B, I, H" in out and "not installed: there is no module haste_pytorch" in out
     assert "machine: " in out
@@ -60,54 +69,60 @@ def test_bench_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_bench_list(operation: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([operation, "--list"]) == 0
-    out = capsys.readouterr().out
-    room = OPERATIONS[operation]
-    for group in (room.default(), room.quick(), room.sweep()[0]):
-        assert all(f"  {case}\n" in out for case in group)
-    assert ("left out of --sweep (" in out) == (operation == "lstm")
-    for peer, label in room.labels.items():
-        assert f"  {peer}: {label}; " in out
-    assert "  throughtime (reference): throughtime; can run" in out
+@pytest.mark.parametrize(
+    ("words", "contestants"),
+    [
+        (
+            "rel-lstm --T 12 --B 2 --I 2 --H 5 --window-size 3 --top-k 2 --p 0 0.5",
+            "throughtime (cpu), throughtime (reference), loop, torch",
+        ),
+        (
+            "relevancy --T 16 --B 1 --heads 2 --D 8 --window-size 4 --top-k 3 --peers sdpa full",
+            "throughtime (cpu), throughtime (reference), sdpa, full",
+        ),
+        (
+            "relevancy --T 4 --B 1 --D 4 --score additive --peers",
+            "throughtime (cpu), throughtime (reference)",
+        ),
+    ],
+)
+def test_other_operations(words: str, contestants: str) -> None:
+    more = ["--repeats", "1", "--no-memory", "--dtype", "float32", "bfloat16", "--csv", "r.csv"]
+    assert main([*words.split(), *more]) == 0
+    rows = table.read_csv(Path("r.csv"))
+    named = ", ".join(dict.fromkeys(table.contestant(row) for row in rows.itertuples()))
+    assert named == contestants
+    assert (rows["median_ms"] > 0).all() and rows["error"].notna().all()
 
 
 def test_bench_dry_run_measures_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.engine.Bench.rows", None)
+    monkeypatch.setattr("bench.measure.engine.Bench.rows", None)
     words = "--T 5 --B 2 --H 4 --p 0 0.5 --backends cpu cuda --peers torch haste --dry-run"
     assert main(["lstm", *words.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:10]]
-    assert [cell[:6] for cell in cells] == [
+    texts = [[text.strip() for text in line.strip("|").split("|")] for line in lines[2:10]]
+    assert [line[:6] for line in texts] == [
         ["5, 2, 4, 4", "float32", "cpu", "forward+backward", p, name]
         for p in ("0", "0.5")
         for name in ("throughtime (cpu)", "throughtime (cuda)", "torch", "haste")
     ]
-    assert cells[0][6] == cells[2][6] == "run"
-    assert cells[1][6].startswith("cannot run: ") and cells[3][6].startswith("not installed: ")
+    assert texts[0][6] == texts[2][6] == "run"
+    assert texts[1][6].startswith("cannot run: ") and texts[3][6].startswith("not installed: ")
     assert lines[-1] == "4 of 8 would run"
-
-
-def test_bench_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(SCHEMA)
-    assert all(line.endswith(text) for line, text in zip(lines, SCHEMA.values(), strict=True))
 
 
 def test_nothing_of_ours_measured_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--T 2 --B 1 --H 2 --p 0 --backends cuda --repeats 1 --no-memory --csv rows.csv"
     assert main(["lstm", *options.split()]) == 1
     assert "error: nothing of ours was measured" in capsys.readouterr().err
-    ours, torch_ = read_csv(Path("rows.csv"))
-    assert ours.note and torch_.median_ms
+    ours, torch_ = table.read_csv(Path("rows.csv")).itertuples()
+    assert ours.note and torch_.median_ms > 0
 
 
-def test_red_gate_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gate.ROUNDING_UNITS, "float32", -1e9)  # nothing can pass
+def test_wrong_results_are_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(verify.ROUNDING_UNITS, "float32", -1e9)  # nothing can pass
     options = ["--T", "2", "--B", "1", "--H", "2", "--repeats", "1", "--no-memory"]
     assert main(["lstm", *options]) == 1
 
@@ -127,15 +142,15 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     assert main(command.split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert words in error
-    assert error.count("\n") == 1
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
         ("lstm --p x", "--p: wanted a number, got 'x'"),
+        ("lstm --p 2", "--p: wanted a number from 0 to 1, got '2'"),
+        ("lstm --T 0", "--T: wanted a whole number of 1 or more, got '0'"),
         ("gru", "invalid choice: 'gru'"),
         ("lstm --backends nonsense", "invalid choice: 'nonsense'"),
         ("relevancy --peers torch", "invalid choice: 'torch'"),
@@ -153,22 +168,19 @@ def test_wrong_options_name_wanted_and_got(
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "distribution"),
+    ("command", "module"),
     [
-        ("lstm --quick", "tqdm", "tqdm"),
-        ("lstm --quick --plot x.svg", "matplotlib", "matplotlib"),
+        ("lstm --quick", "tqdm"),
+        ("lstm --quick --plot x.svg", "matplotlib"),
+        ("report x.csv", "itables"),
     ],
 )
 def test_missing_extras_are_one_sentence(
-    command: str,
-    module: str,
-    distribution: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     assert main(command.split()) == 2
     assert capsys.readouterr().err == (
-        f"error: this command needs {distribution}, which is not installed; "
+        f"error: this command needs {module}, which is not installed; "
         f"install it with: pip install {_install.source('[bench]')}\n"
     )

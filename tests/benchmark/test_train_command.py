@@ -20,10 +20,10 @@ import torch
 from bench.__main__ import main
 from bench.train import command, demo, memory, recall
 from bench.train.folder import RunFolder
-from train_runs import TIMES
 
 import throughtime
 from throughtime import _install
+from train_runs import TIMES
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--T", "3", "--hidden", "8", "--batch", "4", "--updates-per-epoch", "3", "--threads", "1"]

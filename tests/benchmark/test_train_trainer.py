@@ -11,10 +11,10 @@ import torch
 from bench.train import attention, recall
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
-from train_runs import SCREENING, TINY, trained, without_times
 
 import throughtime
 from closeness import assert_close
+from train_runs import SCREENING, TINY, trained, without_times
 
 
 @pytest.fixture(autouse=True)
