@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python triton_kernels -type
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py)
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-cuda-build test-versions gradient-table bench bench-compare fuzz install format clean FORCE
+.PHONY: help demo docs test test-cuda-build test-versions gradient-table bench bench-compare fuzz install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make install  install into $(VENV) only"
 	@echo "make fuzz     install into $(VENV), call the package with what is right and wrong from random"
 	@echo "              seeds for MINUTES=$(MINUTES), and print what ended a process, hung or named nothing"
+	@echo "make docs     install into $(VENV), write one page per public name into build/docs"
 	@echo "make format   format the Python and C++ sources"
 	@echo "make clean    remove $(VENV) and all that was built"
 	@echo
@@ -102,6 +103,11 @@ bench: install
 	done; \
 	$(BIN)/python -m bench report "$$results"/lstm.csv "$$results"/rel-lstm.csv \
 	  "$$results"/relevancy.csv --out "$$results/benchmark.html"
+
+# Sphinx writes a source file per name, so it works on a copy.
+docs: install
+	rm -rf build/docs build/docs-source && mkdir -p build && cp -r python/docs build/docs-source
+	$(BIN)/sphinx-build -q -W build/docs-source build/docs
 
 fuzz: install
 	cd tests && "$(abspath $(BIN))/python" -m fuzz --minutes $(MINUTES)

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from bench import (
-    command,
-    compare,
-    demo,
-    last_step,
-    page,
-    plot,
-    profile,
-    rows,
-    scaling,
-    train,
-)
 from bench.errors import UsageError
-from bench.rooms import OPERATIONS
 
-# Command -> (what it does, what adds its options and sets ``run``).
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "compare": ("tell whether the working tree has become slower", compare.add_arguments),
-    "demo": ("show all of it in a few minutes", demo.add_arguments),
-    "last-step": ("measure a loss on the last step alone", last_step.add_arguments),
-    "plot": ("draw stored measurements", plot.add_arguments),
-    "profile": ("tell where the time of the kernels goes", profile.add_arguments),
-    "report": ("make a page of tables and plots from CSV files", page.add_arguments),
-    "scaling": ("fit the powers with which time and memory grow", scaling.add_arguments),
-    "train": ("train digits, copying or denoise", train.add_arguments),
-    "schema": ("print the columns of the CSV files", rows.add_arguments),
+# Command -> what it does, and the module whose ``add_arguments`` adds its options and sets ``run``.
+COMMANDS = {
+    "lstm": ("measure an LSTM layer beside nn.LSTM and others", "bench.measure.command"),
+    "rel-lstm": ("measure a RelLSTM layer beside its authors' loop", "bench.measure.command"),
+    "relevancy": ("measure relevancy attention beside full attention", "bench.measure.command"),
+    "last-step": ("measure a loss on the last step alone", "bench.last_step"),
+    "scaling": ("fit the powers with which time and memory grow", "bench.scaling"),
+    "compare": ("say whether the working tree is slower than a revision", "bench.compare.command"),
+    "profile": ("say where the time of the kernels goes", "bench.profile"),
+    "plot": ("draw stored measurements", "bench.plot"),
+    "report": ("make a page of tables and plots from CSV files", "bench.report"),
+    "train": ("train digits, copying or denoise", "bench.train.command"),
+    "demo": ("show all of it in a few minutes", "bench.train.demo"),
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The benchmarks and what is made of them, one subcommand each."""
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, operation in OPERATIONS.items():
-        text = f"measure {name}"
-        command.add_arguments(commands.add_parser(name, help=text, description=text), operation)
-    for name, (text, add) in COMMANDS.items():
-        add(commands.add_parser(name, help=text, description=text))
-
-
+MEASURED = ("lstm", "rel-lstm", "relevancy")
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+
+
+def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of all commands; only the module of the chosen one is imported."""
+    parser = argparse.ArgumentParser("python -m bench", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (text, module) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name in words[:1]:
+            more = [name] if name in MEASURED else []
+            importlib.import_module(module).add_arguments(sub, *more)
+    return parser
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -55,9 +46,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         0; 1 if a check or a training failed; 2 if the options are wrong; 130 after Ctrl-C.
     """
     words = sys.argv[1:] if command_line is None else list(command_line)
-    parser = argparse.ArgumentParser("python -m bench", description=__doc__)
-    add_arguments(parser)
-    args = parser.parse_args(words, argparse.Namespace(command_line=words))
+    args = make_parser(words).parse_args(words, argparse.Namespace(command_line=words))
     try:
         return int(args.run(args))
     except UsageError as error:

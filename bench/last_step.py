@@ -6,44 +6,26 @@ Gradients that travel far become subnormal numbers, on which many processors are
 from __future__ import annotations
 
 import argparse
-import csv
-import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from bench import arguments, machine, report
-from bench.cell import OURS, Cell, Contestant, Work
-from bench.rooms import OPERATIONS
+from bench import arguments, machine, table
+from bench.operations import OPERATIONS
+from bench.operations.operation import OURS, Case, Contestant, Work
 
-# Operation -> which of its default cases.
-CASES = {"lstm": 0, "rel-lstm": -1, "relevancy": 2}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contestant on one case, medians in milliseconds of forward and backward."""
-
-    op: str
-    case: str
-    contestant: str
-    threads: int
-    every_ms: float
-    last_ms: float
-    last_over_every: float
-    over_ours: float  # of the last step; medians of alternated runs
-    machine: str
-    torch: str
-    command: str
+# Operation -> which of its default cases, and the peer.
+MEASURED = {"lstm": (0, "torch"), "rel-lstm": (-1, "torch"), "relevancy": (2, "sdpa")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench last-step``."""
-    parser.add_argument("--quick", action="store_true", help="on next to nothing")
+    parser.description = __doc__
+    parser.add_argument("--quick", action="store_true", help="on very few elements")
     parser.add_argument("--threads", type=arguments.positive, help="(as torch has them)")
     parser.add_argument("--repeats", type=arguments.positive, default=5, help="rounds (5)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
@@ -51,84 +33,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures all operations and prints one table."""
+    """Measure all operations and print one table; returns 0."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     print("\n".join([*machine.header(), ""]), flush=True)
-    rows = [row for op in CASES for row in measure(op, args.repeats, quick=args.quick)]
+    rows = []
+    for op, (number, peer) in MEASURED.items():
+        case = OPERATIONS[op].default[number]
+        rows += measure(case.tiny() if args.quick else case, peer, args.repeats)
+    lines = [
+        [row["op"], row["case"], row["contestant"], table.digits(row["every_ms"])]
+        + [table.digits(row["last_ms"]), f"{row['over_ours']:.2f}"]
+        for row in rows
+    ]
     header = ["operation", "case", "contestant", "every step, ms", "last step, ms", "/ ours"]
-    print(
-        report.markdown(
-            header,
-            [
-                (r.op, r.case, r.contestant, *map(report.ms, (r.every_ms, r.last_ms)))
-                + (f"{r.over_ours:.2f}",)
-                for r in rows
-            ],
-        )
-    )
+    print(table.markdown(lines, header))
     if args.csv is not None:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        pd.DataFrame(rows).to_csv(args.csv, index=False)
         print(f"\nrows: {args.csv}")
     return 0
 
 
-def measure(op: str, repeats: int, *, quick: bool) -> list[Row]:
-    """Ours and nn.LSTM (full attention for relevancy), as they are and flushing subnormals.
+def measure(case: Case, peer: str, repeats: int) -> list[dict[str, Any]]:
+    """Rows of ours and of a peer, as it is and flushing subnormals; the three alternate.
 
-    Args:
-        op: a key of ``CASES``.
-        repeats: rounds in which the contestants alternate, after one that does not count.
-        quick: take the smallest sizes.
+    The first round does not count. ``over_ours`` is that of the last step.
     """
-    operation = OPERATIONS[op]
-    case = operation.default()[CASES[op]]
-    cell = Cell(case.tiny() if quick else case)
-    peer = Contestant("sdpa" if op == "relevancy" else "torch")
-    label = operation.labels.get(peer.impl, peer.impl)
-    contestants = [
-        (OURS, operation.work(Contestant(OURS, "cpu"), cell), False),
-        (label, operation.work(peer, cell), False),
-        (f"{label}, torch.set_flush_denormal(True)", operation.work(peer, cell), True),
+    operation = OPERATIONS[case.op]
+    label = operation.peers[peer].label
+    contestants = {
+        OURS: (operation.work(Contestant(OURS, "cpu"), case), False),
+        label: (operation.work(Contestant(peer), case), False),
+        f"{label}, torch.set_flush_denormal(True)": (operation.work(Contestant(peer), case), True),
+    }
+    rounds = [
+        {
+            (name, last): milliseconds(work, last=last, flush=flush)
+            for name, (work, flush) in contestants.items()
+            for last in (False, True)
+        }
+        for _ in range(repeats + 1)
     ]
-    times: dict[tuple[str, bool], list[float]] = {}
-    for _ in range(repeats + 1):
-        for name, work, flush in contestants:
-            for last_only in (False, True):
-                milliseconds = _milliseconds(work, last_only, flush)
-                times.setdefault((name, last_only), []).append(milliseconds)
-    rows = []
-    for name, _, _ in contestants:
-        every, last, ours = times[name, False][1:], times[name, True][1:], times[OURS, True][1:]
-        rows.append(
-            Row(
-                op=op,
-                case=str(cell.case),
-                contestant=name,
-                threads=torch.get_num_threads(),
-                every_ms=statistics.median(every),
-                last_ms=statistics.median(last),
-                last_over_every=_ratio(last, every),
-                over_ours=_ratio(last, ours),
-                machine=machine.name(),
-                torch=torch.__version__,
-                command=machine.command_line(),
-            )
-        )
-    return rows
+    times = pd.DataFrame(rounds[1:])
+    return [
+        {
+            "op": case.op,
+            "case": str(case),
+            "contestant": name,
+            "threads": torch.get_num_threads(),
+            "every_ms": times[name, False].median(),
+            "last_ms": times[name, True].median(),
+            "last_over_every": (times[name, True] / times[name, False]).median(),
+            "over_ours": (times[name, True] / times[OURS, True]).median(),
+            "machine": machine.name(),
+            "torch": torch.__version__,
+            "command": machine.command_line(),
+        }
+        for name in contestants
+    ]
 
 
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def _milliseconds(work: Work, last: bool, flush: bool) -> float:
-    if flush:
-        torch.set_flush_denormal(True)
+def milliseconds(work: Work, *, last: bool, flush: bool) -> float:
+    """One iteration, with the loss on the last step alone or on every step."""
+    torch.set_flush_denormal(flush)
     try:
         start = time.perf_counter()
         output, grad = work.call()["output"], work.output_grad
@@ -137,8 +105,7 @@ def _milliseconds(work: Work, last: bool, flush: bool) -> float:
         torch.autograd.grad(output, list(work.leaves.values()), grad)
         return (time.perf_counter() - start) * 1e3
     finally:
-        if flush:
-            torch.set_flush_denormal(False)
+        torch.set_flush_denormal(False)
 
 
 def _last(sequence: Tensor) -> Tensor:

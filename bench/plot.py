@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from bench import plots, speed_plots
-from bench.errors import UsageError, require
-from bench.rows import Row, read_csv
+import pandas as pd
 
-SUFFIXES = (".svg", ".png")
+from bench import plots, scaling, speed_plots, table
+from bench.errors import UsageError, require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,37 +26,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws; returns 0."""
+    """Draw; returns 0."""
     require("matplotlib")
-    rows = [row for path in args.csv for row in read_csv(path)]
-    for path in draw(rows, args.out):
+    for path in draw(pd.concat([table.read_csv(path) for path in args.csv]), args.out):
         print(f"plot: {path}")
     return 0
 
 
-def draw(rows: Sequence[Row], out: Path) -> list[Path]:
-    """Writes the pictures of every operation.
+def draw(found: pd.DataFrame, out: Path) -> list[Path]:
+    """Write the pictures of every operation, and return the files.
 
-    Args:
-        rows: measurements.
-        out: name of the files; ``.svg`` or ``.png`` at its end makes no difference.
-
-    Returns:
-        The files.
+    ``.svg`` or ``.png`` at the end of ``out`` makes no difference.
 
     Raises:
         UsageError: if no row has a time.
     """
-    measured = [row for row in rows if row.median_ms is not None]
-    if not measured:
-        raise UsageError(f"nothing to draw: none of the {len(rows)} rows has a time (see its note)")
-    stem = out.with_suffix("") if out.suffix in SUFFIXES else out
-    operations = list(dict.fromkeys(row.op for row in measured))
+    measured = found[found["median_ms"].notna()].reset_index(drop=True)
+    if measured.empty:
+        raise UsageError(
+            f"nothing to draw: none of the {len(found)} rows has a time (see its note)"
+        )
+    stem = out.with_suffix("") if out.suffix in (".svg", ".png") else out
     files = []
-    for operation in operations:
-        own = [row for row in measured if row.op == operation]
-        name = stem.name if len(operations) == 1 else f"{stem.name}-{operation}"
-        pictures = {name: speed_plots.speed(own), f"{name}-roofline": speed_plots.roofline(own)}
-        for written, canvas in pictures.items():
-            files += plots.save_both(canvas, stem.with_name(written))
+    scaled = measured["note"] == scaling.NOTE
+    if scaled.any():
+        files += plots.save_both(scaling.draw(measured[scaled]), stem)
+        measured = measured[~scaled]
+    for operation, own in measured.groupby("op", sort=False):
+        name = f"{stem.name}-{operation}" if measured["op"].nunique() > 1 else stem.name
+        files += plots.save_both(speed_plots.speed(own), stem.with_name(name))
+        roofline = speed_plots.roofline(own)
+        files += plots.save_both(roofline, stem.with_name(f"{name}-roofline"))
     return files

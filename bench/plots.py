@@ -1,4 +1,4 @@
-"""How all pictures look, and those of training runs; dashes carry what colours do."""
+"""How all pictures look; dashes carry what colours do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import require
-from bench.tasks.record import Epoch
 
 # Okabe and Ito's palette: told apart by people who see colours differently, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
@@ -53,57 +52,6 @@ def save_both(canvas: Any, stem: Path) -> list[Path]:
     return paths
 
 
-def curves(history: Sequence[Epoch], title: str) -> Any:
-    """Loss, accuracy of all three sets and gradient norm of one run."""
-    canvas, (loss, accuracy, norm) = figure(3)
-    epochs = [epoch.epoch for epoch in history]
-    loss.plot(epochs, [epoch.loss for epoch in history], color=COLOURS[0])
-    for k, part in enumerate(("train", "validation", "test")):
-        values = [getattr(epoch, f"{part}_accuracy") for epoch in history]
-        accuracy.plot(epochs, values, label=part, color=COLOURS[k], linestyle=DASHES[k])
-    norm.plot(epochs, [epoch.grad_norm_median for epoch in history], label="median", color="black")
-    highest = [epoch.grad_norm_max for epoch in history]
-    norm.plot(epochs, highest, label="maximum", color=COLOURS[1], linestyle="--")
-    loss.set(ylabel="training loss", ylim=(0, None))
-    accuracy.set(ylabel="accuracy", ylim=(0, 1))
-    norm.set_ylabel("gradient norm before clipping")
-    plain_log(norm)
-    for panel in (loss, accuracy, norm):
-        epoch_axis(panel)
-    for panel in (accuracy, norm):
-        panel.legend(frameon=False, fontsize="small")
-    canvas.suptitle(title, fontsize="medium")
-    return canvas
-
-
-def attention(weights: Any, retained: Any, title: str) -> Any:
-    """Heat map of attention over time, with the retained keys marked.
-
-    Args:
-        weights: ``[T, T]``, query by key, 0 where nothing is attended.
-        retained: bool ``[T, T]``, where the key is in the retained set of the query.
-        title: above the picture.
-    """
-    canvas, (panel,) = figure(1, [4.6])
-    colours = require("matplotlib.colors").LogNorm(vmin=1e-3, vmax=1, clip=True)
-    shown = require("numpy").ma.masked_equal(weights, 0)
-    image = panel.imshow(shown, cmap="viridis_r", norm=colours, interpolation="none", aspect="auto")
-    queries, keys = retained.nonzero()
-    panel.plot(keys, queries, ".", color="#d55e00", markersize=1.5, label="retained")
-    panel.set(xlabel="step attended (key)", ylabel="step (query)")
-    panel.grid(False)
-    panel.legend(frameon=False, fontsize="small", loc="upper right", markerscale=6)
-    canvas.colorbar(image, ax=panel, label="attention")
-    canvas.suptitle(title, fontsize="small")
-    return canvas
-
-
-def epoch_axis(panel: Any) -> None:
-    """Epochs across, in whole numbers."""
-    panel.set_xlabel("epoch")
-    panel.xaxis.get_major_locator().set_params(integer=True)
-
-
 def plain_log(panel: Any, axis: str = "y", *, scientific: bool = False) -> None:
     """A logarithmic axis with plain numbers, also where the values stay within one decade."""
     panel.set(**{f"{axis}scale": "log"})
@@ -120,6 +68,19 @@ def plain_log(panel: Any, axis: str = "y", *, scientific: bool = False) -> None:
     own.set_major_locator(ticker.LogLocator(subs=subs))
     own.set_major_formatter("{x:.1e}" if scientific else "{x:g}")
     own.set_minor_formatter(ticker.NullFormatter())
+
+
+def linear_guide(panel: Any) -> None:
+    """A line of slope 1 below the lowest curve of a panel with logarithmic axes."""
+    lines = [line.get_xydata() for line in panel.lines if len(line.get_xdata()) > 1]
+    if not lines:
+        return
+    lowest = min(lines, key=lambda line: line[0, 1] / line[0, 0])
+    start, end = lowest[0, 0], max(line[:, 0].max() for line in lines)
+    below = lowest[0, 1] / 1.6
+    panel.plot(
+        [start, end], [below, below * end / start], color="0.5", linestyle=":", label="linear"
+    )
 
 
 def legend_below(canvas: Any, panel: Any, *, columns: int) -> None:

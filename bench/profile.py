@@ -1,200 +1,114 @@
-"""``bench profile``: where the time of the kernels goes, phase by phase."""
+"""``bench profile``: where the time of the kernels goes, phase by phase.
+
+On the CPU the compiled kernels count the ticks of their phases; on a GPU torch's profiler times
+every kernel.
+"""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import throughtime
-from bench import arguments, cuda, machine, profile_gpu, profile_work, report
-from bench.cell import DEVICES, DTYPES
+from bench import arguments, machine, table
 from bench.errors import UsageError
-from bench.profile_work import Amount, Job
+from bench.measure import gpu
+from bench.measure.command import choose_cases
+from bench.operations import OPERATIONS
+from bench.operations.operation import DEVICES, DTYPES, MODES, OURS, Case, Contestant, fixed_mask
 from throughtime import _ext
 
-# T, B, I, H
-LSTM = (
-    (784, 100, 1, 128),
-    (120, 100, 1, 128),
-    (100, 64, 256, 256),
-    (100, 64, 512, 512),
-    (100, 16, 1024, 1024),
-    (300, 1, 128, 128),
-    (10, 8, 512, 512),
-)
+COLUMNS = [
+    *("op", "shape", "threads", "where", "phase", "ms", "share", "gflops", "of_multiply_adds"),
+    *("gbytes", "of_copying", "machine", "torch", "command"),
+]
+PASSES = ("forward", "backward")
 NO_PHASE = ("calls", "workers", "allocate", "whole")
 MULTIPLY_ADDS = 100_000
 COPIED = 1 << 27
+BYTES = 4  # of a float32
+SAVED_UNITS = 16  # what the forward pass saves is padded to whole vectors of this many elements
+SAVED = 5  # i, f, g, o, c
 
 
 @dataclass(frozen=True)
-class Row:
-    """One phase of one pass, in milliseconds of one iteration.
+class Amount:
+    """Operations (a multiply-add is two) and bytes of one phase of one iteration."""
 
-    ``share`` is that of the iteration; ``of_multiply_adds`` and ``of_copying`` compare the rate
-    with the machine's own, of multiply-adds in registers and of copying large arrays.
-    """
+    operations: float = 0.0
+    bytes: float = 0.0
 
-    op: str
-    shape: str
-    threads: int
-    where: str
-    phase: str
-    ms: float
-    share: float
-    gflops: float | None
-    of_multiply_adds: float | None
-    gbytes: float | None
-    of_copying: float | None
-    machine: str
-    torch: str
+
+Amounts = Mapping[tuple[str, str], Amount]  # by pass and phase
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench profile``, one subcommand per operation."""
+    parser.description = __doc__
     operations = parser.add_subparsers(title="operations", required=True, metavar="OPERATION")
-
-    def operation(name: str, text: str, sizes: Mapping[str, int]) -> argparse.ArgumentParser:
-        sub = operations.add_parser(name, help=text, description=__doc__)
-        for size, default in sizes.items():
-            shown = f"({default}; without any size a list of shapes)" if name == "lstm" else ""
-            sub.add_argument(
-                f"--{size}", type=arguments.positive, nargs="+", help=shown or f"({default})"
-            )
-        sub.add_argument("--threads", type=arguments.positive, help="(as torch has them)")
-        sub.add_argument(
-            "--repeats",
-            type=arguments.positive,
-            default=9,
-            help="iterations, the fastest counts (9)",
-        )
-        sub.add_argument("--csv", type=Path, metavar="FILE", help="write every phase")
-        sub.set_defaults(run=run, operation=name, sizes=sizes)
-        return sub
-
-    shape = {"T": 100, "B": 64, "I": 256, "H": 256}
-    add = operation("lstm", "one LSTM layer", shape).add_argument
-    add("--p", type=arguments.probability, default=0.0, help="detached fraction of the steps (0)")
-    add("--device", choices=DEVICES, default="cpu", help="(cpu)")
-    add("--dtype", choices=DTYPES, default="float32", help="on a GPU (float32)")
-    shape = {"T": 120, "B": 64, "I": 10, "H": 128, "window": 10, "top-k": 15}
-    operation("rel-lstm", "one RelLSTM layer", shape)
-    shape = {"T": 2048, "B": 2, "heads": 4, "D": 64, "window": 64, "top-k": 64}
-    add = operation("relevancy", "relevancy attention", shape).add_argument
-    add("--score", choices=("dot", "additive"), default="dot")
+    for name, operation in OPERATIONS.items():
+        sub = operations.add_parser(name, help=f"phases of {name}", description=__doc__)
+        add = sub.add_argument
+        for size, text in operation.sizes.items():
+            kind = arguments.natural if size == "top_k" else arguments.positive
+            add(f"--{size.replace('_', '-')}", type=kind, nargs="+", help=f"{text} (as in bench)")
+        if operation.ps is not None:
+            add("--p", type=arguments.probability, default=0.0, help="detached fraction (0)")
+        if operation.scores:
+            add("--score", choices=operation.scores, default="dot", help="(dot)")
+        add("--device", choices=DEVICES, default="cpu", help="(cpu)")
+        add("--dtype", choices=DTYPES, default="float32", help="on a GPU (float32)")
+        add("--threads", type=arguments.positive, help="(as torch has them)")
+        text = "iterations, the fastest counts (9)"
+        add("--repeats", type=arguments.positive, default=9, help=text)
+        add("--csv", type=Path, metavar="FILE", help="write every phase")
+        sub.set_defaults(run=partial(run, name), sweep=False, quick=False)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Profiles every combination of the sizes and prints one table."""
-    if getattr(args, "device", "cpu") == "cuda":
-        return _run_on_gpu(args)
-    if getattr(args, "dtype", "float32") != "float32":
+def run(op: str, args: argparse.Namespace) -> int:
+    """Profile every combination of the sizes and print one table."""
+    kernels = _ext.extension
+    reason = gpu.why_not()
+    if args.device == "cuda" and reason is not None:
+        raise UsageError(f"--device cuda: {reason}")
+    if args.device == "cpu" and args.dtype != "float32":
         raise UsageError(
             f"--dtype {args.dtype}: the CPU kernels are profiled in float32, others on a GPU"
         )
-    kernels = _ext.extension
-    if kernels is None:
+    if args.device == "cpu" and kernels is None:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    for line in machine.header():
-        print(line)
-    warning = machine.busy()
-    if warning:
-        print(f"warning: {warning}")
-    rates = measure_rates(kernels)
-    print(
-        f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s; "
-        f"copying large arrays: {rates.gbytes:.0f} GB/s\n",
-        flush=True,
-    )
-    rows = [row for job in _jobs(args) for row in profile(kernels, job, rates, args.repeats)]
-    return _show(rows, args.csv)
-
-
-def _show(rows: Sequence[Row], path: Path | None) -> int:
-    print(table(rows))
-    if path is not None:
-        write_csv(path, rows)
-        print(f"\nphases: {path}")
-    return 0
-
-
-def _run_on_gpu(args: argparse.Namespace) -> int:
-    reason = cuda.why_not()
-    if reason is not None:
-        raise UsageError(f"--device cuda: {reason}")
-    for line in machine.header(["cuda"]):
-        print(line)
-    rows = []
-    for shape in _shapes(args):
-        dtype = DTYPES[args.dtype]
-        explained = throughtime.explain("lstm", hidden_size=shape[3], dtype=dtype, device="cuda")
-        kernels: Any = "cuda" if explained.chosen == "cuda" else "triton"
-        made = profile_gpu.parts(shape, args.p, dtype, kernels, "cuda")
-        rows += gpu_rows(made, shape, cuda.EventTimer(), args.repeats, kernels)
-    return _show(rows, args.csv)
-
-
-def gpu_rows(
-    made: Sequence[profile_gpu.Part],
-    shape: tuple[int, ...],
-    timer: profile_gpu.Timer,
-    repeats: int,
-    kernels: str,
-) -> list[Row]:
-    """Rows of parts that were timed one by one; the last of them is the whole.
-
-    Args:
-        made: by :func:`profile_gpu.parts`.
-        shape: T, B, I, H.
-        timer: seconds of so many runs.
-        repeats: runs, of which the fastest counts.
-        kernels: their name, which stands beside the shape.
-    """
-    taken = [profile_gpu.seconds(part, timer, repeats) for part in made]
-    return [
-        Row(
-            op="lstm",
-            shape=f"{', '.join(map(str, shape))} ({kernels})",
-            threads=torch.get_num_threads(),
-            where=part.where,
-            phase=part.phase,
-            ms=spent * 1e3,
-            share=spent / taken[-1],
-            gflops=part.operations / spent * 1e-9 if part.operations else None,
-            of_multiply_adds=None,
-            gbytes=None,
-            of_copying=None,
-            machine=machine.name("cuda"),
-            torch=torch.__version__,
-        )
-        for part, spent in zip(made, taken, strict=True)
+    p = getattr(args, "p", None)
+    cases = [
+        replace(case, p=p, device=args.device, dtype=args.dtype)
+        for case in choose_cases(OPERATIONS[op], args)
     ]
-
-
-def _shapes(args: argparse.Namespace) -> list[tuple[int, ...]]:
-    given = {size: getattr(args, size.replace("-", "_")) for size in args.sizes}
-    if args.operation == "lstm" and not any(given.values()):
-        return list(LSTM)
-    return list(itertools.product(*(given[k] or [args.sizes[k]] for k in args.sizes)))
-
-
-def _jobs(args: argparse.Namespace) -> list[Job]:
-    shapes = _shapes(args)
-    if args.operation == "lstm":
-        return [profile_work.lstm(*shape, p=args.p) for shape in shapes]
-    if args.operation == "rel-lstm":
-        return [profile_work.rel_lstm(*shape) for shape in shapes]
-    return [profile_work.relevancy(*shape, score=args.score) for shape in shapes]
+    print("\n".join(machine.header([args.device])))
+    if args.device == "cuda":
+        found = pd.concat([profile_kernels(case, args.repeats) for case in cases])
+    else:
+        rates = measure_rates(kernels)
+        print(
+            f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s; "
+            f"copying large arrays: {rates.gbytes:.0f} GB/s\n",
+            flush=True,
+        )
+        found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
+    print(report(found))
+    if args.csv is not None:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        found.to_csv(args.csv, index=False, float_format="%.6g")
+        print(f"\nphases: {args.csv}")
+    return 0
 
 
 @dataclass(frozen=True)
@@ -207,12 +121,7 @@ class Rates:
 
 
 def measure_rates(kernels: Any, *, repeats: int = 5) -> Rates:
-    """The best of several measurements with torch's number of threads.
-
-    Args:
-        kernels: the compiled extension.
-        repeats: how many.
-    """
+    """The best of several measurements with torch's number of threads."""
     source, target = torch.ones(COPIED // 4), torch.empty(COPIED // 4)
     start, ticks = time.perf_counter(), kernels.ticks()
     multiplying, copying = [], []
@@ -221,103 +130,162 @@ def measure_rates(kernels: Any, *, repeats: int = 5) -> Rates:
         operations = 2 * kernels.multiply_adds(MULTIPLY_ADDS)
         middle = time.perf_counter()
         target.copy_(source)
-        end = time.perf_counter()
+        copying.append(2 * COPIED / (time.perf_counter() - middle))
         multiplying.append(operations / (middle - begin))
-        copying.append(2 * COPIED / (end - middle))
     per_second = (kernels.ticks() - ticks) / (time.perf_counter() - start)
     return Rates(max(multiplying) * 1e-9, max(copying) * 1e-9, per_second)
 
 
-def profile(kernels: Any, job: Job, rates: Rates, repeats: int) -> list[Row]:
-    """The phases of the fastest of ``repeats`` iterations.
+def amounts(case: Case) -> Amounts:
+    """What the phases compute and have to move, where that is known.
 
-    Args:
-        kernels: the compiled extension.
-        job: what runs.
-        rates: of this machine.
-        repeats: iterations after two that warm up.
+    Bytes are those that a perfect cache would leave: every array once.
+
+    Example:
+        >>> case = OPERATIONS["lstm"].case(T=3, B=2, I=4, H=5)
+        >>> amounts(case)["backward", "recurrent"].operations == 8 * 2 * 2 * 5 * 5
+        True
     """
+    rows = case.T * case.B
+    if case.op == "relevancy":
+        return {}
+    assert case.I and case.H
+    inputs, hidden = case.I, case.H
+    if case.op == "rel-lstm":
+        recurrent = Amount(12.0 * rows * hidden * hidden)  # gates, query and key
+        return {
+            ("forward", "input"): Amount(8.0 * rows * hidden * inputs),
+            ("forward", "recurrent"): recurrent,
+            ("backward", "recurrent"): recurrent,
+            ("backward", "weights"): Amount(rows * hidden * (12.0 * hidden + 8.0 * (inputs + 1))),
+        }
+    mask = fixed_mask(case.T, case.p)
+    detached = 0 if mask is None else int(mask[1:].sum())  # at step 0 there is no product to save
+    product = 8.0 * rows * hidden
+    saved = SAVED * rows * -(-hidden // SAVED_UNITS) * SAVED_UNITS
+    weights = 4 * hidden * (inputs + hidden)
+    pointwise = Amount(bytes=BYTES * (saved + rows * hidden))  # and the outputs or their gradients
+    return {
+        ("forward", "pack"): Amount(bytes=2 * BYTES * weights),
+        ("forward", "gather"): Amount(bytes=2 * BYTES * rows * inputs),
+        ("forward", "input"): Amount(product * inputs),
+        ("forward", "recurrent"): Amount(product * hidden),
+        ("forward", "pointwise"): pointwise,
+        ("backward", "pack"): Amount(bytes=2 * BYTES * 4 * hidden * hidden),
+        ("backward", "gather"): Amount(bytes=2 * BYTES * rows * (inputs + hidden)),
+        # What the first step passes to the initial state is in "other".
+        ("backward", "recurrent"): Amount(
+            8.0 * case.B * hidden * hidden * (case.T - 1 - detached)
+        ),
+        ("backward", "pointwise"): pointwise,
+        ("backward", "weights"): Amount(product * (inputs + hidden + 1)),
+        ("backward", "finish"): Amount(bytes=2 * BYTES * weights),
+    }  # fmt: skip
+
+
+def profile(kernels: Any, case: Case, rates: Rates, repeats: int) -> pd.DataFrame:
+    """The phases of the fastest of ``repeats`` iterations after two that warm up."""
+    work = OPERATIONS[case.op].work(Contestant(OURS, "cpu"), case)
+    operators = [f"{case.op.replace('-', '_')}_{name}" for name in PASSES]
     fastest, counts = None, {}
-    for _ in range(2):
-        job.iterate()
-    for _ in range(repeats):
+    for turn in range(2 + repeats):
         kernels.set_profile(True)
         start = kernels.ticks()
         try:
-            job.iterate()
+            work.iterate(MODES[0])
             ticks = kernels.ticks() - start
         finally:
             kernels.set_profile(False)
-        if fastest is None or ticks < fastest:
-            fastest, counts = ticks, {op: kernels.profile(op) for op in job.passes}
+        if turn >= 2 and (fastest is None or ticks < fastest):
+            fastest = ticks
+            counts = {
+                one: kernels.profile(name) for name, one in zip(operators, PASSES, strict=True)
+            }
     assert fastest is not None
-    return _rows(job, counts, fastest, rates)
+    return phases(case, counts, fastest, rates)
 
 
-def _rows(job: Job, counts: Mapping[str, Mapping[str, int]], whole: int, rates: Rates) -> list[Row]:
-    def row(where: str, phase: str, ticks: float) -> Row:
-        seconds = ticks / rates.ticks
-        amount = job.amounts.get((where, phase), Amount())
-        gflops = amount.operations / seconds * 1e-9 if amount.operations and seconds else None
-        gbytes = amount.bytes / seconds * 1e-9 if amount.bytes and seconds else None
-        return Row(
-            op=job.op,
-            shape=job.shape,
-            threads=torch.get_num_threads(),
-            where=where,
-            phase=phase,
-            ms=seconds * 1e3,
-            share=ticks / whole,
-            gflops=gflops,
-            of_multiply_adds=gflops / rates.gflops if gflops is not None else None,
-            gbytes=gbytes,
-            of_copying=gbytes / rates.gbytes if gbytes is not None else None,
-            machine=machine.name(),
-            torch=torch.__version__,
-        )
-
-    rows = []
+def phases(
+    case: Case, counts: Mapping[str, Mapping[str, int]], whole: int, rates: Rates
+) -> pd.DataFrame:
+    """The rows of an iteration of ``whole`` ticks, from the kernels' counts of each pass."""
+    found: list[tuple[str, str, float]] = []
     outside = whole
-    for op, where in job.passes.items():
-        count = counts[op]
+    for where, count in counts.items():
         outside -= count["whole"]
         # Of a worker's time: the phases of all workers, over the workers of a call.
         workers = count["workers"] / max(1, count["calls"]) or 1
-        phases = {name: n / workers for name, n in count.items() if name not in NO_PHASE and n}
-        phases["allocate"] = count["allocate"]
-        phases["start"] = count["whole"] - sum(phases.values())
-        rows += [row(where, phase, ticks) for phase, ticks in phases.items()]
-        rows.append(row(where, "whole", count["whole"]))
-    rows.append(row("Python, dispatch", "whole", outside))
-    rows.append(row("iteration", "whole", whole))
-    return rows
+        ticks = {name: n / workers for name, n in count.items() if name not in NO_PHASE and n}
+        ticks["allocate"] = count["allocate"]
+        ticks["start"] = count["whole"] - sum(ticks.values())
+        found += [(where, phase, n) for phase, n in ticks.items()]
+        found.append((where, "whole", count["whole"]))
+    found += [("Python, dispatch", "whole", outside), ("iteration", "whole", whole)]
+    known = amounts(case)
+    rows = []
+    for where, phase, n in found:
+        row = _row(case, where, phase, n / rates.ticks * 1e3, n / whole)
+        amount = known.get((where, phase), Amount())
+        if amount.operations and n:
+            row["gflops"] = amount.operations / row["ms"] * 1e-6
+            row["of_multiply_adds"] = row["gflops"] / rates.gflops
+        if amount.bytes and n:
+            row["gbytes"] = amount.bytes / row["ms"] * 1e-6
+            row["of_copying"] = row["gbytes"] / rates.gbytes
+        rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, one line per phase; phases below 0.1 % are left out.
+def _row(case: Case, where: str, phase: str, ms: float, share: float) -> dict[str, Any]:
+    return {
+        "op": case.op,
+        "shape": str(case) + (f", p {case.p:g}" if case.p else ""),
+        "threads": torch.get_num_threads(),
+        "where": where,
+        "phase": phase,
+        "ms": ms,
+        "share": share,
+        "machine": machine.name(case.device),
+        "torch": torch.__version__,
+        "command": machine.command_line(),
+    }
 
-    Args:
-        rows: of any number of shapes.
-    """
-    header = ["shape", "where", "phase", "ms", "share", "GFLOP/s", "of it", "GB/s", "of it"]
-    lines = []
-    for row in rows:
-        if row.share < 0.001:
-            continue
-        line = [row.shape, row.where, row.phase, report.ms(row.ms), f"{row.share:.1%}"]
+
+def profile_kernels(case: Case, repeats: int) -> pd.DataFrame:
+    """The GPU kernels (on a CPU the operators) of the mean of ``repeats`` iterations, by torch."""
+    operation = OPERATIONS[case.op]
+    explained = throughtime.explain(
+        operation.kernel,
+        hidden_size=operation.hidden_size(case),
+        dtype=DTYPES[case.dtype],
+        device=case.device,
+    )
+    work = operation.work(Contestant(OURS, explained.chosen), case)
+    work.iterate(MODES[0])
+    with torch.profiler.profile() as profiler:
+        for _ in range(repeats):
+            work.iterate(MODES[0])
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+    column = "self_device_time_total" if case.device == "cuda" else "self_cpu_time_total"
+    spent = {event.key: getattr(event, column) for event in profiler.key_averages()}
+    whole = sum(spent.values())
+    return pd.DataFrame(
+        [
+            _row(case, str(explained.chosen), name, us * 1e-3 / repeats, us / whole)
+            for name, us in sorted(spent.items(), key=lambda one: -one[1])
+        ],
+        columns=COLUMNS,
+    )
+
+
+def report(found: pd.DataFrame) -> str:
+    """A Markdown table, one line per phase; phases below 0.1 % are left out."""
+    lines: list[Sequence[str]] = []
+    for row in found[found["share"] >= 0.001].itertuples():
+        line = [row.shape, row.where, row.phase, table.digits(row.ms), f"{row.share:.1%}"]
         for rate, of in ((row.gflops, row.of_multiply_adds), (row.gbytes, row.of_copying)):
-            line += ["" if rate is None else f"{rate:.3g}", "" if of is None else f"{of:.0%}"]
+            line += ["", ""] if pd.isna(rate) else [table.digits(rate), f"{of:.0%}"]
         lines.append(line)
-    return report.markdown(header, lines)
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per phase, with a header line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
-            )
+    header = ["shape", "where", "phase", "ms", "share", "GFLOP/s", "of it", "GB/s", "of it"]
+    return table.markdown(lines, header)

@@ -1,125 +1,144 @@
-"""What a person reads of a benchmark: Markdown tables."""
+"""``bench report``: one page of tables and plots from the CSV files of any benchmarks.
+
+The page is one file that needs neither a server nor a network. Tables sort by a click on a head,
+and a search box filters them (DataTables, by itables).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import argparse
+import base64
+import io
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
 
-from bench.rows import Row
+import pandas as pd
+
+from bench import speed_plots, table
+from bench.errors import UsageError, require
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>throughtime benchmark</title>
+<style>
+body {{ margin: 0 auto; padding: 1rem 2rem 4rem; max-width: 92rem; font: 15px/1.5 sans-serif; }}
+img {{ max-width: 100%; }}
+code {{ overflow-wrap: anywhere; }}
+td, th {{ white-space: nowrap; }}
+</style>
+</head>
+<body>
+<h1>throughtime benchmark</h1>
+<ol>{files}</ol>
+{library}
+{sections}
+<h2>What the columns mean</h2>
+<dl>{meanings}</dl>
+</body>
+</html>
+"""
+MAIN = ("impl", "median_ms", "ratio")
+HIDDEN = ("machine", "torch", "version", "date", "command", "q1_ms", "q3_ms")  # listed per file
 
 
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``bench report``."""
+    parser.description = __doc__
+    add = parser.add_argument
+    add("files", type=Path, nargs="+", metavar="CSV", help="what --csv of a benchmark has written")
+    add("--out", type=Path, default=Path("benchmark.html"), metavar="FILE", help="(%(default)s)")
+    parser.set_defaults(run=run)
 
-    Example:
-        >>> print(markdown(["a", "b"], [["1", "22"]]))
-        | a | b  |
-        |---|----|
-        | 1 | 22 |
+
+def run(args: argparse.Namespace) -> int:
+    """Read the files and write the page; returns 0."""
+    for module in ("itables", "matplotlib"):
+        require(module)
+    text = page({str(path): table.read_csv(path) for path in args.files})
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(text, encoding="utf-8")
+    print(f"page: {args.out}")
+    return 0
+
+
+def page(files: Mapping[str, pd.DataFrame]) -> str:
+    """The page as HTML, from name -> rows.
+
+    Raises:
+        UsageError: if there is no row.
     """
-    table = [list(header), *(list(line) for line in lines)]
-    widths = [max(len(line[k]) for line in table) for k in range(len(header))]
-
-    def joined(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([joined(table[0]), rule, *(joined(line) for line in table[1:])])
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds with three significant digits.
-
-    Example:
-        >>> ms(123.456), ms(1.23456), ms(None)
-        ('123', '1.23', '-')
-    """
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def sizes(row: Row) -> str:
-    """The sizes of a row as the heading of its operation names them.
-
-    Example:
-        >>> sizes(Row(op="lstm", T=5, B=3, I=2, H=4, dtype="float32", mode="forward",
-        ...           device="cpu", impl="torch", threads=1))
-        '5, 3, 2, 4'
-    """
-    names = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
-    known = [str(getattr(row, name)) for name in names if getattr(row, name) is not None]
-    if row.score is not None and row.op == "relevancy" and row.score != "dot":
-        known.append(row.score)
-    return ", ".join(known)
-
-
-def table(rows: Sequence[Row], heading: str) -> str:
-    """One line per row; a column that is the same everywhere or empty is left out.
-
-    Args:
-        rows: the measurements of one operation.
-        heading: of the column of sizes.
-    """
-    always: dict[str, Callable[[Row], str]] = {
-        heading: sizes,
-        "implementation": lambda row: row.contestant,
-        "ms (quartiles; runs)": _time,
-        "/ ours (quartiles)": _ratio,
-    }
-    where: dict[str, Callable[[Row], str]] = {
-        "mode": lambda row: row.mode,
-        "p": lambda row: _or_dash(row.p, "{:g}"),
-        "dtype": lambda row: row.dtype,
-        "device": lambda row: row.device,
-    }
-    known: dict[str, Callable[[Row], str]] = {
-        "reference /": lambda row: _or_dash(row.reference_ratio, "{:.3g}"),
-        "best peer /": lambda row: _or_dash(row.best_peer_ratio, "{:.3g}"),
-        "GFLOP/s": lambda row: _or_dash(row.gflops, "{:.3g}"),
-        "of matmul": lambda row: _or_dash(row.share_of_matmul, "{:.0%}"),
-        "GB/s": lambda row: _or_dash(row.gbs, "{:.3g}"),
-        "of bandwidth": lambda row: _or_dash(row.share_of_bandwidth, "{:.0%}"),
-        "us/query": lambda row: _or_dash(row.us_per_query, "{:.3g}"),
-        "peak MB": lambda row: _or_dash(row.peak_mb, "{:.0f}"),
-        "error": lambda row: _or_dash(row.error, "{:.1e}"),
-        "note": lambda row: row.note,
-    }
-    varying = {n: f for n, f in where.items() if len({f(row) for row in rows}) > 1}
-    filled = {n: f for n, f in known.items() if {f(row) for row in rows} - {"-", ""}}
-    sizes_first, *rest = always.items()
-    columns = dict([sizes_first, *varying.items(), *rest, *filled.items()])
-    return markdown(list(columns), [[form(row) for form in columns.values()] for row in rows])
-
-
-def setting(rows: Sequence[Row]) -> str:
-    """What the table leaves out because it is the same everywhere.
-
-    Example:
-        >>> row = Row(op="lstm", T=5, B=3, dtype="float32", mode="forward", device="cpu",
-        ...           impl="torch", threads=1, p=0.5)
-        >>> setting([row])
-        'lstm, forward, p = 0.5, float32, cpu'
-    """
-    forms = {"op": "{}", "mode": "{}", "p": "p = {:g}", "dtype": "{}", "device": "{}"}
-    values = {name: {getattr(row, name) for row in rows} for name in forms}
-    return ", ".join(
-        form.format(*values[name])
-        for name, form in forms.items()
-        if len(values[name]) == 1 and values[name] != {None}
+    tables = [own.assign(file=number) for number, own in enumerate(files.values(), 1) if len(own)]
+    if not tables:
+        raise UsageError(f"{', '.join(files)}: no measurement to report: measure some with --csv")
+    found = pd.concat(tables, ignore_index=True)
+    javascript = require("itables.javascript")
+    bundle = Path(str(javascript.__file__)).parent / "html" / "dt_bundle.js"
+    return PAGE.format(
+        files="".join(_file(name, own) for name, own in files.items()),
+        library=javascript.generate_init_offline_itables_html(bundle),
+        sections="\n".join(_section(str(op), own) for op, own in found.groupby("op", sort=False)),
+        meanings="".join(
+            f"<dt><code>{name}</code></dt><dd>{escape(text)}</dd>"
+            for name, text in meanings().items()
+        ),
     )
 
 
-def _time(row: Row) -> str:
-    if row.median_ms is None:
-        return "-"
-    return f"{ms(row.median_ms)} ({ms(row.q1_ms)}-{ms(row.q3_ms)}; {row.runs})"
+def meanings() -> dict[str, str]:
+    """What every column means, from README.md."""
+    text = Path(__file__).with_name("README.md").read_text("utf-8")
+    found = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
+    return {name: meaning for name, meaning in found if name in table.COLUMNS}
 
 
-def _ratio(row: Row) -> str:
-    if row.ratio is None:
-        return "-"
-    return f"{row.ratio:.3g} ({row.ratio_q1:.3g}-{row.ratio_q3:.3g})"
+def _file(name: str, own: pd.DataFrame) -> str:
+    """Machine, versions, dates and commands of a file."""
+    facts = [
+        f"{head}{escape(' and '.join(own[column].unique()))}"
+        for head, column in (("", "machine"), ("torch ", "torch"), ("throughtime ", "version"))
+    ]
+    if len(own):
+        facts.append(f"{own['date'].min()} to {own['date'].max()}")
+    commands = "".join(f"<br><code>{escape(command)}</code>" for command in own["command"].unique())
+    return (
+        f"<li><strong>{escape(name)}</strong>, {len(own)} rows<br>{'; '.join(facts)}{commands}</li>"
+    )
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _section(op: str, own: pd.DataFrame) -> str:
+    """Plots and table of one operation; rows without a time say why in their note."""
+    parts = [f"<h2>{escape(op)}</h2>"]
+    for number, measured in own[own["median_ms"].notna()].groupby("file"):
+        canvases = {"time": speed_plots.speed(measured), "roofline": speed_plots.roofline(measured)}
+        for kind, canvas in canvases.items():
+            parts.append(_image(canvas, f"{kind} of {op}, file {number}"))
+    shown = own.drop(columns=list(HIDDEN))
+    shared = [name for name in shown if name not in MAIN and shown[name].nunique(dropna=False) == 1]
+    values = {name: shown[name].iloc[0] for name in shared if name not in ("op", "file")}
+    text = ", ".join(f"{n} {x}" for n, x in values.items() if pd.notna(x) and x != "")
+    parts.append(f"<p>All rows: {escape(text)}</p>")
+    shown = shown.drop(columns=shared)
+    for name in shown.select_dtypes("float64"):
+        shown[name] = [float(f"{value:.3g}") for value in shown[name]]
+    parts.append(
+        require("itables").to_html_datatable(
+            shown, connected=False, paging=False, showIndex=False, maxBytes=0, classes="compact",
+            display_logo_when_loading=False,
+        )
+    )  # fmt: skip
+    return "\n".join(parts)
+
+
+def _image(canvas: Any, alt: str) -> str:
+    written = io.BytesIO()
+    with require("matplotlib").rc_context({"svg.fonttype": "none"}):  # a third of the size
+        canvas.savefig(written, format="svg", metadata={"Date": None})
+    require("matplotlib.pyplot").close(canvas)
+    code = base64.b64encode(written.getvalue()).decode()
+    return f'<figure><img alt="{escape(alt)}" src="data:image/svg+xml;base64,{code}"></figure>'

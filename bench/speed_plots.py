@@ -1,362 +1,269 @@
-"""Pictures of benchmarks: lines over a size, bars per shape, a sweep, a roofline.
+"""Pictures of benchmarks: time, ratio and memory over a size, per shape or of a sweep; a roofline.
 
-Readable without colours: contestants differ in marker and hatch, modes in the line: solid is
-forward and backward, dashed the forward pass, dotted inference.
+All are readable without colours. Every setting (mode, dtype, device, threads) has its own panels.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bench.cell import OURS
-from bench.engine import NO_DETACH
+import pandas as pd
+
+from bench import plots, table
 from bench.errors import require
-from bench.plots import COLOURS, HATCHES, MARKERS, figure, legend_below, plain_log
-from bench.report import ms, sizes
-from bench.rooms import OPERATIONS
-from bench.rows import Row
+from bench.operations import OPERATIONS
+from bench.operations.operation import OURS, SIZES, sizes_text
 
-SIZES = ("T", "H", "B", "I", "heads", "D", "window_size", "top_k")
-LINES = {"forward+backward": "-", "forward": "--", "inference": ":"}
-MOST_VIEWS = 4
 MOST_BARS = 12
-FILLS = ("full", "none", "left", "top", "bottom", "right")
-TIME = "ms per iteration (less is better)"
-RATIO = "time / ours (above 1: ours is faster)"
-ERROR = "largest relative error against float64"
-COLUMNS = {"median_ms": TIME, "ratio": RATIO, "error": ERROR}
-View = tuple[str, str, list[Row]]
+LEAST_POINTS = 3  # of a line
+SETTING = ["mode", "dtype", "device", "threads"]
+TIME, RATIO, MEMORY = "median_ms", "ratio", "peak_mb"
+TITLES = {
+    TIME: "ms per iteration (less is better)",
+    RATIO: "time / ours (above 1: ours is faster)",
+    MEMORY: "peak memory, MB (less is better)",
+    "gflops": "GFLOP/s (more is better)",
+}
 
 
-def speed(rows: Sequence[Row]) -> Any:
-    """Time, ratio and error of the rows of one operation, as lines, bars or a scatter plot.
+def prepared(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a time, and columns of what a picture names: ``label``, ``sizes``, ``setting``."""
+    own = found[found[TIME].notna()].copy()
+    own["label"] = [label(row) for row in own.itertuples()]
+    own["sizes"] = own.apply(sizes_text, axis=1)
+    own["setting"] = own[SETTING].astype(str).agg(", ".join, axis=1) + " thread(s)"
+    return own
 
-    Args:
-        rows: of one operation; those without a time are left out.
 
-    Returns:
-        The figure: lines over every size that varies while the others stay, if these are few
-        lines; else bars for at most ``MOST_BARS`` shapes; else a point per shape.
-    """
-    measured = [row for row in rows if row.median_ms is not None]
-    found = views(measured)
-    cells = {_cell(row) for row in measured}
-    if found:
-        canvas = over_sizes(found)
-    elif len(cells) <= MOST_BARS:
-        canvas, panels = figure(3, [bars_height(measured)])
-        draw_bars(canvas, panels, measured)
+def label(row: Any) -> str:
+    """The contestant's name for people."""
+    if row.impl == OURS:
+        return table.contestant(row)
+    return OPERATIONS[row.op].peers[row.impl].label
+
+
+def title(own: pd.DataFrame) -> str:
+    """Operation, machines and versions."""
+    first = own.iloc[0]
+    machines = " / ".join(own["machine"].unique())
+    return f"{first.op}; {machines}\ntorch {first.torch}, throughtime {first.version}"
+
+
+def speed(found: pd.DataFrame) -> Any:
+    """The figure of one operation: lines, bars or a sweep, a row of panels for every setting."""
+    own = prepared(found)
+    across = varying(own)
+    several = own["sizes"].nunique() > MOST_BARS
+    columns = [name for name in (TIME, RATIO, MEMORY) if own[name].notna().any()]
+    groups = list(own.groupby("setting", sort=False))
+    if across is None and several and own[RATIO].nunique() > 1:
+        canvas = sweep(own)
     else:
-        canvas = sweep(measured)
-    canvas.suptitle(title(measured), fontsize="small")
+        heights = [3.6 if across else bars_height(group) for _, group in groups]
+        canvas, panels = plots.figure(len(columns), heights)
+        for k, (setting, group) in enumerate(groups):
+            row = panels[k * len(columns) : (k + 1) * len(columns)]
+            if across:
+                draw_lines(row, group, across, columns)
+            else:
+                draw_bars(row, group, columns)
+            row[0].set_title(setting, fontsize="small", loc="left")
+        plots.legend_below(canvas, panels[0], columns=4)
+    canvas.suptitle(title(own), fontsize="small")
     return canvas
 
 
-def title(rows: Sequence[Row]) -> str:
-    """Operation, machine, threads and versions; of several machines all."""
-    machines = " / ".join(dict.fromkeys(row.machine for row in rows))
-    first = rows[0]
-    threads = f"{first.threads} thread" + ("s" if first.threads > 1 else "")
-    return f"{first.op}; {machines}\n{threads}, torch {first.torch}, throughtime {first.version}"
+def varying(own: pd.DataFrame) -> str | None:
+    """The only size of which there are several values; the input may be as wide as the state."""
+    names = [name for name in SIZES if own[name].nunique() > 1]
+    if names == ["I", "H"] and (own["I"] == own["H"]).all():
+        names = ["H"]
+    return names[0] if len(names) == 1 and own[names[0]].nunique() >= LEAST_POINTS else None
 
 
-def views(rows: Sequence[Row]) -> list[View]:
-    """(size across, what stays, rows) of every line plot; none if they would be too many.
-
-    Example:
-        >>> from dataclasses import replace
-        >>> row = Row(op="lstm", T=5, B=3, dtype="float32", mode="forward", device="cpu",
-        ...           impl="torch", threads=1)
-        >>> [(across, stays) for across, stays, _ in views([row, replace(row, T=9)])]
-        [('T', 'B = 3')]
-    """
-    found = []
-    for across in SIZES:
-        # The input is as wide as the state where they vary together.
-        follows = {"I"} if across == "H" and all(row.I == row.H for row in rows) else set()
-        kept = [name for name in SIZES if name != across and name not in follows]
-        groups: dict[str, list[Row]] = {}
-        for row in rows:
-            fixed = ((name, getattr(row, name)) for name in kept)
-            text = ", ".join(f"{name} = {size}" for name, size in fixed if size is not None)
-            groups.setdefault(text, []).append(row)
-        lines = all(len({getattr(row, across) for row in group}) > 1 for group in groups.values())
-        if lines and not (across == "I" and all(row.I == row.H for row in rows)):
-            found += [(across, text, group) for text, group in groups.items()]
-    return found if len(found) <= MOST_VIEWS else []
-
-
-def over_sizes(found: Sequence[View]) -> Any:
-    """A row of panels for every view: time, ratio and error, all axes logarithmic."""
-    looks = Looks([row for _, _, group in found for row in group])
-    canvas, panels = figure(3, [3.6] * len(found))
-    for k, (across, stays, group) in enumerate(found):
-        own = panels[3 * k : 3 * k + 3]
-        for panel, (column, text) in zip(own, COLUMNS.items(), strict=True):
-            _draw_lines(panel, group, across, column, looks)
-            ticks = sorted({getattr(row, across) for row in group})
-            panel.set(xscale="log", xlabel=across)
-            panel.set_title(text, fontsize="small")
-            panel.set_xticks(ticks, [str(tick) for tick in ticks])
-            panel.minorticks_off()
-            plain_log(panel, scientific=column == "error")
-        own[0].set_ylabel(stays, fontsize="small")
-        own[1].axhline(1, color="black", linewidth=0.8)
-    looks.draw_legend(canvas, columns=5)
-    return canvas
-
-
-class Looks:
-    """How the line of a row looks: contestant by colour and marker, p by filling, mode by dashes.
-
-    What differs besides, dtype or device, makes another contestant.
-    """
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._differs = [
-            name for name in ("dtype", "device") if len({getattr(r, name) for r in rows}) > 1
-        ]
-        self.names = list(dict.fromkeys(self.name(row) for row in rows))
-        self._modes = [mode for mode in LINES if any(row.mode == mode for row in rows)]
-        self._ps = sorted({row.p for row in rows if row.p is not None})
-
-    def name(self, row: Row) -> str:
-        """The contestant."""
-        return ", ".join([label(row), *(getattr(row, name) for name in self._differs)])
-
-    def style(self, name: str, p: float | None, mode: str) -> dict[str, Any]:
-        """Arguments of ``plot``."""
-        k = self.names.index(name)
-        return {
-            "color": COLOURS[k % len(COLOURS)],
-            "marker": MARKERS[k % len(MARKERS)],
-            "fillstyle": FILLS[self._ps.index(p) % len(FILLS)] if p is not None else "full",
-            "markerfacecoloralt": "white",
-            "markersize": 6,
-            "linestyle": LINES[mode],
+def _series(own: pd.DataFrame) -> Iterable[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """Label, look and rows of every contestant at every p."""
+    several = own["p"].nunique() > 1
+    labels, ps = list(own["label"].unique()), sorted(own["p"].dropna().unique())
+    for (name, p), rows in own.groupby(["label", "p"], sort=False, dropna=False):
+        look = {
+            "color": plots.COLOURS[labels.index(name) % len(plots.COLOURS)],
+            "marker": plots.MARKERS[labels.index(name) % len(plots.MARKERS)],
+            "linestyle": plots.DASHES[ps.index(p) % len(plots.DASHES)] if several else "-",
+            "fillstyle": "none" if several and p else "full",
         }
-
-    def draw_legend(self, canvas: Any, *, columns: int, lines: bool = True) -> None:
-        """A sign for every contestant, and one for every p and mode where they differ."""
-        line = require("matplotlib.lines").Line2D
-        p = self._ps[0] if self._ps else None
-        mode = self._modes[0]
-        bare = {} if lines else {"linestyle": "none"}
-        handles = [line([], [], label=n, **(self.style(n, p, mode) | bare)) for n in self.names]
-        grey = {"color": "0.3"}
-        if len(self._ps) > 1:
-            for other in self._ps:
-                look = {**self.style(self.names[0], other, mode), **grey, "linestyle": "none"}
-                handles.append(line([], [], label=f"p = {other:g}", **look))
-        if lines and len(self._modes) > 1:
-            handles += [line([], [], linestyle=LINES[m], label=m, **grey) for m in self._modes]
-        place = {"loc": "outside lower center", "ncols": columns}
-        canvas.legend(handles=handles, frameon=False, fontsize="small", **place)
+        yield f"{name}, p = {p:g}" if several else name, look, rows
 
 
-def _draw_lines(panel: Any, rows: Sequence[Row], across: str, column: str, looks: Looks) -> None:
-    series: dict[tuple[str, float | None, str], list[tuple[float, float]]] = {}
-    for row in rows:
-        known = getattr(row, column)
-        # Without h-detach its time and error are those at p = 0, which are drawn already.
-        if known and (column == "ratio" or NO_DETACH not in row.note):
-            series.setdefault((looks.name(row), row.p, row.mode), []).append(
-                (getattr(row, across), known)
-            )
-    for kind, points in series.items():
-        if column == "ratio" and all(y == 1 for _, y in points):
-            continue  # ours itself
-        xs, ys = zip(*sorted(points), strict=True)
-        panel.plot(xs, ys, **looks.style(*kind))
-
-
-def label(row: Row) -> str:
-    """The contestant's name for people.
-
-    Example:
-        >>> label(Row(op="lstm", T=5, B=3, dtype="float32", mode="forward", device="cpu",
-        ...           impl="torch", threads=1))
-        'nn.LSTM'
-    """
-    return row.contestant if row.impl == OURS else OPERATIONS[row.op].labels[row.impl]
-
-
-def bars_height(rows: Sequence[Row]) -> float:
-    """Inches that ``draw_bars`` needs."""
-    return 1.2 + 0.2 * len(rows) + 0.2 * len({_cell(row) for row in rows})
-
-
-def draw_bars(canvas: Any, panels: Sequence[Any], rows: Sequence[Row]) -> None:
-    """Time, ratio and error of every shape into three panels."""
-    cells = list(dict.fromkeys(_cell(row) for row in rows))
-    series = list(dict.fromkeys(label(row) for row in rows))
-    thickness = 0.8 / max(len(series), 1)
-    for k, name in enumerate(series):
-        own = [row for row in rows if label(row) == name]
-        places = [cells.index(_cell(row)) + (k - (len(series) - 1) / 2) * thickness for row in own]
-        style = {
-            "height": thickness * 0.9,
-            "color": COLOURS[k % len(COLOURS)],
-            "hatch": HATCHES[k % len(HATCHES)],
-            "edgecolor": "white",
-            "label": name,
-        }
-        columns: Sequence[tuple[str, Callable[[float], str]]] = (
-            ("median_ms", ms),
-            ("ratio", "{:.2f}".format),
-            ("error", "{:.1e}".format),
-        )
-        for panel, (column, form) in zip(panels, columns, strict=True):
-            values = [getattr(row, column) for row in own]
-            known = [(y, x) for y, x in zip(places, values, strict=True) if x is not None]
-            left = 0
-            if column == "ratio":  # from 1 to the side of the faster one; ours itself has no bar
-                left, known = 1, [(y, x) for y, x in known if x != 1]
-            bars = panel.barh(
-                [y for y, _ in known], [x - left for _, x in known], left=left, **style
-            )
-            texts = [form(x) for _, x in known]
-            panel.bar_label(bars, labels=texts, padding=3, fontsize="x-small")
-    for panel, text in zip(panels, (TIME, RATIO, ERROR), strict=True):
-        panel.set(xscale="log", xlabel=text)
-        panel.margins(x=0.25)
-        plain_log(panel, "x", scientific=text == ERROR)
-        panel.set_yticks(range(len(cells)), cells if panel is panels[0] else [""] * len(cells))
-        panel.set_ylim(len(cells) - 0.5, -0.5)
-    panels[1].axvline(1, color="black", linewidth=0.8)
-    panels[0].set_ylabel(OPERATIONS[rows[0].op].heading)
-    legend_below(canvas, panels[0], columns=len(series))
-
-
-def _cell(row: Row) -> str:
-    details = [f"p = {row.p:g}"] if row.p else []
-    details += [row.mode] if row.mode != "forward+backward" else []
-    details += [text for text in (row.dtype, row.device) if text not in ("float32", "cpu")]
-    return "\n".join([sizes(row), *([", ".join(details)] if details else [])])
-
-
-def sweep(rows: Sequence[Row]) -> Any:
-    """The first peer's time / ours of every shape: H across, one marker per B, T by darkness."""
-    peer = next((label(row) for row in rows if not row.ours), None)
-    points = [row for row in rows if label(row) == peer and row.ratio is not None]
-    kinds = list(dict.fromkeys(_kind(row) for row in points))
-    canvas, panels = figure(max(len(kinds), 1), [4.2])
-    batches = sorted({row.B for row in points})
-    steps = sorted({row.T for row in points})
-    for panel, kind in zip(panels, kinds, strict=False):
-        for k, batch in enumerate(batches):
-            own = [row for row in points if _kind(row) == kind and batch == row.B]
-            # A batch gets its own place beside H, or its points would hide those of the others.
-            panel.scatter(
-                [(row.H or row.D or 1) * 1.12 ** (k - (len(batches) - 1) / 2) for row in own],
-                [row.ratio for row in own],
-                c=[0.25 + 0.75 * (steps.index(row.T) + 1) / len(steps) for row in own],
-                cmap="Greys",
-                vmin=0,
-                vmax=1,
-                marker=MARKERS[k % len(MARKERS)],
-                edgecolor="black",
-                linewidth=0.6,
-                s=34,
-                label=f"B = {batch}",
-            )
-        panel.axhline(1, color="black", linewidth=0.8)
-        panel.set(xscale="log", yscale="log", xlabel="H", title=kind)
-        hidden = sorted({row.H or row.D or 1 for row in points})
-        panel.set_xticks(hidden, [str(h) for h in hidden])
+def draw_lines(panels: Sequence[Any], own: pd.DataFrame, across: str, columns: list[str]) -> None:
+    """One column into each panel, with a guide of slope 1 beside the costs."""
+    for panel, column in zip(panels, columns, strict=True):
+        for name, look, rows in _series(own):
+            rows = rows[rows[column].notna() & (rows[column] > 0)].sort_values(across)
+            # Without h-detach its time is that at p = 0, which is drawn already.
+            repeated = rows["note"].str.contains(table.NO_DETACH) & (column != RATIO)
+            if column != RATIO or (rows[column] != 1).any():
+                panel.plot(rows[across][~repeated], rows[column][~repeated], label=name, **look)
+        ticks = sorted(own[across].unique())
+        panel.set(xscale="log", xlabel=across)
+        panel.set_ylabel(TITLES[column], fontsize="small")
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
         panel.minorticks_off()
-        plain_log(panel)
-    panels[0].set_ylabel(f"{peer}: {RATIO}")
+        if column == RATIO:
+            panel.axhline(1, color="black", linewidth=0.8)
+        else:
+            plots.linear_guide(panel)
+        plots.plain_log(panel)
+
+
+def bars_height(own: pd.DataFrame) -> float:
+    """Inches that ``draw_bars`` needs."""
+    return float(1.2 + 0.2 * len(own) + 0.2 * _cases(own).nunique())
+
+
+def _cases(own: pd.DataFrame) -> pd.Series:
+    return own["sizes"] + own["p"].map(lambda p: f"\np = {p:g}" if p > 0 else "")
+
+
+def draw_bars(panels: Sequence[Any], own: pd.DataFrame, columns: Sequence[str]) -> None:
+    """One column into each panel, a group of bars for every case."""
+    names = _cases(own)
+    cases, labels = list(names.unique()), list(own["label"].unique())
+    thickness = 0.8 / len(labels)
+    for panel, column in zip(panels, columns, strict=True):
+        for k, name in enumerate(labels):
+            rows = own[(own["label"] == name) & own[column].notna()]
+            rows = rows[rows[column] != 1] if column == RATIO else rows  # ours itself has no bar
+            left = 1 if column == RATIO else 0  # a ratio's bar goes to the side of the faster one
+            places = [cases.index(names[i]) + (k - (len(labels) - 1) / 2) * thickness
+                      for i in rows.index]  # fmt: skip
+            bars = panel.barh(
+                places,
+                rows[column] - left,
+                left=left,
+                height=thickness * 0.9,
+                color=plots.COLOURS[k % len(plots.COLOURS)],
+                hatch=plots.HATCHES[k % len(plots.HATCHES)],
+                edgecolor="white",
+                label=name,
+            )
+            # At the right end of the bar, on white, whatever the axis.
+            for bar, value in zip(bars, rows[column], strict=True):
+                end, middle = (
+                    max(bar.get_x() + bar.get_width(), left),
+                    bar.get_y() + bar.get_height() / 2,
+                )
+                panel.annotate(table.digits(value), (end, middle), xytext=(3, 0), va="center",
+                               textcoords="offset points", fontsize="x-small")  # fmt: skip
+        panel.set(xscale="log" if own[column].max() > 0 else "linear", xlabel=TITLES[column])
+        panel.margins(x=0.25)
+        plots.plain_log(panel, "x")
+        panel.set_yticks(range(len(cases)), cases if panel is panels[0] else [""] * len(cases))
+        panel.set_ylim(len(cases) - 0.5, -0.5)
+        if column == RATIO:
+            panel.axvline(1, color="black", linewidth=0.8)
+    panels[0].set_ylabel(OPERATIONS[own["op"].iloc[0]].heading)
+
+
+def sweep(own: pd.DataFrame) -> Any:
+    """The first peer's time / ours of every shape: H across, one marker per B, T by darkness."""
+    peer = own.loc[own["impl"] != OURS, "label"].iloc[0]
+    points = own[(own["label"] == peer) & own[RATIO].notna()].copy()
+    points["width"] = points["H"].fillna(points["D"])
+    points["kind"] = points["setting"] + points["p"].map(lambda p: f", p = {p:g}", "ignore").fillna(
+        ""
+    )
+    batches, steps = sorted(points["B"].unique()), sorted(points["T"].unique())
+    widths = sorted(points["width"].unique())
+    kinds = list(points.groupby("kind", sort=False))
+    canvas, panels = plots.figure(min(len(kinds), 2), [4.2] * -(-len(kinds) // 2), width=6)
+    for panel in panels[len(kinds) :]:
+        panel.set_visible(False)
+    for panel, (kind, group) in zip(panels, kinds, strict=False):
+        for k, batch in enumerate(batches):
+            rows = group[group["B"] == batch]
+            # A batch has its own place beside H, so that its points do not hide others.
+            panel.scatter(
+                rows["width"].astype(float) * 1.12 ** (k - (len(batches) - 1) / 2),
+                rows[RATIO],
+                c=[0.25 + 0.75 * (steps.index(t) + 1) / len(steps) for t in rows["T"]],
+                cmap="Greys", vmin=0, vmax=1, marker=plots.MARKERS[k % len(plots.MARKERS)],
+                edgecolor="black", linewidth=0.6, s=34, label=f"B = {batch}",
+            )  # fmt: skip
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set(xscale="log", yscale="log", xlabel="H" if group["H"].notna().any() else "D")
+        panel.set_title(kind, fontsize="small")
+        panel.set_xticks(widths, [str(width) for width in widths])
+        panel.minorticks_off()
+        plots.plain_log(panel)
+        panel.set_ylabel(f"{peer}: {TITLES[RATIO]}", fontsize="small")
     canvas.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside right upper",
-        frameon=False,
-        fontsize="small",
-        title=f"darker:\nlonger T\n({steps[0]} to {steps[-1]})" if steps else None,
-    )
+        *panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False,
+        fontsize="small", title=f"darker:\nlonger T\n({steps[0]} to {steps[-1]})",
+    )  # fmt: skip
     return canvas
 
 
-def _kind(row: Row) -> str:
-    return row.mode if row.p is None else f"{row.mode}, p = {row.p:g}"
+def roofline(found: pd.DataFrame) -> Any:
+    """GFLOP/s over arithmetic intensity, under the best rates of the machine in the same minutes.
 
-
-def roofline(rows: Sequence[Row]) -> Any:
-    """GFLOP/s over arithmetic intensity, under what the machine itself reached in the same minutes.
-
-    The intensity counts the traffic that nobody can avoid, so that it is an upper bound. A panel
-    for every mode.
-
-    Args:
-        rows: of one operation; those without a rate are left out.
+    Contestants have markers, shapes have colours. The intensity counts the traffic that no
+    implementation can avoid, so that it is an upper bound.
     """
-    known = [r for r in rows if r.gflops and r.gbs and r.share_of_matmul and r.share_of_bandwidth]
-    modes = [mode for mode in LINES if any(row.mode == mode for row in known)]
-    looks = Looks(known)
-    canvas, panels = figure(len(modes), [4.8], width=6)
-    for panel, mode in zip(panels, modes, strict=True):
-        own = [row for row in known if row.mode == mode]
-        for row in own:
-            if NO_DETACH not in row.note:
-                style = looks.style(looks.name(row), row.p, mode) | {"linestyle": "none"}
-                panel.plot([_intensity(row)], [row.gflops], **style)
-        _draw_roofs(panel, own)
-        _name_points(panel, own)
-        panel.set_xlabel("operations per byte that nobody can avoid to move")
-        panel.set_title(mode, fontsize="small")
-        plain_log(panel)
-        plain_log(panel, "x")
-    panels[0].set_ylabel("GFLOP/s (more is better)")
-    looks.draw_legend(canvas, columns=3, lines=False)
-    canvas.suptitle(
-        f"{title(known)}\nbeside our points: {OPERATIONS[known[0].op].heading}", fontsize="small"
-    )
+    own = prepared(found)
+    own = own[(own["gflops"] > 0) & (own["gbs"] > 0)]
+    own = own[~own["note"].str.contains(table.NO_DETACH)]
+    own["intensity"] = own["gflops"] / own["gbs"]
+    many = own["sizes"].nunique() > MOST_BARS
+    own["shape"] = "H = " + own["H"].fillna(own["D"]).astype(str) if many else own["sizes"]
+    shapes, labels = list(own["shape"].unique()), list(own["label"].unique())
+    colours = require("matplotlib").colormaps["viridis"].resampled(len(shapes))
+    groups = list(own.groupby("setting", sort=False))
+    canvas, panels = plots.figure(min(len(groups), 2), [5.0] * -(-len(groups) // 2), width=6)
+    for panel in panels[len(groups) :]:
+        panel.set_visible(False)
+    for panel, (setting, group) in zip(panels, groups, strict=False):
+        for row in group.itertuples():
+            look = {"marker": plots.MARKERS[labels.index(row.label) % len(plots.MARKERS)],
+                    "color": colours(shapes.index(row.shape)),
+                    "fillstyle": "none" if row.p > 0 else "full"}  # fmt: skip
+            panel.plot(row.intensity, row.gflops, linestyle="none", **look)
+        _draw_roofs(panel, group, setting)
+        panel.set(xlabel="operations per byte that must be moved",
+                  ylabel="GFLOP/s (more is better)")  # fmt: skip
+        plots.plain_log(panel)
+        plots.plain_log(panel, "x")
+    marks: Callable[..., Any] = require("matplotlib.lines").Line2D
+    bare = {"linestyle": "none"}
+    handles = [marks([], [], label=name, color="0.3", **bare,
+                     marker=plots.MARKERS[k % len(plots.MARKERS)])
+               for k, name in enumerate(labels)]  # fmt: skip
+    if (own["p"] > 0).any():
+        handles.append(
+            marks([], [], label="p > 0", color="0.3", marker="o", fillstyle="none", **bare)
+        )
+    handles += [marks([], [], label=shape, color=colours(k), marker="s", **bare)
+                for k, shape in enumerate(shapes)]  # fmt: skip
+    heading = "" if many else OPERATIONS[own["op"].iloc[0]].heading
+    canvas.legend(handles=handles, loc="outside right upper", frameon=False, fontsize="x-small",
+                  title=heading, title_fontsize="x-small")  # fmt: skip
+    canvas.suptitle(title(own), fontsize="small")
     return canvas
 
 
-def _name_points(panel: Any, rows: Sequence[Row]) -> None:
-    """The sizes beside one point of ours for every shape; only the one that varies, if one does."""
-    varying = [name for name in SIZES if len({getattr(row, name) for row in rows}) > 1]
-    named: dict[str, Row] = {}
-    for row in rows:
-        if row.ours:
-            text = f"{varying[0]} = {getattr(row, varying[0])}" if len(varying) == 1 else sizes(row)
-            named.setdefault(text, row)
-    for k, (text, row) in enumerate(named.items()):
-        panel.annotate(
-            text,
-            (_intensity(row), row.gflops),
-            xytext=(0, -13 if k % 2 else 7),  # up and down in turns: neighbours stay apart
-            textcoords="offset points",
-            fontsize="x-small",
-            ha="center",
-        )
-
-
-def _intensity(row: Row) -> float:
-    assert row.gflops and row.gbs
-    return row.gflops / row.gbs
-
-
-def _draw_roofs(panel: Any, rows: Sequence[Row]) -> None:
-    """One roof per device and dtype: bandwidth up to the ridge, then the matrix product."""
-    for k, (device, dtype) in enumerate(dict.fromkeys((row.device, row.dtype) for row in rows)):
-        own = [row for row in rows if (row.device, row.dtype) == (device, dtype)]
-        matmul = statistics.median((r.gflops or 0) / (r.share_of_matmul or 1) for r in own)
-        copy = statistics.median((r.gbs or 0) / (r.share_of_bandwidth or 1) for r in own)
-        ridge = matmul / copy
-        xs = [ridge, *(_intensity(row) for row in own)]
-        left, right = min(xs) / 2, max(xs) * 2
-        panel.plot(
-            [left, ridge, right],
-            [left * copy, matmul, matmul],
-            color="black",
-            linestyle=list(LINES.values())[k % len(LINES)],
-            linewidth=1.2,
-        )
-        place = {"textcoords": "offset points", "fontsize": "x-small", "va": "top"}
-        text = f" {dtype} on this {device}:\n {matmul:.3g} GFLOP/s (matrix product)"
-        panel.annotate(text, (ridge, matmul), xytext=(0, -3 - 24 * k), **place)
-        panel.annotate(f"{copy:.3g} GB/s (copy)", (left, left * copy), xytext=(4, -6), **place)
+def _draw_roofs(panel: Any, own: pd.DataFrame, setting: str) -> None:
+    """Bandwidth up to the ridge, then the matrix product; points above them get a sentence."""
+    matmul = (own["gflops"] / own["share_of_matmul"]).max()
+    copy = (own["gbs"] / own["share_of_bandwidth"]).max()
+    ridge = matmul / copy
+    left, right = min(ridge, own["intensity"].min()) / 2, max(ridge, own["intensity"].max()) * 2
+    panel.plot([left, ridge, right], [left * copy, matmul, matmul], color="black", linewidth=1.2)
+    words = [f"flat roof: matrix product, {matmul:.3g} GFLOP/s", f"slope: copy, {copy:.3g} GB/s"]
+    above = own[own["gflops"] > own["intensity"] * copy]
+    if len(above):
+        words.append(f"{len(above)} points above the slope: caches hold their data")
+    above = own[own["gflops"] > matmul]
+    if len(above):
+        words.append(f"{len(above)} points above the flat roof: faster than torch's product")
+    panel.set_title("\n".join([setting, *words]), fontsize="x-small", loc="left")

@@ -14,8 +14,8 @@
 #include "common/cpu/pool.h"
 #include "common/cpu/subnormals.h"
 #include "lstm/cpu/kernels.h"
-#include "lstm/cpu/plan.h"
 #include "lstm/cuda/plan.h"
+#include "recurrence/cpu/plan.h"
 
 namespace {
 
@@ -89,8 +89,8 @@ PyObject* lstm_plan(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "nnnnni", &T, &B, &I, &H, &scalar_bytes, &threads)) return nullptr;
   if (!are_sizes({T, B, I, H, scalar_bytes})) return nullptr;
   const LstmShape shape{T, B, I, H, H};
-  const LstmPlan plan = plan_lstm(shape, scalar_bytes);
-  const LstmSchedule schedule = schedule_lstm(shape, plan, threads);
+  const WalkPlan plan = plan_walk(shape, kLstmGates, scalar_bytes);
+  const WalkSchedule schedule = schedule_walk(shape, kLstmGates, plan, threads);
   return Py_BuildValue("{s:n,s:n,s:O,s:i,s:i}", "groups", static_cast<Py_ssize_t>(plan.groups),
                        "chunk", static_cast<Py_ssize_t>(plan.chunk), "fuse_input",
                        plan.fuse_input ? Py_True : Py_False, "lanes", schedule.lanes, "team",

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the GPU, nonlinearities, block sizes, candidates of screening."""
+"""What the Triton kernels share: the GPU, nonlinearities, products, block sizes, retained sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+# The interpreter keeps bfloat16 as bare 16 bits, and multiplies those.
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 _Run = TypeVar("_Run", bound=Callable[..., tuple[Tensor, ...]])
 
@@ -40,6 +43,48 @@ def tanh(x):
     return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
 
 
+@triton.jit
+def load_tile(array, row, column, width, present):
+    """Tile ``[X, Y]`` of an array ``[.., width]`` by its rows and columns; 0 where absent."""
+    return tl.load(array + row[:, None] * width + column[None, :],
+                   mask=present[:, None] & (column < width)[None, :], other=0.0)  # fmt: skip
+
+
+@triton.jit
+def store_tile(array, row, column, width, present, value):
+    """The reverse of ``load_tile``."""
+    tl.store(array + row[:, None] * width + column[None, :], value,
+             mask=present[:, None] & (column < width)[None, :])  # fmt: skip
+
+
+@triton.jit
+def add_product(rows, weight, acc):
+    """Acc [BB, BN] + rows [BB, BK] @ weight [BK, BN], summed in the dtype of acc."""
+    if _INTERPRETED:
+        rows, weight = rows.to(acc.dtype), weight.to(acc.dtype)
+    return tl.dot(rows, weight, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def add_rows_times_weight(
+    acc, rows, row_mask, weight, n, N, depth, stride_n, stride_depth, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """Acc [BB, BN] + rows [BB, depth] @ weight [depth, N], by blocks of the depth.
+
+    ``rows`` ``[BB]`` points at rows, n ``[BN]`` are the columns of the weight. Offsets
+    have the integer type of ``depth``.
+    """
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < depth
+        a = tl.load(rows[:, None] + k[None, :],
+                    mask=row_mask[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        w = tl.load(weight + k[:, None] * stride_depth + n[None, :] * stride_n,
+                    mask=inside[:, None] & (n < N)[None, :], other=0.0)  # fmt: skip
+        acc = add_product(a, w, acc)
+    return acc
+
+
 def block(size: int, *, least: int = 1, most: int = 2**20) -> int:
     """The power of two that covers ``size``, within bounds that are powers of two.
 
@@ -48,6 +93,13 @@ def block(size: int, *, least: int = 1, most: int = 2**20) -> int:
         (32, 16, 64)
     """
     return int(min(most, max(least, triton.next_power_of_2(max(1, size)))))
+
+
+def ends_of(lengths: Tensor | None, T: int, B: int, device: torch.device) -> Tensor:
+    """Steps of each sample, int64 ``[B]``."""
+    if lengths is None:
+        return torch.full((B,), T, device=device)
+    return lengths.to(torch.int64).contiguous()
 
 
 def memory_sizes(

@@ -24,6 +24,7 @@ import torch
 import triton
 from throughtime.triton_kernels import lstm, rel_lstm, relevancy
 from throughtime.triton_kernels.common import block
+from throughtime.triton_kernels.scores import SCORES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -42,12 +43,12 @@ _INTEGERS = {
     "final_positions": "*i64",
     "kept_positions": "*i32",
     "kept": "*i32",
-    "cuts": "*i32",
+    "detached": "*i32",
     "reset": "*u8",
     "detach_mask": "*u8",
 }
-_SIZES = ("T", "S", "R", "W", "K", "CAPACITY", "HEADS", "D", "DV", "B", "H", "A", "t", "cut_step",
-          "cut_sample")  # fmt: skip
+_SIZES = ("T", "S", "R", "W", "K", "CAPACITY", "HEADS", "D", "DV", "B", "H", "A", "t",
+          "detach_step", "detach_sample")  # fmt: skip
 # Pointers of the LSTM's kernels at the dtype of sums; the others are at S, or integers.
 _SUMS = ("projected", "c_0", "c_n", "cells", "grad_h", "grad_c")
 _OPTIONAL = ("bias", "reset", "detach_mask", "grad_output")
@@ -93,11 +94,14 @@ class Usage:
 def variants() -> list[Variant]:
     """The sizes of the benchmark (dot) and of the paper (additive)."""
     made = []
-    for additive, D, W, K in ((False, 64, 64, 64), (True, 128, 10, 15)):
-        sizes = f"D {D}, window {W}, top_k {K}, {'additive' if additive else 'dot'}"
-        common = {"ADDITIVE": additive, "BLOCK_D": block(D)}
+    for name, D, W, K in (("dot", 64, 64, 64), ("additive", 128, 10, 15)):
+        sizes, score = f"D {D}, window {W}, top_k {K}, {name}", SCORES[name]
+        common = {"SCORES": score["SCORES"], "BLOCK_D": block(D)}
+        if name == "dot":
+            common["weight"] = None
         parallel = {**common, "BLOCK_Q": relevancy.QUERIES}
         outputs = {"BLOCK_DV": block(D)}
+        gradients = {**parallel, **score, **outputs}
         candidates = {"BLOCK_W": block(W), "BLOCK_K": block(K), "KEEP_FIRST": False}
         made += [
             Variant(kernel, sizes, constants, relevancy.warps(D))
@@ -105,8 +109,8 @@ def variants() -> list[Variant]:
                 (relevancy.window_scores, parallel),
                 (relevancy.select, {**common, **candidates}),
                 (relevancy.attend, {"BLOCK_Q": relevancy.QUERIES, **outputs}),
-                (relevancy.query_gradient, {**parallel, **outputs}),
-                (relevancy.key_gradient, {**parallel, **outputs}),
+                (relevancy.query_gradient, gradients),
+                (relevancy.key_gradient, gradients),
             )
         ]
     for H in (128, 512):

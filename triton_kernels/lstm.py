@@ -1,10 +1,8 @@
 """The recurrence of the LSTM in Triton, forward and backward.
 
-    z_t = projected_t + bias + h_{t-1} W_hh^T;  i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of z_t
-    c_t = f c_{t-1} + i g;  h_t = o tanh(c_t), rounded to S
-
-    dh_t += dL/doutput_t;  dc_t += dh_t o (1 - tanh(c_t)^2)
-    da_t = dL/dz_t;  dc_{t-1} = dc_t f;  dh_{t-1} = da_t W_hh, and zero where step t is detached
+    z_t = projected_t + bias + h_{t-1} W_hh^T        c_t, h_t: cell.py, h_t rounded to S
+    dh_t += dL/doutput_t                             da_t, dc_{t-1}: cell.py
+    dh_{t-1} = da_t W_hh, and zero where step t is detached
 
 T steps, B samples, H units. S is the dtype of what is stored, A that of sums and of c (float32;
 float64 for float64). The input projection before, and the gradients of weights, bias and input
@@ -13,14 +11,15 @@ after, are large products of torch; see :mod:`throughtime.ops.lstm.gpu`.
 * ``walk_forward``, ``walk_backward`` [a program per tile of samples]: all steps in one launch; h,
   c, dh and dc stay in registers. HELD: W_hh is read once and stays on the chip (shared memory on
   NVIDIA), and a step touches only its own inputs and results. Otherwise a step streams W_hh from
-  the L2 cache in slices, and with them h_{t-1} or da_t from where they were stored, a barrier ago.
+  the L2 cache in slices, and reads h_{t-1} or da_t in slices from where it was stored, after a
+  barrier.
 * ``one_step_forward``, ``one_step_backward`` [tiles of samples x tiles of units]: one launch per
   step, for more units; c, dc and dh lie in the tensors in which they are returned.
 
-A step costs 8 B H^2 operations either way. The backward pass leaves those out, and the barrier, for
-every tile whose samples are all detached, reset or past their end. Every number is summed by
-one program in one order: no atomics, bit-equal from run to run. T, B and t are run-time arguments:
-nothing recompiles for another length. Offsets are 64-bit.
+A step costs 8 B H^2 operations either way. The backward pass skips them, and the barrier, for
+every tile whose samples are all detached, reset or past their end. One program adds each sum in one
+order: no atomics, bit-equal repeats. T, B and t are run-time arguments: nothing recompiles for
+another length. Offsets are 64-bit.
 """
 
 from __future__ import annotations
@@ -30,19 +29,21 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block, on_its_gpu
-from throughtime.triton_kernels.lstm_steps import (
+from throughtime.triton_kernels.cell import add_recurrent, load_gates, load_weights
+from throughtime.triton_kernels.common import (
     add_product,
-    backward_cell,
-    flow,
-    forward_cell,
+    add_rows_times_weight,
+    block,
+    ends_of,
+    on_its_gpu,
+)
+from throughtime.triton_kernels.lstm_steps import (
     load_bias,
-    load_gates,
-    load_weights,
+    open_samples,
     state_before,
+    step_backward,
+    step_forward,
     step_of,
-    stream_backward,
-    stream_forward,
 )
 from torch import Tensor
 
@@ -52,7 +53,7 @@ from throughtime.ops.lstm.recurrence import saved_gates
 WALKED_UNITS = {2: 128, 4: 128, 8: 64}
 SAMPLES = 16  # of a program of a walk: the least that a matrix unit takes
 
-_RUN_TIME = ["T", "B", "t", "cut_step", "cut_sample"]
+_RUN_TIME = ["T", "B", "t", "detach_step", "detach_sample"]
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -79,8 +80,8 @@ def walk_forward(
         t = tl.zeros_like(end) + (longest - 1 - step if REVERSE else step)
         row, active, carries = step_of(t, b, end, reset, B)
         here = active[:, None] & inside
-        # Asked for before the product, which hides how long they take; padding may hold anything.
-        xi, xf, xg, xo = load_gates(projected, row, n, here, H)
+        # Loaded before the product, which hides their latency; padding may hold anything.
+        xi, xf, xg, xo = load_gates(projected + row[:, None] * (4 * H) + n[None, :], here, H)
         xi, xf, xg, xo = xi + bi, xf + bf, xg + bg, xo + bo
         if HELD:
             entering = tl.where(carries[:, None], h, tl.zeros_like(h))
@@ -90,10 +91,10 @@ def walk_forward(
         else:
             begins, before = state_before(t, b, row, end, B, REVERSE)
             source = tl.where(begins, h_0, output) + before * H
-            zi, zf, zg, zo = stream_forward(source, carries, n, weight_hh, xi, xf, xg, xo, H,
+            zi, zf, zg, zo = add_recurrent(source, carries, n, weight_hh, xi, xf, xg, xo, H,
                                             BLOCK_K)  # fmt: skip
         entering_c = tl.where(carries[:, None], c, 0.0)
-        h_t, c_t = forward_cell(zi, zf, zg, zo, entering_c, row, n, here, output, gates, cells, H,
+        h_t, c_t = step_forward(zi, zf, zg, zo, entering_c, row, n, here, output, gates, cells, H,
                                 SAVE)  # fmt: skip
         h, c = tl.where(active[:, None], h_t, h), tl.where(active[:, None], c_t, c)
         if not HELD:
@@ -118,20 +119,22 @@ def one_step_forward(
     inside = (n < H)[None, :]
     mask = active[:, None] & inside
     c = tl.load(c_n + state, mask=carries[:, None] & inside, other=0.0)
-    xi, xf, xg, xo = load_gates(projected, row, n, mask, H)  # padding may hold anything
+    xi, xf, xg, xo = load_gates(
+        projected + row[:, None] * (4 * H) + n[None, :], mask, H
+    )  # padding may hold anything
     bi, bf, bg, bo = load_bias(bias, n, H)
     begins, before = state_before(t, b, row, end, B, REVERSE)
     source = tl.where(begins, h_0, output) + before * H
-    zi, zf, zg, zo = stream_forward(source, carries, n, weight_hh, xi + bi, xf + bf, xg + bg,
+    zi, zf, zg, zo = add_recurrent(source, carries, n, weight_hh, xi + bi, xf + bf, xg + bg,
                                     xo + bo, H, BLOCK_K)  # fmt: skip
-    h_t, c_t = forward_cell(zi, zf, zg, zo, c, row, n, mask, output, gates, cells, H, SAVE)
+    h_t, c_t = step_forward(zi, zf, zg, zo, c, row, n, mask, output, gates, cells, H, SAVE)
     tl.store(h_n + state, h_t, mask=mask)
     tl.store(c_n + state, c_t, mask=mask)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def walk_backward(
-    grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask, cut_step, cut_sample,
+    grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask, detach_step, detach_sample,
     grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, HELD: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -152,19 +155,21 @@ def walk_backward(
     for step in range(longest):
         t = tl.zeros_like(end) + (step if REVERSE else longest - 1 - step)
         row, active, carries = step_of(t, b, end, reset, B)
-        flows = flow(carries, detach_mask, t, b, cut_step, cut_sample)
-        ai, af, ag, ao, dc_before = backward_cell(dh, dc, t, b, row, end, n, active, carries,
+        flows = open_samples(carries, detach_mask, t, b, detach_step, detach_sample)
+        ai, af, ag, ao, dc_before = step_backward(dh, dc, t, b, row, end, n, active, carries,
             grad_output, c_0, gates, cells, grad_gates, B, H, REVERSE)  # fmt: skip
         given = tl.zeros_like(dh)
-        # At most one round, none where h-detach spares the product. No `if`: Triton moves changes
-        # of layout into that, at every step, but out of loops, so that W_hh takes its layout once.
+        # At most one round, none where h-detach spares the product. Inside an `if`, Triton would
+        # convert the layout of W_hh at every step; out of a loop it moves the conversion.
         for _ in range(tl.max(flows.to(tl.int32), axis=0)):
             if HELD:
                 given = add_product(af, wf, add_product(ai, wi, given))
                 given = add_product(ao, wo, add_product(ag, wg, given))
             else:
                 tl.debug_barrier()  # da_t of all units is read
-                given = stream_backward(row, flows, n, weight_hh, grad_gates, given, H, BLOCK_K)
+                given = add_rows_times_weight(given, grad_gates + row * (4 * H), flows, weight_hh,
+                                              n, H, tl.cast(4 * H, tl.int64), 1, H,
+                                              BLOCK_K)  # fmt: skip
         given = tl.where(flows[:, None], given, 0.0)
         dh = tl.where(active[:, None], given, dh)
         dc = tl.where(active[:, None], dc_before, dc)
@@ -174,14 +179,14 @@ def walk_backward(
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def one_step_backward(
-    t, grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask, cut_step, cut_sample,
-    grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
+    t, grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask, detach_step,
+    detach_sample, grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Step t of a tile of samples and units, after what the step that follows in travel gives h_t.
+    """Step t of a tile of samples and units, first the product of the step before in time of work.
 
-    By then da of all its units is in memory. The last launch, with t outside of all samples, only
-    adds. ``grad_h`` and ``grad_c`` hold dh and dc, as in :func:`walk_backward`.
+    The da of all its units is then in memory. The last launch, with t outside of all samples, has
+    the product only. ``grad_h`` and ``grad_c`` hold dh and dc, as in :func:`walk_backward`.
     """
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -193,13 +198,14 @@ def one_step_backward(
     t = tl.zeros_like(end) + t
     later = t - 1 if REVERSE else t + 1
     row, followed, carries = step_of(later, b, end, reset, B)
-    flows = flow(carries, detach_mask, later, b, cut_step, cut_sample)
+    flows = open_samples(carries, detach_mask, later, b, detach_step, detach_sample)
     given = tl.zeros_like(dh)
     if tl.max(flows.to(tl.int32), axis=0) > 0:  # else h-detach spares the product
-        given = stream_backward(row, flows, n, weight_hh, grad_gates, given, H, BLOCK_K)
+        given = add_rows_times_weight(given, grad_gates + row * (4 * H), flows, weight_hh, n, H,
+                                      tl.cast(4 * H, tl.int64), 1, H, BLOCK_K)  # fmt: skip
     dh = tl.where(followed[:, None], given, dh)
     row, active, carries = step_of(t, b, end, reset, B)
-    _, _, _, _, dc_before = backward_cell(dh, dc, t, b, row, end, n, active, carries, grad_output,
+    _, _, _, _, dc_before = step_backward(dh, dc, t, b, row, end, n, active, carries, grad_output,
                                           c_0, gates, cells, grad_gates, B, H, REVERSE)  # fmt: skip
     tl.store(grad_h + state, dh, mask=mask)
     tl.store(grad_c + state, tl.where(active[:, None], dc_before, dc), mask=mask)
@@ -246,10 +252,6 @@ def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[st
     }
 
 
-def _ends(lengths: Tensor | None, T: int, B: int, device: torch.device) -> Tensor:
-    return torch.full((B,), T, device=device) if lengths is None else lengths
-
-
 def _bytes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.view(torch.uint8)
 
@@ -291,7 +293,7 @@ def recurrence_forward(
     cells = c_0.new_empty((T, B, H) if save else 0)
     if B > 0:
         arguments = (
-            projected, bias, h_0, weight_hh, _ends(lengths, T, B, h_0.device), _bytes(reset),
+            projected, bias, h_0, weight_hh, ends_of(lengths, T, B, h_0.device), _bytes(reset),
             output, h_n, c_n, gates, cells, B, H,
         )  # fmt: skip
         chosen = {"REVERSE": reverse, "SAVE": save, **options(B, H, dtype, h_0.device)}
@@ -327,8 +329,8 @@ def recurrence_backward(
         grad_c_n: A ``[B, H]`` or None.
         c_0, weight_hh, lengths, reset, reverse: as given to :func:`recurrence_forward`.
         gates, cells: what it saved.
-        detach_mask: bool ``[T]`` or ``[T, B]``, True cuts the gradient into the h that enters step
-            t; or None.
+        detach_mask: bool ``[T]`` or ``[T, B]``, True stops the gradient into the h that enters
+            step t; or None.
 
     Returns:
         grad_gates S ``[T, B, 4H]``, before the nonlinearities and zero past a sample's end;
@@ -342,7 +344,7 @@ def recurrence_backward(
     if B > 0:
         per_sample = detach_mask is not None and detach_mask.dim() == 2
         arguments = (
-            grad_output, c_0, weight_hh, _ends(lengths, T, B, c_0.device), gates, cells,
+            grad_output, c_0, weight_hh, ends_of(lengths, T, B, c_0.device), gates, cells,
             _bytes(reset), _bytes(detach_mask), B if per_sample else 1, int(per_sample),
             grad_gates, grad_h, grad_c, B, H,
         )  # fmt: skip
@@ -352,7 +354,7 @@ def recurrence_backward(
             walk_backward[(samples,)](*arguments, **chosen)
         else:
             grid = (samples, triton.cdiv(H, chosen["BLOCK_N"]))
-            # One launch more than steps: it adds what the gates of the last one give h_0.
+            # One launch more than steps: the product of the last step gives dh_0.
             for t in range(T + 1) if reverse else range(T - 1, -2, -1):
                 one_step_backward[grid](t, *arguments, **chosen)
     return grad_gates, grad_h, grad_c

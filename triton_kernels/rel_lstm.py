@@ -1,16 +1,20 @@
 """RelLSTM in Triton: a program per tile of samples walks through all steps in one launch.
 
+    s_t = (h_{t-1} + o_{t-1}) / 2      c_t, h_t: the cell (cell.py) of x_t W_ih^T + s_t W_hh^T
+    q_t = s_t W_q^T, u_t = h_t W_u^T   o_t: attention of q_t over h and u of the window and the
+                                       retained set, by additive scores (scores.py)
+
 Shapes: T steps, S = P + T positions, B samples, H units, A attention units (see
 :mod:`throughtime.ops.rel_lstm`). The input projection before the walk and the weight gradients
-after it are large products of torch. In a step the tile's state goes through memory between blocks
-of units (a barrier between writing and reading), so that any H and A fit. Float32 products are true
-float32.
+after it are large products of torch. Within a step the tile's state passes through memory from one
+block of units to another, with a barrier between writing and reading, so any H and A fit. Float32
+products are true float32. A step costs (6 H^2 + 2 A H + (W + K)(H + A)) multiply-adds per sample.
 
-Kept for the backward pass, in one flat tensor: hidden ``[S, B, H]``, keys ``[S, B, A]``, gates i,
+Saved for the backward pass, in one flat tensor: hidden ``[S, B, H]``, keys ``[S, B, A]``, gates i,
 f, g, o and c ``[T, B, 5H]``, s ``[T, B, H]``, queries ``[T, B, A]``.
 
-Backward: what attention gives the gradient of a key and of its hidden state is added to rows of
-``du`` and ``dh`` by the one program that owns the sample: no atomics, bit-equal from run to run.
+Backward: a program adds the gradients that attention gives keys and hidden states to rows of ``du``
+and ``dh`` of its own samples: no atomics, bit-equal repeats.
 """
 
 from __future__ import annotations
@@ -18,14 +22,25 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from throughtime.triton_kernels.cell import (
+    cell_backward,
+    cell_forward,
+    gates_of,
+    load_gates,
+    store_gates,
+)
 from throughtime.triton_kernels.common import (
+    add_rows_times_weight,
     block,
+    ends_of,
+    load_tile,
     memory_sizes,
     on_its_gpu,
     retained_positions,
-    sigmoid,
+    store_tile,
     tanh,
 )
+from throughtime.triton_kernels.scores import additive_gradients, additive_scores
 from torch import Tensor
 
 SAMPLES = 16  # of a program: the least that a matrix unit takes
@@ -35,41 +50,18 @@ _RUN_TIME = ["T", "S", "R", "W", "K", "CAPACITY", "B"]
 
 
 @triton.jit
-def rows_times_weight(
-    acc, rows, row, row_mask, weight, column, column_mask, depth, stride_column, stride_depth,
-    BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Acc [BB, BN] += rows [BB, depth] @ weight [depth, BN], by blocks of the depth.
-
-    ``row`` are the offsets of the rows, ``column`` the columns of the weight.
-    """
-    for start in range(0, depth, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        inside = k < depth
-        a = tl.load(rows + row[:, None] + k[None, :],
-                    mask=row_mask[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        w = tl.load(weight + k[:, None] * stride_depth + column[None, :] * stride_column,
-                    mask=inside[:, None] & column_mask[None, :], other=0.0)  # fmt: skip
-        acc += tl.dot(a, w, input_precision="ieee", out_dtype=acc.dtype)
-    return acc
-
-
-@triton.jit
 def key_scores(
     queries, query_row, alive, keys, key_row, valid, weight_score, A, BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """W . tanh(q + u) of one candidate per sample ``[BB]``; -inf where there is none."""
+    """Scores of one candidate per sample ``[BB]``; -inf where there is none."""
     total = tl.zeros([BLOCK_B], queries.dtype.element_ty)
     for start in range(0, A, BLOCK_N):
         a = start + tl.arange(0, BLOCK_N)
-        inside = a < A
-        q = tl.load(queries + query_row[:, None] * A + a[None, :],
-                    mask=alive[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        u = tl.load(keys + key_row[:, None] * A + a[None, :],
-                    mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        w = tl.load(weight_score + a, mask=inside, other=0.0)
-        total += tl.sum(w[None, :] * tanh(q + u), axis=1)
+        q = load_tile(queries, query_row, a, A, alive)
+        u = load_tile(keys, key_row, a, A, valid)
+        w = tl.load(weight_score + a, mask=a < A, other=0.0)
+        total += additive_scores(q, u, w[None, :])
     return tl.where(valid, total, float("-inf"))
 
 
@@ -77,6 +69,24 @@ def key_scores(
 def column_of(tile, columns, index):
     """Column ``index`` of a tile ``[BB, C]``."""
     return tl.sum(tl.where(columns[None, :] == index, tile, 0), axis=1)
+
+
+@triton.jit
+def of_candidate(window, retained, e, slot, c, W):
+    """Column of candidate c in two tiles: of the window, then of the retained set."""
+    if c < W:
+        return column_of(window, e, c)
+    return column_of(retained, slot, c - W)
+
+
+@triton.jit
+def softmax(s, r, alive):
+    """Weights of the window's scores and of the retained set's, ``[BB, C]`` each."""
+    top = tl.maximum(tl.max(s, axis=1), tl.max(r, axis=1))
+    top = tl.where(alive, top, 0.0)
+    s, r = tl.exp(s - top[:, None]), tl.exp(r - top[:, None])
+    total = tl.where(alive, tl.sum(s, axis=1) + tl.sum(r, axis=1), 1.0)
+    return s / total[:, None], r / total[:, None]
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -111,94 +121,81 @@ def walk_forward(
         own_row = own * B + b
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            mask = alive[:, None] & (n < H)[None, :]
             if t > 0:
-                h = tl.load(hidden + (own_row - B)[:, None] * H + n[None, :], mask=mask, other=0.0)
+                h = load_tile(hidden, own_row - B, n, H, alive)
             else:
-                h = tl.load(h_0 + b[:, None] * H + n[None, :], mask=mask, other=0.0)
-            o = tl.load(context + b[:, None] * H + n[None, :], mask=mask, other=0.0)
-            tl.store(states + row[:, None] * H + n[None, :], 0.5 * (h + o), mask=mask)
+                h = load_tile(h_0, b, n, H, alive)
+            store_tile(states, row, n, H, alive, 0.5 * (h + load_tile(context, b, n, H, alive)))
         tl.debug_barrier()
 
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
-            mask = alive[:, None] & inside[None, :]
+            mask = alive[:, None] & (n < H)[None, :]
+            # One gate after the other: four sums at once would spill registers.
             at = x_gates + row[:, None] * (4 * H) + n[None, :]
-            zi = rows_times_weight(tl.load(at, mask=mask, other=0.0), states, row * H, alive,
-                                   weight_hh, n, inside, H, H, 1, BLOCK_K)  # fmt: skip
-            zf = rows_times_weight(tl.load(at + H, mask=mask, other=0.0), states, row * H, alive,
-                                   weight_hh + H * H, n, inside, H, H, 1, BLOCK_K)  # fmt: skip
-            zg = rows_times_weight(tl.load(at + 2 * H, mask=mask, other=0.0), states, row * H,
-                                   alive, weight_hh + 2 * H * H, n, inside, H, H, 1,
-                                   BLOCK_K)  # fmt: skip
-            zo = rows_times_weight(tl.load(at + 3 * H, mask=mask, other=0.0), states, row * H,
-                                   alive, weight_hh + 3 * H * H, n, inside, H, H, 1,
-                                   BLOCK_K)  # fmt: skip
-            i, f, g, o = sigmoid(zi), sigmoid(zf), tanh(zg), sigmoid(zo)
-            c = f * tl.load(cells + b[:, None] * H + n[None, :], mask=mask, other=0.0) + i * g
-            tl.store(cells + b[:, None] * H + n[None, :], c, mask=mask)
-            tl.store(hidden + own_row[:, None] * H + n[None, :], o * tanh(c), mask=mask)
+            zi = add_rows_times_weight(tl.load(at, mask=mask, other=0.0), states + row * H, alive,
+                                       weight_hh, n, H, H, H, 1, BLOCK_K)  # fmt: skip
+            zf = add_rows_times_weight(tl.load(at + H, mask=mask, other=0.0), states + row * H,
+                                       alive, weight_hh + H * H, n, H, H, H, 1,
+                                       BLOCK_K)  # fmt: skip
+            zg = add_rows_times_weight(tl.load(at + 2 * H, mask=mask, other=0.0), states + row * H,
+                                       alive, weight_hh + 2 * H * H, n, H, H, H, 1,
+                                       BLOCK_K)  # fmt: skip
+            zo = add_rows_times_weight(tl.load(at + 3 * H, mask=mask, other=0.0), states + row * H,
+                                       alive, weight_hh + 3 * H * H, n, H, H, H, 1,
+                                       BLOCK_K)  # fmt: skip
+            i, f, g, o = gates_of(zi, zf, zg, zo)
+            h, c = cell_forward(i, f, g, o, load_tile(cells, b, n, H, alive))
+            store_tile(cells, b, n, H, alive, c)
+            store_tile(hidden, own_row, n, H, alive, h)
             saved = gates + row[:, None] * (5 * H) + n[None, :]
-            tl.store(saved, i, mask=mask)
-            tl.store(saved + H, f, mask=mask)
-            tl.store(saved + 2 * H, g, mask=mask)
-            tl.store(saved + 3 * H, o, mask=mask)
+            store_gates(saved, i, f, g, o, mask, H)
             tl.store(saved + 4 * H, c, mask=mask)
         tl.debug_barrier()
 
         for start in range(0, A, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < A
-            mask = alive[:, None] & inside[None, :]
             zero = tl.zeros([BLOCK_B, BLOCK_N], hidden.dtype.element_ty)
-            q = rows_times_weight(zero, states, row * H, alive, weight_query, n, inside, H, H, 1,
-                                  BLOCK_K)  # fmt: skip
-            u = rows_times_weight(zero, hidden, own_row * H, alive, weight_key, n, inside, H, H, 1,
-                                  BLOCK_K)  # fmt: skip
-            tl.store(queries + row[:, None] * A + n[None, :], q, mask=mask)
-            tl.store(keys + own_row[:, None] * A + n[None, :], u, mask=mask)
+            q = add_rows_times_weight(zero, states + row * H, alive, weight_query, n, A, H, H, 1,
+                                      BLOCK_K)  # fmt: skip
+            u = add_rows_times_weight(zero, hidden + own_row * H, alive, weight_key, n, A, H, H, 1,
+                                      BLOCK_K)  # fmt: skip
+            store_tile(queries, row, n, A, alive, q)
+            store_tile(keys, own_row, n, A, alive, u)
         tl.debug_barrier()
 
         # Scores of the window (by ring slot) and of the retained set (by slot).
         s = tl.full([BLOCK_B, BLOCK_W], float("-inf"), ring.dtype)
         r = tl.full([BLOCK_B, BLOCK_C], float("-inf"), ring.dtype)
-        for c in range(W):
-            place = own - (own - c + W) % W + 0 * b
-            valid = alive & (place >= begin)
+        for c in range(W + CAPACITY):
+            if c < W:
+                place = own - (own - c + W) % W + 0 * b
+                valid = alive & (place >= begin)
+            else:
+                place = column_of(kept, slot, c - W)
+                valid = alive & (place >= 0)
             one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
                              BLOCK_N, BLOCK_B)  # fmt: skip
-            s = tl.where((e == c)[None, :], one[:, None], s)
-        for c in range(CAPACITY):
-            place = column_of(kept, slot, c)
-            valid = alive & (place >= 0)
-            one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
-                             BLOCK_N, BLOCK_B)  # fmt: skip
-            r = tl.where((slot == c)[None, :], one[:, None], r)
-        top = tl.maximum(tl.max(s, axis=1), tl.max(r, axis=1))
-        top = tl.where(alive, top, 0.0)
-        s, r = tl.exp(s - top[:, None]), tl.exp(r - top[:, None])
-        total = tl.where(alive, tl.sum(s, axis=1) + tl.sum(r, axis=1), 1.0)
-        s, r = s / total[:, None], r / total[:, None]
+            if c < W:
+                s = tl.where((e == c)[None, :], one[:, None], s)
+            else:
+                r = tl.where((slot == c - W)[None, :], one[:, None], r)
+        s, r = softmax(s, r, alive)
 
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
             out = tl.zeros([BLOCK_B, BLOCK_N], ring.dtype)
-            for c in range(W):
+            for c in range(W):  # not one loop over both: that would spill registers
                 place = own - (own - c + W) % W + 0 * b
                 valid = alive & (place >= begin)
-                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
-                            mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                h = load_tile(hidden, place * B + b, n, H, valid)
                 out += column_of(s, e, c)[:, None] * h
             for c in range(CAPACITY):
                 place = column_of(kept, slot, c)
                 valid = alive & (place >= 0)
-                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :],
-                            mask=valid[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                h = load_tile(hidden, place * B + b, n, H, valid)
                 out += column_of(r, slot, c)[:, None] * h
-            tl.store(context + b[:, None] * H + n[None, :], out,
-                     mask=alive[:, None] & inside[None, :])  # fmt: skip
+            store_tile(context, b, n, H, alive, out)
 
         # Relevance, and the competition for the retained set.
         position = own - (own - e + W) % W
@@ -239,11 +236,25 @@ def walk_forward(
     tl.store(rings + b[:, None] * S + place, ring, mask=window)
 
 
+@triton.jit
+def candidate(c, own, begin, alive, kept, b, W):
+    """Positions ``[BB]`` of candidate c, and where there is one: of the window, oldest first, then
+    of the retained sets, to which ``kept`` ``[BB]`` points.
+    """
+    if c < W:
+        place = own - W + 1 + c + 0 * b
+        valid = alive & (place >= begin)
+    else:
+        place = tl.load(kept + c - W, mask=alive, other=-1).to(tl.int64)
+        valid = alive & (place >= 0)
+    return place, valid
+
+
 @triton.jit(do_not_specialize=_RUN_TIME)
 def walk_backward(
-    grad, weight_hh, weight_query, weight_key, weight_score, first, ends, cuts, c_0, hidden, keys,
-    gates, queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, CAPACITY, B, H, A,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
+    grad, weight_hh, weight_query, weight_key, weight_score, first, ends, detached, c_0, hidden,
+    keys, gates, queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, CAPACITY, B, H,
+    A, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """All steps of a tile, the last one first.
@@ -272,22 +283,14 @@ def walk_backward(
         ds = tl.zeros([BLOCK_B, BLOCK_W], dw.dtype.element_ty)
         dr = tl.zeros([BLOCK_B, BLOCK_C], dw.dtype.element_ty)
         for c in range(W + CAPACITY):
-            if c < W:
-                place = own - W + 1 + c + 0 * b
-                valid = alive & (place >= begin)
-            else:
-                place = tl.load(kept + (b * T + t) * CAPACITY + c - W, mask=alive, other=-1)
-                place = place.to(tl.int64)
-                valid = alive & (place >= 0)
+            place, valid = candidate(c, own, begin, alive, kept + (b * T + t) * CAPACITY, b, W)
             one = key_scores(queries, row, alive, keys, place * B + b, valid, weight_score, A,
                              BLOCK_N, BLOCK_B)  # fmt: skip
             dp = tl.zeros([BLOCK_B], dw.dtype.element_ty)
             for start in range(0, H, BLOCK_N):
                 n = start + tl.arange(0, BLOCK_N)
-                mask = valid[:, None] & (n < H)[None, :]
-                h = tl.load(hidden + (place * B + b)[:, None] * H + n[None, :], mask=mask,
-                            other=0.0)  # fmt: skip
-                go = tl.load(context + b[:, None] * H + n[None, :], mask=mask, other=0.0)
+                h = load_tile(hidden, place * B + b, n, H, valid)
+                go = load_tile(context, b, n, H, valid)
                 dp += tl.sum(h * go, axis=1)
             if c < W:
                 s = tl.where((e == c)[None, :], one[:, None], s)
@@ -295,107 +298,75 @@ def walk_backward(
             else:
                 r = tl.where((slot == c - W)[None, :], one[:, None], r)
                 dr = tl.where((slot == c - W)[None, :], dp[:, None], dr)
-        top = tl.maximum(tl.max(s, axis=1), tl.max(r, axis=1))
-        top = tl.where(alive, top, 0.0)
-        s, r = tl.exp(s - top[:, None]), tl.exp(r - top[:, None])
-        total = tl.where(alive, tl.sum(s, axis=1) + tl.sum(r, axis=1), 1.0)
-        s, r = s / total[:, None], r / total[:, None]
+        s, r = softmax(s, r, alive)
         mean = tl.sum(s * ds, axis=1) + tl.sum(r * dr, axis=1)
         ds, dr = s * (ds - mean[:, None]), r * (dr - mean[:, None])
 
         for start in range(0, A, BLOCK_N):
             a = start + tl.arange(0, BLOCK_N)
             inside = a < A
-            mask = alive[:, None] & inside[None, :]
-            q = tl.load(queries + row[:, None] * A + a[None, :], mask=mask, other=0.0)
+            q = load_tile(queries, row, a, A, alive)
             w = tl.load(weight_score + a, mask=inside, other=0.0)
             to_q = tl.zeros([BLOCK_B, BLOCK_N], dw.dtype.element_ty)
             to_w = tl.load(dw + program * A + a, mask=inside, other=0.0)
             for c in range(W + CAPACITY):
-                if c < W:
-                    place = own - W + 1 + c + 0 * b
-                    valid = alive & (place >= begin)
-                    part = column_of(ds, e, c)
-                else:
-                    place = tl.load(kept + (b * T + t) * CAPACITY + c - W, mask=alive, other=-1)
-                    place = place.to(tl.int64)
-                    valid = alive & (place >= 0)
-                    part = column_of(dr, slot, c - W)
-                there = (place * B + b)[:, None] * A + a[None, :]
-                mask = valid[:, None] & inside[None, :]
-                part = tl.where(valid, part, 0.0)[:, None]
-                tanh_u = tanh(q + tl.load(keys + there, mask=mask, other=0.0))
-                g = part * w[None, :] * (1.0 - tanh_u * tanh_u)
-                to_q += g
-                to_w += tl.sum(part * tanh_u, axis=0)
-                tl.store(du + there, tl.load(du + there, mask=mask, other=0.0) + g, mask=mask)
-            tl.store(dq + row[:, None] * A + a[None, :], to_q,
-                     mask=alive[:, None] & inside[None, :])  # fmt: skip
+                place, valid = candidate(c, own, begin, alive, kept + (b * T + t) * CAPACITY, b, W)
+                part = of_candidate(ds, dr, e, slot, c, W)
+                key_row = place * B + b
+                u = load_tile(keys, key_row, a, A, valid)
+                part = tl.where(valid, part, 0.0)
+                of_q, of_u, of_w = additive_gradients(part, q, u, w[None, :])
+                to_q += of_q
+                to_w += tl.sum(of_w, axis=0)
+                store_tile(du, key_row, a, A, valid, load_tile(du, key_row, a, A, valid) + of_u)
+            store_tile(dq, row, a, A, alive, to_q)
             tl.store(dw + program * A + a, to_w, mask=inside)
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
-            go = tl.load(context + b[:, None] * H + n[None, :],
-                         mask=alive[:, None] & inside[None, :], other=0.0)  # fmt: skip
+            go = load_tile(context, b, n, H, alive)
             for c in range(W + CAPACITY):
-                if c < W:
-                    place = own - W + 1 + c + 0 * b
-                    valid = alive & (place >= begin)
-                    part = column_of(s, e, c)
-                else:
-                    place = tl.load(kept + (b * T + t) * CAPACITY + c - W, mask=alive, other=-1)
-                    place = place.to(tl.int64)
-                    valid = alive & (place >= 0)
-                    part = column_of(r, slot, c - W)
-                there = (place * B + b)[:, None] * H + n[None, :]
-                mask = valid[:, None] & inside[None, :]
-                tl.store(dh + there, tl.load(dh + there, mask=mask, other=0.0) + part[:, None] * go,
-                         mask=mask)  # fmt: skip
+                place, valid = candidate(c, own, begin, alive, kept + (b * T + t) * CAPACITY, b, W)
+                part = of_candidate(s, r, e, slot, c, W)[:, None]
+                key_row = place * B + b
+                of_h = load_tile(dh, key_row, n, H, valid) + part * go
+                store_tile(dh, key_row, n, H, valid, of_h)
         tl.debug_barrier()
 
-        # No later step attends this one: its du and dh are whole. Through the cell.
+        # No later step attends this one: its du and dh are complete. Through the cell.
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
-            mask = alive[:, None] & inside[None, :]
-            state = b[:, None] * H + n[None, :]
-            d = tl.load(dh + own_row[:, None] * H + n[None, :], mask=mask, other=0.0)
-            d = rows_times_weight(d, du, own_row * A, alive, weight_key, n, inside, A, 1, H,
-                                  BLOCK_K)  # fmt: skip
-            d += tl.load(direct + state, mask=mask, other=0.0)
-            d += tl.load(grad + row[:, None] * H + n[None, :], mask=mask, other=0.0)
+            mask = alive[:, None] & (n < H)[None, :]
+            d = load_tile(dh, own_row, n, H, alive)
+            d = add_rows_times_weight(d, du + own_row * A, alive, weight_key, n, H, A, 1, H,
+                                      BLOCK_K)  # fmt: skip
+            d += load_tile(direct, b, n, H, alive)
+            d += load_tile(grad, row, n, H, alive)
             saved = gates + row[:, None] * (5 * H) + n[None, :]
-            i = tl.load(saved, mask=mask, other=0.0)
-            f = tl.load(saved + H, mask=mask, other=0.0)
-            g = tl.load(saved + 2 * H, mask=mask, other=0.0)
-            o = tl.load(saved + 3 * H, mask=mask, other=0.0)
+            i, f, g, o = load_gates(saved, mask, H)
             tanh_c = tanh(tl.load(saved + 4 * H, mask=mask, other=0.0))
             if t > 0:
                 before = tl.load(saved - B * 5 * H + 4 * H, mask=mask, other=0.0)
             else:
-                before = tl.load(c_0 + state, mask=mask, other=0.0)
-            dc = tl.load(cells + state, mask=mask, other=0.0) + d * o * (1.0 - tanh_c * tanh_c)
-            tl.store(cells + state, dc * f, mask=mask)
-            at = da + row[:, None] * (4 * H) + n[None, :]
-            tl.store(at, dc * g * i * (1.0 - i), mask=mask)
-            tl.store(at + H, dc * before * f * (1.0 - f), mask=mask)
-            tl.store(at + 2 * H, dc * i * (1.0 - g * g), mask=mask)
-            tl.store(at + 3 * H, d * tanh_c * o * (1.0 - o), mask=mask)
+                before = load_tile(c_0, b, n, H, alive)
+            dc = load_tile(cells, b, n, H, alive)
+            ai, af, ag, ao, dc = cell_backward(i, f, g, o, tanh_c, before, d, dc, d.dtype)
+            store_tile(cells, b, n, H, alive, dc * f)
+            store_gates(da + row[:, None] * (4 * H) + n[None, :], ai, af, ag, ao, mask, H)
         tl.debug_barrier()
 
-        cut = tl.load(cuts + row, mask=alive, other=0) != 0
+        detach = tl.load(detached + row, mask=alive, other=0) != 0
         for start in range(0, H, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inside = n < H
             half = tl.zeros([BLOCK_B, BLOCK_N], dw.dtype.element_ty)
-            half = rows_times_weight(half, da, row * (4 * H), alive, weight_hh, n, inside, 4 * H, 1,
-                                     H, BLOCK_K)  # fmt: skip
-            half = 0.5 * rows_times_weight(half, dq, row * A, alive, weight_query, n, inside, A, 1,
-                                           H, BLOCK_K)  # fmt: skip
-            mask = alive[:, None] & inside[None, :]
+            half = add_rows_times_weight(half, da + row * (4 * H), alive, weight_hh, n, H, 4 * H, 1,
+                                         H, BLOCK_K)  # fmt: skip
+            half = 0.5 * add_rows_times_weight(half, dq + row * A, alive, weight_query, n, H, A, 1,
+                                               H, BLOCK_K)  # fmt: skip
+            # Not by store_tile: that spills registers on sm_80.
+            mask = alive[:, None] & (n < H)[None, :]
             state = b[:, None] * H + n[None, :]
             tl.store(context + state, half, mask=mask)
-            tl.store(direct + state, tl.where(cut[:, None], 0.0, half), mask=mask)
+            tl.store(direct + state, tl.where(detach[:, None], 0.0, half), mask=mask)
         tl.debug_barrier()
 
 
@@ -421,12 +392,6 @@ def blocks(H: int, A: int, W: int, capacity: int) -> dict[str, int]:
         "BLOCK_W": block(W),
         "BLOCK_C": block(capacity),
     }
-
-
-def _ends(lengths: Tensor | None, T: int, B: int, device: torch.device) -> Tensor:
-    if lengths is None:
-        return torch.full((B,), T, device=device)
-    return lengths.to(torch.int64).contiguous()
 
 
 @on_its_gpu
@@ -458,7 +423,7 @@ def forward(
     S, device = P + T, input.device
     W = min(window_size, S + 1)  # of S positions none leaves a longer window
     capacity = max(1, min(top_k, S))
-    ends = _ends(lengths, T, B, device)
+    ends = ends_of(lengths, T, B, device)
     alive = torch.arange(T, device=device).unsqueeze(1) < ends
     x = torch.where(alive.unsqueeze(2), input, 0.0)  # padding may hold anything
     # Rows past a sample's end stay zero: the weight gradients sum over all rows.
@@ -532,21 +497,21 @@ def backward(
     S, device = last.size(0), input.device
     P = S - T
     W = min(window_size, S + 1)
-    ends = _ends(lengths, T, B, device)
+    ends = ends_of(lengths, T, B, device)
     hidden, keys, gates, states, queries = _views(saved, T, B, S, H, A)
 
-    def begun(grad: Tensor | None, *shape: int) -> Tensor:
+    def initial(grad: Tensor | None, *shape: int) -> Tensor:
         if grad is None:
             return input.new_zeros(shape)
         return grad.clone(memory_format=torch.contiguous_format)
 
-    direct, cells, context = (begun(g, B, H) for g in (grad_h_n, grad_c_n, grad_context_n))
+    direct, cells, context = (initial(g, B, H) for g in (grad_h_n, grad_c_n, grad_context_n))
     grad = input.new_zeros(T, B, H) if grad_output is None else grad_output.contiguous()
     if detach_mask is None:
-        cuts = torch.zeros(T, B, dtype=torch.int32, device=device)
+        detached = torch.zeros(T, B, dtype=torch.int32, device=device)
     else:
         mask = detach_mask if detach_mask.dim() == 2 else detach_mask.unsqueeze(1)
-        cuts = mask.expand(T, B).to(torch.int32).contiguous()
+        detached = mask.expand(T, B).to(torch.int32).contiguous()
     da, dq = input.new_zeros(T, B, 4 * H), input.new_zeros(T, B, A)
     du, dh = input.new_zeros(S, B, A), input.new_zeros(S, B, H)
     programs = triton.cdiv(B, SAMPLES)
@@ -557,7 +522,7 @@ def backward(
         kept = retained_positions(last.T.contiguous(), ends, T, retained, window_size)
         walk_backward[(programs,)](
             grad, weight_hh.contiguous(), weight_query.contiguous(), weight_key.contiguous(),
-            weight_score.contiguous(), first, ends, cuts, c_0.contiguous(), hidden, keys, gates,
+            weight_score.contiguous(), first, ends, detached, c_0.contiguous(), hidden, keys, gates,
             queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, kept.size(2), B, H,
             A, **blocks(H, A, W, kept.size(2)), num_warps=WARPS,
         )  # fmt: skip

@@ -1,31 +1,38 @@
-"""Relevancy attention in Triton: the parallel parts and one serial pass for the choice of keys.
+"""Relevancy attention in Triton: parallel passes, and one serial pass that chooses the keys.
 
-Shapes: N = B * heads sequences, T queries, S = P + T positions of keys, features D and Dv.
+Shapes: N = B * heads sequences, T queries, S = P + T positions of keys, features D and Dv. The
+score is a pair of functions of ``scores.py``.
 
 1. ``window_scores`` [parallel over N and blocks of queries]: scores of every query's window.
 2. ``select`` [a program per sequence, serial in T]: scores of the retained set, log-sum-exp,
-   relevance and the competition for the retained set. It writes what it retained for every query.
+   relevance and the competition for the retained set. It writes the retained set of every query.
 3. ``attend`` [parallel over N and blocks of queries]: output.
 
 Backward, from ``last`` (see :mod:`throughtime.ops.relevancy`):
 
 4. ``query_gradient`` [parallel over N and blocks of queries]: dq and a block's part of dw.
 5. ``key_gradient`` [parallel over N and positions]: dk and dv of a key are sums over the unbroken
-   run of queries that attend it. No atomics; bit-equal from run to run.
+   run of queries that attend it. No atomics; bit-equal repeats.
 
-The window's relevance lies in a ring: the slot of position p is p % window_size, so that no value
-ever moves from one thread to another. Lengths are run-time arguments; nothing recompiles for
-another T. Offsets are 64-bit.
+The window's relevance lies in a ring: the slot of position p is p % window_size, so no value moves
+from one thread to another. Lengths are run-time arguments; nothing recompiles for another T.
+Offsets are 64-bit. Cost per query: (W + K) (D + Dv) multiply-adds, thrice that in the backward.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
-from throughtime.triton_kernels.common import block, memory_sizes, on_its_gpu, tanh
+from throughtime.triton_kernels.common import (
+    block,
+    ends_of,
+    load_tile,
+    memory_sizes,
+    on_its_gpu,
+    store_tile,
+)
+from throughtime.triton_kernels.scores import SCORES as SCORES_BY_NAME
 from torch import Tensor
 
 QUERIES = 16  # queries of a program in the parallel passes
@@ -53,35 +60,32 @@ def block_of_queries(T, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
-def score(q, k, w, ADDITIVE: tl.constexpr):
-    """Scores of rows q and k ``[X, D]`` (either may be one row) -> ``[X]``."""
-    if ADDITIVE:
-        return tl.sum(w * tanh(q + k), axis=1)
-    return tl.sum(q * k, axis=1)
+def load_weight(weight, n, HEADS, D, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
+    """The head's weight of the score, ``[1, BLOCK_D]``; zeros for a score without one."""
+    d = tl.arange(0, BLOCK_D)
+    if weight is None:
+        row = tl.zeros([1, BLOCK_D], dtype)
+    else:
+        row = tl.load(weight + (n % HEADS) * D + d, mask=d < D, other=0.0)[None, :]
+    return row
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def window_scores(
     query, key, weight, first, ends, scores, T, S, R, W, HEADS, D,
-    ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+    SCORES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Scores [N, T, W]: query i and the key W - 1 - w steps before it; -inf where there is none."""
     n, i = block_of_queries(T, BLOCK_Q)
-    d = tl.arange(0, BLOCK_D)
     begin, end = tl.load(first + n), tl.load(ends + n)
-    alive = i < end
-    features = d < D
-    q = tl.load(query + (n * T + i[:, None]) * D + d[None, :],
-                mask=alive[:, None] & features[None, :], other=0.0)  # fmt: skip
-    w_row = tl.zeros([1, BLOCK_D], q.dtype)
-    if ADDITIVE:
-        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+    alive, d = i < end, tl.arange(0, BLOCK_D)
+    q = load_tile(query, n * T + i, d, D, alive)
+    w_row = load_weight(weight, n, HEADS, D, BLOCK_D, q.dtype)
     for w in range(W):
         position = S - T + i - W + 1 + w
         valid = alive & (position >= begin)
-        k = tl.load(key + (n * S + position[:, None]) * D + d[None, :],
-                    mask=valid[:, None] & features[None, :], other=0.0)  # fmt: skip
-        s = score(q, k, w_row, ADDITIVE)
+        k = load_tile(key, n * S + position, d, D, valid)
+        s = SCORES(q, k, w_row)
         tl.store(scores + (n * T + i) * W + w, tl.where(valid, s, float("-inf")), mask=alive)
 
 
@@ -89,18 +93,16 @@ def window_scores(
 def select(
     query, key, weight, relevance, first, ends, scores, kept_scores, kept_positions, lse, last,
     final_positions, final_relevance, window_relevance, T, S, R, W, K, CAPACITY, HEADS, D,
-    ADDITIVE: tl.constexpr, KEEP_FIRST: tl.constexpr, BLOCK_W: tl.constexpr,
+    SCORES: tl.constexpr, KEEP_FIRST: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One sequence from its first query to its last: who is attended, and with which sum."""
+    """One sequence from its first query to its last: the keys attended, and log-sum-exp."""
     n = tl.program_id(0).to(tl.int64)
     P = S - T
     begin, end = tl.load(first + n), tl.load(ends + n)
     d, e, slot = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_K)
     features = d < D
-    w_row = tl.zeros([1, BLOCK_D], tl.float32).to(query.dtype.element_ty)
-    if ADDITIVE:
-        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+    w_row = load_weight(weight, n, HEADS, D, BLOCK_D, query.dtype.element_ty)
 
     # The retained set: position (-1 empty) and relevance of every slot.
     kept = tl.where(slot < R, slot, -1).to(tl.int64)
@@ -120,9 +122,8 @@ def select(
         s = tl.load(scores + (n * T + i) * W + w, mask=valid, other=float("-inf"))
 
         q = tl.load(query + (n * T + i) * D + d, mask=features, other=0.0)[None, :]
-        k = tl.load(key + (n * S + kept[:, None]) * D + d[None, :],
-                    mask=(kept >= 0)[:, None] & features[None, :], other=0.0)  # fmt: skip
-        r = tl.where(kept >= 0, score(q, k, w_row, ADDITIVE), float("-inf"))
+        k = load_tile(key, n * S + kept, d, D, kept >= 0)
+        r = tl.where(kept >= 0, SCORES(q, k, w_row), float("-inf"))
         tl.store(kept_positions + (n * T + i) * CAPACITY + slot, kept.to(tl.int32),
                  mask=slot < CAPACITY)  # fmt: skip
         tl.store(kept_scores + (n * T + i) * CAPACITY + slot, r, mask=slot < CAPACITY)
@@ -153,7 +154,7 @@ def select(
     own = P + end - 1
     position = own - (own - e + W) % W
     window = (e < W) & (position >= begin)
-    if end > 0:  # whoever is left was attended by the last query
+    if end > 0:  # the last query attends every key that is left
         tl.store(last + n * S + kept, end - 1, mask=kept >= 0)
         staying = window & (position > own - W + 1)
         tl.store(last + n * S + position, end - 1, mask=staying)
@@ -171,7 +172,7 @@ def attend(
     n, i = block_of_queries(T, BLOCK_Q)
     d = tl.arange(0, BLOCK_DV)
     begin, end = tl.load(first + n), tl.load(ends + n)
-    alive, features = i < end, d < DV
+    alive = i < end
     log_sum = tl.load(lse + n * T + i, mask=alive, other=0.0)
     out = tl.zeros([BLOCK_Q, BLOCK_DV], log_sum.dtype)
     for c in range(W + CAPACITY):
@@ -185,59 +186,56 @@ def attend(
             valid = alive & (position >= 0)
             s = tl.load(kept_scores + at, mask=valid, other=float("-inf"))
         p = tl.where(valid, tl.exp(s - log_sum), 0.0)
-        v = tl.load(value + (n * S + position[:, None]) * DV + d[None, :],
-                    mask=valid[:, None] & features[None, :], other=0.0)  # fmt: skip
+        v = load_tile(value, n * S + position, d, DV, valid)
         out += p[:, None] * v
-    tl.store(output + (n * T + i[:, None]) * DV + d[None, :], out,
-             mask=(i < T)[:, None] & features[None, :])  # fmt: skip
+    store_tile(output, n * T + i, d, DV, i < T, out)
+
+
+@triton.jit
+def score_gradient(q, k, w_row, v, go, log_sum, mean, attends, SCORES: tl.constexpr):
+    """Weights p and gradients of the scores ``[X]`` of pairs of a query and a key, 0 where none."""
+    p = tl.where(attends, tl.exp(SCORES(q, k, w_row) - log_sum), 0.0)
+    return p, tl.where(attends, p * (tl.sum(go * v, axis=1) - mean), 0.0)
 
 
 @triton.jit
 def add_gradient(
-    dq, dw, q, k, w_row, v, go, log_sum, mean, attends, ADDITIVE: tl.constexpr
+    dq, dw, q, k, w_row, v, go, log_sum, mean, attends, SCORES: tl.constexpr,
+    GRADIENTS: tl.constexpr,
 ):  # fmt: skip
     """Dq and dw ``[BQ, D]`` of queries, and what one key of each, or one of all, adds to them."""
-    p = tl.where(attends, tl.exp(score(q, k, w_row, ADDITIVE) - log_sum), 0.0)
-    ds = tl.where(attends, p * (tl.sum(go * v, axis=1) - mean), 0.0)
-    if ADDITIVE:
-        t = tanh(q + k)
-        return dq + ds[:, None] * w_row * (1.0 - t * t), dw + ds[:, None] * t
-    return dq + ds[:, None] * k, dw
+    _, ds = score_gradient(q, k, w_row, v, go, log_sum, mean, attends, SCORES)
+    to_q, _, to_w = GRADIENTS(ds, q, k, w_row)
+    return dq + to_q, dw + to_w
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def query_gradient(
     grad, query, key, value, weight, first, ends, last, lse, delta, grad_query, grad_weight,
-    T, S, R, W, HEADS, D, DV, ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    T, S, R, W, HEADS, D, DV, SCORES: tl.constexpr, GRADIENTS: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Dq of a block of queries, and their part of dw."""
     n, i = block_of_queries(T, BLOCK_Q)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     begin, end = tl.load(first + n), tl.load(ends + n)
     alive, features, outputs = i < end, d < D, dv < DV
-    q = tl.load(query + (n * T + i[:, None]) * D + d[None, :],
-                mask=alive[:, None] & features[None, :], other=0.0)  # fmt: skip
-    go = tl.load(grad + (n * T + i[:, None]) * DV + dv[None, :],
-                 mask=alive[:, None] & outputs[None, :], other=0.0)  # fmt: skip
+    q = load_tile(query, n * T + i, d, D, alive)
+    go = load_tile(grad, n * T + i, dv, DV, alive)
     log_sum = tl.load(lse + n * T + i, mask=alive, other=0.0)
     mean = tl.load(delta + n * T + i, mask=alive, other=0.0)
-    w_row = tl.zeros([1, BLOCK_D], q.dtype)
-    if ADDITIVE:
-        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+    w_row = load_weight(weight, n, HEADS, D, BLOCK_D, q.dtype)
     dq = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
     dw = tl.zeros([BLOCK_Q, BLOCK_D], q.dtype)
     for c in range(W):
         position = S - T + i - W + 1 + c
         valid = alive & (position >= begin)
-        k = tl.load(key + (n * S + position[:, None]) * D + d[None, :],
-                    mask=valid[:, None] & features[None, :], other=0.0)  # fmt: skip
-        v = tl.load(value + (n * S + position[:, None]) * DV + dv[None, :],
-                    mask=valid[:, None] & outputs[None, :], other=0.0)  # fmt: skip
-        dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, valid, ADDITIVE)
+        k = load_tile(key, n * S + position, d, D, valid)
+        v = load_tile(value, n * S + position, dv, DV, valid)
+        dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, valid, SCORES, GRADIENTS)
 
-    # The retained set has keys that left the window and are not forgotten: of all positions, those
-    # that a query of this block attends, one after the other.
+    # The retained set: one after the other the positions before the window that a query of this
+    # block attends.
     lowest, highest = tl.min(i, axis=0), tl.minimum(tl.max(i, axis=0), end - 1)
     for start in range(0, tl.maximum(R, S - T + highest - W + 1), BLOCK_S):
         position = start + tl.arange(0, BLOCK_S).to(tl.int64)
@@ -251,11 +249,11 @@ def query_gradient(
             attends = attends & (i <= tl.sum(tl.where(here, until, 0), axis=0))
             k = tl.load(key + (n * S + one) * D + d, mask=features, other=0.0)[None, :]
             v = tl.load(value + (n * S + one) * DV + dv, mask=outputs, other=0.0)[None, :]
-            dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, attends, ADDITIVE)
+            dq, dw = add_gradient(dq, dw, q, k, w_row, v, go, log_sum, mean, attends, SCORES,
+                                  GRADIENTS)  # fmt: skip
             left = left & (position != one)
-    tl.store(grad_query + (n * T + i[:, None]) * D + d[None, :], dq,
-             mask=(i < T)[:, None] & features[None, :])  # fmt: skip
-    if ADDITIVE:
+    store_tile(grad_query, n * T + i, d, D, i < T, dq)
+    if weight is not None:
         part = tl.program_id(0).to(tl.int64)
         tl.store(grad_weight + part * D + d, tl.sum(dw, axis=0), mask=features)
 
@@ -263,8 +261,8 @@ def query_gradient(
 @triton.jit(do_not_specialize=_RUN_TIME)
 def key_gradient(
     grad, query, key, value, weight, lse, delta, last, grad_key, grad_value, T, S, HEADS, D,
-    DV, ADDITIVE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
+    DV, SCORES: tl.constexpr, GRADIENTS: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Dk and dv of one position: a sum over the queries from its own to ``last``."""
     at = tl.program_id(0).to(tl.int64)  # n * S + position
@@ -273,9 +271,7 @@ def key_gradient(
     features, outputs = d < D, dv < DV
     k = tl.load(key + at * D + d, mask=features, other=0.0)[None, :]
     v = tl.load(value + at * DV + dv, mask=outputs, other=0.0)[None, :]
-    w_row = tl.zeros([1, BLOCK_D], k.dtype)
-    if ADDITIVE:
-        w_row = tl.load(weight + (n % HEADS) * D + d, mask=features, other=0.0)[None, :]
+    w_row = load_weight(weight, n, HEADS, D, BLOCK_D, k.dtype)
     dk = tl.zeros([BLOCK_D], k.dtype)
     dvalue = tl.zeros([BLOCK_DV], k.dtype)
     until = tl.load(last + at)
@@ -283,19 +279,13 @@ def key_gradient(
     for start in range(begin, until + 1, BLOCK_Q):
         i = start + tl.arange(0, BLOCK_Q)
         attends = i <= until
-        q = tl.load(query + (n * T + i[:, None]) * D + d[None, :],
-                    mask=attends[:, None] & features[None, :], other=0.0)  # fmt: skip
-        go = tl.load(grad + (n * T + i[:, None]) * DV + dv[None, :],
-                     mask=attends[:, None] & outputs[None, :], other=0.0)  # fmt: skip
+        q = load_tile(query, n * T + i, d, D, attends)
+        go = load_tile(grad, n * T + i, dv, DV, attends)
         log_sum = tl.load(lse + n * T + i, mask=attends, other=0.0)
         mean = tl.load(delta + n * T + i, mask=attends, other=0.0)
-        p = tl.where(attends, tl.exp(score(q, k, w_row, ADDITIVE) - log_sum), 0.0)
-        ds = tl.where(attends, p * (tl.sum(go * v, axis=1) - mean), 0.0)
-        if ADDITIVE:
-            t = tanh(q + k)
-            dk += tl.sum(ds[:, None] * w_row * (1.0 - t * t), axis=0)
-        else:
-            dk += tl.sum(ds[:, None] * q, axis=0)
+        p, ds = score_gradient(q, k, w_row, v, go, log_sum, mean, attends, SCORES)
+        _, to_k, _ = GRADIENTS(ds, q, k, w_row)
+        dk += tl.sum(to_k, axis=0)
         dvalue += tl.sum(p[:, None] * go, axis=0)
     tl.store(grad_key + at * D + d, dk, mask=features)
     tl.store(grad_value + at * DV + dv, dvalue, mask=outputs)
@@ -318,21 +308,15 @@ class _Call:
         self.S, self.Dv = key.size(2), value.size(3)
         self.N = self.B * self.heads
         self.W = min(window_size, self.S + 1)  # of S positions none leaves a longer window
-        self.additive = score_weight is not None
         # Scaled once, here: a float argument of a kernel would be rounded to float32.
-        query = query if self.additive else query * scale
+        query = query * scale if score_weight is None else query
         self.query, self.key, self.value = (x.contiguous() for x in (query, key, value))
-        self.weight = self.query if score_weight is None else score_weight.contiguous()
-        if lengths is None:
-            lengths = torch.full((self.B,), self.T, device=query.device)
-        self.ends = lengths.to(torch.int64).repeat_interleave(self.heads)
+        self.weight = None if score_weight is None else score_weight.contiguous()
+        self.ends = ends_of(lengths, self.T, self.B, query.device).repeat_interleave(self.heads)
         self.warps = warps(max(self.D, self.Dv))
-        self.blocks: dict[str, Any] = {
-            "num_warps": self.warps,
-            "ADDITIVE": self.additive,
-            "BLOCK_Q": QUERIES,
-            "BLOCK_D": block(self.D),
-        }
+        score = SCORES_BY_NAME["dot" if score_weight is None else "additive"]
+        self.scores = {"SCORES": score["SCORES"], "BLOCK_D": block(self.D), "num_warps": self.warps}
+        self.gradients = {**self.scores, **score, "BLOCK_Q": QUERIES, "BLOCK_DV": block(self.Dv)}
         self.grid = programs(self.N, self.T)
 
     def first(self, taken: Tensor, retained: int) -> Tensor:
@@ -365,7 +349,7 @@ def forward(
     lse = query.new_zeros(c.B, c.heads, c.T)
     last = torch.full((c.N, c.S), -1, dtype=torch.int64, device=query.device)
     first = c.first(~(before < 0), retained)
-    # Where nothing comes to pass the memory of the earlier call is what is left.
+    # A sequence without a query keeps the memory of the earlier call.
     final = torch.full((c.N, capacity), -1, dtype=torch.int64, device=query.device)
     final_relevance = query.new_full((c.N, capacity), -1.0)
     rings = torch.cat([before, before.new_zeros(c.N, c.T)], 1)
@@ -377,14 +361,13 @@ def forward(
         if c.T > 0:
             window_scores[c.grid](
                 c.query, c.key, c.weight, first, c.ends, scores, c.T, c.S, retained, c.W,
-                c.heads, c.D, **c.blocks,
+                c.heads, c.D, BLOCK_Q=QUERIES, **c.scores,
             )  # fmt: skip
         select[(c.N,)](
             c.query, c.key, c.weight, prefix, first, c.ends, scores, kept_scores, kept_positions,
             lse, last, final, final_relevance, rings, c.T, c.S, retained, c.W,
-            min(top_k, capacity), capacity, c.heads, c.D, ADDITIVE=c.additive,
-            KEEP_FIRST=keep_first, BLOCK_W=block(c.W), BLOCK_K=block(capacity),
-            BLOCK_D=block(c.D), num_warps=c.warps,
+            min(top_k, capacity), capacity, c.heads, c.D, KEEP_FIRST=keep_first,
+            BLOCK_W=block(c.W), BLOCK_K=block(capacity), **c.scores,
         )  # fmt: skip
         if c.T > 0:
             attend[c.grid](
@@ -453,11 +436,11 @@ def backward(
         )
         query_gradient[c.grid](
             grad, c.query, c.key, c.value, c.weight, first, c.ends, until, lse, delta, grads[0],
-            parts, c.T, c.S, retained, c.W, c.heads, c.D, c.Dv, **c.blocks, BLOCK_DV=block(c.Dv),
+            parts, c.T, c.S, retained, c.W, c.heads, c.D, c.Dv, **c.gradients,
         )  # fmt: skip
         key_gradient[(c.N * c.S,)](
             grad, c.query, c.key, c.value, c.weight, lse, delta, until, grads[1], grads[2],
-            c.T, c.S, c.heads, c.D, c.Dv, **c.blocks, BLOCK_DV=block(c.Dv),
+            c.T, c.S, c.heads, c.D, c.Dv, **c.gradients,
         )  # fmt: skip
     if score_weight is None:
         grads[0] *= scale

@@ -1,4 +1,6 @@
-"""Recurrent layers for PyTorch that are drop-in replacements, with h-detach for long sequences.
+"""Recurrent layers for PyTorch: a drop-in LSTM with h-detach, and attention that screens its past.
+
+Shapes: T is the number of time steps, B the batch size, I the input size, H the hidden size.
 
 Example:
     >>> import torch, throughtime
@@ -15,7 +17,7 @@ from importlib.metadata import version as _version
 try:
     import torch as _torch  # noqa: F401
 except ModuleNotFoundError as _error:
-    # A torch that is there but broken has to show its own error.
+    # A torch that is installed but broken shows its own error.
     if _error.name != "torch":
         raise
     raise ImportError(
@@ -35,7 +37,7 @@ from throughtime.states import RelevancyCache, RelState
 try:
     __version__ = _version("throughtime")
 except _PackageNotFoundError:
-    # Run from a source tree that was never installed: the number lives in pyproject.toml only.
+    # A source tree that was never installed: only pyproject.toml holds the number.
     __version__ = "0+unknown"
 
 _configure_logging()

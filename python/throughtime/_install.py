@@ -1,4 +1,4 @@
-"""How this package is installed again, for the messages that say so."""
+"""The command that installs this package again, for messages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from urllib.request import url2pathname
 
 
 def source(extra: str = "") -> str:
-    """What pip is given: the folder that this installation was made from, else the git address.
+    """The argument for pip: the folder that this installation came from, else the git address.
 
     Args:
-        extra: what pyproject.toml calls an extra, with its brackets.
+        extra: an extra of pyproject.toml with its brackets, as in ``"[bench]"``.
 
     Example:
         >>> from throughtime import _install
@@ -40,7 +40,7 @@ def source(extra: str = "") -> str:
 
 
 def again(build: str) -> str:
-    """The command that compiles, or says what it lacks.
+    """The command that installs and compiles, or says what is missing.
 
     Args:
         build: the value of THROUGHTIME_BUILD.

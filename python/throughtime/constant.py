@@ -1,4 +1,4 @@
-"""Marks functions for torch.compile without importing it."""
+"""Marks functions for ``torch.compile`` without an import of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def constant_result(function: Function) -> Function:
-    """``torch.compiler.assume_constant_result``, which imports Dynamo: a second of CPU time.
+    """Do what ``torch.compiler.assume_constant_result`` does, without its import of Dynamo.
+
+    That import takes a second of CPU time.
 
     Args:
-        function: what torch.compile calls while it traces, and whose result it keeps.
+        function: ``torch.compile`` calls it while it traces, and keeps the result.
 
     Returns:
-        The function, with the mark that Dynamo looks for.
+        The same function, with the mark that Dynamo looks for.
     """
     vars(function)["_dynamo_marked_constant"] = True
     return function

@@ -1,4 +1,4 @@
-"""``report()``: what is installed here, what was built, and which backends can run."""
+"""``report()`` describes an installation: versions, what was built, which backends can run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from throughtime import _ext
 from throughtime.backends.backend import ORDER, Request, can_run
 from throughtime.backends.cpu import workers
 
-# Name, what it does when it is unset.
+# Name and default.
 VARIABLES = {
     "THROUGHTIME_BACKEND": "auto",
     "THROUGHTIME_BUILD": "auto",
@@ -25,10 +25,11 @@ VARIABLES = {
 
 
 def report() -> str:
-    """Describe this installation as text, for a person and for an issue report.
+    """Describe this installation, for a reader and for an issue report.
 
     Returns:
-        Several lines: versions, machine, backends with the reason why not, environment variables.
+        Several lines: versions, machine, build, backends with the reason why not, environment
+        variables.
 
     Example:
         >>> from throughtime import env
@@ -85,7 +86,7 @@ def _cpu_name() -> str:
 
 
 def _build() -> list[tuple[str, str]]:
-    """What setup.py recorded, and what the loaded extension says of itself."""
+    """The record that setup.py wrote, and the instruction sets of the loaded extension."""
     rows = []
     try:
         info = import_module("throughtime._build_info")
@@ -104,7 +105,7 @@ def _build() -> list[tuple[str, str]]:
 
 
 def _backends() -> list[tuple[str, str]]:
-    """Backends for float32 where each would run: the CPU, or the GPU for those of the GPU."""
+    """Each backend, and whether it can run a float32 LSTM on the device that it is for."""
     rows = []
     for name in ORDER:
         device = torch.device("cuda" if name in ("cuda", "triton") else "cpu")

@@ -1,4 +1,4 @@
-"""Masks over the steps of a sequence: where the gradient is cut, where an episode starts."""
+"""Masks over the steps of a sequence: which steps are detached, where an episode starts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def detach_mask(
     Args:
         length: number of time steps T.
         p: probability of detaching a step, in [0, 1].
-        batch: None draws one decision per step, ``[T]``, shared by the batch (the paper's rule);
-            a number B draws one per step and sample, ``[T, B]``.
-        device: where the mask is drawn and lives.
-        generator: source of randomness, on ``device``.
+        batch: None draws one decision per step, ``[T]``, which the batch shares (the paper's
+            rule). A number B draws one per step and sample, ``[T, B]``.
+        device: device of the mask.
+        generator: random generator on ``device``.
 
     Returns:
         bool ``[T]`` or ``[T, B]``.
@@ -55,7 +55,7 @@ def detach_mask(
     """
     p = check_probability(p, "p")
     shape = (length,) if batch is None else (length, batch)
-    # rand's overload with a generator takes no symbolic sizes, which torch.compile needs.
+    # torch.compile passes symbolic sizes, and rand with a generator does not take them.
     if generator is None:
         return torch.rand(shape, device=device) < p
     return torch.rand(shape, device=device, generator=generator) < p
@@ -70,7 +70,7 @@ def drawn(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Sequence[Tensor]:
-    """Draw one mask ``[T]`` per layer and direction, or one that all of them share.
+    """Draw one mask ``[T]`` per layer and direction; if ``shared``, the same for all.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ def drawn(
 
 
 def per_layer(mask: Tensor, count: int, length: int, batch: int) -> Sequence[Tensor]:
-    """Split the mask given to a module into one per layer and direction.
+    """Split a module's mask into one per layer and direction.
 
     Args:
         mask: ``[T]`` or ``[T, B]`` for all of them, or ``[count, T, 1 or B]``.
@@ -120,7 +120,7 @@ def per_layer(mask: Tensor, count: int, length: int, batch: int) -> Sequence[Ten
 
 
 def check_reset(reset: Tensor | None, length: int, batch: int) -> None:
-    """Check type and shape of a module's ``reset``; its dtype and device are checked per layer.
+    """Check type and shape of a module's ``reset``. Each layer checks dtype and device.
 
     Raises:
         RuntimeError: if the shape is not ``[T, B]``.
@@ -139,10 +139,10 @@ def check_reset(reset: Tensor | None, length: int, batch: int) -> None:
 
 
 def reverse_reset(reset: Tensor | None) -> Tensor | None:
-    """Where the reverse direction crosses the borders that ``reset [T, B]`` marks.
+    """The ``reset [T, B]`` of the reverse direction.
 
-    An episode that starts at t begins, for who comes from the end, after step t: the state is
-    zeroed before step t - 1.
+    The reverse direction leaves an episode that starts at t after step t, so it zeroes the state
+    before step t - 1.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Between PackedSequence and padded [T, B, ...] with lengths, in the order of the packed batch."""
+"""PackedSequence to padded ``[T, B, ...]`` with lengths and back, in the packed batch's order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 
 def check_packed(op: str, sequence: PackedSequence) -> None:
-    """Check what anyone can put into a PackedSequence by hand.
+    """Check the parts of a PackedSequence, which a caller may have made by hand.
 
-    Values of a tensor that is not on the CPU are taken on trust: a look at them would stall it.
+    The values of a tensor on another device are not checked: reading them would stall the device.
 
     Raises:
         RuntimeError: if ``batch_sizes`` or an order of the samples cannot belong to ``data``.
@@ -29,7 +29,7 @@ def check_packed(op: str, sequence: PackedSequence) -> None:
             f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
         )
     rows = data.shape[0] if data.dim() > 0 else 0
-    if batch_sizes.numel() > rows:  # one of them is not positive, or `expand` made them
+    if batch_sizes.numel() > rows:  # one is not positive, or the tensor is expanded
         raise RuntimeError(
             f"{op}: batch_sizes of a packed sequence should be positive and sum up to the {rows} "
             f"rows of data, got {batch_sizes.numel()} of them"
@@ -73,7 +73,7 @@ def _shown(values: list[int]) -> str:
 
 
 def unpack(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
-    """Pad a packed sequence without undoing its sorting.
+    """Pad a packed sequence and keep its batch sorted.
 
     Args:
         sequence: packed batch of B sequences, the longest of length T.
@@ -88,7 +88,7 @@ def unpack(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
         >>> padded, lengths = unpack(packed)
         >>> assert padded.shape == (3, 2, 2) and lengths.tolist() == [3, 1]
     """
-    # Without indices pad_packed_sequence leaves the batch as it is sorted, and so does not copy it.
+    # Without indices pad_packed_sequence keeps the batch sorted, and so makes no second copy.
     return pad_packed_sequence(PackedSequence(sequence.data, sequence.batch_sizes))
 
 

@@ -1,4 +1,4 @@
-"""``replace``: turn every ``nn.LSTM`` of a model into a ``throughtime.LSTM``, where it stands."""
+"""``replace`` turns every ``nn.LSTM`` of a model into a ``throughtime.LSTM``, in place."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from throughtime.nn import LSTM
 
 @dataclass(frozen=True)
 class Replacement:
-    """What :func:`replace` did; ``str()`` of it is one line per layer.
+    """Result of :func:`throughtime.replace`; ``str()`` of it is one line per layer.
 
     Attributes:
         replaced: names of the converted layers, as in ``model.named_modules()``; "" is the model
             itself.
-        skipped: names of the recurrent layers that were left alone, with the reason.
+        skipped: name and reason of every LSTM that was not converted.
+
+    Example:
+        >>> import torch, throughtime
+        >>> print(throughtime.replace(torch.nn.Sequential(torch.nn.LSTM(3, 4))))
+        replaced 1, skipped 0
+          replaced 0
     """
 
     replaced: tuple[str, ...]
@@ -45,24 +51,25 @@ def replace(
     detach_shared: bool = False,
     backend: BackendName = "auto",
 ) -> Replacement:
-    """Convert every ``nn.LSTM`` inside ``model``, in place, weights kept.
+    """Convert every ``nn.LSTM`` inside ``model`` in place, and keep its weights.
 
-    The objects stay the same and only their class changes, as ``torch.nn.utils.parametrize`` does
-    it: parameters, optimizers that hold them, hooks, and layers that are used in several places all
-    stay as they are, and ``model`` may itself be an ``nn.LSTM``. Subclasses of ``nn.LSTM`` and
-    layers with a ``forward`` of their own are left alone and reported.
+    Only the class of a layer changes, as ``torch.nn.utils.parametrize`` does it. The layer stays
+    the same object, with its parameters and hooks; so optimizers and layers used in several places
+    go on. ``model`` may itself be an ``nn.LSTM``. Subclasses of ``nn.LSTM`` and layers with a
+    ``forward`` of their own are not converted, but reported.
 
     Args:
-        model: any module; changed in place.
+        model: any module; it changes in place.
         detach_prob: probability in [0, 1] of detaching a step in training.
-        detach_shared: one mask for all layers and directions of an LSTM instead of one each.
+        detach_shared: True draws one mask for all layers and directions of an LSTM, instead of one
+            each.
         backend: as in :class:`throughtime.LSTM`.
 
     Returns:
-        The names of what was converted, and of what was not with the reason; print it.
+        The names of the converted layers, and of the others with the reason.
 
     Raises:
-        RuntimeError: if the backend can never run one of the layers; nothing is changed then.
+        RuntimeError: if the backend can never run one of the layers; then no layer changes.
         TypeError: if ``detach_shared`` is no bool.
         ValueError: if ``detach_prob`` or ``backend`` is out of range.
 
@@ -103,7 +110,7 @@ def replace(
 
 
 def _convert(module: nn.LSTM) -> LSTM:
-    # Both classes are an RNNBase with the same attributes; what ours adds is set by the caller.
+    # Both classes are an RNNBase with the same attributes; the caller sets the attributes of ours.
     module.__class__ = LSTM  # type: ignore[assignment]
     return cast(LSTM, module)
 

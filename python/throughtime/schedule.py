@@ -1,4 +1,4 @@
-"""``DetachSchedule``: change ``detach_prob`` over training, as a learning rate scheduler would."""
+"""``DetachSchedule`` changes ``detach_prob`` during training, like a learning rate scheduler."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Kind = Literal["constant", "linear"]
 
 
 class DetachSchedule:
-    """Set ``detach_prob`` on every LSTM and RelLSTM of this package in a model, step by step.
+    """Sets ``detach_prob`` on every LSTM and RelLSTM of this package in a model, step by step.
 
-    ``"constant"`` holds the probability and drops it to 0 for the last ``final_steps`` steps: the
-    paper trains 600 epochs with p and 0 for about the last 40. ``"linear"`` falls from the
-    probability at step 0 to 0 at step ``total_steps - final_steps``. A step is whatever lies
-    between two calls of :meth:`step`, an epoch or an update. From ``total_steps`` on it stays 0.
+    ``"constant"`` holds the probability, and sets it to 0 for the last ``final_steps`` steps. (The
+    paper trains 600 epochs, about the last 40 of them with 0.) ``"linear"`` falls from the
+    probability at step 0 to 0 at step ``total_steps - final_steps``. From ``total_steps`` on both
+    stay at 0. A step is an epoch or an update: whatever lies between two calls of :meth:`step`.
 
     Args:
-        model: holds at least one such layer, or is one.
-        total_steps: length of training, > 0.
-        final_steps: steps at the end without detaching, 0 to ``total_steps``.
+        model: a model that holds at least one such layer, or the layer itself.
+        total_steps: length of training in steps, > 0.
+        final_steps: number of steps at the end without detaching, 0 to ``total_steps``.
         kind: ``"constant"`` or ``"linear"``.
-        detach_prob: probability in [0, 1] at the start, for all layers; None takes each layer's
-            own present value.
+        detach_prob: probability in [0, 1] at the start, for all layers. None: each layer's present
+            value.
 
     Raises:
         ValueError: if the model has no such layer, or a number is out of range.
@@ -81,16 +81,16 @@ class DetachSchedule:
         self._apply()
 
     def step(self) -> None:
-        """Go one step on and set the probabilities of the next one."""
+        """Go to the next step and set its probabilities on the layers."""
         self.last_step += 1
         self._apply()
 
     def get_last_value(self) -> list[float]:
-        """The probability in force, per layer, in the order of ``model.modules()``."""
+        """The present probability of each layer, in the order of ``model.modules()``."""
         return [base * self._factor() for base in self.base_values]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that :meth:`load_state_dict` needs to go on exactly here."""
+        """The state, for :meth:`load_state_dict` to go on from here."""
         return {
             "total_steps": self.total_steps,
             "final_steps": self.final_steps,
@@ -100,10 +100,13 @@ class DetachSchedule:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state and set the probabilities on the layers.
+        """Load a saved state and set its probabilities on the layers.
+
+        Args:
+            state_dict: the result of :meth:`state_dict`.
 
         Raises:
-            ValueError: if the state was saved for another number of layers.
+            ValueError: if the state belongs to another number of layers.
         """
         saved, own = len(state_dict["base_values"]), len(self._layers)
         if saved != own:

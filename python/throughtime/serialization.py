@@ -1,4 +1,4 @@
-"""Makes the package's classes known to ``torch.load`` and its states to ``torch.export``."""
+"""Registers the package's classes with ``torch.load`` and its states with ``torch.export``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # torch.export has no other way that is free to import
+from torch.utils import _pytree as pytree  # no public way imports as fast
 
 from throughtime.backends.explanation import Explanation
 from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
@@ -16,7 +16,7 @@ from throughtime.states import RelevancyCache, RelState
 
 
 def register() -> None:
-    """Register all of them; done once, when the package is imported."""
+    """Register them all; the package's import calls this once."""
     states = (RelState, RelevancyCache)
     torch.serialization.add_safe_globals(
         [LSTM, RelLSTM, RelevancyAttention, DetachSchedule, Replacement, Explanation, *states]
@@ -26,8 +26,8 @@ def register() -> None:
 
 
 def _register_state(cls: type[Any]) -> None:
-    """Register a dataclass as a pytree of its fields, but for the constant ``options``."""
-    # Backwards: torch.export replaces names in text, and would find "c" in "context".
+    """Register a dataclass as a pytree of its fields; ``options`` is a constant."""
+    # In reverse order: torch.export replaces names in text, and would find "c" in "context".
     names = sorted((field.name for field in dataclasses.fields(cls)), reverse=True)
     leaves, constants = ([n for n in names if (n == "options") == last] for last in (False, True))
 
@@ -53,5 +53,5 @@ def _register_state(cls: type[Any]) -> None:
 
 
 def _as_tuples(value: Any) -> Any:
-    """Lists, as JSON has them, as the tuples that they were."""
+    """Turn JSON's lists back into tuples."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What relevancy screening carries from one call to the next: O(window_size + top_k) memory."""
+"""The states of relevancy screening between calls, in O(window_size + top_k) memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from torch import Tensor
 
 @dataclass(eq=False)  # tensors have no truth value, so states are equal to themselves only
 class RelevancyCache:
-    """Window, retained set and relevance of :func:`throughtime.functional.relevancy_attention`.
+    """State of :func:`throughtime.functional.relevancy_attention` between calls on a sequence.
 
-    Begins empty; every call that is given it replaces its tensors (and never writes into them), so
-    that any cutting of a sequence into calls gives the result of one call. P = R + V slots: the
-    retained set, oldest key first, empty slots last, then the window but for its oldest key, newest
-    key last, empty slots first.
+    A new cache is empty. Each call replaces its tensors and never writes into them. A sequence
+    gives the same result in any number of calls as in one.
+
+    There are P = R + V slots. The first R hold the retained set: oldest key first, empty slots
+    last. The other V hold the window without its oldest key: empty slots first, newest key last.
 
     Attributes:
-        key: ``[B, heads, P, D]``, zeros where a slot is empty; None before the first call.
-        value: ``[B, heads, P, Dv]``.
-        relevance: ``[B, heads, P]``, attention received while in the window; -1 where empty.
-        position: int64 ``[B, heads, P]``, counted from the sequence's first key; -1 where empty.
-        length: int64 ``[B]``, keys seen so far.
-        retained: R.
-        options: (window_size, top_k, score, scale, retain) of the first call, which must stay.
+        key: ``[B, heads, P, D]``, zeros in an empty slot; None before the first call.
+        value: ``[B, heads, P, Dv]``, like ``key``.
+        relevance: ``[B, heads, P]``, attention received in the window; -1 in an empty slot.
+        position: int64 ``[B, heads, P]``, counted from the sequence's first key; -1 in an empty
+            slot.
+        length: int64 ``[B]``, number of keys seen so far.
+        retained: R, slots of the retained set.
+        options: (window_size, top_k, score, scale, retain) of the first call; later calls must
+            have the same.
 
     Example:
         >>> import torch
@@ -47,7 +50,7 @@ class RelevancyCache:
     options: tuple[object, ...] | None = None
 
     def detach(self) -> RelevancyCache:
-        """The same cache without its graph, for truncated backpropagation through time."""
+        """The same cache without its autograd graph, for truncated backpropagation through time."""
         return dataclasses.replace(
             self,
             key=None if self.key is None else self.key.detach(),
@@ -67,21 +70,22 @@ class RelevancyCache:
 
 @dataclass(frozen=True, eq=False)
 class RelState:
-    """What a :class:`throughtime.RelLSTM` needs to go on where an earlier call ended.
+    """State of a :class:`throughtime.RelLSTM`, from which the next call goes on.
 
-    L layers, P = R + V slots as in :class:`RelevancyCache`.
-    :func:`throughtime.functional.rel_lstm`, which is one layer, leaves the dimension L out.
+    There are L layers, and P = R + V slots as in :class:`throughtime.RelevancyCache`. The state of
+    :func:`throughtime.functional.rel_lstm`, which is one layer, has no dimension L.
 
     Attributes:
         h: ``[L, B, H]``, the last hidden state.
         c: ``[L, B, H]``, the last cell state.
         context: ``[L, B, H]``, the last result of attention.
-        memory: ``[L, P, B, H]``, hidden states that may still be attended; zeros where empty.
-        relevance: ``[L, P, B]``, attention received while in the window; -1 where empty.
-        position: int64 ``[L, P, B]``, step at which the state arose, counted from the sequence's
-            first; -1 where empty.
-        length: int64 ``[B]``, steps seen so far.
-        retained: R.
+        memory: ``[L, P, B, H]``, hidden states that a later step may attend; zeros in an empty
+            slot.
+        relevance: ``[L, P, B]``, attention received in the window; -1 in an empty slot.
+        position: int64 ``[L, P, B]``, step of the hidden state, counted from the sequence's first;
+            -1 in an empty slot.
+        length: int64 ``[B]``, number of steps seen so far.
+        retained: R, slots of the retained set.
 
     Example:
         >>> import torch, throughtime
@@ -102,7 +106,7 @@ class RelState:
     retained: int
 
     def detach(self) -> RelState:
-        """The same state without its graph, for truncated backpropagation through time."""
+        """The same state without its autograd graph, for truncated backpropagation through time."""
         return dataclasses.replace(
             self,
             h=self.h.detach(),
@@ -112,7 +116,7 @@ class RelState:
         )
 
     def unstack(self) -> list[RelState]:
-        """One state per layer, without the dimension L."""
+        """The states of the single layers, without the dimension L."""
         fields = zip(
             self.h, self.c, self.context, self.memory, self.relevance, self.position, strict=True
         )
@@ -125,13 +129,27 @@ class RelState:
 
     @staticmethod
     def stack(layers: list[RelState]) -> RelState:
-        """The states of several layers as one."""
+        """Join the states of several layers.
+
+        Args:
+            layers: one state per layer, without the dimension L.
+
+        Returns:
+            One state with the dimension L.
+        """
         names = ("h", "c", "context", "memory", "relevance", "position")
         stacked = {name: torch.stack([getattr(layer, name) for layer in layers]) for name in names}
         return dataclasses.replace(layers[0], **stacked)  # type: ignore[arg-type]
 
     def index_select(self, order: Tensor) -> RelState:
-        """The samples ``order`` int64 ``[B']``; with or without the dimension L."""
+        """Select samples, with or without the dimension L.
+
+        Args:
+            order: int64 ``[B']``, indices of samples.
+
+        Returns:
+            A state of B' samples.
+        """
         names = ("h", "c", "context", "memory", "relevance", "position")
         dims = (-2, -2, -2, -2, -1, -1)
         taken = {

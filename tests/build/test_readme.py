@@ -5,19 +5,27 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import fx
+from torch.ao.quantization import quantize_dynamic
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.checkpoint import checkpoint
 
+import throughtime
 from throughtime import env
 from throughtime.__main__ import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 README, GUIDE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "python/README.md"))
-PAGES = [  # the text that people read, by path
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "python/README.md"),
-    *("csrc/README.md", "csrc/lstm/README.md"),
-]
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for pages in ("*.md", "bench/**/*.md", "csrc/**/*.md", "python/**/*.md")
+    for page in ROOT.glob(pages)
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -75,3 +83,69 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
         if heading and "://" not in link:
             titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
             assert heading in [re.sub(r"\W+", "-", title.lower()) for title in titles], link
+
+
+class Model(torch.nn.Module):
+    """A layer and a head, for the limits in README's table."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.rnn: torch.nn.Module = throughtime.LSTM(3, 4, **options)
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.head(self.rnn(input)[0])
+        return output
+
+
+class LeafTracer(fx.Tracer):
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, throughtime.LSTM) or super().is_leaf_module(m, module_qualified_name)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_limit_torchscript() -> None:
+    with pytest.raises(ValueError, match="Unknown type annotation"):
+        torch.jit.script(Model())
+    traced = torch.jit.script(torch.jit.trace(Model().eval(), torch.randn(5, 2, 3)))
+    assert traced(torch.randn(9, 2, 3)).shape == (9, 2, 2)
+
+
+def test_limit_fx() -> None:
+    with pytest.raises(TypeError, match="got Proxy"):
+        fx.symbolic_trace(Model())
+    assert "call_module" in {node.op for node in LeafTracer().trace(Model()).nodes}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_limit_quantisation() -> None:
+    model, kinds = Model(), {torch.nn.LSTM, torch.nn.Linear}
+    assert type(quantize_dynamic(model, kinds).rnn) is throughtime.LSTM
+    assert isinstance(model.rnn, throughtime.LSTM)
+    model.rnn = model.rnn.to_torch()
+    assert "quantized" in type(quantize_dynamic(model, kinds).rnn).__module__
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_limit_checkpoint(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Model(detach_prob=0.5), torch.randn(30, 2, 3, requires_grad=True)
+    gradients = []
+    for _ in range(2):
+        x.grad = None
+        checkpoint(model, x, use_reentrant=reentrant).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients) == reentrant  # the same mask twice
+
+
+def test_limit_monkeypatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.nn.Sequential(torch.nn.LSTM(3, 4))
+    monkeypatch.setattr(torch.nn, "LSTM", throughtime.LSTM)
+    assert type(throughtime.LSTM(3, 4).to_torch()) is throughtime.LSTM
+    assert throughtime.replace(plain).replaced == ()
+
+
+def test_limit_packed_export() -> None:
+    packed = pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
+    with pytest.raises(GuardOnDataDependentSymNode):
+        torch.export.export(torch.nn.Sequential(throughtime.LSTM(3, 4)), (packed,))

@@ -42,13 +42,11 @@ CORE = (  # every operator on every backend that a CPU can run: values, gradient
     ),
     *(
         "module_lstm",
-        "ops_lstm",
+        "operators",
         "packed",
         "parity_nn_lstm",
-        "relevancy_compile",
-        "relevancy_errors",
     ),
-    *("relevancy_functional", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
+    *("relevancy", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
 )
 REQUIREMENTS = (
     *("setuptools>=77", "ninja"),  # of the build

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import throughtime
-from cases import Shape, as_dtype, options_for, random, results, tensors
+from cases import Shape, as_dtype, options_for, results, tensors
 from closeness import assert_all_close
 from throughtime import _ext
 from throughtime.functional import lstm
@@ -190,16 +190,6 @@ def test_results_survive_later_calls() -> None:
         assert torch.equal(x, wanted)
 
 
-def test_backward_twice_through_one_graph() -> None:
-    named = tensors(Shape(7, 3, 2, 20))
-    output, _ = lstm(
-        named["input"], None, *(named[k] for k in ("weight_ih", "weight_hh")), backend="cpu"
-    )
-    loss = (output * random(*output.shape, seed=5)).sum()
-    first = torch.autograd.grad(loss, named["weight_hh"], retain_graph=True)[0]
-    assert torch.equal(first, torch.autograd.grad(loss, named["weight_hh"])[0])
-
-
 @pytest.mark.skipif(torch.__version__ < (2, 11), reason="before torch 2.11 memory is torch's own")
 def test_nothing_is_saved_when_nothing_needs_a_gradient() -> None:
     shape = Shape(200, 16, 8, 128)
@@ -216,29 +206,6 @@ def test_nothing_is_saved_when_nothing_needs_a_gradient() -> None:
         return after - before
 
     assert held(True) - held(False) >= saved
-
-
-@pytest.mark.parametrize("dy", ["summed", "transposed", "sliced"])
-def test_layouts_of_the_output_gradient(dy: str) -> None:
-    shape = Shape(6, 4, 3, 21)
-    named = tensors(shape)
-    wide = random(shape.B, shape.T, 2 * shape.H, seed=9)
-    grad = {
-        "summed": torch.ones(1, 1, 1, dtype=torch.float64).expand(shape.T, shape.B, shape.H),
-        "transposed": wide[..., : shape.H].transpose(0, 1),
-        "sliced": wide.transpose(0, 1)[..., ::2],
-    }[dy]
-    found = []
-    for backend in ("cpu", "reference"):
-        output, _ = lstm(
-            named["input"],
-            None,
-            *(named[k] for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-            backend=backend,
-        )
-        gradients = torch.autograd.grad(output, list(named.values()), grad, allow_unused=True)
-        found.append({k: g for k, g in zip(named, gradients, strict=True) if g is not None})
-    assert_all_close(*found)
 
 
 def run_out_of_memory(call: str) -> str:

@@ -1,6 +1,20 @@
 // common/cpu/pool.h, as C functions; 0 is where an allocation has thrown.
-#include "common/cpu/pool.cpp"
+#include <cerrno>
+#include <cstdint>
+#include <cstdlib>
 
+namespace {
+
+int64_t failures = 0;
+
+int allocate_or_fail(void** memory, size_t alignment, size_t bytes) {
+  return failures > 0 ? (--failures, ENOMEM) : posix_memalign(memory, alignment, bytes);
+}
+
+}  // namespace
+
+#define posix_memalign allocate_or_fail
+#include "common/cpu/pool.cpp"
 #include "export.h"
 
 using namespace throughtime;
@@ -17,6 +31,9 @@ int64_t acquire(int64_t bytes) {
 
 void release(int64_t memory) { pool_release(reinterpret_cast<void*>(memory)); }
 
+// The system refuses the next `count` allocations.
+void fail(int64_t count) { failures = count; }
+
 // [used, idle, peak of used] in bytes.
 void statistics(int64_t* out) {
   const PoolStatistics now = pool_statistics();
@@ -30,4 +47,5 @@ void statistics(int64_t* out) {
 EXPORT_PLAIN(acquire)
 EXPORT_PLAIN(release)
 EXPORT_PLAIN(pool_empty)
+EXPORT_PLAIN(fail)
 EXPORT_PLAIN(statistics)

@@ -1,7 +1,10 @@
 // common/cpu/team.h: barriers, shares of work, runs of whole teams, scratch memory.
 #include "common/cpu/team.h"
 
+#include <chrono>
 #include <cstdlib>
+#include <future>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -11,9 +14,19 @@ using namespace throughtime;
 
 namespace {
 
+// What f returns, or -1 if a barrier keeps it for a minute.
+template <typename F>
+int64_t within_a_minute(const F& f) {
+  const auto task = std::make_shared<std::packaged_task<int64_t()>>(f);
+  std::future<int64_t> result = task->get_future();
+  std::thread([task] { (*task)(); }).detach();
+  const bool done = result.wait_for(std::chrono::minutes(1)) == std::future_status::ready;
+  return done ? result.get() : -1;
+}
+
 // Threads that stand for weights[i] members meet `steps` times. Before every meeting each adds its
 // weight; returns how often a thread found less than all of it behind the barrier.
-int64_t meet(const int64_t* weights, int64_t threads, int64_t steps) {
+int64_t meet_all(const int64_t* weights, int64_t threads, int64_t steps) {
   int64_t members = 0, early = 0;
   for (int64_t i = 0; i < threads; ++i) members += weights[i];
   std::vector<int64_t> arrived(steps);
@@ -31,6 +44,10 @@ int64_t meet(const int64_t* weights, int64_t threads, int64_t steps) {
     });
   for (std::thread& thread : running) thread.join();
   return early;
+}
+
+int64_t meet(const int64_t* weights, int64_t threads, int64_t steps) {
+  return within_a_minute([=] { return meet_all(weights, threads, steps); });
 }
 
 // [begin, end) of the workers [first, last).
@@ -98,8 +115,8 @@ struct Pass {
 };
 
 // Counts of prepare and finish by block, of walk by worker; returns how many calls were too early.
-int64_t run(int64_t lanes, int64_t team, const int64_t* ends, int64_t blocks, int64_t steps,
-            int64_t* prepared, int64_t* walked, int64_t* finished) {
+int64_t run_all(int64_t lanes, int64_t team, const int64_t* ends, int64_t blocks, int64_t steps,
+                int64_t* prepared, int64_t* walked, int64_t* finished) {
   thread_ends = ends;
   const Runtime runtime{0, run_on_threads, nullptr, nullptr, nullptr};
   const Schedule schedule{static_cast<int>(lanes), static_cast<int>(team)};
@@ -107,6 +124,12 @@ int64_t run(int64_t lanes, int64_t team, const int64_t* ends, int64_t blocks, in
   Pass pass{prepared, walked, finished, blocks, team, steps, std::vector<int64_t>(lanes * steps)};
   run_workers(runtime, schedule, barriers.data(), pass);
   return pass.early;
+}
+
+int64_t run(int64_t lanes, int64_t team, const int64_t* ends, int64_t blocks, int64_t steps,
+            int64_t* prepared, int64_t* walked, int64_t* finished) {
+  return within_a_minute(
+      [=] { return run_all(lanes, team, ends, blocks, steps, prepared, walked, finished); });
 }
 
 // Offsets of spans of `counts` numbers from the first, in bytes.

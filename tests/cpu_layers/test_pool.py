@@ -108,15 +108,28 @@ def test_empty_gives_idle_blocks_back_and_the_peak_starts_anew(layer: Any) -> No
     layer("release", first)
 
 
+def test_idle_blocks_are_given_up_before_an_allocation_fails(layer: Any) -> None:
+    blocks = [layer("acquire", 8 * MB) for _ in range(2)]
+    for block in blocks:
+        layer("release", block)
+    layer("fail", 1)
+    block = layer("acquire", 2 * MB)  # a block of 8 MB is too large for it
+    assert block and statistics(layer) == (2 * MB, 0, 16 * MB)
+    layer("release", block)
+    layer("fail", 2)
+    assert layer("acquire", 8 * MB) == 0
+    assert statistics(layer) == (0, 0, 16 * MB)
+    layer("fail", 1)
+    assert layer("acquire", 100) == 0
+    layer("fail", 0)
+
+
 @pytest.mark.parametrize("bytes_each", [-1, 1 << 50], ids=["SIZE_MAX", "address space"])
-def test_memory_runs_out(layer: Any, bytes_each: int) -> None:
-    """Idle blocks are given up for an allocation that fails; nothing else changes."""
-    used, idle = layer("acquire", 4 * MB), layer("acquire", 8 * MB)
-    layer("release", idle)
+def test_impossible_sizes(layer: Any, bytes_each: int) -> None:
+    block = layer("acquire", 4 * MB)
     assert layer("acquire", bytes_each) == 0
-    kept = 8 * MB if bytes_each < 0 else 0  # what no system could give is not asked for
-    assert statistics(layer) == (4 * MB, kept, 12 * MB)
-    layer("release", used)
+    assert statistics(layer) == (4 * MB, 0, 4 * MB)
+    layer("release", block)
 
 
 def test_threads(layer: Any) -> None:

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/sizes.h"
 #include "export.h"
 
 using namespace throughtime;
@@ -38,17 +39,29 @@ void copy_part(const S* x, int64_t count, S* seen, S* out) {
   store_part(out, load(x), count);
 }
 
-// The same at the end of the last page that may be touched.
+// Room for `count` numbers, and a page behind it that may not be touched.
+template <typename S>
+struct Guarded {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  const int64_t bytes;
+  void* const pages;
+  S* const at;
+
+  explicit Guarded(int64_t count)
+      : bytes(round_up(count * sizeof(S), page)),
+        pages(mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                   0)),
+        at(reinterpret_cast<S*>(static_cast<char*>(pages) + bytes) - count) {
+    mprotect(static_cast<char*>(pages) + bytes, page, PROT_NONE);
+  }
+  ~Guarded() { munmap(pages, bytes + page); }
+};
+
 template <typename S>
 void copy_part_at_the_end(const S* x, int64_t count, S* out) {
-  const int64_t page = sysconf(_SC_PAGESIZE);
-  void* const pages =
-      mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  mprotect(static_cast<char*>(pages) + page, page, PROT_NONE);
-  S* const last = reinterpret_cast<S*>(static_cast<char*>(pages) + page) - count;
-  store_part(last, load(x), count);
-  store(out, load_part(last, count));
-  munmap(pages, 2 * page);
+  const Guarded<S> room(count);
+  store_part(room.at, load(x), count);
+  store(out, load_part(room.at, count));
 }
 
 template <typename S>
@@ -95,11 +108,15 @@ void transposed(const S* square, S* out) {
   for (int64_t row = 0; row < kLanes<S>; ++row) store(out + row * kLanes<S>, rows[row]);
 }
 
-// Rows at x + at[row]; without a row where that is negative.
+// x [rows, columns]; without row r where missing[r].
 template <typename S>
-void transposed_rows(const S* x, const int64_t* at, int64_t columns, S* out, int64_t out_stride) {
-  transpose_rows<S>([&](int64_t row) { return at[row] < 0 ? nullptr : x + at[row]; }, columns, out,
-                    out_stride);
+void transposed_rows(const S* x, const int64_t* missing, int64_t columns, S* out,
+                     int64_t out_stride) {
+  const int64_t count = kLanes<S> * columns;
+  const Guarded<S> room(count);
+  std::memcpy(room.at, x, count * sizeof(S));
+  transpose_rows<S>([&](int64_t row) { return missing[row] ? nullptr : room.at + row * columns; },
+                    columns, out, out_stride);
 }
 
 template <typename S>

@@ -19,21 +19,7 @@ from cases_gpu import (
     not_interpreted,
     on_device,
 )
-from cases_relevancy import (
-    ATTENTION,
-    LAYERS,
-    Attention,
-    Layer,
-    assert_same,
-    attention_inputs,
-    doubled,
-    expect_attention,
-    expect_layer,
-    layer_grads,
-    layer_inputs,
-    run_attention,
-    run_layer,
-)
+from samples import ATTENTION, LAYERS, Attention, Layer, assert_same, doubled, expect, run
 from throughtime import functional
 
 # The operators have no "reference" of their own: that stand-in is the CPU kernels here.
@@ -63,48 +49,35 @@ def cases_of(small: tuple[Any, ...], large: Any, no_choice: Any) -> pytest.MarkD
     return pytest.mark.parametrize(("case", "dtype"), [*pairs, (large, torch.float64)], ids=str)
 
 
-def on_cpu(found: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(x.cpu() for x in value) if isinstance(value, tuple) else value.cpu()
-        for name, value in found.items()
-    }
+def on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def check(case: Attention | Layer, dtype: torch.dtype) -> None:
+    """The same keys are chosen, exactly."""
+    given = case.inputs(dtype)
+    found = run(case, on_device(given), SUFFIX)
+    plain = expect(case, given) if dtype == torch.float32 else None
+    assert_same(on_cpu(found), expect(case, doubled(given)), plain)
 
 
 @cases_of(ATTENTION, LONG, NO_CHOICE[0])
 def test_attention(case: Attention, dtype: torch.dtype) -> None:
-    """The same keys are chosen, exactly."""
-    given = attention_inputs(case, dtype)
-    grad = random(case.B, case.heads, case.T, case.Dv, seed=9, dtype=dtype)
-    found = run_attention(case, on_device(given), grad.to(DEVICE), SUFFIX)
-    exact = expect_attention(case, doubled(given), grad.double())
-    plain = expect_attention(case, given, grad) if dtype == torch.float32 else None
-    assert_same(on_cpu(found), exact, plain)
+    check(case, dtype)
 
 
 @cases_of(LAYERS, WIDE, NO_CHOICE[1])
 def test_layer(case: Layer, dtype: torch.dtype) -> None:
-    given, grads = layer_inputs(case, dtype), layer_grads(case, dtype)
-    moved = [grad.to(DEVICE) for grad in grads]
-    found = run_layer(case, on_device(given), moved, SUFFIX)
-    exact = expect_layer(case, doubled(given), [grad.double() for grad in grads])
-    plain = expect_layer(case, given, grads) if dtype == torch.float32 else None
-    assert_same(on_cpu(found), exact, plain)
+    check(case, dtype)
 
 
 @pytest.mark.parametrize("case", [ATTENTION[2], LONG], ids=str)
 def test_repeats_are_bit_equal(case: Attention) -> None:
-    given = on_device(attention_inputs(case, torch.float32))
-    grad = random(case.B, case.heads, case.T, case.Dv, seed=9, dtype=torch.float32).to(DEVICE)
-    first = on_cpu(run_attention(case, given, grad, SUFFIX))
+    given = on_device(case.inputs(torch.float32))
+    first = on_cpu(run(case, given, SUFFIX))
     for _ in range(20):
-        again = on_cpu(run_attention(case, given, grad, SUFFIX))
-        for name in first:
-            pairs = zip(as_tuple(first[name]), as_tuple(again[name]), strict=True)
-            assert all(torch.equal(a, b) for a, b in pairs), name
-
-
-def as_tuple(value: Any) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
+        again = on_cpu(run(case, given, SUFFIX))
+        assert all(torch.equal(x, again[name]) for name, x in first.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -13,21 +13,7 @@ import torch
 
 import throughtime
 from cases import random
-from cases_relevancy import (
-    EVERYTHING,
-    Attention,
-    Layer,
-    assert_same,
-    attention_inputs,
-    doubled,
-    expect_attention,
-    expect_layer,
-    flat,
-    layer_grads,
-    layer_inputs,
-    run_attention,
-    run_layer,
-)
+from samples import EVERYTHING, Attention, Layer, assert_same, doubled, expect, run
 from throughtime import functional
 
 if importlib.util.find_spec("triton") is None:
@@ -54,11 +40,10 @@ LAYERS = (
 )
 
 
-@pytest.mark.parametrize("case", ATTENTION, ids=str)
-def test_attention_matches_the_reference(case: Attention) -> None:
-    given, grad = attention_inputs(case), random(case.B, case.heads, case.T, case.Dv, seed=9)
-    found = run_attention(case, given, grad, "_triton")
-    assert_same(found, expect_attention(case, given, grad))
+@pytest.mark.parametrize("case", [*ATTENTION, *LAYERS], ids=str)
+def test_kernels_match_the_reference(case: Attention | Layer) -> None:
+    given = case.inputs()
+    assert_same(run(case, given, "_triton"), expect(case, given))
 
 
 @pytest.mark.parametrize("case", [ATTENTION[2], ATTENTION[5]], ids=str)
@@ -66,28 +51,15 @@ def test_keys_are_found_in_every_block_of_positions(
     case: Attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relevancy, "BLOCK_S", tl.constexpr(4))
-    given, grad = attention_inputs(case), random(case.B, case.heads, case.T, case.Dv, seed=9)
-    found = run_attention(case, given, grad, "_triton")
-    assert_same(found, expect_attention(case, given, grad))
+    given = case.inputs()
+    assert_same(run(case, given, "_triton"), expect(case, given))
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_layer_matches_the_reference(case: Layer) -> None:
-    given, grads = layer_inputs(case), layer_grads(case)
-    assert_same(run_layer(case, given, grads, "_triton"), expect_layer(case, given, grads))
-
-
-def test_float32() -> None:
-    attention, layer = ATTENTION[2], LAYERS[2]
-    given = attention_inputs(attention, torch.float32)
-    grad = random(1, 2, 12, 4, seed=9, dtype=torch.float32)
-    exact = expect_attention(attention, doubled(given), grad.double())
-    plain = expect_attention(attention, given, grad)
-    assert_same(run_attention(attention, given, grad, "_triton"), exact, plain)
-    given, grads = layer_inputs(layer, torch.float32), layer_grads(layer, torch.float32)
-    exact = expect_layer(layer, doubled(given), [g.double() for g in grads])
-    plain = expect_layer(layer, given, grads)
-    assert_same(run_layer(layer, given, grads, "_triton"), exact, plain)
+@pytest.mark.parametrize("case", [ATTENTION[2], LAYERS[2]], ids=str)
+def test_float32(case: Attention | Layer) -> None:
+    given = case.inputs(torch.float32)
+    exact = expect(case, doubled(given))
+    assert_same(run(case, given, "_triton"), exact, expect(case, given))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, the interpreter, names each NaN
@@ -104,14 +76,14 @@ def test_ties_and_nan() -> None:
 
 def test_nothing_past_the_end_is_read() -> None:
     case = Layer(6, 3, 2, 4, 3, 2, 3, lengths=True)
-    given, grads = layer_inputs(case), layer_grads(case)
-    clean = flat(run_layer(case, given, grads, "_triton"))
+    given = case.inputs()
+    clean = run(case, given, "_triton")
     past = torch.arange(6).unsqueeze(1) >= given["lengths"]
     assert past.any()
     with torch.no_grad():
         given["input"][past] = torch.nan
-        grads[0][past] = torch.nan
-    for name, tensor in flat(run_layer(case, given, grads, "_triton")).items():
+        given["grad_output"][past] = torch.nan
+    for name, tensor in run(case, given, "_triton").items():
         assert torch.equal(tensor, clean[name]), name
 
 

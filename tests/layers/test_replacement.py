@@ -110,22 +110,3 @@ def test_nothing_changes_if_the_backend_cannot_run_one_of_them() -> None:
     assert type(model["a"]) is type(model["b"]) is nn.LSTM
     replace(model, backend="reference")
     assert model["b"].backend == "reference"
-
-
-@pytest.mark.parametrize(
-    ("options", "kind", "message"),
-    [
-        (
-            {"detach_prob": 2},
-            ValueError,
-            r"detach_prob should be a number .*got 2",
-        ),
-        ({"detach_shared": 1}, TypeError, "detach_shared should be of type bool, got: int"),
-        ({"backend": "gpu"}, ValueError, "backend should be one of 'auto', .*got 'gpu'"),
-    ],
-)
-def test_bad_arguments(options: dict[str, object], kind: type[Exception], message: str) -> None:
-    model = nn.LSTM(2, 3)
-    with pytest.raises(kind, match=message):
-        replace(model, **options)
-    assert type(model) is nn.LSTM

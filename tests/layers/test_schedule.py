@@ -69,32 +69,6 @@ def test_survives_a_copy_together_with_its_model() -> None:
     assert copied_layer.detach_prob == 0.0 and layer.detach_prob == 0.5
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"total_steps": 0}, "total_steps should be greater than 0, got 0"),
-        ({"total_steps": 5, "final_steps": 6}, r"final_steps should be in range \[0, 5\].*got 6"),
-        ({"total_steps": 5, "final_steps": -1}, r"final_steps should be in range .*got -1"),
-        ({"total_steps": 5, "kind": "cosine"}, "kind should be 'constant' or 'linear', got 'cos"),
-        ({"total_steps": 5, "detach_prob": 1.5}, r"detach_prob should be a number in range \[0, 1"),
-    ],
-)
-def test_bad_arguments(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DetachSchedule(LSTM(2, 3), **options)
-
-
-def test_a_model_without_layers() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no throughtime.LSTM or RelLSTM; .*replace"):
-        DetachSchedule(nn.Linear(2, 3), 5)
-
-
-def test_a_state_of_another_model() -> None:
-    two = DetachSchedule(nn.ModuleList([LSTM(2, 3), LSTM(2, 3)]), 5)
-    with pytest.raises(ValueError, match="the 1 layers of the model, got 2"):
-        DetachSchedule(LSTM(2, 3), 5).load_state_dict(two.state_dict())
-
-
 def test_steps_along_a_learning_rate_scheduler() -> None:
     layer = LSTM(2, 3, detach_prob=0.5)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)

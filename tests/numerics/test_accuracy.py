@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -16,20 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from cases import random
-from cases_relevancy import (
-    Attention,
-    Layer,
-    attention_inputs,
-    doubled,
-    expect_attention,
-    expect_layer,
-    layer_grads,
-    layer_inputs,
-    numbers,
-    run_attention,
-    run_layer,
-)
 from closeness import assert_rule, rms
+from samples import Attention, Layer, doubled, expect, numbers, run
 from throughtime import LSTM, _ext
 
 if _ext.extension is None:
@@ -110,7 +97,7 @@ CASES = (
 )
 
 
-def run(layer: nn.Module, case: Case, x: Tensor, lengths: Tensor) -> Named:
+def train(layer: nn.Module, case: Case, x: Tensor, lengths: Tensor) -> Named:
     dtype = x.dtype
     leaf = x.clone().requires_grad_()
     states = [
@@ -153,29 +140,18 @@ def test_lstm(case: Case) -> None:
     # Nearly equal: with the loss on the last step a gradient in h_0 is the shortest sample's alone,
     # and the error of one sample is chance.
     lengths = torch.linspace(case.T, case.T - 3, case.B).long()
-    actual, plain = (run(layer, case, x, lengths) for layer in (ours, theirs))
-    exact = run(theirs.double(), case, x.double(), lengths)
+    actual, plain = (train(layer, case, x, lengths) for layer in (ours, theirs))
+    exact = train(theirs.double(), case, x.double(), lengths)
     show(str(case), actual, plain, exact)
     assert_rule(actual, plain, exact)
 
 
 # The first keys are kept, so that rounding cannot change the choice.
-LAYERS = (
+SCREENED = (
     Layer(200, 4, 8, 96, 64, 6, 4, keep_first=True),
     Layer(12, 4, 300, 600, 300, 4, 3, keep_first=True),
     Layer(320, 1, 3, 20, 20, 300, 5, keep_first=True),
     pytest.param(Layer(2000, 6, 3, 20, 20, 5, 4, keep_first=True), marks=pytest.mark.slow),
-)
-
-
-@pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_rel_lstm(case: Layer) -> None:
-    given, grads = layer_inputs(case, torch.float32), layer_grads(case, torch.float32)
-    exact = expect_layer(case, doubled(given), [g.double() for g in grads])
-    check(str(case), run_layer(case, given, grads), expect_layer(case, given, grads), exact)
-
-
-ATTENTION = (
     Attention(2, 2, 150, 64, 64, 10, 10, keep_first=True),
     Attention(2, 2, 150, 64, 64, 10, 10, additive=True, keep_first=True),
     Attention(1, 1, 700, 16, 16, 650, 5, keep_first=True),
@@ -185,20 +161,14 @@ ATTENTION = (
 )
 
 
-@pytest.mark.parametrize("factor", [1.0, 8.0], ids=str)
-@pytest.mark.parametrize("case", ATTENTION, ids=str)
-def test_attention(case: Attention, factor: float) -> None:
-    given = attention_inputs(case, torch.float32)
-    with torch.no_grad():
-        given["query"] *= factor
-    grad = random(case.B, case.heads, case.T, case.Dv, seed=9, dtype=torch.float32)
-    exact = expect_attention(case, doubled(given), grad.double())
-    actual, plain = run_attention(case, given, grad), expect_attention(case, given, grad)
-    check(f"{case} * {factor}", actual, plain, exact)
-
-
-def check(name: str, *found: dict[str, Any]) -> None:
-    assert all(torch.equal(one["last"], found[0]["last"]) for one in found)
-    actual, plain, exact = (numbers(one) for one in found)
-    show(name, actual, plain, exact)
-    assert_rule(actual, plain, exact)
+@pytest.mark.parametrize("case", SCREENED, ids=str)
+def test_screening(case: Attention | Layer) -> None:
+    for factor in (1.0, 8.0) if isinstance(case, Attention) else (1.0,):
+        given = case.inputs(torch.float32)
+        if isinstance(case, Attention):
+            given["query"].data *= factor
+        found = run(case, given), expect(case, given), expect(case, doubled(given))
+        assert all(torch.equal(one["last"], found[0]["last"]) for one in found)
+        actual, plain, exact = (numbers(one, found[2]) for one in found)
+        show(f"{case} * {factor}", actual, plain, exact)
+        assert_rule(actual, plain, exact)

@@ -1,20 +1,22 @@
-"""torch.compile without graph breaks or recompilation, and torch.export."""
+"""torch.compile without graph breaks or recompilation, and torch.export, for every layer."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.config
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils import _pytree as pytree
 
 import throughtime
 from cases import Shape, call, options_for, random, results, runnable, tensors
 from closeness import assert_all_close, assert_close
-from throughtime import LSTM, functional
+from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, RelState, functional
 
 # torch warns of what its own compiler does: it makes an instance of an autograd.Function, and uses
 # torch.jit.
@@ -43,27 +45,46 @@ def test_same_values_and_gradients_in_one_graph(backend: str, name: str) -> None
     assert_all_close(found, results(functional.lstm, named, backend=backend, **options))
 
 
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "LSTM": lambda **options: LSTM(4, 5, num_layers=2, bidirectional=True, **options),
+    "RelLSTM": lambda **options: RelLSTM(4, 5, num_layers=2, window_size=2, top_k=2, **options),
+    "RelevancyAttention": lambda **options: RelevancyAttention(
+        4, 2, 3, 2, batch_first=False, **options
+    ),
+}
+
+
 @compiled_only
-def test_inductor_compiles_once_for_many_lengths(backend: str) -> None:
-    lstm = LSTM(4, 5, num_layers=2, bidirectional=True, detach_prob=1.0, backend=backend)
-    twin = LSTM(4, 5, num_layers=2, bidirectional=True, backend="reference")
-    twin.load_state_dict(lstm.state_dict())
-    compiled = torch.compile(lstm, fullgraph=True)
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiles_once_for_many_lengths(name: str, backend: str) -> None:
+    layer = LAYERS[name](backend=backend)
+    twin = layer
+    if name == "LSTM":
+        layer.detach_prob = 1.0
+        twin = LAYERS[name](backend="reference")
+        twin.load_state_dict(layer.state_dict())
+    compiled = torch.compile(
+        layer, fullgraph=True, backend="inductor" if name == "LSTM" else "aot_eager"
+    )
 
     def check(length: int) -> None:
         x = random(length, 3, 4, seed=length, dtype=torch.float32)
-        found, _ = compiled(x)
-        expected, _ = twin(x, detach_mask=torch.ones(length, dtype=torch.bool))
+        mask = {"detach_mask": torch.ones(length, dtype=torch.bool)} if name == "LSTM" else {}
+        found, expected = compiled(x), twin(x, **mask)
+        if name != "RelevancyAttention":
+            (found, state), (expected, end) = found, expected
+            if name == "RelLSTM":
+                assert torch.equal(state.position, end.position)
         assert_close(found, expected)
-        gradients = torch.autograd.grad(found.square().sum(), list(lstm.parameters()))
+        gradients = torch.autograd.grad(found.square().sum(), list(layer.parameters()))
         wanted = torch.autograd.grad(expected.square().sum(), list(twin.parameters()))
         for gradient, other in zip(gradients, wanted, strict=True):
             assert_close(gradient, other)
 
-    check(5)
-    check(7)  # from here on the length is symbolic
+    check(8)
+    check(11)  # from here on the length is symbolic
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for length in (4, 9, 20, 150):
+        for length in (4, 9, 30, 150 if name == "LSTM" else 17):
             check(length)
 
 
@@ -167,21 +188,70 @@ def test_autocast_and_no_grad_in_one_graph(backend: str) -> None:
         assert torch.equal(torch.get_rng_state(), state)
 
 
+# Dynamo cannot trace the loop of the reference over a choice of keys.
+EXPORTED = [(n, b) for n in LAYERS for b in runnable() if n == "LSTM" or b != "reference"]
+
+
 @pytest.mark.parametrize("strict", [True, False])
-def test_export(backend: str, strict: bool) -> None:
-    lstm = LSTM(4, 5, num_layers=2, backend=backend).eval()
-    x = torch.randn(6, 3, 4)
-    dynamic = (
-        None if backend == "reference" else {0: torch.export.Dim("T", min=2), 1: None, 2: None}
+@pytest.mark.parametrize(("name", "backend"), EXPORTED)
+def test_export(name: str, backend: str, strict: bool) -> None:
+    layer = LAYERS[name](backend=backend).eval().requires_grad_(False)
+    dynamic = None if backend == "reference" else {0: torch.export.Dim("T", min=4)}
+    program = torch.export.export(
+        layer, (torch.randn(6, 3, 4),), dynamic_shapes=(dynamic,), strict=strict
     )
-    program = torch.export.export(lstm, (x,), dynamic_shapes=(dynamic,), strict=strict)
-    assert_close(program.module()(x)[0], lstm(x)[0])
-    if dynamic is not None:
-        longer = torch.randn(11, 3, 4)
-        assert_close(program.module()(longer)[0], lstm(longer)[0])
-        graphs = [part.graph for part in program.graph_module.modules()]
-        nodes = [node.target for graph in graphs for node in graph.nodes]
-        assert nodes.count(torch.ops.throughtime.lstm_forward.default) == 2
+    for length in (6,) if dynamic is None else (6, 11):
+        x = torch.randn(length, 3, 4)
+        leaves = zip(*(pytree.tree_leaves(f(x)) for f in (program.module(), layer)), strict=True)
+        for found, expected in leaves:
+            torch.testing.assert_close(found, expected)
+    operators = {"LSTM": 4, "RelLSTM": 2, "RelevancyAttention": 1}
+    nodes = [n for part in program.graph_module.modules() for n in part.graph.nodes]
+    ours = [n for n in nodes if str(n.target).startswith("throughtime.")]
+    assert len(ours) == (0 if backend == "reference" else operators[name])
+
+
+@pytest.mark.skipif("cpu" not in runnable(), reason="the compiled kernels are not here")
+def test_a_stream_of_a_layer_compiles_no_longer_once_its_memory_is_full() -> None:
+    layer = RelLSTM(3, 4, num_layers=2, window_size=2, top_k=2, backend="cpu")
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    state: RelState | None = None
+    expected: RelState | None = None
+
+    def check(length: int) -> None:
+        nonlocal state, expected
+        x = random(length, 2, 3, seed=length, dtype=torch.float32)
+        found, state = compiled(x, state)
+        wanted, expected = layer(x, expected)
+        state, expected = state.detach(), expected.detach()
+        assert_close(found, wanted)
+        assert torch.equal(state.position, expected.position)
+        assert state.retained == expected.retained
+
+    for length in (8, 11, 9, 7):
+        check(length)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for length in (30, 5, 17):
+            check(length)
+
+
+@pytest.mark.skipif("cpu" not in runnable(), reason="the compiled kernels are not here")
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_a_stream_of_queries_compiles_no_longer_once_its_cache_is_full(score: Any) -> None:
+    attention = RelevancyAttention(8, 2, 3, 2, score=score, backend="cpu")
+
+    def step(x: Tensor, cache: RelevancyCache) -> Tensor:
+        return attention(x, cache=cache)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    x = random(2, 16, 8, seed=0, dtype=torch.float32)
+    cache = RelevancyCache()
+    with torch.no_grad():
+        parts = [compiled(x[:, t : t + 1], cache) for t in range(8)]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            parts += [compiled(x[:, t : t + 1], cache) for t in range(8, 16)]
+        assert_close(torch.cat(parts, 1), attention(x))
+    assert cache.length is not None and cache.length.tolist() == [16, 16]
 
 
 def test_a_model_around_it_compiles(backend: str) -> None:

@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
-constexpr size_t kSmall = size_t(1) << 18;  // below: malloc recycles such blocks itself
+constexpr size_t kSmall = size_t(1) << 18;  // malloc recycles smaller blocks itself
 
 struct Block {
   void* memory;
@@ -28,9 +28,9 @@ using Blocks = std::list<Block>;
 
 struct Pool {
   std::mutex mutex;
-  Blocks used;                                     // large ones
-  Blocks idle;                                     // least recently freed first
-  std::unordered_map<void*, Blocks::iterator> at;  // all that are used; small ones: used.end()
+  Blocks used;                                     // large blocks
+  Blocks idle;                                     // large blocks, the least recently freed first
+  std::unordered_map<void*, Blocks::iterator> at;  // of used blocks; used.end() for a small one
   PoolStatistics statistics{0, 0, 0};
 };
 
@@ -59,7 +59,7 @@ void* allocate_large(size_t bytes) {
   return memory;
 }
 
-// The smallest idle block that fits and is not more than twice as large as asked for.
+// The smallest idle block of at least `bytes` and at most twice as many.
 Blocks::iterator best_fit(Pool& p, size_t bytes) {
   auto best = p.idle.end();
   for (auto it = p.idle.begin(); it != p.idle.end(); ++it)
@@ -77,7 +77,7 @@ void drop_idle(Pool& p, size_t limit) {
   }
 }
 
-// A new idle block. All other idle blocks are given up before it fails.
+// Makes an idle block; frees all other idle blocks before it throws.
 Blocks::iterator new_block(Pool& p, size_t bytes) {
   const PoolStatistics& s = p.statistics;
   const size_t in_use = s.used_bytes + bytes;  // together with this one
@@ -99,7 +99,7 @@ Blocks::iterator new_block(Pool& p, size_t bytes) {
 
 }  // namespace
 
-// Whatever throws here leaves no trace but fewer idle blocks.
+// If this throws, the pool is as before, perhaps with fewer idle blocks.
 void* pool_acquire(size_t bytes) {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
@@ -126,7 +126,7 @@ void* pool_acquire(size_t bytes) {
   return block->memory;
 }
 
-// Runs where tensors are destroyed: allocates nothing, throws nothing.
+// Runs in destructors of tensors: allocates nothing, throws nothing.
 void pool_release(void* memory) {
   if (!memory) return;
   Pool& p = pool();

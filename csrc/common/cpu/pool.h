@@ -1,9 +1,10 @@
 // A caching allocator for the CPU kernels' large buffers.
 //
-// A training step allocates hundreds of megabytes of saved activations. Fresh from the operating
-// system every page of them costs a fault, together more than the arithmetic. The pool keeps freed
-// blocks for the next step, on huge pages where the system has them. Idle and used blocks together
-// never exceed the most that was in use at once since pool_empty(), so the pool does not raise the peak.
+// A training step allocates hundreds of megabytes of saved activations. Every page that is fresh
+// from the operating system costs a fault, and the faults cost more than the arithmetic. The pool
+// keeps freed blocks for the next step, on huge pages where the system has them. Idle and used
+// blocks together never exceed the most in use at once since pool_empty(), so the pool does
+// not raise the peak.
 #pragma once
 
 #include <cstddef>

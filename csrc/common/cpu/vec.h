@@ -1,15 +1,15 @@
 // Vectors of one CPU instruction set, and the nonlinearities of a recurrent cell on them.
 //
-// Included only by the kernel sources, which are compiled once per instruction set: everything
-// here is in an anonymous namespace, so that no AVX-512 copy of a function can be picked by the
-// linker for a machine that has no AVX-512. GCC and Clang vector extensions; no intrinsics.
+// Only the kernel sources include this file; they are compiled once per instruction set. Everything
+// is in an anonymous namespace: the linker cannot pick an AVX-512 copy of a function for a machine
+// without AVX-512. Vector extensions of GCC and Clang, and few intrinsics.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #if defined(__AVX2__)
-// GCC's own header initialises unused operands by themselves and then warns of it.
+// GCC's header initialises unused operands with themselves, and GCC warns about that.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -103,7 +103,8 @@ struct Numbers {
 template <typename Storage>
 using SumOf = typename Numbers<Storage>::Sum;
 
-// Stores to an aligned place past the caches; other threads see it after their stream_fence().
+// Stores to an aligned address past the caches. Other threads may read there once this thread has
+// called stream_fence() and met them at a barrier.
 template <typename S>
 TT_INLINE void stream(S* to, Vec<S> v) {
 #if defined(__clang__)
@@ -125,6 +126,23 @@ TT_INLINE void stream_fence() {
 #endif
 }
 
+// Several vectors, `stride` numbers from each other.
+template <int Count, typename S>
+TT_INLINE void load_vectors(const S* from, int64_t stride, Vec<S>* to) {
+#pragma GCC unroll 8
+  for (int v = 0; v < Count; ++v) to[v] = load(from + v * stride);
+}
+template <int Count, typename S>
+TT_INLINE void store_vectors(S* to, int64_t stride, const Vec<S>* from) {
+#pragma GCC unroll 8
+  for (int v = 0; v < Count; ++v) store(to + v * stride, from[v]);
+}
+template <int Count, typename S>
+TT_INLINE void stream_vectors(S* to, int64_t stride, const Vec<S>* from) {
+#pragma GCC unroll 8
+  for (int v = 0; v < Count; ++v) stream(to + v * stride, from[v]);
+}
+
 #if defined(__AVX512F__)
 template <typename S>
 TT_INLINE unsigned first_lanes(int64_t count) {
@@ -140,7 +158,7 @@ TT_INLINE typename VecOf<S>::integers first_lanes(int64_t count) {
 }
 #endif
 
-// The first `count` lanes; the others read as zero. Nothing past them is touched.
+// Loads the first `count` lanes; the others are zero. Nothing past them is read.
 template <typename S>
 TT_INLINE Vec<S> load_part(const S* from, int64_t count) {
   if (count >= kLanes<S>) return load(from);
@@ -164,6 +182,7 @@ TT_INLINE Vec<S> load_part(const S* from, int64_t count) {
 #endif
 }
 
+// Stores the first `count` lanes. Nothing past them is written.
 template <typename S>
 TT_INLINE void store_part(S* to, Vec<S> v, int64_t count) {
   if (count >= kLanes<S>) {
@@ -208,8 +227,8 @@ TT_INLINE Vec<S> with_sign(Vec<S> magnitude, Vec<S> x) {
   return (Vec<S>)((Ints)magnitude | ((Ints)x & (Ints)splat(S(-0.0))));
 }
 
-// The bound is the first operand: where x is NaN the x86 instructions return the second, and the
-// comparisons are false, so NaN passes through.
+// NaN where x is NaN: the x86 instructions then return their second operand, which is x, and the
+// comparison is false.
 template <typename S>
 TT_INLINE Vec<S> at_most(Vec<S> x, S bound) {
   const Vec<S> high = splat(bound);
@@ -224,8 +243,8 @@ TT_INLINE Vec<S> at_most(Vec<S> x, S bound) {
 #endif
 }
 
-// x = n ln(2) + rest with n the nearest integer. `power` holds n where a number has its exponent:
-// added to the bits of a number it multiplies it by 2^n, as long as the result is a normal number.
+// x = n ln(2) + rest with n the nearest integer. `power` holds n in the bits of an exponent: added
+// to the bits of a number, it multiplies the number by 2^n if the result is a normal number.
 template <typename S>
 TT_INLINE Vec<S> reduce(Vec<S> x, typename VecOf<S>::integers* power) {
   using K = Traits<S>;
@@ -246,7 +265,7 @@ TT_INLINE Vec<S> second_order(Vec<S> r) {
     p = p * r + S(1.666654363e-1);
     return p * r + S(4.999999816e-1);
   } else {
-    // Taylor's series in pairs of terms: a shorter chain of dependent operations than Horner's rule.
+    // Taylor's series in pairs of terms: a shorter chain of operations than by Horner's rule.
     const Vec<S> r2 = r * r;
     const Vec<S> p2 = r * S(1.0 / 6) + S(0.5);
     const Vec<S> p4 = r * S(1.0 / 120) + S(1.0 / 24);
@@ -264,7 +283,7 @@ struct Exponential {
   Vec<S> scale, q;
 };
 
-// For x within [kLeastLog, kExpClamp]. NaN ends in q: as bits it would not survive the addition of `power`.
+// For x in [kLeastLog, kExpClamp]. q carries NaN: adding `power` to its bits would change it.
 template <typename S>
 TT_INLINE Exponential<S> exponential(Vec<S> x) {
   typename VecOf<S>::integers power;
@@ -273,8 +292,8 @@ TT_INLINE Exponential<S> exponential(Vec<S> x) {
   return {(Vec<S>)((typename VecOf<S>::integers)splat(S(1)) + power), q};
 }
 
-// 1 / (1 + e^|x|) is sigmoid(-|x|); e^|x| becomes infinity, so that it ends in an exact 0. The other
-// half is taken from 1 and so is rounded once near 1: a forget gate's error adds up over all steps.
+// 1 / (1 + e^|x|) is sigmoid(-|x|), and exactly 0 where e^|x| is infinite. sigmoid(|x|) is 1 minus
+// that, rounded once near 1: a forget gate's error adds up over all steps.
 template <typename S>
 TT_INLINE Vec<S> sigmoid(Vec<S> x) {
   const auto [scale, q] = exponential<S>(at_most(absolute<S>(x), Traits<S>::kExpClamp));
@@ -291,15 +310,15 @@ TT_INLINE Vec<S> tanh(Vec<S> x) {
   return with_sign<S>(m / (m + S(2)), x);
 }
 
-// e^x for x <= 0; exactly 0 where that is no normal number.
+// e^x for x <= 0; exactly 0 where e^x is no normal number.
 template <typename S>
 TT_INLINE Vec<S> exp_nonpositive(Vec<S> x) {
   const auto [scale, q] = exponential<S>(-at_most<S>(-x, -Traits<S>::kLeastLog));
-  // Not scale * q + scale: without a fused operation the product would be subnormal, and flushed.
+  // Not scale * q + scale: without a fused operation the product may be subnormal, hence flushed.
   return x < splat(Traits<S>::kLeastLog) ? Vec<S>{} : scale * (q + S(1));
 }
 
-// One level of `transpose`: a and b exchange the lanes that are off the diagonal of blocks of W.
+// One level of `transpose`: a and b exchange the lanes off the diagonal of blocks of W.
 template <typename S, int W>
 TT_INLINE void exchange_across(Vec<S>* a, Vec<S>* b) {
 #if defined(__clang__)
@@ -328,7 +347,7 @@ TT_INLINE void transpose_levels(Vec<S>* rows) {
   if constexpr (W > 1) transpose_levels<S, W / 2>(rows);
 }
 
-// Rows to columns, as many as lanes.
+// Transposes as many rows as a vector has lanes.
 template <typename S>
 TT_INLINE void transpose(Vec<S>* rows) {
   transpose_levels<S, kLanes<S> / 2>(rows);
@@ -351,8 +370,8 @@ TT_INLINE void transpose_rows(const F& rows, int64_t columns, Out* out, int64_t 
   }
 }
 
-// One level of `sums_of_rows`: lanes whose index has bit W come from b, the others from a, each the
-// sum of the two lanes of its vector that differ in that bit.
+// One level of `sums_of_rows`. A lane whose index has bit W comes from b, another from a; it is the
+// sum of the two lanes of its vector whose indices differ in that bit.
 template <typename S, int W>
 TT_INLINE Vec<S> add_across(Vec<S> a, Vec<S> b) {
 #if defined(__clang__)
@@ -376,8 +395,8 @@ TT_INLINE void add_levels(Vec<S>* rows) {
   if constexpr (W > 1) add_levels<S, W / 2>(rows);
 }
 
-// Lane j of the result is the sum of the lanes of rows[j], for as many rows as lanes; the rows are
-// used up.
+// Lane j of the result is the sum of the lanes of rows[j], for as many rows as a vector has lanes.
+// Overwrites the rows.
 template <typename S>
 TT_INLINE Vec<S> sums_of_rows(Vec<S>* rows) {
   add_levels<S, kLanes<S> / 2>(rows);

@@ -1,19 +1,22 @@
 #include "lstm/cpu/kernels.h"
 
-#include "lstm/cpu/backward.h"
-#include "lstm/cpu/forward.h"
+#include "lstm/cpu/cell.h"
+#include "recurrence/cpu/backward.h"
+#include "recurrence/cpu/forward.h"
 
 namespace throughtime {
 namespace {
 
+static_assert(LstmCell<float>::kGates == kLstmGates && LstmCell<float>::kSaved == kLstmSaved);
+
 template <typename S>
 void forward(const LstmForward<S>& args, const Runtime& runtime) {
-  Forward<S> run(args, runtime);
+  ForwardWalk<LstmCell<S>>(args, runtime).run(runtime);
 }
 
 template <typename S>
 void backward(const LstmBackward<S>& args, const Runtime& runtime) {
-  Backward<S> run(args, runtime);
+  BackwardWalk<LstmCell<S>>(args, runtime).run(runtime);
 }
 
 template <typename S>

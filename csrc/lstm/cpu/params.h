@@ -1,91 +1,23 @@
-// The arguments of the CPU LSTM kernels: one layer, one direction.
-//
-// Shapes: T time steps, B samples, I inputs, H units, R outputs: H, or fewer with a projection
-// h_t = W_hr (o_t tanh(c_t)). Gate rows in PyTorch's order i, f, g, o.
-// "Travel" is the order of the steps: t = 0 .. T-1, or T-1 .. 0 when `reverse`.
-// Row j of the kernels is sample order[j]; samples are ordered by falling length, so that the rows
-// which are inside their sequence at time t are always the first ones.
+// The arguments of the CPU LSTM kernels: those of a walk through time, with 4 gates.
 #pragma once
 
-#include <cstdint>
-
-#include "common/inline.h"
-#include "common/sizes.h"
+#include "recurrence/cpu/params.h"
 
 namespace throughtime {
 
-struct LstmShape {
-  int64_t T, B, I, H, R;
-};
-
+using LstmShape = WalkShape;
 template <typename S>
-struct LstmInput {
-  LstmShape shape;
-  const S* x;  // [T, B, I], the last dimension contiguous
-  int64_t x_stride_t, x_stride_b;
-  const S* h0;             // [B, R]
-  const S* c0;             // [B, H]
-  const S* weight_ih;      // [4H, I]
-  const S* weight_hh;      // [4H, R]
-  const S* weight_hr;      // [R, H] or null: no projection, R = H
-  const S* bias;           // [4H] or null
-  const int64_t* lengths;  // [B], by row, falling; or null: every sample has T steps
-  const int64_t* order;    // [B], the sample of each row
-  const bool* reset;       // [T, B] or null: the state is zero before step t
-  bool reverse;
-
-  TT_INLINE int64_t time(int64_t step) const { return reverse ? shape.T - 1 - step : step; }
-  TT_INLINE int64_t length(int64_t row) const { return lengths ? lengths[row] : shape.T; }
-  TT_INLINE int64_t first_time(int64_t row) const { return reverse ? length(row) - 1 : 0; }
-  TT_INLINE int64_t last_time(int64_t row) const { return reverse ? 0 : length(row) - 1; }
-  TT_INLINE bool resets(int64_t t, int64_t row) const {
-    return reset && reset[t * shape.B + order[row]];
-  }
-};
-
+using LstmInput = WalkInput<S>;
 template <typename S>
-struct LstmForward {
-  LstmInput<S> in;
-  S* y;      // [T, B, R]
-  S* h_n;    // [B, R]
-  S* c_n;    // [B, H]
-  S* saved;  // kSavedVectors * T * B * padded units, or null; layout private to the kernels
-};
-
+using LstmForward = WalkForward<S>;
 template <typename S>
-struct LstmBackward {
-  LstmInput<S> in;
-  const S* y;      // of the forward
-  const S* saved;  // of the forward
-  const S* dy;     // [T, B, R], or null: zero
-  int64_t dy_stride_t, dy_stride_b;
-  bool dy_same;        // one value for all units (the gradient of a sum), else contiguous units
-  const S* dh_n;       // [B, R] or null
-  const S* dc_n;       // [B, H] or null
-  const bool* detach;  // null, or true at (t, sample) where the gradient into h_{t-1} is cut
-  int64_t detach_stride_t, detach_stride_b;  // stride_b is 0 for a mask shared by the batch
-  S* dx;                                     // [T, B, I] or null
-  S* dh0;                                    // [B, R]
-  S* dc0;                                    // [B, H]
-  S* dweight_ih;                             // [4H, I] or null, together with those below
-  S* dweight_hh;                             // [4H, R]
-  S* dbias;                                  // [4H]
-  S* dweight_hr;                             // [R, H], only with a projection
+using LstmBackward = WalkBackward<S>;
 
-  TT_INLINE bool cuts(int64_t t, int64_t row) const {
-    return (detach && detach[t * detach_stride_t + in.order[row] * detach_stride_b]) ||
-           in.resets(t, row);
-  }
-};
-
+constexpr int kLstmGates = 4;
 // Saved for the backward pass, per step, row and unit: i, f, g, o after their nonlinearity, and c.
-constexpr int kSavedVectors = 5;
-// Units are padded to a multiple of this in what is saved, whatever the instruction set.
-constexpr int64_t kSavedUnits = 16;
+constexpr int kLstmSaved = 5;
 
-TT_INLINE int64_t saved_activations(const LstmShape& s) {
-  return times(kSavedVectors, s.T, s.B, round_up(s.H, kSavedUnits));
-}
+TT_INLINE int64_t saved_activations(const LstmShape& s) { return saved_activations(s, kLstmSaved); }
 // Behind the activations one number tells which instruction set wrote them: others lay them out in
 // another way.
 TT_INLINE int64_t saved_numbers(const LstmShape& s) { return saved_activations(s) + 1; }

@@ -14,7 +14,7 @@
 #pragma once
 
 #include "rel_lstm/cpu/weights.h"
-#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
@@ -29,6 +29,7 @@ struct Slots {
 
 template <typename S>
 class RelLstmBackwardPass {
+  using Cell = LstmCell<S>;
   static constexpr int64_t L = kLanes<S>;
 
  public:
@@ -254,11 +255,11 @@ class RelLstmBackwardPass {
     multiply<S>({da, at_.stacked, at_.stacked}, active, stacked(), {w.ds, n});
     w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) {
-      const bool cut = p_.cuts(t, w.row0 + row);
+      const bool detached = p_.detaches(t, w.row0 + row);
       for (int64_t k = row * n; k < (row + 1) * n; k += L) {
         const Vec<S> half = S(0.5) * load(w.ds + k);
         store(w.context + k, half);
-        store(w.direct + k, cut ? Vec<S>{} : half);
+        store(w.direct + k, detached ? Vec<S>{} : half);
       }
       gather(t, w.row0 + row, w.sx + (filled + row) * (n + at_.inputs));
     }
@@ -288,17 +289,19 @@ class RelLstmBackwardPass {
     const S* q = step_row(t, at) + 6 * n;
     const S* grad_context = w.context + row * n;
     w.watch->lap(kScreening);
-    additive_scores(q, score_(), at_.attention, keys, count, w.weights, w.tanh);
+    const ScoreAdditive<S> score{at_.attention, score_()};
+    score.scores(q, keys, count, w.weights, [&](int64_t d, int64_t, int64_t c, Vec<S> t) {
+      store(w.tanh + c * at_.attention + d, t);
+    });
     softmax(w.weights, count);
-    dot_scores(grad_context, n, hidden, count, w.grad);
+    dot_products(grad_context, n, hidden, count, w.grad);
     softmax_gradient(w.weights, w.grad, count);
     w.watch->lap(kScores);
     add_to_rows(w.weights, S(1), grad_context, n, dhidden, count);
     w.watch->lap(kSums);
     std::memset(dq, 0, at_.attention * sizeof(S));
-    additive_gradients(
-        w.grad, score_(), at_.attention, count, dkeys, dq, sum_score_() + w.group * at_.attention,
-        w.lost_score,
+    score.gradients(
+        count, w.grad, {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score},
         [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
     w.watch->lap(kScores);
   }
@@ -336,18 +339,15 @@ class RelLstmBackwardPass {
     const S* dh = w.dh + row * n;
     S* carried = w.dc + row * n;
     for (int64_t k = 0; k < n; k += L) {
-      const Vec<S> i = load(saved + k), f = load(saved + n + k), g = load(saved + 2 * n + k),
-                   o = load(saved + 3 * n + k), tanh_c = tanh<S>(load(saved + 4 * n + k));
+      Vec<S> kept[Cell::kSaved], gates[Cell::kGates], dc = load(carried + k);
+      load_vectors<Cell::kSaved>(saved + k, n, kept);
       Vec<S> d = load(dh + k) + load(direct + k);
       if (dy) d += load_part(dy + k, shape_.H - k);
-      const Vec<S> dc = load(carried + k) + d * o * (S(1) - tanh_c * tanh_c);
-      store(carried + k, dc * f);
-      store(da + k, dc * g * i * (S(1) - i));
-      store(da + n + k, dc * load(c_before + k) * f * (S(1) - f));
-      store(da + 2 * n + k, dc * i * (S(1) - g * g));
-      store(da + 3 * n + k, d * tanh_c * o * (S(1) - o));
+      Cell::retreat(kept, load(c_before + k), d, &dc, gates);
+      store(carried + k, dc);
+      store_vectors<Cell::kGates>(da + k, n, gates);
     }
-    for (int gate = 0; gate < 4; ++gate) clear_padding(da + gate * n, shape_.H, n);
+    for (int gate = 0; gate < Cell::kGates; ++gate) clear_padding(da + gate * n, shape_.H, n);
   }
 
   // [s, x, 1] of one row.

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "rel_lstm/cpu/weights.h"
-#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
@@ -15,6 +15,7 @@ namespace {
 
 template <typename S>
 class RelLstmForwardPass {
+  using Cell = LstmCell<S>;
   static constexpr int64_t L = kLanes<S>;
 
  public:
@@ -193,18 +194,14 @@ class RelLstmForwardPass {
     S* h = key_row(screen_.P + t, w.row0 + row);
     S* y = p_.y + (t * shape_.B + in_.order[w.row0 + row]) * shape_.H;
     for (int64_t k = 0; k < n; k += L) {
-      const Vec<S> i = sigmoid<S>(load(z + k)), f = sigmoid<S>(load(z + n + k)),
-                   g = tanh<S>(load(z + 2 * n + k)), o = sigmoid<S>(load(z + 3 * n + k));
-      const Vec<S> now = f * load(c + k) + i * g;
-      const Vec<S> out = o * tanh<S>(now);
+      Vec<S> sums[Cell::kGates], saved[Cell::kSaved], now = load(c + k);
+      load_vectors<Cell::kGates>(z + k, n, sums);
+      Cell::advance(sums, &now, saved);
+      const Vec<S> out = Cell::output(sums);
       store(c + k, now);
       store(h + k, out);
       store_part(y + k, out, shape_.H - k);
-      store(step + k, i);
-      store(step + n + k, f);
-      store(step + 2 * n + k, g);
-      store(step + 3 * n + k, o);
-      store(step + 4 * n + k, now);
+      store_vectors<Cell::kSaved>(step + k, n, saved);
     }
     clear_padding(h, shape_.H, n);
     clear_padding(z + at_.gates, shape_.A, at_.attention);
@@ -218,8 +215,8 @@ class RelLstmForwardPass {
       w.keys[c] = w.hidden[c] + at_.units;
     });
     w.watch->lap(kScreening);
-    additive_scores(w.z + row * at_.stacked + at_.gates, score_(), at_.attention, w.keys,
-                    candidates.count(), w.scores);
+    const ScoreAdditive<S> score{at_.attention, score_()};
+    score.scores(w.z + row * at_.stacked + at_.gates, w.keys, candidates.count(), w.scores);
     softmax(w.scores, candidates.count());
     w.watch->lap(kScores);
     weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),

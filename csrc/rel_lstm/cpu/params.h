@@ -87,7 +87,7 @@ struct RelLstmBackward {
   const S* dh_n;  // [B, H] or null, as the next two
   const S* dc_n;
   const S* dcontext_n;
-  const bool* detach;  // null, or true at (t, sample) where the gradient into h_{t-1} is cut
+  const bool* detach;  // null, or true at (t, sample) where h_{t-1} is detached
   int64_t detach_stride_t, detach_stride_b;  // stride_b is 0 for a mask shared by the batch
   S* dx;                                     // [T, B, I] or null
   S* dh0;                                    // [B, H], as the next two
@@ -101,7 +101,7 @@ struct RelLstmBackward {
   S* dweight_key;    // [A, H]
   S* dweight_score;  // [A]
 
-  TT_INLINE bool cuts(int64_t t, int64_t row) const {
+  TT_INLINE bool detaches(int64_t t, int64_t row) const {
     return detach && detach[t * detach_stride_t + in.order[row] * detach_stride_b];
   }
 };

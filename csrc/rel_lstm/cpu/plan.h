@@ -1,4 +1,4 @@
-// How the CPU RelLSTM cuts its work: the batch into groups of rows that walk through time alone.
+// How the CPU RelLSTM divides its work: the batch into groups of rows that walk through time alone.
 // A pure function of the shape, so that results are bit-equal for every number of threads.
 #pragma once
 

@@ -6,6 +6,8 @@
 
 #include "common/cpu/matrix.h"
 #include "common/cpu/team.h"
+#include "lstm/cpu/cell.h"
+#include "recurrence/cpu/pack.h"
 #include "rel_lstm/cpu/params.h"
 #include "rel_lstm/cpu/plan.h"
 

@@ -1,7 +1,6 @@
-// Attention of one query over a list of rows in memory.
+// Attention of one query over rows in memory: products, softmax, weighted sums, and gradients.
 //
-// Rows are read where they lie, through a list of pointers; lists of numbers and pointers are padded
-// to whole vectors (pointers: with any row that may be read).
+// Rows are given by a list of pointers. Lists of numbers have room for whole vectors.
 #pragma once
 
 #include "common/cpu/vec.h"
@@ -15,7 +14,7 @@ TT_INLINE int64_t padded(int64_t count) {
   return round_up(count, kLanes<S>);
 }
 
-// Calls f(offset, part) for the vectors of D numbers; part < L only for the last.
+// Calls f(offset, part) for the vectors of D numbers; part < L only in the last.
 template <typename S, typename F>
 TT_INLINE void for_vectors(int64_t D, const F& f) {
   int64_t d = 0;
@@ -23,15 +22,15 @@ TT_INLINE void for_vectors(int64_t D, const F& f) {
   if (d < D) f(d, D - d);
 }
 
-// Calls f(begin, end) for the pieces of [0, count) that one chain of additions takes. Weights are
-// positive: what they add up grows with every link, and so does its rounding.
+// Calls f(begin, end) for the pieces of [0, count) that one chain of additions covers. Weights are
+// positive, so a sum grows with every link, and its rounding error with it.
 template <typename F>
 TT_INLINE void for_chains(int64_t count, const F& f) {
   constexpr int64_t kLinks = 64;
   for (int64_t begin = 0; begin < count; begin += kLinks) f(begin, least(count, begin + kLinks));
 }
 
-// sum += value; `lost` is what rounding took from the sum, and comes back with the next value.
+// sum += value. `lost` holds what rounding took from the sum; the next value makes up for it.
 template <typename S>
 TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
   const Vec<S> before = load_part(sum, part), more = value - load_part(lost, part);
@@ -40,46 +39,26 @@ TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
   store_part(sum, now, part);
 }
 
-// scores[c] = sum over d of term(d, part, c), for `count` rows.
+// sums[c] = sum over d of term(d, part, c), for `count` rows; written in whole vectors.
 template <typename S, typename F>
-TT_INLINE void reduce_rows(int64_t D, int64_t count, S* scores, const F& term) {
+TT_INLINE void reduce_rows(int64_t D, int64_t count, S* sums, const F& term) {
   for (int64_t c = 0; c < count; c += kLanes<S>) {
-    Vec<S> sums[kLanes<S>];
+    Vec<S> partial[kLanes<S>];
     for (int64_t r = 0; r < kLanes<S>; ++r) {
       Vec<S> sum{};
       if (c + r < count)
         for_vectors<S>(D, [&](int64_t d, int64_t part) { sum += term(d, part, c + r); });
-      sums[r] = sum;
+      partial[r] = sum;
     }
-    store(scores + c, sums_of_rows<S>(sums));
+    store(sums + c, sums_of_rows<S>(partial));
   }
 }
 
-// scores[c] = q . rows[c]
+// products[c] = x . rows[c]
 template <typename S>
-void dot_scores(const S* q, int64_t D, const S* const* rows, int64_t count, S* scores) {
-  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t part, int64_t c) {
-    return load_part(q + d, part) * load_part(rows[c] + d, part);
-  });
-}
-
-// scores[c] = w . tanh(q + rows[c])
-template <typename S>
-void additive_scores(const S* q, const S* w, int64_t D, const S* const* rows, int64_t count,
-                     S* scores) {
-  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t part, int64_t c) {
-    return load_part(w + d, part) * tanh<S>(load_part(q + d, part) + load_part(rows[c] + d, part));
-  });
-}
-
-// The same, and keeps the tanh: tanhs [count, D], D a multiple of L.
-template <typename S>
-void additive_scores(const S* q, const S* w, int64_t D, const S* const* rows, int64_t count,
-                     S* scores, S* tanhs) {
-  reduce_rows<S>(D, count, scores, [&](int64_t d, int64_t, int64_t c) {
-    const Vec<S> t = tanh<S>(load(q + d) + load(rows[c] + d));
-    store(tanhs + c * D + d, t);
-    return load(w + d) * t;
+void dot_products(const S* x, int64_t D, const S* const* rows, int64_t count, S* products) {
+  reduce_rows<S>(D, count, products, [&](int64_t d, int64_t part, int64_t c) {
+    return load_part(x + d, part) * load_part(rows[c] + d, part);
   });
 }
 
@@ -90,7 +69,7 @@ TT_INLINE S lane_sum(Vec<S> v) {
   return sum;
 }
 
-// Scores to weights, in place (zero in the padding); returns the log of the sum of e^score.
+// Turns scores into weights, in place, zero in the padding. Returns the log of the sum of e^score.
 template <typename S>
 S softmax(S* scores, int64_t count) {
   const S infinity = static_cast<S>(__builtin_inff());
@@ -113,7 +92,7 @@ S softmax(S* scores, int64_t count) {
   return top + static_cast<S>(__builtin_log(static_cast<double>(sum)));
 }
 
-// out [D] (+)= factor * sum over c of weights[c] rows[c]
+// out [d .. d + NV vectors) = factor * sum over c of weights[c] rows[c]
 template <typename S, int NV>
 TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t count, int64_t d,
                               int64_t part, S factor, S* out) {
@@ -132,6 +111,7 @@ TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t co
   store_part(out + d + (NV - 1) * kLanes<S>, sum[NV - 1] * factor, part);
 }
 
+// out [D] = factor * sum over c of weights[c] rows[c]
 template <typename S>
 void weighted_sum(const S* weights, const S* const* rows, int64_t count, int64_t D, S factor,
                   S* out) {
@@ -163,7 +143,8 @@ void add_to_rows(const S* weights, S factor, const S* x, int64_t D, S* const* ro
   }
 }
 
-// Gradient of the weights to that of the scores, in place: weights * (grad - weights . grad).
+// Turns the gradient of the weights into that of the scores, in place:
+// weights * (grad - weights . grad).
 template <typename S>
 void softmax_gradient(const S* weights, S* grad, int64_t count) {
   Vec<S> sums{};
@@ -172,32 +153,6 @@ void softmax_gradient(const S* weights, S* grad, int64_t count) {
   const S mean = lane_sum<S>(sums);
   for (int64_t c = 0; c < count; c += kLanes<S>)
     store(grad + c, load(weights + c) * (load(grad + c) - splat(mean)));
-}
-
-// Gradients of additive scores: with t = tanh(q + rows[c]) and e the gradient of score c,
-//   grad_q += e w (1 - t^2)      grad_rows[c] += e w (1 - t^2)      grad_w += e t
-// tanh_at(d, part, c) gives t. grad_w, a sum over all queries, is compensated.
-template <typename S, typename F>
-TT_INLINE void additive_gradients(const S* grad, const S* w, int64_t D, int64_t count,
-                                  S* const* grad_rows, S* grad_q, S* grad_w, S* lost_w,
-                                  const F& tanh_at) {
-  for_vectors<S>(D, [&](int64_t d, int64_t part) {
-    const Vec<S> weight = load_part(w + d, part);
-    for_chains(count, [&](int64_t begin, int64_t end) {
-      Vec<S> to_q{}, to_w{};
-      for (int64_t c = begin; c < end; ++c) {
-        const Vec<S> t = tanh_at(d, part, c);
-        const Vec<S> e = splat(grad[c]);
-        const Vec<S> g = e * weight * ((S(1) - t) * (S(1) + t));  // exact factors near 1
-        to_q += g;
-        to_w += e * t;
-        S* row = grad_rows[c] + d;
-        store_part(row, load_part(row, part) + g, part);
-      }
-      store_part(grad_q + d, load_part(grad_q + d, part) + to_q, part);
-      add_compensated(grad_w + d, lost_w + d, to_w, part);
-    });
-  });
 }
 
 }  // namespace

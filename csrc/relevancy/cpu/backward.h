@@ -1,32 +1,33 @@
 // Relevancy attention on a CPU, backward.
 //
-// Every sequence is walked from its last query to its first over the candidates that the forward
-// pass chose (Replay). With p the weights, made from the scores again (e^(score - lse) would have the
-// rounding of the log-sum-exp, and weights that do not add up to 1):
+// A worker walks a sequence from its last query to its first, over the candidates that the forward
+// pass chose (Replay). The weights p come from the scores again: e^(score - lse) would carry the
+// rounding of the log-sum-exp, and would not add up to 1.
 //
 //   dp_c = do . v_c      ds = p (dp - p . dp)      dv_c += p_c do
-//   dot:       dq = scale sum ds_c k_c             dk_c += scale ds_c q
-//   additive:  with t = tanh(q + k_c), g = ds_c w (1 - t^2):   dq += g   dk_c += g   dw += ds_c t
+//   dq, dk_c and dw from ds: the score's gradients (scores.h)
 //
-// A key's rows of dk and dv are added to in place: a sequence belongs to one thread. dw is summed
-// per sequence, then over the batch in order: bit-equal for every number of threads.
+// Rows of dk and dv are added to in place, since a sequence belongs to one worker. dw is summed per
+// sequence, then over the batch in order: bit-equal for every number of threads.
 #pragma once
 
-#include "relevancy/cpu/attend.h"
 #include "relevancy/cpu/forward.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
 namespace {
 
-template <typename S>
+template <typename S, typename Score>
 class RelevancyBackwardPass {
  public:
-  RelevancyBackwardPass(const RelevancyBackward<S>& args, const Runtime& runtime)
+  RelevancyBackwardPass(const RelevancyBackward<S>& args, const Score& score,
+                        const Runtime& runtime)
       : p_(args),
         in_(args.in),
+        score_(score),
         shape_(args.in.shape),
-        schedule_(schedule_sequences<S>(shape_, runtime.threads)),
+        schedule_(schedule_sequences(shape_, runtime.threads)),
         scratch_(runtime) {
     const ScreeningShape& s = shape_.screening;
     int64_t retained = 0;
@@ -34,20 +35,23 @@ class RelevancyBackwardPass {
       retained = most(retained,
                       retained_at_end(s, in_.length(n / shape_.heads), {p_.last + n * s.S(), 1}));
     most_ = padded<S>(s.most_in_window() + retained + 1);
-    const auto per_lane = [&](auto number, int64_t count) {
+    const auto per_worker = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
     };
-    ended_ = per_lane(int64_t(), s.T);
-    kept_ = per_lane(int64_t(), s.S());
-    weights_ = per_lane(S(), most_);
-    grad_ = per_lane(S(), most_);
-    keys_ = per_lane(static_cast<const S*>(nullptr), most_);
-    values_ = per_lane(static_cast<const S*>(nullptr), most_);
-    grad_keys_ = per_lane(static_cast<S*>(nullptr), most_);
-    grad_values_ = per_lane(static_cast<S*>(nullptr), most_);
-    grad_w_ = scratch_.template reserve<S>(in_.score_weight ? shape_.sequences() : 0, shape_.D);
-    lost_w_ = per_lane(S(), in_.score_weight ? shape_.D : 0);
+    ended_ = per_worker(int64_t(), s.T);
+    kept_ = per_worker(int64_t(), s.S());
+    weights_ = per_worker(S(), most_);
+    grad_ = per_worker(S(), most_);
+    keys_ = per_worker(static_cast<const S*>(nullptr), most_);
+    values_ = per_worker(static_cast<const S*>(nullptr), most_);
+    grad_keys_ = per_worker(static_cast<S*>(nullptr), most_);
+    grad_values_ = per_worker(static_cast<S*>(nullptr), most_);
+    grad_w_ = scratch_.template reserve<S>(Score::kHasWeight ? shape_.sequences() : 0, shape_.D);
+    lost_w_ = per_worker(S(), Score::kHasWeight ? shape_.D : 0);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
   }
@@ -61,7 +65,7 @@ class RelevancyBackwardPass {
   }
 
   void finish(Share heads) {
-    if (!in_.score_weight) return;
+    if (!Score::kHasWeight) return;
     for (int64_t h = heads.begin; h < heads.end; ++h)
       for (int64_t d = 0; d < shape_.D; ++d) {
         S sum = 0;
@@ -73,7 +77,7 @@ class RelevancyBackwardPass {
 
  private:
   void walk_sequence(const Member& member, int64_t n) {
-    const int64_t lane = member.lane;
+    const int64_t worker = member.lane;
     Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t D = shape_.D, Dv = shape_.Dv;
@@ -82,28 +86,28 @@ class RelevancyBackwardPass {
     const S* key = in_.key.sequence(b, h);
     const S* value = in_.value.sequence(b, h);
     const S* grad_output = p_.grad_output.sequence(b, h);
-    const S* w = in_.score_weight ? in_.score_weight + h * D : nullptr;
+    const Score score = score_.of_head(h);
     S* grad_query = p_.grad_query + n * s.T * D;
     S* grad_key = p_.grad_key + n * s.S() * D;
     S* grad_value = p_.grad_value + n * s.S() * Dv;
-    S* weights = weights_() + lane * most_;
-    S* grad = grad_() + lane * most_;
-    const S** keys = keys_() + lane * most_;
-    const S** values = values_() + lane * most_;
-    S** grad_keys = grad_keys_() + lane * most_;
-    S** grad_values = grad_values_() + lane * most_;
-    S* grad_w = w ? grad_w_() + n * D : nullptr;
+    S* weights = weights_() + worker * most_;
+    S* grad = grad_() + worker * most_;
+    const S** keys = keys_() + worker * most_;
+    const S** values = values_() + worker * most_;
+    S** grad_keys = grad_keys_() + worker * most_;
+    S** grad_values = grad_values_() + worker * most_;
+    S* grad_w = grad_w_() + n * D;
     std::memset(grad_query, 0, s.T * D * sizeof(S));
     std::memset(grad_key, 0, s.S() * D * sizeof(S));
     std::memset(grad_value, 0, s.S() * Dv * sizeof(S));
-    S* lost_w = lost_w_() + lane * D;
-    if (w) {
+    S* lost_w = lost_w_() + worker * D;
+    if (Score::kHasWeight) {
       std::memset(grad_w, 0, D * sizeof(S));
       std::memset(lost_w, 0, D * sizeof(S));
     }
 
-    Replay replay(s, length, {p_.last + n * s.S(), 1}, ended_() + lane * s.T,
-                  kept_() + lane * s.S());
+    Replay replay(s, length, {p_.last + n * s.S(), 1}, ended_() + worker * s.T,
+                  kept_() + worker * s.S());
     for (int64_t step = length - 1; step >= 0; --step) {
       const Candidates& candidates = replay.candidates(step);
       const int64_t count = candidates.count();
@@ -117,34 +121,21 @@ class RelevancyBackwardPass {
       const S* go = grad_output + step * p_.grad_output.stride_t;
       S* dq = grad_query + step * D;
       watch.lap(kScreening);
-      if (w) {
-        additive_scores(q, w, D, keys, count, weights);
-      } else {
-        dot_scores(q, D, keys, count, weights);
-        for (int64_t c = 0; c < count; c += kLanes<S>)
-          store(weights + c, load(weights + c) * in_.scale);
-      }
+      score.scores(q, keys, count, weights);
       softmax(weights, count);
-      dot_scores(go, Dv, values, count, grad);
+      dot_products(go, Dv, values, count, grad);
       softmax_gradient(weights, grad, count);
       watch.lap(kScores);
       add_to_rows(weights, S(1), go, Dv, grad_values, count);
       watch.lap(kSums);
-      if (w) {
-        additive_gradients(grad, w, D, count, grad_keys, dq, grad_w, lost_w,
-                           [&](int64_t d, int64_t part, int64_t c) {
-                             return tanh<S>(load_part(q + d, part) + load_part(keys[c] + d, part));
-                           });
-      } else {
-        weighted_sum(grad, keys, count, D, in_.scale, dq);
-        add_to_rows(grad, in_.scale, q, D, grad_keys, count);
-      }
+      score.gradients(q, keys, count, grad, {dq, grad_keys, grad_w, lost_w});
       watch.lap(kScores);
     }
   }
 
   const RelevancyBackward<S>& p_;
   const RelevancyInput<S>& in_;
+  const Score score_;
   const RelevancyShape shape_;
   const SequenceSchedule schedule_;
   int64_t most_;  // candidates of a query, in whole vectors

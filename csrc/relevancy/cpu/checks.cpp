@@ -18,10 +18,10 @@ void check_memory(const ScreeningShape& s) {
                 s.R, " and ", s.P - s.R);
 }
 
-// In a call of n queries, key p (of the window or of query p - P) is in the window until query
-// p - P + window_size - 1. There it is retained, or its last query is that one; later another key
-// that leaves the window may take its place. So a query is the last one of at most one key, and of
-// none before the first key leaves the window.
+// In a call of n queries, key p (of the window or of query p - P) stays in the window until query
+// p - P + window_size - 1. Then it is retained, or that query is its last; later a key that leaves
+// the window may replace it. So a query is the last of at most one key, and of none before the
+// first key leaves the window.
 void LastCheck::operator()(const int64_t* last, int64_t stride, int64_t n) {
   const ScreeningShape& s = shape_;
   const auto fits = [&](bool truth, int64_t p) {
@@ -33,7 +33,7 @@ void LastCheck::operator()(const int64_t* last, int64_t stride, int64_t n) {
   int64_t first = s.R;  // of the window: slots before it are empty
   while (first < s.P && last[first * stride] < 0) ++first;
   const int64_t window = least(s.window_size, kTooMany);
-  const int64_t full = first - s.P + window - 1;  // the first key leaves here
+  const int64_t full = first - s.P + window - 1;  // after this query the first key leaves
   for (int64_t p = 0; p < s.S(); ++p) {
     const int64_t end = last[p * stride];
     const bool may_be_empty = p < first || p >= s.P + n;

@@ -1,4 +1,4 @@
-// Checks of what relevancy screening takes: sizes of its memory, and what a forward pass wrote.
+// Checks of relevancy screening's arguments: sizes of the memory, and `last` of the forward pass.
 #pragma once
 
 #include <vector>
@@ -11,8 +11,8 @@ namespace throughtime {
 // them retained.
 void check_memory(const ScreeningShape& shape);
 
-// Whether `last` of a sequence can be what the forward pass wrote. The backward pass has room for
-// no more candidates than are attended in the end, and takes positions from here as they are.
+// Checks that a forward pass can have written `last`. The backward pass sizes its scratch memory by
+// it and does not check positions again.
 class LastCheck {
  public:
   explicit LastCheck(const ScreeningShape& shape) : shape_(shape) {}
@@ -22,7 +22,7 @@ class LastCheck {
 
  private:
   ScreeningShape shape_;
-  std::vector<int64_t> ended_in_;  // by query: the sequence, counted from 1, that has an end there
+  std::vector<int64_t> ended_in_;  // by query: the last sequence, counted from 1, with an end there
   int64_t sequence_ = 0;
 };
 

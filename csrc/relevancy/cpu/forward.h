@@ -1,26 +1,25 @@
-// Relevancy attention on a CPU, forward: every sequence (a sample and head) walks through time alone.
+// Relevancy attention on a CPU, forward: a worker walks one sequence (a sample and head) at a time.
 //
 // Per query: scores of its candidates, softmax, output, then the relevance of the window and the
 // competition for the retained set (screening.h). Cost per query: (window_size + top_k) (D + Dv)
-// multiply-adds; memory beside the tensors: O(T) per thread.
+// multiply-adds. Memory beside the tensors: O(T) per worker.
 #pragma once
 
-#include "relevancy/cpu/attend.h"
+#include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
 namespace {
 
-// Every thread takes sequences of its own and meets the others at the end only.
+// Every worker takes sequences of its own; workers meet only at the end.
 struct SequenceSchedule {
   int lanes;
   static constexpr int team = 1;
   TT_INLINE int workers() const { return lanes; }
 };
 
-template <typename S>
-SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
-  constexpr double kOperationsToFork = 1 << 20;  // in all: below, starting threads costs more
+TT_INLINE SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
+  constexpr double kOperationsToFork = 1 << 20;  // fewer cost less than starting threads
   const double candidates = static_cast<double>(shape.screening.most_in_window()) +
                             static_cast<double>(shape.screening.most_retained());
   const double operations = 2.0 * shape.sequences() * shape.T() * candidates * (shape.D + shape.Dv);
@@ -28,25 +27,29 @@ SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
   return {static_cast<int>(least(threads, shape.sequences()))};
 }
 
-template <typename S>
+template <typename S, typename Score>
 class RelevancyForwardPass {
  public:
-  RelevancyForwardPass(const RelevancyForward<S>& args, const Runtime& runtime)
+  RelevancyForwardPass(const RelevancyForward<S>& args, const Score& score, const Runtime& runtime)
       : p_(args),
         in_(args.in),
+        score_(score),
         shape_(args.in.shape),
-        schedule_(schedule_sequences<S>(shape_, runtime.threads)),
+        schedule_(schedule_sequences(shape_, runtime.threads)),
         most_(padded<S>(shape_.screening.most_in_window() + shape_.screening.most_retained())),
         scratch_(runtime) {
-    const auto per_lane = [&](auto number, int64_t count) {
+    const auto per_worker = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
     };
-    relevance_ = per_lane(S(), shape_.screening.S());
-    kept_ = per_lane(int64_t(), kept_size());
-    scores_ = per_lane(S(), most_);
-    keys_ = per_lane(static_cast<const S*>(nullptr), most_);
-    values_ = per_lane(static_cast<const S*>(nullptr), most_);
+    relevance_ = per_worker(S(), shape_.screening.S());
+    kept_ = per_worker(int64_t(), kept_size());
+    scores_ = per_worker(S(), most_);
+    keys_ = per_worker(static_cast<const S*>(nullptr), most_);
+    values_ = per_worker(static_cast<const S*>(nullptr), most_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
   }
@@ -64,22 +67,22 @@ class RelevancyForwardPass {
   int64_t kept_size() const { return shape_.screening.most_retained() + 1; }
 
   void walk_sequence(const Member& member, int64_t n) {
-    const int64_t lane = member.lane;
+    const int64_t worker = member.lane;
     Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
     const S* query = in_.query.sequence(b, h);
     const S* key = in_.key.sequence(b, h);
     const S* value = in_.value.sequence(b, h);
-    const S* w = in_.score_weight ? in_.score_weight + h * shape_.D : nullptr;
-    S* scores = scores_() + lane * most_;
-    const S** keys = keys_() + lane * most_;
-    const S** values = values_() + lane * most_;
+    const Score score = score_.of_head(h);
+    S* scores = scores_() + worker * most_;
+    const S** keys = keys_() + worker * most_;
+    const S** values = values_() + worker * most_;
     S* output = p_.output + n * s.T * shape_.Dv;
 
     Screening<S> screening(s, length, p_.keep_first, {p_.relevance + n * s.P, 1},
-                           {p_.last + n * s.S(), 1}, relevance_() + lane * s.S(),
-                           kept_() + lane * kept_size());
+                           {p_.last + n * s.S(), 1}, relevance_() + worker * s.S(),
+                           kept_() + worker * kept_size());
     for (int64_t step = 0; step < length; ++step) {
       const Candidates& candidates = screening.candidates(step);
       const int64_t count = candidates.count();
@@ -89,13 +92,7 @@ class RelevancyForwardPass {
       });
       const S* q = query + step * in_.query.stride_t;
       watch.lap(kScreening);
-      if (w) {
-        additive_scores(q, w, shape_.D, keys, count, scores);
-      } else {
-        dot_scores(q, shape_.D, keys, count, scores);
-        for (int64_t c = 0; c < count; c += kLanes<S>)
-          store(scores + c, load(scores + c) * in_.scale);
-      }
+      score.scores(q, keys, count, scores);
       p_.lse[n * s.T + step] = softmax(scores, count);
       watch.lap(kScores);
       weighted_sum(scores, values, count, shape_.Dv, S(1), output + step * shape_.Dv);
@@ -110,6 +107,7 @@ class RelevancyForwardPass {
 
   const RelevancyForward<S>& p_;
   const RelevancyInput<S>& in_;
+  const Score score_;
   const RelevancyShape shape_;
   const SequenceSchedule schedule_;
   const int64_t most_;  // candidates of a query, in whole vectors

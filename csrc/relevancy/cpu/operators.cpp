@@ -100,6 +100,7 @@ class Attention {
             .query = sequences<S>(args_.query),
             .key = sequences<S>(args_.key),
             .value = sequences<S>(args_.value),
+            .score = args_.score_weight ? ScoreKind::kAdditive : ScoreKind::kDot,
             .score_weight = data<S>(args_.score_weight),
             .lengths = data<int64_t>(lengths_),
             .scale = static_cast<S>(args_.scale)};

@@ -1,7 +1,7 @@
-// Arguments of the relevancy attention kernels: plain structures, no torch in sight.
+// Arguments of the relevancy attention kernels: plain structures without torch.
 //
-// Positions are counted on one axis of S = P + T keys: R slots of the retained set and V slots of
-// the window of an earlier call (P = R + V, a slot may be empty), then the T keys of this call.
+// Positions are counted on one axis of P + T keys: R slots of the retained set and V slots of the
+// window of an earlier call (P = R + V, a slot may be empty), then the T keys of this call.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +11,16 @@
 
 namespace throughtime {
 
-// The part that decides who may be attended.
+// The sizes that decide which keys a query attends.
 struct ScreeningShape {
   int64_t T, P, R;
   int64_t window_size;  // >= 1
   int64_t top_k;        // >= 0
 
   TT_INLINE int64_t S() const { return P + T; }
-  // Sizes of what is left for the next call.
+  // Sizes of the memory for the next call.
   TT_INLINE int64_t retained_after() const {
-    // Never window_size + top_k: both may be the largest number there is.
+    // window_size + top_k would overflow: both may be the largest integer.
     return least(top_k, R + most(0, (P - R) + T - (window_size - 1)));
   }
   TT_INLINE int64_t window_after() const { return least(window_size - 1, (P - R) + T); }
@@ -48,13 +48,16 @@ struct Sequences {
   }
 };
 
+enum class ScoreKind { kDot, kAdditive };  // see scores.h
+
 template <typename S>
 struct RelevancyInput {
   RelevancyShape shape;
   Sequences<S> query, key, value;
-  const S* score_weight;   // [heads, D], or null: the scaled dot product
+  ScoreKind score;
+  const S* score_weight;   // [heads, D], or null for a score without
   const int64_t* lengths;  // [B] or null
-  S scale;
+  S scale;                 // of the dot product
 
   TT_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : shape.T(); }
 };
@@ -62,13 +65,13 @@ struct RelevancyInput {
 template <typename S>
 struct RelevancyForward {
   RelevancyInput<S> in;
-  const S* relevance;     // [B, heads, P], negative where a slot is empty, or null if P = 0
-  bool keep_first;        // relevance stays zero: the first keys are retained
+  const S* relevance;     // [B, heads, P], negative where a slot is empty; null if P = 0
+  bool keep_first;        // relevance stays zero, so the first keys are retained
   S* output;              // [B, heads, T, Dv]
   S* lse;                 // [B, heads, T]
   int64_t* last;          // [B, heads, S]
   int64_t* memory_index;  // [B, heads, memory_after]
-  S* memory_relevance;    // the same
+  S* memory_relevance;    // [B, heads, memory_after]
 };
 
 template <typename S>

@@ -4,9 +4,9 @@
 //   after query i, j = (own position of i) - window_size + 1 leaves the window and competes for
 //   the retained set: the top_k of largest relevance, the earlier key first among equals
 //
-// A key is attended by one unbroken run of queries, so `last`, the last of them, is all that the
-// backward pass needs: `Replay` walks the same candidates from the end to the beginning.
-// Candidates are listed by position: the retained set, then the window.
+// Consecutive queries attend a key. The backward pass needs only `last`, the last of them: from it
+// `Replay` lists the same candidates, from the last step to the first. Candidates are listed by
+// position: the retained set, then the window.
 #pragma once
 
 #include <cstring>
@@ -46,7 +46,7 @@ struct Candidates {
 template <typename S>
 class Screening {
  public:
-  // relevance and kept: scratch for shape.S() numbers and most_retained() + 1 positions.
+  // relevance, kept: scratch for shape.S() numbers and most_retained() + 1 positions.
   Screening(const ScreeningShape& shape, int64_t length, bool keep_first, Column<const S> before,
             Column<int64_t> last, S* relevance, int64_t* kept)
       : shape_(shape),
@@ -71,7 +71,7 @@ class Screening {
     return candidates_;
   }
 
-  // Takes the attention paid to candidates(step), in their order.
+  // attention: of the query to candidates(step), in their order.
   void advance(int64_t step, const S* attention) {
     Candidates& now = candidates_;
     if (!keep_first_) {
@@ -84,7 +84,7 @@ class Screening {
     if (leaving >= 0) last_[leaving] = step;
   }
 
-  // After the last step: everybody still attended, and what the next call needs.
+  // After the last step: writes `last` of the keys still attended, and the next call's memory.
   void finish(Column<int64_t> index, Column<S> relevance) {
     const Candidates& now = candidates_;
     const int64_t window = shape_.window_after(), retained = shape_.retained_after();
@@ -109,7 +109,7 @@ class Screening {
     relevance[slot] = position < 0 ? S(-1) : relevance_[position];
   }
 
-  // Returns who is attended no more, or -1. NaN is no relevance: such a key is forgotten.
+  // Returns the position that no later query attends, or -1. A key of relevance NaN is forgotten.
   int64_t compete(int64_t newcomer) {
     Candidates& now = candidates_;
     const S relevance = relevance_[newcomer];
@@ -142,7 +142,7 @@ class Screening {
   int64_t first_;
 };
 
-// How many keys are retained after the last of `length` steps; never fewer than before it.
+// How many keys are retained after the last of `length` steps. Their number never falls.
 TT_INLINE int64_t retained_at_end(const ScreeningShape& shape, int64_t length,
                                   Column<const int64_t> last) {
   int64_t count = 0;
@@ -153,7 +153,7 @@ TT_INLINE int64_t retained_at_end(const ScreeningShape& shape, int64_t length,
   return count;
 }
 
-// The candidates of every step, from the last to the first.
+// Lists the candidates of every step, from the last step to the first.
 class Replay {
  public:
   // ended: scratch for shape.T positions; kept: for shape.S().
@@ -168,22 +168,22 @@ class Replay {
     for (int64_t p = 0; p < shape.S(); ++p) {
       if (last[p] < 0 || last[p] >= length) continue;
       if (last[p] < length - 1) {
-        ended[last[p]] = p;  // no step but the last is the last one of two keys
+        ended[last[p]] = p;  // only the last step is `last` of several keys
       } else if (p < shape.R || p < window_begin) {
         kept[candidates_.kept_count++] = p;
       }
     }
   }
 
-  // To be called for step = length - 1, ..., 0.
+  // Call it for step = length - 1, ..., 0.
   const Candidates& candidates(int64_t step) {
     Candidates& now = candidates_;
     now.window_end = shape_.P + step + 1;
     now.window_begin = most(first_, now.window_end - shape_.window_size);
-    // The key that left the window after this step is back in it; it was the newest retained.
+    // The key that left the window after this step, the newest retained, is in the window again.
     if (now.kept_count > 0 && now.kept[now.kept_count - 1] >= now.window_begin) --now.kept_count;
     const int64_t back = ended_[step];
-    if (back >= 0 && (back < shape_.R || back < now.window_begin)) insert(back);
+    if (back >= 0 && back < now.window_begin) insert(back);
     return now;
   }
 

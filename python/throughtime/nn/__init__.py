@@ -1,4 +1,4 @@
-"""Layers that replace those of ``torch.nn``, and layers that screen their past."""
+"""Layers: a replacement of ``torch.nn.LSTM``, and layers that screen their past."""
 
 from __future__ import annotations
 

@@ -7,22 +7,22 @@ from throughtime.backends.selection import check_name
 
 
 class BackendChoice:
-    """Gives a layer the attribute ``backend``, checked whenever it is set."""
+    """Gives a layer the attribute ``backend``, and checks every assignment to it."""
 
     def backend_request(self) -> Request:
-        """What the layer will ask a backend for, from its own sizes, device and dtype."""
+        """The sizes, device and dtype that the layer asks a backend for."""
         raise NotImplementedError
 
     @property
     def backend(self) -> BackendName:
-        """The backend asked for; anything but ``"auto"`` runs or raises."""
+        """The chosen backend; any name but ``"auto"`` runs or raises."""
         return self._backend
 
     @backend.setter
     def backend(self, name: BackendName) -> None:
         check_name(name)
         if name != "auto":
-            # The layer may move to another device and dtype yet: what can never run is refused.
+            # The layer may still move to another device and dtype: refuse what can never run.
             reason = can_run(name, self.backend_request()._replace(device=None, dtype=None))
             if reason is not None:
                 raise RuntimeError(

@@ -22,33 +22,33 @@ _Layer = TypeVar("_Layer", bound=nn.RNNBase)
 
 
 class LSTM(BackendChoice, nn.RNNBase):
-    r"""A multi-layer LSTM that can cut the gradient through its hidden state at random steps.
+    r"""A multi-layer LSTM with h-detach: at random steps no gradient passes through ``h``.
 
-    Constructor, parameters, shapes, states, errors and ``state_dict`` are those of
-    :class:`torch.nn.LSTM`, and so are all outputs. With ``detach_prob`` > 0 only the gradient
-    differs: in training, each step is detached with that probability, so that no gradient flows
-    through ``h_{t-1}`` into the gates of that step; the cell path is never cut.
+    Constructor, parameters, shapes, states, outputs, errors and ``state_dict`` are those of
+    :class:`torch.nn.LSTM`. Only the gradient can differ. In training, each step is detached with
+    probability ``detach_prob``: no gradient passes through ``h_{t-1}`` into the gates of a detached
+    step. The gradient through the cell state always passes.
 
-    One mask ``[T]`` is drawn per layer and direction and shared by the batch. Nothing is drawn,
-    and no random state is touched, when ``detach_prob`` is 0, in ``eval()``, under ``no_grad`` or
-    when a mask is given. (So inside ``torch.utils.checkpoint`` use ``use_reentrant=False``: the
-    reentrant form runs its first pass without gradients and would draw only in the second.)
+    The layer draws one mask ``[T]`` per layer and direction, and the batch shares it. It draws
+    none, and leaves the random state alone, if ``detach_prob`` is 0, in ``eval()``, under
+    ``no_grad``, or if a mask is given. Inside ``torch.utils.checkpoint`` use
+    ``use_reentrant=False``: the reentrant form draws the same mask at every call.
 
     Args:
         input_size: I, features of the input, > 0.
         hidden_size: H, features of the hidden state, > 0.
         num_layers: number of stacked layers L.
         bias: False leaves out both bias vectors.
-        batch_first: input and output are ``[B, T, *]``; states, masks and resets are not affected.
+        batch_first: input and output are ``[B, T, *]``; states, masks and resets stay as they are.
         dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
         bidirectional: adds a second direction (D = 2, otherwise 1).
         proj_size: P > 0 projects the hidden state to P < H features.
-        device: where the parameters are made.
+        device: device of the parameters.
         dtype: floating point type of the parameters.
-        detach_prob: probability in [0, 1] of detaching a step; may be set at any time, for example
-            by :class:`throughtime.DetachSchedule`.
-        detach_shared: one mask for all layers and directions instead of one each.
-        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Anything but
+        detach_prob: probability in [0, 1] of detaching a step. It may change at any time, for
+            example by :class:`throughtime.DetachSchedule`.
+        detach_shared: True draws one mask for all layers and directions, instead of one each.
+        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Any name but
             ``"auto"`` runs or raises.
 
     Raises:
@@ -72,7 +72,7 @@ class LSTM(BackendChoice, nn.RNNBase):
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
-    # What a subclass may call beside RNNBase's own; they ask for no more than an RNNBase has.
+    # Subclasses of nn.LSTM call these; they need no more than an RNNBase has.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
@@ -129,7 +129,7 @@ class LSTM(BackendChoice, nn.RNNBase):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # Pickles of an older version lack what a newer one added.
+        # Pickles of an older version lack these attributes.
         added = {"_detach_prob": 0.0, "detach_shared": False, "_backend": "auto"}
         for name, default in added.items():
             self.__dict__.setdefault(name, default)
@@ -145,8 +145,8 @@ class LSTM(BackendChoice, nn.RNNBase):
     ) -> LSTM:
         """Make an independent LSTM with the options and a copy of the weights of an ``nn.LSTM``.
 
-        Device, dtype, ``requires_grad`` and the training flag are kept; hooks are not. The copy
-        needs a new optimizer; :func:`throughtime.replace` converts without copying.
+        The copy has the same device, dtype, ``requires_grad`` and training flag, but no hooks. It
+        needs a new optimizer; :func:`throughtime.replace` converts a layer without a copy.
 
         Args:
             module: the layer to copy.
@@ -182,8 +182,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         """Make an independent ``nn.LSTM`` with the options and a copy of the weights of this layer.
 
         Returns:
-            A new layer, on the same device, with the same dtype, ``requires_grad`` and training
-            flag; it knows nothing of h-detach.
+            A new layer with the same device, dtype, ``requires_grad`` and training flag. It has no
+            h-detach.
 
         Example:
             >>> import torch, throughtime
@@ -225,27 +225,28 @@ class LSTM(BackendChoice, nn.RNNBase):
     ) -> tuple[Tensor | PackedSequence, States]:
         """Run all layers.
 
-        Masks and resets are time-major, also with ``batch_first=True``. With a PackedSequence, t is
-        the position in the sample's own sequence, T the longest length, and the batch order is the
-        one in which the sequences were given to ``pack_sequence`` (that of the states).
+        Masks and resets are time-major, also with ``batch_first=True``. For a PackedSequence, t is
+        the position in the sample's own sequence and T the longest length. The batch order of
+        masks, resets and states is the order in which ``pack_sequence`` got the sequences.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: ``(h_0 [L * D, B, H or P], c_0 [L * D, B, H])``, without B if the input has none;
                 zeros if None.
             detach_mask: bool ``[T]`` or ``[T, B]`` for all layers and directions, or
-                ``[L * D, T, 1 or B]``; used as given, also in ``eval()``. None draws one if wanted.
+                ``[L * D, T, 1 or B]``. It is used as given, also in ``eval()``. None: the layer
+                draws one if ``detach_prob`` asks for it.
             reset: bool ``[T, B]``, or ``[T]`` for unbatched input: True where a new episode starts.
                 The state is zeroed before that step, and in the reverse direction after it, so
-                that no direction carries anything over the border.
-            generator: source of randomness of the mask, on the input's device.
+                neither direction carries state from one episode into another.
+            generator: random generator for the mask, on the input's device.
 
         Returns:
             ``(output, (h_n, c_n))``, shaped like those of ``nn.LSTM``.
 
         Raises:
             RuntimeError: if a size or a device does not fit, or the chosen backend cannot run.
-            TypeError: if a mask is no tensor.
+            TypeError: if the input, a state or a mask is no tensor.
             ValueError: if a dtype or the number of dimensions of the input is wrong.
         """
         check_pair("LSTM", hx)
@@ -274,7 +275,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
-    if TYPE_CHECKING:  # a call has forward's types, where nn.Module says Any
+    if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
 
     def _forward_packed(
@@ -336,7 +337,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             c_n.append(c)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
                 x = dropout(x, self.dropout, lengths)
-        # Copies, of one layer too: a view could not be detached in place.
+        # A copy also for one layer: detach_() does not work on a view.
         join = torch.cat if self.bidirectional else torch.stack
         return x, (join(h_n), join(c_n))
 
@@ -366,8 +367,8 @@ class LSTM(BackendChoice, nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The weights of one layer and direction, in the order of ``functional.lstm``.
 
-        Read by attribute at every call: functional_call, parametrizations and weight-drop replace
-        the attributes and leave RNNBase's cached list behind.
+        Every call reads the attributes: functional_call, parametrizations and weight-drop replace
+        them, and do not update RNNBase's cached list.
         """
         suffix = f"l{layer}_reverse" if direction else f"l{layer}"
         return (
@@ -447,7 +448,7 @@ def _permute(states: States, order: Tensor) -> States:
 
 
 def _options(module: nn.RNNBase) -> dict[str, Any]:
-    """The constructor arguments that nn.LSTM and LSTM share, but for device and dtype."""
+    """The constructor arguments that nn.LSTM and LSTM share, except device and dtype."""
     names = (
         "input_size",
         "hidden_size",

@@ -33,13 +33,13 @@ States = tuple[Tensor, Tensor]
 class RelLSTM(BackendChoice, nn.Module):
     r"""A multi-layer LSTM whose state is mixed with attention over its own screened past.
 
-    At every step the state that enters the gates is s_t = (h_{t-1} + o_{t-1}) / 2, where o_{t-1} is
-    attention over the last ``window_size`` hidden states and the ``top_k`` most relevant before
-    them: :func:`throughtime.functional.rel_lstm` has the equations. Gradients reach far back
-    through the retained states, at a cost per step that does not grow with the length.
+    At every step the state that enters the gates is ``s_t = (h_{t-1} + o_{t-1}) / 2``. Here
+    ``o_{t-1}`` is attention over the last ``window_size`` hidden states and the ``top_k`` most
+    relevant ones before them; :func:`throughtime.functional.rel_lstm` has the equations. A gradient
+    reaches a retained state in one hop, and the cost per step does not grow with the length.
 
-    Arguments, shapes and conventions are those of :class:`torch.nn.LSTM` where they mean the same;
-    outputs are not. Parameters of layer k: ``weight_ih_lk [4H, I]``, ``weight_hh_lk [4H, H]``,
+    Arguments, shapes and conventions are those of :class:`torch.nn.LSTM` where they mean the same.
+    The outputs differ. Parameters of layer k: ``weight_ih_lk [4H, I]``, ``weight_hh_lk [4H, H]``,
     ``bias_ih_lk``, ``bias_hh_lk [4H]``, ``weight_query_lk [A, H]``, ``weight_key_lk [A, H]``,
     ``weight_score_lk [A]``.
 
@@ -48,18 +48,20 @@ class RelLSTM(BackendChoice, nn.Module):
         hidden_size: H, features of the hidden state, > 0.
         num_layers: number of stacked layers L.
         bias: False leaves out both bias vectors.
-        batch_first: input and output are ``[B, T, *]``; states and masks are not affected.
+        batch_first: input and output are ``[B, T, *]``; states and masks stay as they are.
         dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
-        device: where the parameters are made.
+        device: device of the parameters.
         dtype: floating point type of the parameters.
-        window_size: steps that attend a state before it competes for the retained set, >= 1.
+        window_size: number of steps that attend a state before it competes for the retained set,
+            >= 1.
         top_k: size of the retained set, >= 0; None keeps every state (MemLSTM, O(T^2) time).
         attention_size: A, units of the score; H by default.
         cell: ``"lstm"``, or ``"tanh"`` for a plain recurrent cell (RelRNN, MemRNN; reference only).
-        retain: ``"relevant"``, or ``"first"``: the first ``top_k`` states, a baseline.
-        detach_prob: probability in [0, 1] of detaching the h_{t-1} in s_t at a step, in training.
-        detach_shared: one mask for all layers instead of one each.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Anything but ``"auto"``
+        retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` states.
+        detach_prob: probability in [0, 1] of detaching ``h_{t-1}`` in ``s_t`` at a step, in
+            training.
+        detach_shared: True draws one mask for all layers, instead of one each.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Any name but ``"auto"``
             runs or raises.
 
     Raises:
@@ -169,11 +171,10 @@ class RelLSTM(BackendChoice, nn.Module):
         self._detach_prob = masks.check_probability(p, "detach_prob")
 
     def reset_parameters(self) -> None:
-        """Initialise: Xavier-normal for every gate, and with gain 2 for V_a and U_a; w is standard
-        normal, biases are zero.
+        """Draw new weights: Xavier-normal, with gain 2 for query and key; the score's are normal.
 
-        Small uniform weights throughout, as ``nn.LSTM`` has them, leave attention nearly flat: on
-        the copying task they learned many times more slowly.
+        Biases are zero. ``nn.LSTM``'s small uniform weights leave attention nearly flat: on the
+        copying task they learned many times more slowly.
         """
         for name, weight in self.named_parameters():
             if name.startswith("bias"):
@@ -220,13 +221,14 @@ class RelLSTM(BackendChoice, nn.Module):
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: None (zeros), ``(h_0, c_0)`` each ``[L, B, H]`` (``[L, H]`` if the input has no
                 batch), or the state of an earlier call.
-            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``; used as
-                given, also in ``eval()``. None draws one if wanted.
-            generator: source of randomness of the mask, on the input's device.
+            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``. It is
+                used as given, also in ``eval()``. None: the layer draws one if ``detach_prob`` asks
+                for it.
+            generator: random generator for the mask, on the input's device.
 
         Returns:
-            ``(output, state)``: the output shaped like that of ``nn.LSTM``, the state with a batch
-            dimension always.
+            ``(output, state)``. The output is shaped like that of ``nn.LSTM``. The state always
+            has a batch dimension.
 
         Raises:
             RuntimeError: if a size or a device does not fit, or the chosen backend cannot run.
@@ -255,7 +257,7 @@ class RelLSTM(BackendChoice, nn.Module):
             return output.squeeze(1), state
         return output.transpose(0, 1) if self.batch_first else output, state
 
-    if TYPE_CHECKING:  # a call has forward's types, where nn.Module says Any
+    if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
 
     def _forward_packed(
@@ -269,7 +271,7 @@ class RelLSTM(BackendChoice, nn.Module):
         self._check_input(packed.data.unsqueeze(1))
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         _check_kind(hx)
-        self._check_states(hx, batch)  # sorting them would hide a batch that is too large
+        self._check_states(hx, batch)  # before sorting, which would hide a batch that is too large
         cuts = self._masks(detach_mask, length, batch, packed.data.device, generator)
         order = packed.sorted_indices
         if order is not None:
@@ -296,7 +298,7 @@ class RelLSTM(BackendChoice, nn.Module):
     ) -> tuple[Tensor, RelState]:
         states = []
         for layer in range(self.num_layers):
-            # Read by attribute at every call: functional_call and parametrizations replace them.
+            # Every call reads the attributes: functional_call and parametrizations replace them.
             x, state = functional.rel_lstm(
                 x,
                 hx[layer],

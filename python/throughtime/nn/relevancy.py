@@ -20,21 +20,22 @@ from throughtime.states import RelevancyCache
 class RelevancyAttention(BackendChoice, nn.Module):
     r"""Causal self-attention over a short window and the most relevant keys before it.
 
-    :func:`throughtime.functional.relevancy_attention` between the projections of
-    ``nn.MultiheadAttention``, whose parameter names it has (``in_proj_weight``, ``in_proj_bias``,
-    ``out_proj``). The input is batch-first by default, as in most attention code.
+    The layer runs :func:`throughtime.functional.relevancy_attention` between the projections of
+    ``nn.MultiheadAttention`` and has its parameter names: ``in_proj_weight``, ``in_proj_bias``,
+    ``out_proj``. The input is batch-first by default.
 
     Args:
         embed_dim: E, features of input and output, divisible by ``num_heads``.
         num_heads: number of heads.
-        window_size: queries that attend a key before it competes for the retained set, >= 1.
+        window_size: number of queries that attend a key before it competes for the retained set,
+            >= 1.
         top_k: size of the retained set, >= 0.
-        bias: False leaves the biases of the projections out.
+        bias: False leaves out the biases of the projections.
         batch_first: input and output are ``[B, T, E]``; otherwise ``[T, B, E]``.
-        device: where the parameters are made.
+        device: device of the parameters.
         dtype: floating point type of the parameters.
-        score: ``"dot"`` or ``"additive"``, which has a parameter ``score_weight [heads, D]``.
-        retain: ``"relevant"``, or ``"first"``: the first ``top_k`` keys, a baseline.
+        score: ``"dot"``, or ``"additive"``, which adds the parameter ``score_weight [heads, D]``.
+        retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Raises:
@@ -102,7 +103,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Initialise as ``nn.MultiheadAttention`` does; w of the additive score is normal."""
+        """Draw new weights as ``nn.MultiheadAttention`` does, and a normal ``score_weight``."""
         nn.init.xavier_uniform_(self.in_proj_weight)
         self.out_proj.reset_parameters()
         if self.in_proj_bias is not None:
@@ -118,15 +119,16 @@ class RelevancyAttention(BackendChoice, nn.Module):
         lengths: Tensor | None = None,
         cache: RelevancyCache | None = None,
     ) -> Tensor:
-        """Attend.
+        """Attend every position to its window and to the retained positions before it.
 
         Args:
             input: ``[B, T, E]``, or ``[T, B, E]`` with ``batch_first=False``.
             lengths: int64 ``[B]``, 0 <= length <= T.
-            cache: what earlier calls on the same sequences left; it is updated.
+            cache: state of earlier calls on the same sequences; this call updates it.
 
         Returns:
-            A tensor shaped like the input; past a sample's length the output projection's bias.
+            A tensor shaped like the input. Past a sample's length it holds the bias of the output
+            projection.
 
         Raises:
             RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
@@ -176,7 +178,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         )
         return output if self.batch_first else output.transpose(0, 1)
 
-    if TYPE_CHECKING:  # a call has forward's types, where nn.Module says Any
+    if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
 
     def extra_repr(self) -> str:

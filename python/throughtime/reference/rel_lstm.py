@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from throughtime.reference.relevancy import attend
+from throughtime.reference.relevancy import additive, attend
 from throughtime.reference.screening import Memory, Screening
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -154,7 +154,7 @@ def rel_lstm(
         attended_u, attended_h = (
             torch.where(valid.unsqueeze(2), x, 0.0) for x in (candidates_u, candidates_h)
         )
-        attention = attend(F.linear(s, weight_query), attended_u, valid, weight_score, 1.0)
+        attention = attend(additive(F.linear(s, weight_query), attended_u, weight_score), valid)
         o_t = (attention.unsqueeze(-1) * attended_h).sum(1)
         if need_weights:
             row = attention.new_zeros(batch, prefix + length)

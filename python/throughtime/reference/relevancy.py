@@ -12,6 +12,7 @@ neural networks", NeurIPS 2020, arXiv 2006.09471.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,22 @@ from torch import Tensor
 from throughtime.reference.screening import Memory, Screening
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def dot(query: Tensor, keys: Tensor, w: Tensor | None, scale: float) -> Tensor:
+    return scale * (keys @ query.unsqueeze(-1)).squeeze(-1)
+
+
+def additive(query: Tensor, keys: Tensor, w: Tensor | None, scale: float = 1.0) -> Tensor:
+    assert w is not None
+    return (torch.tanh(query.unsqueeze(-2) + keys) @ w.unsqueeze(-1)).squeeze(-1)
+
+
+# query [..., D], keys [..., C, D], w [..., D] of a score that has one, scale: scores [..., C]
+SCORES: dict[str, Callable[[Tensor, Tensor, Tensor | None, float], Tensor]] = {
+    "dot": dot,
+    "additive": additive,
+}
 
 
 class RelevancyResult(NamedTuple):
@@ -90,6 +107,7 @@ def relevancy_attention(
     alive = torch.arange(length, device=query.device) < ends.unsqueeze(1)  # [N, T]
     if relevance is None:
         relevance = query.new_zeros(batch, heads, 0)
+    score = SCORES["dot" if score_weight is None else "additive"]
     w = None if score_weight is None else score_weight.repeat(batch, 1)
     query = torch.where(alive.view(batch, heads, length, 1), query, 0.0)  # padding may be NaN
     q, k, v = (x.reshape(rows, *x.shape[2:]) for x in (query, key, value))
@@ -102,7 +120,7 @@ def relevancy_attention(
         for step in range(length):
             positions = screening.candidates(step, alive[:, step])
             keys = _gather(k, positions)
-            attention = attend(q[:, step], keys, positions >= 0, w, scale)
+            attention = attend(score(q[:, step], keys, w, scale), positions >= 0)
             screening.advance(step, alive[:, step], attention)
             chosen.append(positions)
         width = max((x.size(1) for x in chosen), default=0)
@@ -112,7 +130,8 @@ def relevancy_attention(
 
     flat = positions.flatten(1)
     keys, values = (_gather(x, flat).view(*positions.shape, x.size(2)) for x in (k, v))
-    attention = attend(q, keys, positions >= 0, None if w is None else w.unsqueeze(1), scale)
+    scores = score(q, keys, None if w is None else w.unsqueeze(1), scale)
+    attention = attend(scores, positions >= 0)
     output = (attention.unsqueeze(-1) * values).sum(-2)
     memory = screening.memory(ends)
 
@@ -123,26 +142,19 @@ def relevancy_attention(
     return RelevancyResult(shaped(output).to(out_dtype), shaped(screening.last), state)
 
 
-def attend(query: Tensor, keys: Tensor, valid: Tensor, w: Tensor | None, scale: float) -> Tensor:
-    """Attention weights over candidates; zero where invalid, also where nothing is valid.
+def attend(scores: Tensor, valid: Tensor) -> Tensor:
+    """Attention weights of candidates; zero where invalid, also where nothing is valid.
 
     Args:
-        query: ``[..., D]``.
-        keys: ``[..., C, D]``.
+        scores: ``[..., C]``.
         valid: bool ``[..., C]``.
-        w: ``[..., D]`` of the additive score, or None for the scaled dot product.
-        scale: factor of the dot product.
 
     Returns:
         ``[..., C]``.
     """
-    if w is None:
-        score = scale * (keys @ query.unsqueeze(-1)).squeeze(-1)
-    else:
-        score = (torch.tanh(query.unsqueeze(-2) + keys) @ w.unsqueeze(-1)).squeeze(-1)
-    score = torch.where(valid, score, -torch.inf)
-    score = torch.where(valid.any(-1, keepdim=True), score, 0.0)
-    return torch.where(valid, score.softmax(-1), 0.0)
+    scores = torch.where(valid, scores, -torch.inf)
+    scores = torch.where(valid.any(-1, keepdim=True), scores, 0.0)
+    return torch.where(valid, scores.softmax(-1), 0.0)
 
 
 def _gather(rows: Tensor, positions: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""``bench compare``: the working tree beside a base revision, in processes of their own."""

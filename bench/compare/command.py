@@ -1,0 +1,226 @@
+"""``bench compare``: is the working tree slower than a base revision?
+
+Both are built, and three processes take turns at every case: the base, the working tree, and the
+base again, which shows how far apart processes of equal code lie on this machine. A case is slower
+only if it is so beyond that and beyond 3 %, not by chance, and twice: what was slower is measured
+again in new processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bench import arguments, machine, table
+from bench.compare import trees, worker
+from bench.compare.cases import DEFAULT, QUICK, chosen
+from bench.compare.stats import LEAST_LIMIT, Verdict, judge, median_interval
+from bench.errors import UsageError, require
+
+ROLES = ("base", "tree", "twin")
+ROUNDS = 31  # finds a tenth of 6 cases in 19 of 20 runs, see the tests
+MOST_ROUNDS, MOST_SECONDS = 201, 20.0  # until chance is small; a quiet machine needs no more
+SAMPLE_SECONDS = 0.01
+HEADER = ("case", "base ms", "tree ms", "tree / base (95 %)", "base / base", "p", "verdict")
+Cases = Mapping[str, Mapping[str, Any]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``bench compare``."""
+    parser.description = __doc__
+    add = parser.add_argument
+    add("--base", required=True, metavar="REVISION", help="what to compare with, such as main")
+    text = f"an operation, or one with sizes: {QUICK[1]}; others as in the default list"
+    add("--cases", nargs="+", default=[], metavar="CASE", help=text)
+    add("--quick", action="store_true", help="small cases only: about half a minute")
+    add("--threads", type=arguments.positive, help="threads of each process (as torch has them)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, measure and print; returns 1 if a case has become slower."""
+    for module in ("tqdm", "scipy.stats"):
+        require(module)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    cases = chosen(args.cases, QUICK if args.quick else DEFAULT)
+    repo = trees.repository(Path.cwd())
+    revision = trees.commit(repo, args.base)
+    base = trees.build_base(repo, revision)
+    with trees.built_working_tree(repo) as tree:
+        print("\n".join(machine.header()))
+        print(f"base: {args.base} ({revision[:12]}); tree: {trees.describe(repo)}\n")
+        places = {"base": base, "tree": tree, "twin": base}
+        outcome = compare(places, cases, torch.get_num_threads())
+    print("\n\n".join([outcome.table(), *outcome.notes]))
+    return 1 if outcome.slower else 0
+
+
+@dataclass
+class Outcome:
+    """Seconds per case, one row per round and one column per role, and what follows from them."""
+
+    rounds: Mapping[str, pd.DataFrame]
+    limit: float
+    verdicts: dict[str, Verdict]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def slower(self) -> list[str]:
+        """The cases that have become slower."""
+        return [case for case, verdict in self.verdicts.items() if verdict.word == "slower"]
+
+    def table(self) -> str:
+        """One line per case, both trees side by side."""
+        lines = []
+        for case, verdict in self.verdicts.items():
+            ms = self.rounds[case].median() * 1e3
+            word = verdict.word.upper() if verdict.word == "slower" else verdict.word
+            ratio = f"{verdict.ratio:.3f} ({verdict.low:.3f}-{verdict.high:.3f})"
+            times = [table.digits(ms["base"]), table.digits(ms["tree"])]
+            lines.append([case, *times, ratio, f"{verdict.twin:.3f}", f"{verdict.p:.2g}", word])
+        return table.markdown(lines, HEADER)
+
+
+def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
+    """Measure and judge all cases; what is slower is measured again in new processes.
+
+    Args:
+        places: role of ``ROLES`` -> folder with the package that it runs.
+        cases: text -> sizes, as ``cases.chosen`` makes them.
+        threads: of each process.
+
+    Raises:
+        UsageError: if a process dies, or none of the cases runs in both trees.
+    """
+    rounds, notes = _measure(places, cases, threads)
+    if not rounds:
+        raise UsageError("no case runs in both trees:\n" + "\n".join(notes))
+    limit, verdicts = judge(_ratios(rounds, "tree"), _ratios(rounds, "twin"))
+    outcome = Outcome(rounds, limit, verdicts, notes)
+    suspects = {case: cases[case] for case in outcome.slower}
+    if suspects:
+        again, _ = _measure(places, suspects, threads)
+        earlier = [verdict.twin for verdict in verdicts.values()]
+        second_limit, second = judge(_ratios(again, "tree"), _ratios(again, "twin"), earlier)
+        for case, verdict in second.items():
+            if verdict.word != "slower":
+                verdicts[case] = replace(verdicts[case], word="unclear")
+            notes.append(
+                f"{case}: measured again in new processes: {verdict.ratio:.3f} "
+                f"(limit {second_limit:.1%}), {verdict.word}"
+            )
+    words = [verdict.word for verdict in verdicts.values()]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    notes.insert(
+        0,
+        f"{counts}. Limit: {limit:.1%}, within which processes of equal code lie here (see "
+        "base / base); at least 3 %.",
+    )
+    return outcome
+
+
+def _ratios(rounds: Mapping[str, pd.DataFrame], role: str) -> dict[str, list[float]]:
+    return {case: (own[role] / own["base"]).tolist() for case, own in rounds.items()}
+
+
+def _measure(
+    places: Mapping[str, Path], cases: Cases, threads: int
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Seconds of every case, and why others were not measured."""
+    rounds, notes = {}, []
+    with ExitStack() as stack:
+        workers = {role: stack.enter_context(Worker(places[role], threads)) for role in ROLES}
+        bar = require("tqdm").tqdm(cases.items(), unit="case", file=sys.stderr, disable=None)
+        for case, sizes in bar:
+            bar.set_postfix_str(case)
+            try:
+                rounds[case] = _alternate(workers, sizes)
+            except CannotRun as error:
+                notes.append(f"{case}: not compared: {error}")
+    return rounds, notes
+
+
+def _alternate(workers: Mapping[str, Worker], sizes: Mapping[str, Any]) -> pd.DataFrame:
+    """One sample per role and round; the order rotates, as the caches depend on what ran before."""
+    seconds = {role: worker.ask({"case": dict(sizes)}) for role, worker in workers.items()}
+    repeats = math.ceil(SAMPLE_SECONDS / max(seconds["base"], 1e-7))
+    samples: list[dict[str, float]] = []
+    begun = time.perf_counter()
+    for turn in range(MOST_ROUNDS):
+        long = time.perf_counter() - begun > MOST_SECONDS
+        if turn >= ROUNDS and (long or _settled(pd.DataFrame(samples))):
+            break
+        begin = turn % len(ROLES)
+        order = ROLES[begin:] + ROLES[:begin]
+        samples.append({role: workers[role].ask({"repeats": repeats}) for role in order})
+    return pd.DataFrame(samples)
+
+
+def _settled(samples: pd.DataFrame) -> bool:
+    """Whether both medians are known to ``LEAST_LIMIT``; on which side of 1 plays no part."""
+    ends = [median_interval((samples[role] / samples["base"]).tolist()) for role in ROLES[1:]]
+    return all(high / low < (1 + LEAST_LIMIT) ** 2 for low, high in ends)
+
+
+class CannotRun(Exception):
+    """A tree has no such layer, or cannot run it at these sizes."""
+
+
+class Worker:
+    """A process of ``worker.py`` that lives until the ``with`` block ends."""
+
+    def __init__(self, tree: Path, threads: int) -> None:
+        self._tree = tree
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, worker.__file__, str(tree), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()  # it holds nothing that must be saved
+        self._process.communicate()
+        self._errors.close()
+
+    def ask(self, request: Mapping[str, Any]) -> float:
+        """The seconds that it answers.
+
+        Raises:
+            CannotRun: if it answers that it cannot.
+            UsageError: if it has died.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._errors.seek(0)
+            last = "\n".join(self._errors.read().strip().splitlines()[-5:])
+            raise UsageError(f"the process that measures {self._tree} has died:\n{last}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise CannotRun(f"{self._tree.name}: {answer['error'].splitlines()[0]}")
+        return float(answer["seconds"])

@@ -1,0 +1,133 @@
+"""When a difference between two trees counts as one. Pure functions.
+
+What is judged are ratios of alternated rounds, time of the working tree / time of the base. Three
+things make a ratio of equal code differ from 1:
+
+- chance from round to round: a sign test and an interval of the median that assume no distribution,
+  because a shared machine's noise has a long tail;
+- the process: where memory happens to lie makes one process of the same code faster than another
+  for as long as it lives. A twin, a second process of the base, shows how much: a median counts
+  only beyond ``noise_limit``;
+- many cases: limit and p-values are corrected for their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.errors import require
+
+ALPHA = 0.05
+LEAST_LIMIT = 0.03
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one case: ``ratio`` is the median of working tree / base.
+
+    ``low`` to ``high`` encloses the true median in 95 of 100 cases; ``p`` is the corrected p-value
+    of "the median is not 1"; ``twin`` is the median of base / base. ``word``:
+
+    - ``slower``, ``faster``: the median is beyond the limit, and not by chance (p < 0.05);
+    - ``same``: the whole interval lies within the limit;
+    - ``unclear``: neither; the machine was too noisy.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+    twin: float
+    word: str
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Two order statistics that enclose the true median with a probability of 95 % or more.
+
+    Example:
+        >>> median_interval([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]), median_interval([1.0] * 5)
+        ((1.0, 6.0), (-inf, inf))
+    """
+    found = require("scipy.stats").quantile_test(values, p=0.5).confidence_interval(1 - ALPHA)
+    low, high = float(found.low), float(found.high)
+    return (-math.inf, math.inf) if math.isnan(low) or math.isnan(high) else (low, high)
+
+
+def sign_test(values: Sequence[float]) -> float:
+    """Two-sided p-value of "the median is not 1"; values of 1 count against it."""
+    above, below = (int((np.asarray(values) * sign > sign).sum()) for sign in (1, -1))
+    test = require("scipy.stats").binomtest(max(above, below), len(values), alternative="greater")
+    return min(1.0, 2 * float(test.pvalue))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values corrected for their number.
+
+    Source: Holm, *A simple sequentially rejective multiple test procedure*, 1979.
+
+    Example:
+        >>> holm([0.01, 0.5, 0.03])
+        [0.03, 0.5, 0.06]
+    """
+    order = np.argsort(ps)
+    corrected = np.empty(len(ps))
+    corrected[order] = np.maximum.accumulate(np.arange(len(ps), 0, -1) * np.asarray(ps)[order])
+    return [float(p) for p in corrected.clip(max=1.0)]
+
+
+def noise_limit(twins: Sequence[float], cases: int) -> float:
+    """How far from 1 the ratio of equal code may lie: ``LEAST_LIMIT``, or more if the twins differ.
+
+    Taking the log ratios of processes of equal code as normal around 0, those of ``cases`` further
+    cases stay within the limit, all of them together, with a probability of 95 % or more.
+
+    Example:
+        >>> noise_limit([1.0, 1.001, 0.999], cases=3), noise_limit([1.05, 0.97, 1.0], cases=3) > 0.1
+        (0.03, True)
+    """
+    spread = math.sqrt(np.mean(np.log(twins) ** 2))
+    quantile = float(require("scipy.stats").t.ppf(1 - ALPHA / cases, df=len(twins)))
+    return max(LEAST_LIMIT, math.expm1(quantile * spread))
+
+
+def judge(
+    ratios: Mapping[str, Sequence[float]],
+    twins: Mapping[str, Sequence[float]],
+    earlier: Sequence[float] = (),
+) -> tuple[float, dict[str, Verdict]]:
+    """The limit and a verdict per case.
+
+    Args:
+        ratios: case -> working tree / base, one per round.
+        twins: case -> base / base of the same rounds.
+        earlier: medians of base / base from other processes, which show the same noise.
+
+    Example:
+        >>> limit, verdicts = judge({"a": [1.2] * 9}, {"a": [1.0] * 9})
+        >>> limit, verdicts["a"].word, verdicts["a"].ratio
+        (0.03, 'slower', 1.2)
+    """
+    middle = {case: float(np.median(values)) for case, values in twins.items()}
+    limit = noise_limit([*middle.values(), *earlier], len(ratios))
+    ps = holm([sign_test(values) for values in ratios.values()])
+    return limit, {
+        case: _verdict(values, p, middle[case], limit)
+        for (case, values), p in zip(ratios.items(), ps, strict=True)
+    }
+
+
+def _verdict(values: Sequence[float], p: float, twin: float, limit: float) -> Verdict:
+    ratio = float(np.median(values))
+    low, high = median_interval(values)
+    if p < ALPHA and ratio > 1 + limit:
+        word = "slower"
+    elif p < ALPHA and ratio < 1 / (1 + limit):
+        word = "faster"
+    else:
+        within = 1 / (1 + limit) <= low and high <= 1 + limit
+        word = "same" if within else "unclear"
+    return Verdict(ratio, low, high, p, twin, word)

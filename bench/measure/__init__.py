@@ -1,0 +1,1 @@
+"""Measuring contestants of an operation: verified first, then timed in turns."""

@@ -1,0 +1,120 @@
+"""Verification: an implementation that computes something else gets no speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bench.operations.operation import DTYPES, REFERENCE, Case, Contestant, Operation
+
+# Roundings beyond twice the error of plain PyTorch. In 16 bits values are rounded once, at the
+# end, so that few are needed; 32 of them (25 % in bfloat16) would let a missing mask pass.
+ROUNDING_UNITS = {"float32": 32, "float64": 32, "bfloat16": 2, "float16": 2}
+LOOP = Contestant("loop")
+RIGHT_IN_FLOAT64 = 1e-9
+CHOICE = "last"  # of keys, whole numbers: no rounding excuses a difference there
+
+
+@dataclass(frozen=True)
+class Errors:
+    """max |got - wanted| / max |wanted| of every result and gradient (``d ...``) of one contestant.
+
+    ``limit`` is the largest error that passes.
+    """
+
+    relative: Mapping[str, float]
+    limit: float
+
+    @property
+    def worst(self) -> str:
+        """The result with the largest error; NaN counts as the largest."""
+        return max(self.relative, key=lambda name: _nan_as_inf(self.relative[name]))
+
+    @property
+    def largest(self) -> float:
+        """The largest error."""
+        return self.relative[self.worst]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every error is within the limit; NaN is not."""
+        return _nan_as_inf(self.largest) <= self.limit
+
+    def __str__(self) -> str:
+        return (
+            f"error of {self.worst} is {self.largest:.1e} against the float64 reference, "
+            f"allowed {self.limit:.1e}"
+        )
+
+
+def _nan_as_inf(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+class Verifier:
+    """Compares values and all gradients of one iteration with the float64 reference.
+
+    The limit is twice the error of plain PyTorch in the same dtype (the reference; in 16 bits also
+    the Python loop, where there is one), plus ``ROUNDING_UNITS``: an implementation may round
+    otherwise than PyTorch does, but must not be less accurate. T is that of
+    ``Operation.shortened``; the other sizes stay, as they decide which kernel runs. A peer that
+    computes another function is compared with itself in float64 and never fails.
+
+    What the contestants are compared with is computed once, by the first ``check``.
+    """
+
+    def __init__(self, operation: Operation, case: Case) -> None:
+        self._operation = operation
+        self._case = replace(operation.shortened(case), input_grad=True)
+        self._truth: tuple[dict[str, Tensor], float] | None = None
+
+    def check(self, contestant: Contestant) -> Errors:
+        """Errors of one contestant."""
+        if not self._operation.same_function(contestant.impl):
+            exact = self._exact(contestant)
+            return Errors(relative_errors(self._results(contestant), exact), math.inf)
+        if self._truth is None:
+            self._truth = self._find_truth()
+        exact, limit = self._truth
+        return Errors(relative_errors(self._results(contestant), exact), limit)
+
+    def _find_truth(self) -> tuple[dict[str, Tensor], float]:
+        exact = self._exact(REFERENCE)
+        plain = [REFERENCE, *([LOOP] if self._loop_rounds_more(exact) else [])]
+        found = [relative_errors(self._results(contestant), exact) for contestant in plain]
+        largest = max(e for errors in found for name, e in errors.items() if name != CHOICE)
+        units = ROUNDING_UNITS[self._case.dtype]
+        return exact, 2 * largest + units * torch.finfo(DTYPES[self._case.dtype]).eps
+
+    def _loop_rounds_more(self, exact: Mapping[str, Tensor]) -> bool:
+        """In 16 bits the reference rounds once, a loop at every step: what people have today.
+
+        Only a loop that is right in float64 may widen the limit.
+        """
+        if DTYPES[self._case.dtype].itemsize > 2 or LOOP.impl not in self._operation.peers:
+            return False
+        return max(relative_errors(self._exact(LOOP), exact).values()) < RIGHT_IN_FLOAT64
+
+    def _results(self, contestant: Contestant) -> dict[str, Tensor]:
+        return self._operation.work(contestant, self._case).results()
+
+    def _exact(self, contestant: Contestant) -> dict[str, Tensor]:
+        on_cpu = replace(self._case, device="cpu")
+        return self._operation.work(contestant, on_cpu, exact=True).results()
+
+
+def relative_errors(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest |got - wanted| over the largest |wanted|, of every result of ``got``.
+
+    Where all that is wanted is zero, any difference is infinitely large.
+    """
+    errors = {}
+    for name, value in got.items():
+        difference = float((value - wanted[name]).abs().max())
+        size = float(wanted[name].abs().max())
+        errors[name] = difference / size if size else (math.inf if difference else 0.0)
+    return errors

@@ -1,0 +1,273 @@
+"""What a benchmark knows of an operation: sizes, peers, arithmetic, and one iteration."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+OURS = "throughtime"
+MODES = ("forward+backward", "forward", "inference")
+DEVICES = ("cpu", "cuda")
+DTYPES = {
+    name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
+}  # fmt: skip
+SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all contestants compute: columns of the CSV; None where the operation has no such size.
+
+    Example:
+        >>> str(Case(op="lstm", T=784, B=100, I=1, H=128))
+        '784, 100, 1, 128'
+    """
+
+    op: str
+    T: int
+    B: int
+    I: int | None = None  # noqa: E741
+    H: int | None = None
+    heads: int | None = None
+    D: int | None = None
+    window_size: int | None = None
+    top_k: int | None = None
+    score: str | None = None
+    dtype: str = "float32"
+    p: float | None = None
+    mode: str = MODES[0]
+    device: str = "cpu"
+    input_grad: bool = False
+
+    def __str__(self) -> str:
+        return sizes_text(asdict(self))
+
+    @property
+    def trains(self) -> bool:
+        """Whether the backward pass is part of the iteration."""
+        return self.mode == MODES[0]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return int(DTYPES[self.dtype].itemsize)
+
+    @property
+    def queries(self) -> int:
+        """Results per iteration: B * T, or B * heads * T."""
+        return self.B * self.T * (self.heads or 1)
+
+    def tiny(self) -> Case:
+        """The same kernels on very few elements."""
+        return replace(self, T=min(self.T, 2), B=min(self.B, 2), H=self.H and min(self.H, 16))
+
+
+def sizes_text(row: Mapping[str, Any]) -> str:
+    """The sizes of a case or of a row, in the order of ``SIZES``, and a score other than dot."""
+    known = [str(row[name]) for name in SIZES if pd.notna(row[name])]
+    additive = pd.notna(row["heads"]) and row["score"] == "additive"
+    return ", ".join([*known, "additive"] if additive else known)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An implementation; ``backend`` names the kernels of ours.
+
+    Example:
+        >>> str(Contestant("throughtime", "cpu")), str(Contestant("torch"))
+        ('throughtime (cpu)', 'torch')
+    """
+
+    impl: str
+    backend: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.impl} ({self.backend})" if self.backend else self.impl
+
+    @property
+    def ours(self) -> bool:
+        """Whether this package computes."""
+        return self.impl == OURS
+
+
+REFERENCE = Contestant(OURS, "reference")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation; ``why_not(dtype, device)`` tells what is missing here, or None."""
+
+    label: str
+    detaches: bool = False  # otherwise it is timed at p = 0
+    same_function: bool = True  # otherwise it is a peer in speed only
+    make: Callable[[int, int], nn.Module] | None = None
+    why_not: Callable[[str, str], str | None] = lambda dtype, device: None
+
+
+@dataclass(frozen=True)
+class Work:
+    """One contestant with weights and inputs.
+
+    ``call`` runs the forward pass and returns named results, the output first. ``leaves`` get
+    gradients. The backward pass starts from ``output_grad``.
+    """
+
+    call: Callable[[], Mapping[str, Tensor]]
+    leaves: Mapping[str, Tensor]
+    output_grad: Tensor
+
+    def iterate(self, mode: str) -> object:
+        """Run one measured iteration of a mode of ``MODES``."""
+        if mode == "inference":
+            with torch.inference_mode():
+                return self.call()
+        results = self.call()
+        if mode == "forward":
+            return results
+        return torch.autograd.grad(results["output"], list(self.leaves.values()), self.output_grad)
+
+    def results(self) -> dict[str, Tensor]:
+        """Every value, every gradient, and the output of inference, in float64 on the CPU."""
+        results = self.call()
+        outputs = [x for x in results.values() if x.is_floating_point()]
+        starts = [self.output_grad, *(torch.ones_like(x) for x in outputs[1:])]
+        leaves = list(self.leaves.values())
+        grads = torch.autograd.grad(outputs, leaves, starts, materialize_grads=True)
+        with torch.inference_mode():
+            found = {**results, "inference": self.call()["output"]}
+        found |= {f"d {name}": grad for name, grad in zip(self.leaves, grads, strict=True)}
+        return {name: x.detach().double().cpu() for name, x in found.items()}
+
+
+def fixed_mask(steps: int, p: float | None) -> Tensor | None:
+    """A detach mask ``[T]`` with exactly ``round(p * T)`` detached steps; None for p = 0.
+
+    Example:
+        >>> int(fixed_mask(10, 0.5).sum())
+        5
+    """
+    if not p:
+        return None
+    return torch.randperm(steps, generator=torch.Generator().manual_seed(1)) < round(p * steps)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    """Normal numbers that depend on the seed alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+Placed = TypeVar("Placed", Tensor, nn.Module)
+
+
+def placed(thing: Placed, case: Case, *, exact: bool) -> Placed:
+    """A tensor or module on the device and in the dtype of the case.
+
+    ``exact``: in float64, after rounding to that dtype.
+    """
+    rounded = thing.to(device=case.device, dtype=DTYPES[case.dtype])
+    return rounded.double() if exact else rounded
+
+
+def layer_work(layer: nn.Module, case: Case, *, masked: bool, exact: bool) -> Work:
+    """The work of a recurrent layer: input from seed 2, gradient of the output from seed 3."""
+    assert case.I and case.H
+    layer = placed(layer, case, exact=exact)
+    x = placed(random(case.T, case.B, case.I, seed=2), case, exact=exact)
+    x.requires_grad_(case.input_grad)
+    mask = fixed_mask(case.T, case.p) if masked else None
+    options = {} if mask is None else {"detach_mask": mask.to(case.device)}
+
+    def call() -> dict[str, Tensor]:
+        output, state = layer(x, **options)
+        states = dict(zip(("h_n", "c_n"), state, strict=True)) if case.op == "lstm" else {}
+        return {"output": output, **states}
+
+    weights = {name.removesuffix("_l0"): w for name, w in layer.named_parameters()}
+    grad = placed(random(case.T, case.B, case.H, seed=3), case, exact=exact)
+    return Work(call, ({"input": x} if case.input_grad else {}) | weights, grad)
+
+
+class Operation(ABC):
+    """One operation; every method takes its sizes as a ``Case``."""
+
+    name: ClassVar[str]
+    kernel: ClassVar[str]  # its name in throughtime.explain
+    sizes: ClassVar[Mapping[str, str]]  # size -> its meaning
+    typical: ClassVar[Mapping[str, Sequence[int]]]  # of the sizes that are not given
+    default: ClassVar[Sequence[Case]]
+    quick: ClassVar[Sequence[Case]]
+    peers: ClassVar[Mapping[str, Peer]]
+    default_peers: ClassVar[Sequence[str]]
+    ps: ClassVar[Sequence[float] | None] = None  # detached fractions; None: nothing to detach
+    scores: ClassVar[Sequence[str]] = ()
+
+    @property
+    def heading(self) -> str:
+        """The head of a column of cases."""
+        return ", ".join(self.sizes).replace("window_size", "window")
+
+    def sweep(self) -> Sequence[Case]:
+        """The cases of ``--sweep``."""
+        return ()
+
+    def combinations(
+        self, given: Mapping[str, Sequence[int]], score: str | None = None
+    ) -> list[Case]:
+        """All combinations of the given sizes; the typical ones stand in for the others."""
+        values = {**self.typical, **given}
+        return [
+            self.case(**dict(zip(values, combination, strict=True)), score=score)
+            for combination in itertools.product(*values.values())
+        ]
+
+    def case(self, **columns: Any) -> Case:
+        """A case of this operation; ``I`` is ``H`` unless it is given."""
+        if "I" in self.sizes:
+            columns.setdefault("I", columns.get("H"))
+        return Case(op=self.name, **columns)
+
+    def detaches(self, impl: str) -> bool:
+        """Whether an implementation has h-detach."""
+        return self.ps is not None and (impl == OURS or self.peers[impl].detaches)
+
+    def same_function(self, impl: str) -> bool:
+        """Whether an implementation computes what ours does."""
+        return impl == OURS or self.peers[impl].same_function
+
+    def hidden_size(self, case: Case) -> int:
+        """The size that ``throughtime.explain`` asks for."""
+        return case.H or case.D or 1
+
+    def why_not(self, contestant: Contestant, case: Case) -> str | None:
+        """Why a contestant is not measured, or None."""
+        return (
+            None
+            if contestant.ours
+            else self.peers[contestant.impl].why_not(case.dtype, case.device)
+        )
+
+    @abstractmethod
+    def shortened(self, case: Case) -> Case:
+        """The case at a T at which the float64 reference takes seconds at most."""
+
+    @abstractmethod
+    def gflop(self, impl: str, case: Case) -> float:
+        """10^9 operations of the products that no implementation can avoid, per iteration."""
+
+    @abstractmethod
+    def gbyte(self, impl: str, case: Case) -> float:
+        """10^9 bytes of inputs, weights, outputs and gradients, once per pass."""
+
+    @abstractmethod
+    def work(self, contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
+        """The same weights and inputs for every contestant.
+
+        ``exact``: rounded to the dtype of the case, then computed in float64.
+        """

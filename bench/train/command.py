@@ -1,0 +1,132 @@
+"""``train digits|copying|denoise``: trains one recurrent layer and keeps the run in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench import arguments
+from bench.errors import require
+from bench.train import attention, memory, plots, recall
+from bench.train.config import RECALL, TASKS, add_options, from_arguments
+from bench.train.folder import RunFolder, WriteError
+from bench.train.model import LAYERS
+from bench.train.trainer import Epoch, Trainer, TrainingError, best
+
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+PRESET_TRANSFER = (500, 5000)
+TRANSFER_SEQUENCES, TRANSFER_BATCH = 500, 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The tasks, one subcommand each."""
+    commands = parser.add_subparsers(title="tasks", required=True, metavar="TASK", dest="task")
+    for task, text in TASKS.items():
+        command = commands.add_parser(task, help=text, description=text)
+        add_options(command, task)
+        add = command.add_argument
+        add("--quick", action="store_true", help="a short look instead of a full run")
+        add("--plot", choices=("attention",), help="also draw what a rel-* or mem-* layer attends")
+        add("--out", type=Path, metavar="DIR", help="folder of the run (runs/TASK-LAYER-...)")
+        add("--resume", action="store_true", help="continue after the last finished epoch")
+        if task in RECALL:
+            add("--preset", choices=("quick",), help="T 50, H 64, batch 10: minutes on two cores")
+            text = "accuracy at other T after training (preset: 500 5000)"
+            add("--transfer", type=arguments.positive, nargs="+", metavar="T", help=text)
+        command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns 0, 1 if training failed, 130 after Ctrl-C."""
+    for module in ("tqdm", "matplotlib", "pandas", "filelock", "psutil"):
+        require(module)
+    config = from_arguments(args)
+    preset = PRESET_TRANSFER if getattr(args, "preset", None) else ()
+    delays = getattr(args, "transfer", None) or preset
+    memory.check(config, delays)
+    path = args.out or config.folder
+    print(
+        f"{config.task}: {LAYERS[config.layer].label}, H {config.hidden}, batch {config.batch}, "
+        f"lr {config.lr:g}, p {config.p:g}, {config.epochs} epochs, seed {config.seed}, "
+        f"{config.threads} threads -> {path}"
+    )
+    if config.layer == "torch" and not hasattr(args, "p"):
+        print("nn.LSTM has no h-detach: training with p = 0")
+    trainer = Trainer(config, bar=True)
+    with RunFolder(path) as folder:
+        if args.resume and folder.checkpoint.exists():
+            folder.resume(trainer)
+            print(f"continuing after epoch {len(trainer.history)}", flush=True)
+        else:
+            folder.start(config)
+            if args.resume:
+                print(f"{path} holds no finished epoch yet: starting from the beginning")
+        try:
+            _train(trainer, folder)
+            _transfer(trainer, delays, folder)
+            if args.plot == "attention":
+                title = f"{config.title}, one test sequence"
+                figure = attention.picture(*attention.weights(trainer), title)
+                print(f"attention: {folder.write_figure('attention', figure)}")
+            return 0
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except (KeyboardInterrupt, WriteError) as error:
+            failed = isinstance(error, WriteError)
+            print(
+                f"{f'error: {error}' if failed else 'stopped'}\n"
+                f"{folder.kept} finished epochs are kept in {path}\n"
+                f"continue with: {_resume_command(args, path)}",
+                file=sys.stderr,
+            )
+            return 1 if failed else INTERRUPTED
+
+
+def _train(trainer: Trainer, folder: RunFolder) -> None:
+    """Trains, draws the curves however training ends, and prints where everything is."""
+
+    def on_epoch(epoch: Epoch) -> None:
+        folder.save(trainer)
+        print(epoch.line(trainer.config.epochs), flush=True)
+
+    stopped: BaseException | None = None
+    try:
+        trainer.run(on_epoch)
+    except (KeyboardInterrupt, TrainingError) as error:
+        stopped = error
+    if trainer.history:
+        plot = folder.write_figure("curves", plots.curves(trainer.history, trainer.config.title))
+        chosen = best(trainer.history)
+        print(
+            f"best validation accuracy {chosen.validation_accuracy:.3f} in epoch {chosen.epoch}: "
+            f"test accuracy {chosen.test_accuracy:.3f}\nweights: {folder.path / 'best.pt'}\n"
+            f"log: {folder.path / 'log.csv'}\nplot: {plot}"
+        )
+    if stopped is not None:
+        raise stopped
+
+
+def _transfer(trainer: Trainer, delays: Sequence[int], folder: RunFolder) -> None:
+    """Prints and writes the accuracy at other lengths, after the trained one."""
+    config, rows = trainer.config, []
+    for delay in dict.fromkeys((config.T, *delays)) if delays else ():
+        test = recall.make(replace(config, T=delay)).test
+        accuracy = trainer.accuracy(test, count=TRANSFER_SEQUENCES, batch=TRANSFER_BATCH)
+        print(f"accuracy at T = {delay} without further training: {accuracy:.4f}", flush=True)
+        row = {"task": config.task, "layer": config.layer, "seed": config.seed}
+        row |= {"trained_T": config.T, "updates": trainer.history[-1].updates}
+        rows.append({**row, "T": delay, "accuracy": accuracy, "count": TRANSFER_SEQUENCES})
+    if rows:
+        print(f"transfer: {folder.write_table('transfer.csv', rows)}")
+
+
+def _resume_command(args: argparse.Namespace, path: Path) -> str:
+    words: list[str] = list(args.command_line)
+    words += [] if args.resume else ["--resume"]
+    words += [] if args.out else ["--out", str(path)]
+    return shlex.join(["python", "-m", "bench", *words])

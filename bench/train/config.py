@@ -1,0 +1,193 @@
+"""The options of a training run: each field of ``Config`` is an option of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import arguments
+from bench.errors import UsageError
+from bench.train.model import LAYERS
+
+TASKS = {
+    "digits": "classify digits read pixel by pixel: 8 x 8 from scikit-learn, or MNIST",
+    "copying": "remember ten symbols over T steps; the defaults are the h-detach paper's",
+    "denoise": "remember ten symbols scattered over T steps (relevancy screening paper)",
+}
+RECALL = ("copying", "denoise")
+LARGEST = 2**31 - 1
+MOST_THREADS = 1024
+
+# "mnist" is the task digits with --mnist.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "digits": {},
+    "mnist": {"batch": 100, "lr": 1e-3, "epochs": 200, "anneal": 40},
+    "copying": {
+        "T": 100, "batch": 100, "lr": 1e-3, "p": 0.5, "epochs": 600, "anneal": 40,
+        "updates_per_epoch": 1000, "train_size": 100_000,
+    },
+    "denoise": {
+        "T": 200, "batch": 10, "lr": 1e-3, "p": 0.0, "epochs": 200,
+        "updates_per_epoch": 1000, "one_hot": True, "window_size": 15,
+    },
+}  # fmt: skip
+QUICK: Mapping[str, Mapping[str, Any]] = {
+    "digits": {"epochs": 3},
+    "mnist": {"epochs": 1, "anneal": 0},
+    "copying": {"epochs": 3, "anneal": 1, "updates_per_epoch": 20, "train_size": 2000},
+    "denoise": {"epochs": 3, "updates_per_epoch": 20, "T": 50},
+}
+# Runs of minutes on two cores, the same for every layer; new sequences at every update.
+PRESET: Mapping[str, Any] = {
+    "T": 50, "hidden": 64, "batch": 10, "lr": 2e-3, "p": 0.0, "anneal": 0, "epochs": 100,
+    "updates_per_epoch": 500, "train_size": 0, "one_hot": True,
+}  # fmt: skip
+
+
+def _option(
+    default: Any, text: str, kind: Callable[[str], Any] = str, metavar: str | None = "N",
+    *, tasks: tuple[str, ...] = tuple(TASKS), choices: tuple[str, ...] | None = None,
+) -> Any:  # fmt: skip
+    about = {"text": text, "kind": kind, "metavar": metavar, "tasks": tasks, "choices": choices}
+    if callable(default):
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run; two runs with equal configurations on one machine give equal results."""
+
+    task: str
+    layer: str = _option("throughtime", "recurrent layer", metavar=None, choices=tuple(LAYERS))
+    T: int = _option(0, "steps of delay", arguments.positive, tasks=RECALL)
+    permute: bool = _option(False, "read pixels in a fixed random order", tasks=("digits",))
+    permute_seed: int = _option(0, "seed of that order", arguments.natural, tasks=("digits",))
+    mnist: str | None = _option(None, "folder of MNIST's files", str, "DIR", tasks=("digits",))
+    hidden: int = _option(128, "units", arguments.positive, "H")
+    batch: int = _option(50, "sequences per update", arguments.positive, "B")
+    lr: float = _option(2e-3, "Adam's learning rate", arguments.above_zero, "X")
+    clip: float = _option(1.0, "largest norm of the gradient", arguments.above_zero, "X")
+    p: float = _option(0.25, "detach probability", arguments.probability, "P")
+    anneal: int = _option(0, "p is 0 in the last N epochs", arguments.natural)
+    epochs: int = _option(60, "length of the run", arguments.positive)
+    updates_per_epoch: int = _option(0, "length of an epoch", arguments.positive, tasks=RECALL)
+    train_size: int = _option(
+        0, "training sequences; 0: new ones at every update", arguments.natural, tasks=RECALL
+    )
+    one_hot: bool = _option(False, "symbols as one-hot vectors, not numbers", tasks=RECALL)
+    window_size: int = _option(10, "latest steps attended by rel-*", arguments.positive)
+    top_k: int = _option(15, "earlier steps retained by rel-*", arguments.natural)
+    stop_at: float | None = _option(
+        None, "end after two epochs with this validation accuracy", arguments.probability, "A"
+    )
+    seed: int = _option(0, "of weights, data and masks", arguments.natural)
+    threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.positive)
+    device: str = _option("cpu", "where the model lives", metavar="NAME")
+    backend: str = _option("auto", "which kernels throughtime uses", metavar="NAME")
+
+    @property
+    def steps(self) -> int:
+        """Length of a sequence."""
+        return self.T + 20 if self.task in RECALL else 784 if self.mnist else 64
+
+    @property
+    def title(self) -> str:
+        """Task, layer, p and seed, for plots."""
+        return f"{self.task}, {LAYERS[self.layer].label}, p = {self.p:g}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept unless ``--out`` says so."""
+        words = {"permuted": self.permute, "mnist": self.mnist, f"T{self.T}": self.T}
+        parts = [self.task, *(word for word, told in words.items() if told), self.layer]
+        return Path("runs", "-".join([*parts, f"p{self.p:g}", f"seed{self.seed}"]))
+
+    def check_resumes(self, stored: Mapping[str, Any], source: Path) -> None:
+        """Makes sure that this run may continue the one with the stored options.
+
+        More epochs than before are fine unless p is annealed: then the number of epochs decides
+        when p becomes 0.
+
+        Raises:
+            UsageError: naming every option that differs.
+        """
+        before = stored.get("epochs")
+        longer = self.anneal == 0 and isinstance(before, int) and self.epochs > before
+        differing = [
+            f"{flag(name)} is {value!r}, was {stored.get(name, 'absent')!r}"
+            for name, value in asdict(self).items()
+            if stored.get(name, "absent") != value and not (name == "epochs" and longer)
+        ]
+        if differing:
+            raise UsageError(
+                f"--resume: {source} is of a run with other options: {'; '.join(differing)}; "
+                "give the old ones, or start anew with another --out"
+            )
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field.
+
+    Example:
+        >>> flag("train_size")
+        '--train-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def add_options(parser: argparse.ArgumentParser, task: str) -> None:
+    """The options of a task, one for each field; what is not given stays absent."""
+    for entry in fields(Config):
+        about = entry.metadata
+        if task not in about.get("tasks", ()):
+            continue
+        default = DEFAULTS[task].get(entry.name, entry.default)
+        kwargs: dict[str, Any] = {"help": about["text"], "default": argparse.SUPPRESS}
+        if isinstance(default, bool):
+            kwargs["action"] = "store_true"
+        else:
+            kwargs |= {"type": about["kind"]} | {k: about[k] for k in ("metavar", "choices")}
+            kwargs["help"] += f" ({default})" if isinstance(default, (int, float, str)) else ""
+        parser.add_argument(flag(entry.name), **kwargs)
+
+
+def from_arguments(args: argparse.Namespace) -> Config:
+    """The run that the options describe, defaults filled in.
+
+    Raises:
+        UsageError: if options contradict each other or are out of range.
+    """
+    given = {e.name: getattr(args, e.name) for e in fields(Config) if hasattr(args, e.name)}
+    kind = "mnist" if "mnist" in given else args.task
+    preset = getattr(args, "preset", None)
+    if args.quick and preset:
+        raise UsageError("--quick and --preset both say how long to train: give one of them")
+    values = dict(DEFAULTS[kind]) | dict(QUICK[kind] if args.quick else PRESET if preset else {})
+    layer = LAYERS[given.get("layer", "throughtime")]
+    if layer.screens or "p" not in layer.options:
+        values |= {"p": 0.0, "anneal": 0}
+    if layer.screens and kind == "copying":
+        values["one_hot"] = True
+    config = Config(**(values | given))
+    for name, value in (given | {"plot": args.plot}).items():
+        using = [key for key, other in LAYERS.items() if name in other.options]
+        if value and using and config.layer not in using:
+            raise UsageError(
+                f"{flag(name)} makes no difference to --layer {config.layer}, got {value}: "
+                f"leave it out, or use one of {', '.join(using)}"
+            )
+    if config.anneal > config.epochs:
+        raise UsageError(
+            f"--anneal must be at most --epochs ({config.epochs}), got {config.anneal}"
+        )
+    for name, value in given.items():
+        most = MOST_THREADS if name == "threads" else LARGEST
+        if type(value) is int and value > most:
+            raise UsageError(f"{flag(name)}: wanted a whole number up to {most}, got {value}")
+    return config

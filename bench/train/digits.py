@@ -1,0 +1,114 @@
+"""The task digits: handwritten digits, read pixel by pixel; the class is asked for at the end."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.errors import UsageError, require
+from bench.train.config import Config
+from bench.train.task import Sequences, Task
+
+CLASSES = 10
+SIDE = 28
+PARTS = ("train", "t10k")  # of MNIST: for learning, for the test
+SPLIT_SEED = 0
+BUNDLED_TEST = 0.2
+VALIDATION = 1 / 6
+
+
+def split(sequences: Sequences, fraction: float) -> tuple[Sequences, Sequences]:
+    """Two disjoint parts, always the same; the second has ``fraction`` of every class."""
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    labels = sequences.targets.flatten()
+    second = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(CLASSES):
+        members = torch.nonzero(labels == label).flatten()
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        second[shuffled[: round(fraction * len(members))]] = True
+    pixels, targets = sequences.inputs, sequences.targets
+    return Sequences(pixels[~second], targets[~second]), Sequences(pixels[second], targets[second])
+
+
+def make(config: Config) -> Task:
+    """The 1797 bundled images of 8 x 8 pixels, or MNIST; the split is the same for every seed."""
+    if config.mnist is None:
+        bunch = require("sklearn.datasets").load_digits()
+        pixels = torch.tensor(bunch.data, dtype=torch.float32) / 16  # grey values 0 to 16
+        bundled = Sequences(pixels, torch.tensor(bunch.target).unsqueeze(1))
+        learning, test = split(bundled, BUNDLED_TEST)
+    else:
+        learning, test = (read_mnist(Path(config.mnist), part) for part in PARTS)
+    if config.permute:
+        generator = torch.Generator().manual_seed(config.permute_seed)
+        order = torch.randperm(config.steps, generator=generator)
+        learning, test = (Sequences(s.inputs[:, order], s.targets) for s in (learning, test))
+    train, validation = split(learning, VALIDATION)
+    if not len(validation):
+        raise UsageError(
+            f"--mnist: {config.mnist}: wanted training images of which a sixth can be held out "
+            f"for validation, got {len(learning)}; give 4 or more of one digit"
+        )
+    return Task(train, validation, test, features=1, classes=CLASSES)
+
+
+def read_mnist(folder: Path, part: str) -> Sequences:
+    """One part of MNIST from its IDX files, checked against each other.
+
+    Raises:
+        UsageError: naming the file, what was wanted, what was found and the way out.
+    """
+    images_path, images = _read(folder, f"{part}-images", 3)
+    labels_path, labels = _read(folder, f"{part}-labels", 1)
+    if images.shape[1:] != (SIDE, SIDE):
+        found = " x ".join(str(n) for n in images.shape[1:])
+        raise _broken(images_path, f"images of {SIDE} x {SIDE} pixels", f"{found} pixels")
+    if len(labels) != len(images):
+        wanted = f"{len(images)} labels, one for each image in {images_path.name}"
+        raise _broken(labels_path, wanted, f"{len(labels)} labels")
+    if len(images) == 0:
+        raise _broken(images_path, "one image or more", "none")
+    if int(labels.max()) >= CLASSES:
+        raise _broken(labels_path, "labels from 0 to 9", f"a label {int(labels.max())}")
+    return Sequences(images.flatten(1).float() / 255, labels.unsqueeze(1))
+
+
+def _read(folder: Path, stem: str, dimensions: int) -> tuple[Path, Tensor]:
+    """The IDX file of that stem in any of its usual spellings, plain or gzipped, and its path.
+
+    Source: the home page of the MNIST database (LeCun, Cortes, Burges): magic bytes, big-endian
+    uint32 sizes, values.
+    """
+    end = f"idx{dimensions}-ubyte"
+    names = [f"{stem}{separator}{end}{suffix}" for separator in "-." for suffix in ("", ".gz")]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        found = "no such file" if folder.is_dir() else "no such folder"
+        raise _broken(folder, f"one of {', '.join(names)}", found)
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _broken(path, "a complete gzip file", f"a damaged one ({error})") from error
+    except OSError as error:
+        raise _broken(path, "a readable file", str(error.strerror)) from error
+    numpy = require("numpy")
+    magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
+    if data[:4] != magic or len(data) < header:
+        wanted = f"a header of {header} bytes that starts with {magic.hex(' ')}"
+        raise _broken(path, wanted, f"{data[:header].hex(' ') or 'an empty file'}")
+    sizes = numpy.frombuffer(data, ">u4", dimensions, offset=4).tolist()
+    values = numpy.frombuffer(data[header:], "u1")
+    if len(values) != math.prod(sizes):
+        shape = " x ".join(str(size) for size in sizes)
+        raise _broken(path, f"{math.prod(sizes)} bytes of values ({shape})", str(len(values)))
+    return path, torch.tensor(values).reshape(sizes)
+
+
+def _broken(path: Path, wanted: str, found: str) -> UsageError:
+    return UsageError(f"--mnist: {path}: wanted {wanted}, found {found}; download the file again")

@@ -1,0 +1,51 @@
+"""Refuses a run that this machine has no memory for, before the run takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import UsageError, require
+from bench.train.config import RECALL, Config
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def check(config: Config, delays: Sequence[int] = ()) -> None:
+    """Makes sure that the least memory that a run needs is free.
+
+    Args:
+        config: the run.
+        delays: other T that the model is evaluated at.
+
+    Raises:
+        UsageError: naming the options that ask for the most.
+    """
+    steps = max([config.steps, *(delay + 20 for delay in delays)])
+    batch = config.batch if config.task in RECALL else min(config.batch, 60_000)
+    needed = {
+        # float32 weights [4H, H], their gradients and Adam's two moments.
+        "--hidden": 4 * 4 * 4 * config.hidden**2,
+        # Output and its gradient.
+        "--T, --transfer, --batch and --hidden": 4 * steps * batch * 2 * config.hidden,
+        # Symbols; for denoise the random numbers that choose their places.
+        "--train-size and --T": config.train_size * (80 + 4 * steps * (config.task == "denoise")),
+        "--updates-per-epoch and --batch": 8 * config.updates_per_epoch * batch,
+    }
+    free = available()
+    if config.device == "cpu" and sum(needed.values()) > free:
+        raise UsageError(
+            f"{max(needed, key=lambda name: needed[name])}: wanted a run that fits into "
+            f"{free / 2**30:.3g} GiB, the free memory, got one that needs at least "
+            f"{sum(needed.values()) / 2**30:.3g} GiB; give smaller numbers"
+        )
+
+
+def available() -> int:
+    """Bytes that this process may still take: of the machine, and of its container."""
+    free = int(require("psutil").virtual_memory().available)
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return free
+    return min(free, limit - used)

@@ -1,0 +1,77 @@
+"""What is trained: one recurrent layer, named by ``--layer``, and a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+import throughtime
+from bench.operations.lstm_peers import LoopLSTM
+
+if TYPE_CHECKING:
+    from bench.train.config import Config
+    from bench.train.task import Task
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kind of layer; it maps ``[T, B, features]`` to ``(output [T, B, H], states)``.
+
+    ``make`` takes the number of features and the configuration; ``options`` are those of the
+    command line that make a difference to this layer and not to each one.
+    """
+
+    label: str
+    make: Callable[[int, Config], nn.Module]
+    options: tuple[str, ...]
+
+    @property
+    def screens(self) -> bool:
+        """Whether it attends by relevancy screening, so that attention can be drawn."""
+        return "plot" in self.options
+
+
+def _lstm(kind: type[throughtime.LSTM]) -> Callable[[int, Config], nn.Module]:
+    return lambda n, c: kind(n, c.hidden, detach_prob=c.p, backend=c.backend)  # type: ignore[arg-type]
+
+
+def _screening(label: str, **options: Any) -> Layer:
+    def make(features: int, config: Config) -> nn.Module:
+        given: dict[str, Any] = {"detach_prob": config.p, "backend": config.backend}
+        given |= {"window_size": config.window_size, "top_k": config.top_k}
+        return throughtime.RelLSTM(features, config.hidden, **(given | options))
+
+    # With top_k=None everything that leaves the window is kept: no option decides.
+    names = () if "top_k" in options else ("window_size", "top_k")
+    return Layer(label, make, ("p", "plot", *names))
+
+
+LAYERS = {
+    "throughtime": Layer("throughtime", _lstm(throughtime.LSTM), ("p",)),
+    "torch": Layer("nn.LSTM", lambda n, config: nn.LSTM(n, config.hidden), ()),
+    "loop": Layer("Python loop", _lstm(LoopLSTM), ("p",)),
+    "rel-lstm": _screening("RelLSTM"),
+    "mem-lstm": _screening("MemLSTM", top_k=None),
+    "rel-first": _screening("RelLSTM, first states kept", retain="first"),
+    "rel-rnn": _screening("RelRNN", cell="tanh"),
+    "mem-rnn": _screening("MemRNN", cell="tanh", top_k=None),
+}
+
+
+class SequenceClassifier(nn.Module):
+    """Classifies the last ``task.target_steps`` steps of a sequence from a layer's output."""
+
+    def __init__(self, layer: nn.Module, hidden_size: int, task: Task) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(hidden_size, task.classes)
+        self.target_steps = task.target_steps
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Input ``[T, B, features]`` -> logits ``[S, B, classes]``."""
+        output, _ = self.layer(input)
+        logits: Tensor = self.head(output[-self.target_steps :])
+        return logits

@@ -1,0 +1,270 @@
+"""The trainer: one epoch at a time, with a state that can be saved between epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import throughtime
+from bench.errors import UsageError, require
+from bench.train import digits, recall
+from bench.train.config import Config
+from bench.train.model import LAYERS, SequenceClassifier
+from bench.train.task import Batches, Task
+
+EVALUATION_BATCH = 500
+MAKERS = {"digits": digits.make, "copying": recall.make, "denoise": recall.make}
+
+
+class TrainingError(Exception):
+    """Training cannot continue; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of log.csv.
+
+    ``updates`` counts from the start of the run; ``seconds`` and ``sequences_per_s`` are those of
+    training alone, without evaluation; accuracies are fractions, the training one the mean over
+    the epoch; gradient norms are taken before clipping.
+    """
+
+    epoch: int
+    updates: int
+    seconds: float
+    loss: float
+    train_accuracy: float
+    validation_accuracy: float
+    test_accuracy: float
+    grad_norm_median: float
+    grad_norm_max: float
+    p: float
+    sequences_per_s: float
+
+    def line(self, epochs: int) -> str:
+        """The summary that is printed after the epoch."""
+        return (
+            f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  loss {self.loss:.4f}  accuracy: "
+            f"train {self.train_accuracy:.3f} validation {self.validation_accuracy:.3f} "
+            f"test {self.test_accuracy:.3f}  gradient norm: median {self.grad_norm_median:.3g} "
+            f"max {self.grad_norm_max:.3g}  p {self.p:g}  "
+            f"{self.sequences_per_s:.0f} sequences/s  {self.seconds:.1f} s"
+        )
+
+
+def best(history: Iterable[Epoch]) -> Epoch:
+    """The epoch with the best validation accuracy, the first of equals."""
+    return max(history, key=lambda epoch: (epoch.validation_accuracy, -epoch.epoch))
+
+
+class Trainer:
+    """Trains a model on a task, both made from the configuration.
+
+    Trainers with equal configurations do the same to the bit, and so does one that loads the
+    other's state between epochs. One seed gives the same weights to every layer.
+
+    Args:
+        config: the run.
+        bar: show the progress of each epoch, if stderr is a terminal.
+
+    Raises:
+        UsageError: if the model cannot be built, or not on that device.
+    """
+
+    def __init__(self, config: Config, *, bar: bool = False) -> None:
+        torch.set_num_threads(config.threads)
+        self.config, self._bar = config, bar
+        self.task: Task = MAKERS[config.task](config)
+        self.history: list[Epoch] = []
+        torch.manual_seed(config.seed)
+        try:
+            layer = LAYERS[config.layer].make(self.task.features, config)
+            self.model = SequenceClassifier(layer, config.hidden, self.task).to(config.device)
+        except (RuntimeError, ValueError, AssertionError) as error:  # torch asserts a missing CUDA
+            raise UsageError(
+                f"--hidden {config.hidden}, --device {config.device}, --backend {config.backend}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self._schedule: throughtime.DetachSchedule | None = None
+        if config.p > 0:
+            self._schedule = throughtime.DetachSchedule(
+                self.model, config.epochs, final_steps=config.anneal
+            )
+        self._order = torch.Generator().manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # masks are drawn from torch's default generator
+
+    def run(self, on_epoch: Callable[[Epoch], object], *, until: int | None = None) -> None:
+        """Trains the epochs that are left.
+
+        Args:
+            on_epoch: called after each epoch, when the state may be saved.
+            until: stop after this epoch; None trains all of them.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, between two updates and never within ``on_epoch``.
+            TrainingError: if the loss is no longer a number, or the memory is used up.
+        """
+        last = self.config.epochs if until is None else until
+        with _delayed_interrupt() as check_interrupt:
+            while len(self.history) < last and not self.arrived():
+                try:
+                    self.history.append(self._epoch(check_interrupt))
+                except RuntimeError as error:
+                    reason = str(error).splitlines()[0]
+                    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+                        raise TrainingError(
+                            f"out of memory in epoch {len(self.history) + 1}: make --hidden, "
+                            f"--batch or the sequences smaller ({reason})"
+                        ) from error
+                    raise
+                on_epoch(self.history[-1])
+                check_interrupt()
+
+    def arrived(self) -> bool:
+        """Whether two epochs in a row have reached ``stop_at``."""
+        wanted = self.config.stop_at
+        accuracies = [epoch.validation_accuracy for epoch in self.history[-2:]]
+        return wanted is not None and len(accuracies) == 2 and min(accuracies) >= wanted
+
+    def _epoch(self, check_interrupt: Callable[[], None]) -> Epoch:
+        before = self.history[-1].updates if self.history else 0
+        p = 0.0 if self._schedule is None else self._schedule.get_last_value()[0]
+        order = self.task.order(self.config.batch, self._order)
+        sizes = [len(indices) for indices in order]
+        results: list[tuple[float, float, float]] = []
+        self.model.train()
+        start = time.perf_counter()
+        with require("tqdm").tqdm(
+            total=sum(sizes),
+            desc=f"epoch {len(self.history) + 1}/{self.config.epochs}",
+            unit="seq",
+            file=sys.stderr,
+            leave=False,
+            disable=None if self._bar else True,  # None: unless stderr is a terminal
+        ) as bar:
+            for indices in order:
+                results.append(self._update(indices, before + len(results) + 1))
+                shown = "loss {:.3f}, accuracy {:.3f}, gradient {:.3g}".format(*results[-1])
+                bar.set_postfix_str(shown, refresh=False)
+                bar.update(len(indices))
+                check_interrupt()
+        seconds = time.perf_counter() - start
+        if self._schedule is not None:
+            self._schedule.step()
+        losses, accuracies, norms = zip(*results, strict=True)
+        return Epoch(
+            epoch=len(self.history) + 1,
+            updates=before + len(order),
+            seconds=seconds,
+            loss=_mean(losses, sizes),
+            train_accuracy=_mean(accuracies, sizes),
+            validation_accuracy=self.accuracy(self.task.validation),
+            test_accuracy=self.accuracy(self.task.test),
+            grad_norm_median=statistics.median(norms),
+            grad_norm_max=max(norms),
+            p=p,
+            sequences_per_s=sum(sizes) / seconds,
+        )
+
+    def _update(self, indices: Tensor, number: int) -> tuple[float, float, float]:
+        """One update; returns loss, accuracy and the norm of the gradient before clipping."""
+        config = self.config
+        x, y = (part.to(config.device) for part in self.task.train.batch(indices))
+        logits = self.model(x)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        scored = len(indices) * self.task.scored_steps
+        values = loss.item(), self._hits(logits, y) / scored, norm.item()
+        if not all(map(math.isfinite, values)):
+            raise TrainingError(
+                f"the loss is {values[0]:g} and the norm of its gradient {values[2]:g} at update "
+                f"{number} (epoch {len(self.history) + 1}); try a smaller --lr (now "
+                f"{config.lr:g}), a smaller --clip (now {config.clip:g}) or a larger --p (now "
+                f"{config.p:g})"
+            )
+        self._optimizer.step()
+        return values
+
+    def accuracy(
+        self, sequences: Batches, *, count: int | None = None, batch: int = EVALUATION_BATCH
+    ) -> float:
+        """Fraction of right answers on the first ``count``, without training anything."""
+        self.model.eval()
+        hits = 0.0
+        count = len(sequences) if count is None else count
+        with torch.inference_mode():
+            for indices in torch.split(torch.arange(count), batch):
+                x, y = (part.to(self.config.device) for part in sequences.batch(indices))
+                hits += self._hits(self.model(x), y)
+        return hits / (count * self.task.scored_steps)
+
+    def _hits(self, logits: Tensor, y: Tensor) -> float:
+        scored = self.task.scored_steps
+        return float((logits[-scored:].argmax(-1) == y[-scored:]).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on."""
+        return {
+            "config": asdict(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "order": self._order.get_state(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the epoch at which ``state_dict`` was called."""
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._order.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.history = [Epoch(**row) for row in state["history"]]
+        if self._schedule is not None:
+            for _ in self.history:
+                self._schedule.step()
+
+
+def _mean(values: Iterable[float], weights: list[int]) -> float:
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+
+
+@contextlib.contextmanager
+def _delayed_interrupt() -> Iterator[Callable[[], None]]:
+    """Holds the first Ctrl-C back until the yielded function is called; a second stops at once.
+
+    So a checkpoint that is being written gets finished.
+    """
+    pressed = False
+
+    def hold(number: int, frame: object) -> None:
+        nonlocal pressed
+        check()
+        pressed = True
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, hold)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)

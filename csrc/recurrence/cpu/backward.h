@@ -1,0 +1,431 @@
+// The backward walk through time on the CPU, with h-detach, for any cell.
+//
+// From the last step of the walk to the first, da_t the gradient of the gate sums:
+//
+//   dh_t = dy_t + (da_{t+1} W_hh, unless step t+1 is detached)     the cell: dh_t, dc_t to da_t, dc_{t-1}
+//   dW_hh = sum da_t^T h_{t-1}     dW_ih = sum da_t^T x_t     db = sum da_t     dx_t = da_t W_ih
+//
+// With a projection of the cell's output u the first line gives dr_t, then dh_t = dr_t W_hr,
+// dW_hr = sum dr_t^T u_t.
+//
+// At a detached step there is no product da W_hh, and so no barrier.
+//
+// da is stored in blocks of units: [block][slot][row][G L], slot a ring over the steps of one chunk
+// plus the one before. So one layout serves as the left operand of da W (scalars) and as the right
+// operand of the weight gradient (vectors), and both read memory in order. Weight gradients are
+// summed per chunk in registers, then per group, then over groups, always in the same order:
+// results are bit-equal for every number of threads.
+#pragma once
+
+#include "recurrence/cpu/pack.h"
+#include "recurrence/cpu/plan.h"
+#include "recurrence/cpu/ring.h"
+#include "recurrence/cpu/weight_gradients.h"
+
+namespace throughtime {
+namespace {
+
+template <typename Cell>
+class BackwardWalk {
+  using S = typename Cell::Number;
+  static constexpr int G = Cell::kGates;
+  static constexpr int64_t L = kLanes<S>;
+  static constexpr int64_t kGates = G * L;
+  static constexpr int64_t kCell = (Cell::kSaved - 1) * L;  // place of c in what is saved
+
+ public:
+  BackwardWalk(const WalkBackward<S>& args, const Runtime& runtime)
+      : p_(args),
+        in_(args.in),
+        shape_(args.in.shape),
+        plan_(plan_walk(shape_, G, sizeof(S))),
+        schedule_(schedule_walk(shape_, G, plan_, runtime.threads)),
+        blocks_(divide_up(shape_.H, L)),
+        outputs_(divide_up(shape_.R, L)),
+        projected_(in_.weight_hr != nullptr),
+        width_(panel_width()),
+        panels_(divide_up(blocks_, width_)),
+        panels_out_(divide_up(outputs_, width_)),
+        most_rows_(divide_up(shape_.B, plan_.groups)),
+        slots_(plan_.chunk + 1),
+        ld_dr_(leading_dimension<S>(outputs_ * L)),
+        scratch_(runtime),
+        weights_(args, plan_, schedule_, &scratch_) {
+    const auto per_lane = [&](bool wanted, int64_t size) {
+      return scratch_.template reserve<S>(wanted ? schedule_.lanes : 0, size);
+    };
+    panel_h_ = scratch_.template reserve<S>(Panels<S>::numbers(blocks_ * kGates, outputs_));
+    panel_x_ = scratch_.template reserve<S>(
+        p_.dx ? Panels<S>::numbers(blocks_ * kGates, divide_up(shape_.I, L)) : 0);
+    panel_r_ = scratch_.template reserve<S>(projected_, Panels<S>::numbers(shape_.R, blocks_));
+    da_ = per_lane(true, da_size());
+    dc_ = per_lane(true, dc_size());
+    dr_ = per_lane(projected_, dr_size());
+    u_ = per_lane(projected_, u_size());
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
+    scratch_.allocate();
+    run_workers(runtime, schedule_, barriers_(), *this);
+  }
+
+  int64_t blocks() const { return blocks_; }
+
+  void prepare(Share blocks) {
+    const auto part = [&](int64_t count) {
+      return Share(count, blocks.begin, blocks.end, blocks_);
+    };
+    pack_rows(panel_h(), shape_.R, part(panels_out_),
+              [&](int64_t n) { return gate_row<G>(in_.weight_hh, shape_.H, shape_.R, n); });
+    if (p_.dx)
+      pack_rows(panel_x(), shape_.I, part(panel_x().count()),
+                [&](int64_t n) { return gate_row<G>(in_.weight_ih, shape_.H, shape_.I, n); });
+    if (projected_)
+      pack_rows(panel_r(), shape_.H, part(panels_),
+                [&](int64_t n) { return in_.weight_hr + n * shape_.H; });
+  }
+
+  void walk(const Member& member) {
+    for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
+      walk_group(member, group, Share(shape_.B, group, plan_.groups));
+  }
+
+  void finish(Share blocks) {
+    if (weights_.wanted()) weights_.finish(blocks);
+  }
+
+ private:
+  struct Group : GroupPart {
+    Share panels;      // own panels of width_ blocks of units: those of `blocks`
+    Share panels_out;  // own panels of width_ vectors of outputs; without a projection, the same
+    Ring<S> da;        // [blocks][slots][rows][G L]
+    S* dc;             // [blocks, rows, L]
+    Ring<S> dr;        // [1][slots][rows][ld_dr], with a projection only, as the next
+    Ring<S> u;         // [blocks][slots][rows][L]: the cell's output
+  };
+
+  // Blocks of units per panel of W_hh: wide tiles, but at least one panel for every worker.
+  int64_t panel_width() const {
+    int64_t width = kPanelVectors;
+    while (width > 1 && divide_up(blocks_, width) < schedule_.team) width /= 2;
+    return width;
+  }
+  Panels<S> panel_h() const { return {panel_h_(), blocks_ * kGates, outputs_, width_}; }
+  Panels<S> panel_x() const { return {panel_x_(), blocks_ * kGates, divide_up(shape_.I, L)}; }
+  Panels<S> panel_r() const { return {panel_r_(), shape_.R, blocks_, width_}; }
+  int64_t da_size() const { return times(blocks_, slots_, most_rows_, kGates); }
+  int64_t dc_size() const { return Cell::kCarriesCell ? times(blocks_, most_rows_, L) : 0; }
+  int64_t dr_size() const { return times(slots_, most_rows_, ld_dr_); }
+  int64_t u_size() const { return times(blocks_, slots_, most_rows_, L); }
+  int64_t tail(int64_t block) const { return shape_.H - block * L; }
+  int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
+
+  void walk_group(const Member& member, int64_t group, Share group_rows) {
+    const int64_t lane = member.lane, rows = group_rows.end - group_rows.begin;
+    const Share panels(panels_, member.begin, member.end, schedule_.team);
+    Share blocks = panels;
+    blocks.begin = panels.begin * width_;
+    blocks.end = panels.end * width_ < blocks_ ? panels.end * width_ : blocks_;
+    const Group g{{member, schedule_.team, group_rows.begin, rows, blocks},
+                  panels,
+                  Share(panels_out_, member.begin, member.end, schedule_.team),
+                  {da_() + lane * da_size(), slots_, rows, kGates},
+                  dc_() + lane * dc_size(),
+                  {projected_ ? dr_() + lane * dr_size() : nullptr, slots_, rows, ld_dr_},
+                  {projected_ ? u_() + lane * u_size() : nullptr, slots_, rows, L}};
+    const int64_t longest = in_.length(g.row0);
+    if (weights_.wanted() && longest == 0) weights_.clear(g, group);
+    pass_through_empty(g);
+    const auto lap = [&](Phase phase) { member.watch->lap(phase); };
+    lap(kOther);
+    const int64_t first = in_.reverse ? shape_.T - longest : 0;
+    Chunk chunk{in_.reverse ? shape_.T : longest, 0, 0};
+    for (int64_t walked = 0; chunk.step > first; chunk.n += chunk.steps) {
+      chunk.steps = chunk.step - first < plan_.chunk ? chunk.step - first : plan_.chunk;
+      chunk.step -= chunk.steps;
+      if (weights_.wanted()) weights_.gather(g, chunk);
+      lap(kGather);
+      for (int64_t k = 0; k < chunk.steps; ++k) {
+        const int64_t step = chunk.step + chunk.steps - 1 - k, t = in_.time(step);
+        const int64_t active = active_rows(in_, t, g.row0, g.rows);
+        retreat(g, step, chunk.n + k, active, walked);
+        walked = active;
+        if (k + 1 < chunk.steps && !all_detached(g, t, 0, active)) member.wait();
+      }
+      member.wait();
+      if (weights_.wanted()) {
+        weights_.add(g, group, chunk, g.da);
+        if (projected_) weights_.add_projection(g, group, chunk, g.dr, g.u);
+        lap(kWeights);
+      }
+      if (p_.dx) {
+        input_gradients(g, chunk);
+        lap(kInputGradients);
+      }
+      if (chunk.step == first) leave(g, first, (chunk.n + chunk.steps - 1) % slots_, 0, walked);
+      lap(kOther);
+      member.wait();
+    }
+  }
+
+  // A row without any step hands its state, and so its gradient, straight through.
+  void pass_through_empty(const Group& g) {
+    for (int64_t row = g.rows - 1; row >= 0 && in_.length(g.row0 + row) == 0; --row) {
+      const int64_t sample = in_.order[g.row0 + row];
+      for_own_outputs(g, [&](int64_t vector) {
+        const int64_t at = sample * shape_.R + vector * L;
+        store_part(p_.dh0 + at, load_or_zero(p_.dh_n, at, tail_out(vector)), tail_out(vector));
+      });
+      for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
+        const int64_t at = sample * shape_.H + block * L;
+        store_part(p_.dc0 + at, load_or_zero(p_.dc_n, at, tail(block)), tail(block));
+      }
+    }
+  }
+
+  template <typename F>
+  TT_INLINE void for_own_outputs(const Group& g, const F& f) {
+    for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q)
+      for (int64_t j = 0; j < vectors_of(q, outputs_); ++j) f(q * width_ + j);
+  }
+
+  TT_INLINE static Vec<S> load_or_zero(const S* from, int64_t at, int64_t count) {
+    return from ? load_part(from + at, count) : Vec<S>{};
+  }
+
+  bool all_detached(const Group& g, int64_t t, int64_t begin, int64_t end) const {
+    if (!p_.detach && !in_.reset) return false;
+    if (p_.detach && p_.detach_stride_b == 0 && p_.detach[t * p_.detach_stride_t]) return true;
+    for (int64_t row = begin; row < end; ++row)
+      if (!p_.detaches(t, g.row0 + row)) return false;
+    return true;
+  }
+
+  // One step back in time: rows [0, active) are inside their sequence at this step, rows
+  // [0, walked) were at the step after it.
+  void retreat(const Group& g, int64_t step, int64_t n, int64_t active, int64_t walked) {
+    const int64_t going_on = active < walked ? active : walked;
+    const int64_t slot = n % slots_, slot_after = (n + slots_ - 1) % slots_;
+    const int64_t t = in_.time(step), t_after = in_.time(step + 1);
+    if (active < walked) leave(g, step + 1, slot_after, active, walked);
+    enter_cells(g, going_on, active);
+    g.member.watch->lap(kOther);
+    for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q) {
+      const int64_t vector = q * width_, vectors = vectors_of(q, outputs_);
+      for_row_tiles(0, going_on, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        recurrent_gradient(g, t_after, slot_after, row, height, q, dh.numbers);
+        g.member.watch->lap(kRecurrent);
+        put_gradient(g, dh.numbers, height, vectors, step, t, slot, vector, row);
+      });
+      for_row_tiles(going_on, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        load_h_n(g, row, height, vector, vectors, dh.numbers);
+        put_gradient(g, dh.numbers, height, vectors, step, t, slot, vector, row);
+      });
+    }
+    if (projected_) {
+      g.member.wait();
+      unproject(g, step, t, slot, active);
+    }
+  }
+
+  int64_t vectors_of(int64_t panel, int64_t all) const {
+    const int64_t left = all - panel * width_;
+    return left < width_ ? left : width_;
+  }
+
+  // Rows of da as the left operand of a product.
+  Left<S> da_rows(const Group& g, int64_t slot, int64_t row) const {
+    return {g.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * g.rows * kGates};
+  }
+
+  // What the gates of the step at t_after hand to the outputs before it.
+  void recurrent_gradient(const Group& g, int64_t t_after, int64_t slot_after, int64_t row,
+                          int64_t height, int64_t panel, S* dh) {
+    const int64_t size = vectors_of(panel, outputs_) * L;
+    if (all_detached(g, t_after, row, row + height)) {
+      std::memset(dh, 0, height * size * sizeof(S));
+      return;
+    }
+    product(da_rows(g, slot_after, row), panel_h(), panel, height, {dh, size});
+    if (!p_.detach && !in_.reset) return;
+    for (int64_t i = 0; i < height; ++i)
+      if (p_.detaches(t_after, g.row0 + row + i)) std::memset(dh + i * size, 0, size * sizeof(S));
+  }
+
+  void load_h_n(const Group& g, int64_t row, int64_t height, int64_t vector, int64_t vectors,
+                S* dh) {
+    for (int64_t i = 0; i < height; ++i)
+      for (int64_t j = 0; j < vectors; ++j, dh += L) {
+        const int64_t from = in_.order[g.row0 + row + i] * shape_.R + (vector + j) * L;
+        store(dh, load_or_zero(p_.dh_n, from, tail_out(vector + j)));
+      }
+  }
+
+  // The gradient of an output goes on to the cells, or waits for the others before a projection.
+  void put_gradient(const Group& g, S* dh, int64_t height, int64_t vectors, int64_t step, int64_t t,
+                    int64_t slot, int64_t vector, int64_t row) {
+    if (p_.dy) add_output_gradient(g, dh, height, vectors, t, vector, row);
+    if (projected_) {
+      for (int64_t i = 0; i < height; ++i)
+        std::memcpy(g.dr.at(0, slot, row + i) + vector * L, dh + i * vectors * L,
+                    vectors * L * sizeof(S));
+    } else {
+      cells(g, dh, height, vectors, step, t, slot, vector, row);
+    }
+    g.member.watch->lap(kPointwise);
+  }
+
+  void add_output_gradient(const Group& g, S* dh, int64_t height, int64_t vectors, int64_t t,
+                           int64_t vector, int64_t row) {
+    for (int64_t i = 0; i < height; ++i) {
+      const int64_t sample = in_.order[g.row0 + row + i];
+      const S* dy = p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b;
+      for (int64_t j = 0; j < vectors; ++j, dh += L)
+        store(dh, load(dh) + (p_.dy_same ? splat(*dy)
+                                         : load_part(dy + (vector + j) * L, tail_out(vector + j))));
+    }
+  }
+
+  void unproject(const Group& g, int64_t step, int64_t t, int64_t slot, int64_t active) {
+    for (int64_t q = g.panels.begin; q < g.panels.end; ++q) {
+      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        product<S>({g.dr.at(0, slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
+                   {dh.numbers, vectors_of(q, blocks_) * L});
+        g.member.watch->lap(kProjection);
+        cells(g, dh.numbers, height, vectors_of(q, blocks_), step, t, slot, q * width_, row);
+        g.member.watch->lap(kPointwise);
+      });
+    }
+  }
+
+  // The last step of a sequence gets the gradient of its cell state from c_n.
+  void enter_cells(const Group& g, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
+        const int64_t from = in_.order[g.row0 + row] * shape_.H + block * L;
+        store(g.dc + (block * g.rows + row) * L, load_or_zero(p_.dc_n, from, tail(block)));
+      }
+  }
+
+  // Gradients of the outputs of `height` rows and `vectors` blocks to those of the gate sums.
+  void cells(const Group& g, const S* dh, int64_t height, int64_t vectors, int64_t step, int64_t t,
+             int64_t slot, int64_t block, int64_t row) {
+    for (int64_t j = 0; j < vectors; ++j)
+      cells_of_block(g, dh + j * L, vectors * L, height, step, t, slot, block + j, row);
+  }
+
+  void cells_of_block(const Group& g, const S* dh, int64_t dh_stride, int64_t height, int64_t step,
+                      int64_t t, int64_t slot, int64_t block, int64_t row) {
+    const int64_t at = g.row0 + row;
+    const bool watch = in_.lengths || in_.reset || t == in_.first_time(at);
+    const S* saved = saved_at(t, block, at);
+    const S* before = step > 0 ? saved_at(in_.time(step - 1), block, at) : saved;
+    S* carried = g.dc + (block * g.rows + row) * L;
+    S* da = g.da.at(block, slot, row);
+    S* u = projected_ ? g.u.at(block, slot, row) : nullptr;
+    for (int64_t r = 0; r < height; ++r) {
+      Vec<S> kept[Cell::kSaved], gates[G], c_before{}, dc{};
+      load_vectors<Cell::kSaved>(saved, L, kept);
+      if (Cell::kCarriesCell) {
+        c_before = watch ? cell_before(t, block, at + r, before) : load(before + kCell);
+        for (int v = 0; v < Cell::kSaved - 1; ++v) __builtin_prefetch(before + v * L);
+        dc = load(carried);
+      }
+      const Vec<S> output = Cell::retreat(kept, c_before, load(dh), &dc, gates);
+      if (Cell::kCarriesCell) {
+        store(carried, watch && in_.resets(t, at + r) ? Vec<S>{} : dc);
+        carried += L;
+      }
+      store_vectors<G>(da, L, gates);
+      if (u) {
+        store(u, output);
+        u += L;
+      }
+      saved += Cell::kSaved * L;
+      before += Cell::kSaved * L;
+      dh += dh_stride;
+      da += kGates;
+    }
+    if (tail(block) < L) clear_padding(g.da.at(block, slot, row), height * G, tail(block));
+  }
+
+  // Past the last unit there are elements without a unit: infinity times a weight of zero has made them NaN.
+  TT_INLINE static void clear_padding(S* gates, int64_t count, int64_t units) {
+    for (; count > 0; --count, gates += L) store(gates, load_part(gates, units));
+  }
+
+  const S* saved_at(int64_t t, int64_t block, int64_t at) const {
+    return p_.saved + ((t * blocks_ + block) * shape_.B + at) * (Cell::kSaved * L);
+  }
+
+  Vec<S> cell_before(int64_t t, int64_t block, int64_t at, const S* before) const {
+    if (in_.resets(t, at)) return Vec<S>{};
+    if (t != in_.first_time(at)) return load(before + kCell);
+    return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
+  }
+
+  // Rows [begin, end) took their first step at `step`: what is left goes to h_0 and c_0.
+  void leave(const Group& g, int64_t step, int64_t slot, int64_t begin, int64_t end) {
+    const int64_t t = in_.time(step);
+    for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q)
+      for_row_tiles(begin, end, [&](int64_t row, int64_t height) {
+        TileBuffer<S> dh;
+        recurrent_gradient(g, t, slot, row, height, q, dh.numbers);
+        const int64_t vectors = vectors_of(q, outputs_);
+        for (int64_t i = 0; i < height; ++i)
+          for (int64_t j = 0; j < vectors; ++j) {
+            const int64_t vector = q * width_ + j;
+            const int64_t to = in_.order[g.row0 + row + i] * shape_.R + vector * L;
+            store_part(p_.dh0 + to, load(dh.numbers + (i * vectors + j) * L), tail_out(vector));
+          }
+      });
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
+        const int64_t to = in_.order[g.row0 + row] * shape_.H + block * L;
+        store_part(p_.dc0 + to, load(g.dc + (block * g.rows + row) * L), tail(block));
+      }
+  }
+
+  void input_gradients(const Group& g, const Chunk& chunk) {
+    const Panels<S> weight = panel_x();
+    for_runs(in_, g, chunk, slots_, [&](int64_t slot, int64_t index, int64_t rows) {
+      const Share own = g.own(rows);
+      for (int64_t q = 0; q < weight.count(); ++q)
+        for_row_tiles(own.begin, own.end, [&](int64_t row, int64_t height) {
+          TileBuffer<S> dx;
+          const int64_t vectors = weight.width_of(q);
+          product(da_rows(g, slot, row), weight, q, height, {dx.numbers, vectors * L});
+          for (int64_t i = 0; i < height; ++i) {
+            const int64_t r = index + row + i;
+            const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / g.rows);
+            const int64_t sample = in_.order[g.row0 + r % g.rows];
+            S* to = p_.dx + (t * shape_.B + sample) * shape_.I;
+            for (int64_t j = 0; j < vectors; ++j) {
+              const int64_t column = (q * kPanelVectors + j) * L;
+              store_part(to + column, load(dx.numbers + (i * vectors + j) * L), shape_.I - column);
+            }
+          }
+        });
+    });
+  }
+
+  const WalkBackward<S>& p_;
+  const WalkInput<S>& in_;
+  const WalkShape shape_;
+  const WalkPlan plan_;
+  const WalkSchedule schedule_;
+  const int64_t blocks_, outputs_;
+  const bool projected_;
+  const int64_t width_, panels_, panels_out_, most_rows_, slots_, ld_dr_;
+  Scratch scratch_;
+  WeightGradients<Cell> weights_;
+  Span<S> panel_h_, panel_x_, panel_r_, da_, dc_, dr_, u_;
+  Span<Barrier> barriers_;
+};
+
+}  // namespace
+}  // namespace throughtime

@@ -1,0 +1,341 @@
+// The forward walk through time on the CPU, for any cell.
+//
+//   a_t = b + W_ih x_t + W_hh h_{t-1}            the cell: a_t, c_{t-1} to c_t, h_t
+//                                                with a projection h_t = W_hr of the cell's output
+//
+// Cell (lstm/cpu/cell.h is the first) has the mathematics of one step on vectors of units: the
+// number of its gates, what it saves, whether it carries c beside h.
+//
+// Weights are packed once per call into panels: for a block of L units (the elements of a vector)
+// the panel holds, for every k, the L weights of each gate. A register tile of rows x G L
+// therefore ends with all gates of its units in registers, and the cell follows at once; no gate
+// sum ever goes through memory.
+//
+// With a projection the members of a team meet once more per step: the cell's output of all units
+// first.
+//
+// Cost per step and group: 2 G m H (H + I) operations, m rows; weights are read from the cache once
+// per tile of rows.
+#pragma once
+
+#include "common/cpu/team.h"
+#include "recurrence/cpu/pack.h"
+#include "recurrence/cpu/params.h"
+#include "recurrence/cpu/plan.h"
+
+namespace throughtime {
+namespace {
+
+template <typename Cell>
+class ForwardWalk {
+  using S = typename Cell::Number;
+  static constexpr int G = Cell::kGates;
+  static constexpr int64_t L = kLanes<S>;
+  static constexpr int64_t kGates = G * L;
+
+ public:
+  ForwardWalk(const WalkForward<S>& args, const Runtime& runtime)
+      : p_(args),
+        in_(args.in),
+        shape_(args.in.shape),
+        plan_(plan_walk(shape_, G, sizeof(S))),
+        schedule_(schedule_walk(shape_, G, plan_, runtime.threads)),
+        blocks_(divide_up(shape_.H, L)),
+        outputs_(divide_up(shape_.R, L)),
+        projected_(in_.weight_hr != nullptr),
+        most_rows_(divide_up(shape_.B, plan_.groups)),
+        ld_x_(leading_dimension<S>(shape_.I)),
+        ld_h_(leading_dimension<S>(outputs_ * L)),
+        ld_u_(leading_dimension<S>(blocks_ * L)),
+        stream_(saved_activations(shape_, Cell::kSaved) * static_cast<int64_t>(sizeof(S)) >
+                kStreamBytes),
+        scratch_(runtime) {
+    panel_x_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.I, blocks_ * G));
+    panel_h_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.R, blocks_ * G));
+    panel_r_ = scratch_.template reserve<S>(projected_, Panels<S>::numbers(shape_.H, outputs_));
+    bias_ = scratch_.template reserve<S>(blocks_, kGates);
+    x_ = scratch_.template reserve<S>(schedule_.lanes, x_size());
+    gates_x_ = scratch_.template reserve<S>(schedule_.lanes, gates_x_size());
+    h_ = scratch_.template reserve<S>(schedule_.lanes, 2, h_size());
+    c_ = scratch_.template reserve<S>(schedule_.lanes, c_size());
+    u_ = scratch_.template reserve<S>(projected_ ? schedule_.lanes : 0, u_size());
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
+    scratch_.allocate();
+    run_workers(runtime, schedule_, barriers_(), *this);
+  }
+
+  void prepare(Share blocks) {
+    pack_rows_as_columns(panel_x(), blocks, [&](int64_t n) {
+      return gate_row<G>(in_.weight_ih, shape_.H, shape_.I, n);
+    });
+    pack_rows_as_columns(panel_h(), blocks, [&](int64_t n) {
+      return gate_row<G>(in_.weight_hh, shape_.H, shape_.R, n);
+    });
+    pack_gate_bias<G>(in_.bias, shape_.H, bias_(), blocks);
+    if (!projected_) return;
+    const Share own(panel_r().count(), blocks.begin, blocks.end, blocks_);
+    pack_rows_as_columns(panel_r(), own, [&](int64_t n) {
+      return n < shape_.R ? in_.weight_hr + n * shape_.H : nullptr;
+    });
+  }
+
+  int64_t blocks() const { return blocks_; }
+
+  void walk(const Member& member) {
+    for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
+      walk_group(member, Share(shape_.B, group, plan_.groups));
+  }
+
+  void finish(Share) {
+    if (stream_) stream_fence();
+  }
+
+ private:
+  // Saved activations beyond this are not read again before they have left every cache.
+  static constexpr int64_t kStreamBytes = 64 << 20;
+
+  // What one member of a lane needs while its group walks through time.
+  struct Group {
+    const Member& member;
+    Share blocks;        // own blocks of units
+    Share outputs;       // own vectors of outputs
+    int64_t row0, rows;  // the group's rows
+    S* x;                // [chunk * rows, ld_x]
+    S* gates_x;          // [blocks, chunk * rows, G L]
+    S* h[2];             // [rows, ld_h]
+    S* c;                // [blocks, rows, L]
+    S* u;                // [rows, ld_u]: the cell's output before a projection
+  };
+
+  Panels<S> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
+  Panels<S> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }
+  Panels<S> panel_r() const { return {panel_r_(), shape_.H, outputs_}; }
+  int64_t x_size() const { return times(plan_.chunk, most_rows_, ld_x_); }
+  int64_t gates_x_size() const {
+    return plan_.fuse_input ? 0 : times(blocks_, plan_.chunk, most_rows_, kGates);
+  }
+  int64_t h_size() const { return times(most_rows_, ld_h_); }
+  int64_t c_size() const { return Cell::kCarriesCell ? times(blocks_, most_rows_, L) : 0; }
+  int64_t u_size() const { return times(most_rows_, ld_u_); }
+  int64_t tail(int64_t block) const { return shape_.H - block * L; }
+  int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
+
+  void walk_group(const Member& member, Share rows) {
+    const int64_t lane = member.lane;
+    Group g{member,
+            Share(blocks_, member.begin, member.end, schedule_.team),
+            Share(outputs_, member.begin, member.end, schedule_.team),
+            rows.begin,
+            rows.end - rows.begin,
+            x_() + lane * x_size(),
+            gates_x_() + lane * gates_x_size(),
+            {h_() + lane * 2 * h_size(), h_() + (lane * 2 + 1) * h_size()},
+            c_() + lane * c_size(),
+            projected_ ? u_() + lane * u_size() : nullptr};
+    begin_state(g);
+    const auto lap = [&](Phase phase) { member.watch->lap(phase); };
+    int64_t longest = in_.length(g.row0);
+    const int64_t first = in_.reverse ? shape_.T - longest : 0;
+    const int64_t last = in_.reverse ? shape_.T : longest;
+    zero_padding(g);
+    lap(kOther);
+    for (int64_t step = first; step < last; step += plan_.chunk) {
+      const int64_t steps = step + plan_.chunk < last ? plan_.chunk : last - step;
+      gather_inputs(g, step, steps);
+      lap(kGather);
+      member.wait();
+      if (!plan_.fuse_input) {
+        project_inputs(g, steps);
+        lap(kInput);
+      }
+      for (int64_t k = 0; k < steps; ++k) {
+        advance(g, step + k, k);
+        member.wait();
+        if (projected_) {
+          project_outputs(g, step + k);
+          lap(kProjection);
+          member.wait();
+        }
+      }
+    }
+  }
+
+  // A row starts from (h0, c0), or from zero where its first step resets; both copies of h, as a
+  // shorter row of a reversed walk starts late.
+  void begin_state(const Group& g) {
+    for (int64_t row = 0; row < g.rows; ++row) {
+      const int64_t at = g.row0 + row, sample = in_.order[at];
+      const int64_t length = in_.length(at);
+      const bool zero = length > 0 && in_.resets(in_.first_time(at), at);
+      for (int64_t vector = g.outputs.begin; vector < g.outputs.end; ++vector) {
+        const int64_t from = sample * shape_.R + vector * L;
+        const Vec<S> h = load_part(in_.h0 + from, tail_out(vector));
+        if (length == 0) store_part(p_.h_n + from, h, tail_out(vector));
+        for (S* copy : g.h) store(copy + row * ld_h_ + vector * L, zero ? Vec<S>{} : h);
+      }
+      for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
+        const int64_t from = sample * shape_.H + block * L;
+        const Vec<S> c = load_part(in_.c0 + from, tail(block));
+        if (length == 0) store_part(p_.c_n + from, c, tail(block));
+        store(g.c + (block * g.rows + row) * L, zero ? Vec<S>{} : c);
+      }
+    }
+  }
+
+  void zero_padding(const Group& g) {
+    if (!in_.lengths) return;
+    const Share own(g.rows, g.member.begin, g.member.end, schedule_.team);
+    for (int64_t row = own.begin; row < own.end; ++row)
+      for (int64_t t = in_.length(g.row0 + row); t < shape_.T; ++t)
+        std::memset(p_.y + (t * shape_.B + in_.order[g.row0 + row]) * shape_.R, 0,
+                    shape_.R * sizeof(S));
+  }
+
+  void gather_inputs(const Group& g, int64_t step, int64_t steps) {
+    const Share own(steps * g.rows, g.member.begin, g.member.end, schedule_.team);
+    for (int64_t r = own.begin; r < own.end; ++r) {
+      const int64_t t = in_.time(step + r / g.rows), sample = in_.order[g.row0 + r % g.rows];
+      copy_row(g.x + r * ld_x_, in_.x + t * in_.x_stride_t + sample * in_.x_stride_b, shape_.I);
+    }
+  }
+
+  void project_inputs(const Group& g, int64_t steps) {
+    const int64_t rows = steps * g.rows;
+    for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
+      S* out = g.gates_x + block * plan_.chunk * g.rows * kGates;
+      multiply_panel<S>({g.x, ld_x_, shape_.I}, rows, panel_x(), block,
+                        {out, kGates, false, bias_() + block * kGates});
+    }
+  }
+
+  void advance(const Group& g, int64_t step, int64_t k) {
+    const int64_t t = in_.time(step);
+    const int64_t active = active_rows(in_, t, g.row0, g.rows);
+    const S* h = g.h[step & 1];
+    for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
+      const S* panel_x = this->panel_x().panel(block);
+      const S* panel_h = this->panel_h().panel(block);
+      const S* gates_x = g.gates_x + (block * plan_.chunk + k) * g.rows * kGates;
+      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> gates;
+        with_constant<kRegisterRows>(height, [&](auto count) {
+          Sum<S, decltype(count)::value, G> sum(gates.numbers, kGates, false);
+          sum.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
+          g.member.watch->lap(kRecurrent);
+          if (plan_.fuse_input)
+            sum.multiply(g.x + (k * g.rows + row) * ld_x_, ld_x_, 1, panel_x, shape_.I);
+          sum.put([&](auto& whole) {
+            if (plan_.fuse_input) {
+              whole.add_row(bias_() + block * kGates);
+            } else {
+              whole.add(gates_x + row * kGates, kGates);
+            }
+          });
+        });
+        g.member.watch->lap(kInput);
+        cells(g, gates.numbers, height, step, t, block, row);
+        g.member.watch->lap(kPointwise);
+      });
+    }
+  }
+
+  // Gate sums of `height` rows and one block of units, to c, h and what is saved. Two loops: in one,
+  // h of a row would wait for c, and the processor sees too few rows at once to fill the time.
+  void cells(const Group& g, S* sums, int64_t height, int64_t step, int64_t t, int64_t block,
+             int64_t row) {
+    const int64_t at = g.row0 + row, next_ld = g.u ? ld_u_ : ld_h_, unit = block * L;
+    const int64_t* order = in_.order + at;
+    const bool watch = in_.lengths || in_.reset || t == in_.last_time(at);
+    const bool put = !g.u && (watch || tail(block) < L);  // more to do than to store whole vectors
+    S* state = g.c + (block * g.rows + row) * L;
+    S* next = (g.u ? g.u : g.h[(step + 1) & 1]) + row * next_ld + unit;
+    S* y = p_.y + t * shape_.B * shape_.R + unit;
+    S* saved = p_.saved;
+    if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * (Cell::kSaved * L);
+    for (int64_t r = 0; r < height; ++r) {
+      Vec<S> a[G], c{}, kept[Cell::kSaved];
+      load_vectors<G>(sums + r * kGates, L, a);
+      if (Cell::kCarriesCell) c = load(state + r * L);
+      Cell::advance(a, &c, kept);
+      store_vectors<Cell::kHeld>(sums + r * kGates, L, a);
+      if (saved && stream_) {
+        stream_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, L, kept);
+      } else if (saved) {
+        store_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, L, kept);
+      }
+      if (!Cell::kCarriesCell) continue;
+      if (watch) c = carried_cell(c, step, t, block, at + r);
+      store(state + r * L, c);
+    }
+    for (int64_t r = 0; r < height; ++r, sums += kGates, next += next_ld) {
+      Vec<S> held[Cell::kHeld];
+      load_vectors<Cell::kHeld>(sums, L, held);
+      const Vec<S> h = Cell::output(held);
+      if (put) {
+        put_output(g, h, step, t, block, row + r);
+      } else {
+        store(next, h);
+        if (!g.u) store(y + order[r] * shape_.R, h);
+      }
+    }
+  }
+
+  // What the next step takes: nothing where it resets. The last step of a row is c_n.
+  Vec<S> carried_cell(Vec<S> c, int64_t step, int64_t t, int64_t block, int64_t at) const {
+    if (t == in_.last_time(at)) {
+      store_part(p_.c_n + in_.order[at] * shape_.H + block * L, c, tail(block));
+      return c;
+    }
+    return in_.resets(in_.time(step + 1), at) ? Vec<S>{} : c;
+  }
+
+  void project_outputs(const Group& g, int64_t step) {
+    const int64_t t = in_.time(step);
+    const int64_t active = active_rows(in_, t, g.row0, g.rows);
+    const Panels<S> weight = panel_r();
+    const Share own(weight.count(), g.member.begin, g.member.end, schedule_.team);
+    for (int64_t q = own.begin; q < own.end; ++q) {
+      const int64_t vectors = weight.width_of(q);
+      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> h;
+        product<S>({g.u + row * ld_u_, ld_u_, shape_.H}, weight, q, height,
+                   {h.numbers, vectors * L});
+        for (int64_t i = 0; i < height; ++i)
+          for (int64_t j = 0; j < vectors; ++j)
+            put_output(g, load(h.numbers + (i * vectors + j) * L), step, t, q * kPanelVectors + j,
+                       row + i);
+      });
+    }
+  }
+
+  TT_INLINE void put_output(const Group& g, Vec<S> h, int64_t step, int64_t t, int64_t vector,
+                            int64_t row) {
+    const int64_t at = g.row0 + row, sample = in_.order[at];
+    store_part(p_.y + (t * shape_.B + sample) * shape_.R + vector * L, h, tail_out(vector));
+    if (t == in_.last_time(at)) {
+      store_part(p_.h_n + sample * shape_.R + vector * L, h, tail_out(vector));
+    } else if (in_.reset && in_.resets(in_.time(step + 1), at)) {
+      h = Vec<S>{};
+    }
+    store(g.h[(step + 1) & 1] + row * ld_h_ + vector * L, h);
+  }
+
+  const WalkForward<S>& p_;
+  const WalkInput<S>& in_;
+  const WalkShape shape_;
+  const WalkPlan plan_;
+  const WalkSchedule schedule_;
+  const int64_t blocks_, outputs_;
+  const bool projected_;
+  const int64_t most_rows_, ld_x_, ld_h_, ld_u_;
+  const bool stream_;
+  Scratch scratch_;
+  Span<S> panel_x_, panel_h_, panel_r_, bias_, x_, gates_x_, h_, c_, u_;
+  Span<Barrier> barriers_;
+};
+
+}  // namespace
+}  // namespace throughtime

@@ -1,0 +1,57 @@
+// Weights in the order in which a walk reads them, and small helpers of both passes.
+#pragma once
+
+#include "common/cpu/matrix.h"
+#include "common/cpu/team.h"
+#include "recurrence/cpu/params.h"
+#include "recurrence/cpu/plan.h"
+
+namespace throughtime {
+namespace {
+
+// A row length in memory that keeps rows on 64-byte lines and off each other's cache sets.
+template <typename S>
+TT_INLINE int64_t leading_dimension(int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(S);
+  const int64_t lines = divide_up(columns, line);
+  return (lines | 1) * line;
+}
+
+template <typename S>
+TT_INLINE void copy_row(S* to, const S* from, int64_t count) {
+  if (count == 1) {
+    *to = *from;
+  } else {
+    std::memcpy(to, from, count * sizeof(S));
+  }
+}
+
+// Rows of [row0, row0 + rows) that are inside their sequence at time t.
+template <typename S>
+TT_INLINE int64_t active_rows(const WalkInput<S>& in, int64_t t, int64_t row0, int64_t rows) {
+  if (in.lengths)
+    while (rows > 0 && in.lengths[row0 + rows - 1] <= t) --rows;
+  return rows;
+}
+
+// The row of a weight [G H, columns] at place n of the kernels' order of gate sums,
+// [block][gate][element]; null past the last unit.
+template <int G, typename S>
+TT_INLINE const S* gate_row(const S* weight, int64_t H, int64_t columns, int64_t n) {
+  constexpr int64_t L = kLanes<S>;
+  const int64_t gate = n / L % G, unit = n / (G * L) * L + n % L;
+  return unit < H ? weight + (gate * H + unit) * columns : nullptr;
+}
+
+template <int G, typename S>
+void pack_gate_bias(const S* bias, int64_t H, S* packed, Share blocks) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t block = blocks.begin; block < blocks.end; ++block)
+    for (int64_t gate = 0; gate < G; ++gate) {
+      const S* from = bias ? bias + gate * H + block * L : nullptr;
+      store(packed + (block * G + gate) * L, bias ? load_part(from, H - block * L) : Vec<S>{});
+    }
+}
+
+}  // namespace
+}  // namespace throughtime

@@ -1,0 +1,70 @@
+// How a walk through time divides its work: pure functions of the shape and the number of gates
+// (and, for the second, of the number of threads). What decides the order of any sum depends on the shape alone, so results are
+// bit-equal for every number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "common/sizes.h"
+#include "recurrence/cpu/params.h"
+
+namespace throughtime {
+
+struct WalkPlan {
+  int64_t groups;   // groups of rows that the batch is divided into; each walks through time alone
+  int64_t chunk;    // steps per large product (input projection, weight gradient)
+  bool fuse_input;  // x_t W_ih inside the step instead of one product per chunk
+};
+
+struct WalkSchedule {
+  int lanes;  // groups that run at the same time
+  int team;   // workers of a lane: they split the units and meet at a barrier every step
+  TT_INLINE int workers() const { return lanes * team; }
+};
+
+namespace walk_plan_detail {
+
+constexpr int64_t kNearBytes = 640 * 1024;        // recurrent weights that stay in an L2 cache
+constexpr int64_t kProductRows = 96;              // rows that make a large product efficient
+constexpr int64_t kGradientBytes = 64 << 20;      // for the groups' own sums of weight gradients
+constexpr int64_t kFuseInputs = 48;               // below: a separate projection does not pay
+constexpr double kOperationsPerWorker = 1 << 16;  // per step: below, a barrier costs more
+constexpr double kOperationsToFork = 2 << 20;     // in all: below, starting threads costs more
+
+}  // namespace walk_plan_detail
+
+TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_bytes) {
+  using namespace walk_plan_detail;
+  const int64_t weights = times(gates * scalar_bytes, s.H, s.R);
+  const int64_t gradients = times(gates * scalar_bytes, s.H, s.R + s.I + 1);
+  WalkPlan plan;
+  // Weights near: small groups need no barrier. Weights far: few groups read them less often.
+  const int64_t rows = weights <= kNearBytes ? 32 : 64;
+  plan.groups = power_of_two_at_least(divide_up(s.B, rows));
+  if (plan.groups == 1 && s.B >= (weights <= kNearBytes ? 4 : 32)) plan.groups = 2;
+  while (plan.groups > 1 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
+  const int64_t group_rows = divide_up(s.B, plan.groups);
+  plan.chunk = divide_up(kProductRows, group_rows);
+  if (plan.chunk > s.T) plan.chunk = s.T;
+  plan.fuse_input = s.I <= kFuseInputs;
+  return plan;
+}
+
+TT_INLINE WalkSchedule schedule_walk(const WalkShape& s, int64_t gates, const WalkPlan& plan,
+                                     int threads) {
+  using namespace walk_plan_detail;
+  const double step = 2.0 * gates * s.B * s.H * (s.R + s.I);  // operations
+  WalkSchedule schedule{1, 1};
+  if (threads <= 1 || step * s.T < kOperationsToFork) return schedule;
+  schedule.lanes = static_cast<int>(plan.groups < threads ? plan.groups : threads);
+  const double per_lane = step / plan.groups;
+  const int64_t most = threads / schedule.lanes;
+  const int64_t worth = static_cast<int64_t>(per_lane / kOperationsPerWorker) + 1;
+  const int64_t units = divide_up(s.H, kSavedUnits);
+  int64_t team = most < worth ? most : worth;
+  if (team > units) team = units;
+  schedule.team = static_cast<int>(team);
+  return schedule;
+}
+
+}  // namespace throughtime

@@ -1,0 +1,311 @@
+"""``bench compare``: green for equal code, red for slower code, and honest where noise hides it."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from bench import __main__ as bench
+from bench.compare import cases, command, stats, trees, worker
+from bench.errors import UsageError
+
+from throughtime import _install
+
+CASES = [f"case {k}" for k in range(6)]
+
+
+def simulate(
+    seed: int, *, slowdown: float = 1.0, process: float
+) -> tuple[float, dict[str, stats.Verdict]]:
+    """Judged ratios of a shared machine: long tails, and every process with its own speed.
+
+    ``slowdown`` is that of the first case.
+    """
+    draw = random.Random(seed)
+
+    def sample(speed: float) -> float:
+        busy = draw.expovariate(1 / 0.5) if draw.random() < 0.15 else 0.0
+        return speed * math.exp(draw.gauss(0, 0.02)) + busy
+
+    ratios, twins = {}, {}
+    for case in CASES:
+        base, twin, work = (math.exp(draw.gauss(0, process / math.sqrt(2))) for _ in range(3))
+        work *= slowdown if case == CASES[0] else 1.0
+        taken = [(sample(base), sample(twin), sample(work)) for _ in range(31)]
+        ratios[case] = [w / b for b, _, w in taken]
+        twins[case] = [t / b for b, t, _ in taken]
+    return stats.judge(ratios, twins)
+
+
+def red(verdicts: dict[str, stats.Verdict]) -> list[str]:
+    return [case for case, verdict in verdicts.items() if verdict.word == "slower"]
+
+
+@pytest.mark.parametrize("process", [0.0, 0.02, 0.05])
+def test_equal_code_is_green(process: float) -> None:
+    runs = [simulate(seed, process=process)[1] for seed in range(200)]
+    assert sum(not red(verdicts) for verdicts in runs) >= 0.95 * len(runs)
+
+
+def test_a_tenth_slower_is_red() -> None:
+    runs = [simulate(seed, slowdown=1.1, process=0.01)[1] for seed in range(200)]
+    assert sum(red(verdicts) == CASES[:1] for verdicts in runs) >= 0.95 * len(runs)
+
+
+def test_a_gain_is_told_and_is_not_red() -> None:
+    runs = [simulate(seed, slowdown=1 / 1.1, process=0.01)[1][CASES[0]].word for seed in range(100)]
+    assert runs.count("faster") >= 95 and "slower" not in runs
+
+
+def test_noise_between_processes_hides_a_tenth_and_the_limit_says_so() -> None:
+    runs = [simulate(seed, slowdown=1.1, process=0.08) for seed in range(100)]
+    assert sum(bool(red(verdicts)) for _, verdicts in runs) <= 10
+    assert sum(limit > 0.1 for limit, _ in runs) >= 95
+
+
+def test_few_rounds_prove_nothing() -> None:
+    _, verdicts = stats.judge({"a": [2.0] * 4}, {"a": [1.0] * 4})
+    assert verdicts["a"].word == "unclear"
+
+
+def test_sign_test_counts() -> None:
+    assert stats.sign_test([2.0] * 10) == stats.sign_test([0.5] * 10) == 2**-9
+    assert stats.sign_test([1.0] * 10) == 1.0  # equal is neither above nor below
+    assert stats.sign_test([2.0, 0.5]) == 1.0
+
+
+def test_interval_encloses_the_median_as_often_as_it_says() -> None:
+    draw = random.Random(0)
+    hits = 0
+    for _ in range(400):
+        low, high = stats.median_interval([draw.expovariate(1.0) for _ in range(15)])
+        hits += low <= math.log(2) <= high
+    assert 0.93 * 400 <= hits <= 0.995 * 400  # 96.5 % for 15 samples
+
+
+def test_holm_by_hand() -> None:
+    assert stats.holm([0.04, 0.01, 0.03]) == [0.06, 0.03, 0.06]
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_limit_grows_with_the_difference_between_twins() -> None:
+    assert stats.noise_limit([1.0] * 6, 6) == stats.LEAST_LIMIT
+    low, high = (stats.noise_limit([1 + d, 1 - d] * 3, 6) for d in (0.02, 0.05))
+    assert 0.03 < low < high
+
+
+# Processes and trees
+
+FAKE_TORCH = """
+float32 = None
+class Tensor:
+    def to(self, dtype): return self
+def randn(*shape): return Tensor()
+def manual_seed(seed): pass
+def set_num_threads(threads): pass
+class autograd:
+    def grad(output, inputs, grad): pass
+"""
+FAKE_LAYER = """
+import time
+print("a layer that talks")
+class LSTM:
+    def __init__(self, *sizes): pass
+    def to(self, dtype): return self
+    def parameters(self): return []
+    def __call__(self, input, detach_mask=None): time.sleep({seconds}); return [None]
+"""
+
+
+def make_tree(folder: Path, seconds: float | str) -> Path:
+    """A tree whose LSTM takes as long as it is told to; without torch it starts in no time."""
+    (folder / "throughtime").mkdir(parents=True)
+    (folder / "torch.py").write_text(FAKE_TORCH)
+    (folder / "throughtime" / "__init__.py").write_text(FAKE_LAYER.format(seconds=seconds))
+    return folder
+
+
+LSTM = {"lstm:T=5": {"op": "lstm", "T": 5, "B": 1, "I": 1, "H": 1, "p": 0.0, "dtype": "float32"}}
+
+
+def compare_trees_of(tmp_path: Path, seconds: float | str) -> command.Outcome:
+    base, tree = make_tree(tmp_path / "base", 0.005), make_tree(tmp_path / "tree", seconds)
+    return command.compare({"base": base, "twin": base, "tree": tree}, LSTM, threads=1)
+
+
+def test_an_equal_tree_is_not_slower(tmp_path: Path) -> None:
+    outcome = compare_trees_of(tmp_path, 0.005)
+    assert outcome.slower == []
+    assert outcome.verdicts["lstm:T=5"].ratio == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_tree_that_sleeps_is_slower_twice(tmp_path: Path) -> None:
+    outcome = compare_trees_of(tmp_path, 0.02)
+    assert outcome.slower == ["lstm:T=5"]
+    assert outcome.verdicts["lstm:T=5"].ratio > 1.5
+    assert "SLOWER" in outcome.table()
+    assert outcome.notes[0].startswith("1 slower. Limit: ")
+    assert "measured again in new processes" in outcome.notes[1]
+
+
+def test_what_is_slower_only_once_is_unclear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = f"0.02 if __import__('pathlib').Path({str(tmp_path / 'slow')!r}).exists() else 0.005"
+    (tmp_path / "slow").touch()
+    judge = command.judge
+
+    def judge_then_recover(*arguments: Any) -> Any:
+        (tmp_path / "slow").unlink(missing_ok=True)
+        return judge(*arguments)
+
+    monkeypatch.setattr(command, "judge", judge_then_recover)
+    outcome = compare_trees_of(tmp_path, seconds)
+    assert outcome.slower == []
+    assert outcome.verdicts["lstm:T=5"].word == "unclear"
+
+
+def test_rounds_go_on_until_chance_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_settled", lambda samples: len(samples["tree"]) == 33)
+    outcome = compare_trees_of(tmp_path, 0.005)
+    assert len(outcome.rounds["lstm:T=5"]) == 33
+
+
+def test_a_quiet_machine_needs_the_least_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_settled", lambda samples: True)
+    outcome = compare_trees_of(tmp_path, 0.005)
+    assert len(outcome.rounds["lstm:T=5"]) == command.ROUNDS
+
+
+def test_settled_asks_both_medians() -> None:
+    steady, noisy = [1.0] * 31, [1.0, 1.2] * 15 + [1.0]
+    settled = {
+        (tree is noisy, twin is noisy): command._settled(
+            pd.DataFrame({"base": steady, "tree": tree, "twin": twin})
+        )
+        for tree in (steady, noisy)
+        for twin in (steady, noisy)
+    }
+    assert [noise for noise, found in settled.items() if found] == [(False, False)]
+
+
+def test_a_tree_without_the_layer_is_not_compared(tmp_path: Path) -> None:
+    base = make_tree(tmp_path / "base", 0.0)
+    (base / "throughtime" / "__init__.py").write_text("")
+    places = {"base": base, "twin": base, "tree": make_tree(tmp_path / "tree", 0.0)}
+    with pytest.raises(UsageError) as caught:
+        command.compare(places, LSTM, threads=1)
+    assert "no case runs in both trees" in str(caught.value)
+    assert "lstm:T=5: not compared: base: AttributeError: " in str(caught.value)
+
+
+def test_a_process_that_dies_says_why(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path, 0.0)
+    (tree / "throughtime" / "__init__.py").write_text("raise SystemExit('no kernels here')")
+    with command.Worker(tree, 1) as worker, pytest.raises(UsageError, match="no kernels here"):
+        worker.ask({"case": LSTM["lstm:T=5"]})
+
+
+def test_a_worker_refuses_another_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(make_tree(tmp_path / "other", 0.0)))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with command.Worker(empty, 1) as worker, pytest.raises(UsageError, match="not from"):
+        worker.ask({"case": LSTM["lstm:T=5"]})
+
+
+@pytest.mark.parametrize("case", ["lstm:T=4,B=2,I=3,H=5,p=0.5", "rel-lstm:T=4", "relevancy:T=9"])
+def test_worker_measures_every_operation(case: str) -> None:
+    ((_, sizes),) = cases.chosen([case], ()).items()
+    gradients = worker.make(sizes)()
+    assert len(gradients) == {"lstm": 4, "rel-lstm": 7, "relevancy": 3}[sizes["op"]]
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gru", "--cases wants one of lstm, rel-lstm, relevancy before a colon, got 'gru'"),
+        ("lstm:W=3", "lstm has the sizes T, B, I, H, p, dtype, got 'W=3': write it as in lstm:"),
+        ("lstm:T=0", "T: wanted a whole number of 1 or more, got '0'"),
+        ("lstm:p=2", "p: wanted a number from 0 to 1, got '2'"),
+        ("relevancy:top_k=-1", "top_k: wanted a whole number of 0 or more, got '-1'"),
+        ("lstm:dtype=int8", "dtype: wanted one of float32, float64, bfloat16, float16"),
+    ],
+)
+def test_a_wrong_case_is_a_sentence(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        cases.chosen([text], cases.QUICK)
+    assert words in str(caught.value)
+
+
+def test_cases_of_both_groups_are_cases() -> None:
+    quick = cases.chosen([], cases.QUICK)
+    everything = cases.chosen([], cases.DEFAULT)
+    assert quick.items() <= everything.items() and len(everything) == len(cases.DEFAULT)
+    only = cases.chosen(["rel-lstm"], cases.DEFAULT)
+    assert {sizes["op"] for sizes in only.values()} == {"rel-lstm"} and len(only) == 2
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A checkout with two commits of a package that needs no compiler, and a change since."""
+    folder = tmp_path / "repo"
+    package = folder / "python" / "throughtime"
+    package.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "throughtime"\nversion = "0"\n'
+        '[tool.setuptools.packages.find]\nwhere = ["python"]\n'
+    )
+    (package / "__init__.py").write_text("which = 'base'")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (package / "__init__.py").write_text("which = 'later'")
+    subprocess.run([*git, "commit", "-q", "-a", "-m", "second"], check=True)
+    (package / "__init__.py").write_text("which = 'tree'")
+    return folder
+
+
+def test_base_is_what_was_committed_and_is_built_once(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision = trees.commit(repo, "HEAD~1")
+    base = trees.build_base(repo, revision)
+    assert base.is_relative_to(repo / "build")
+    assert (base / "throughtime" / "__init__.py").read_text() == "which = 'base'"
+    assert (repo / "python" / "throughtime" / "__init__.py").read_text() == "which = 'tree'"
+    monkeypatch.setattr(trees, "install", None)
+    assert trees.build_base(repo, revision) == base
+    monkeypatch.setenv("CXXFLAGS", "-O0")
+    with pytest.raises(TypeError):  # other flags make another build
+        trees.build_base(repo, revision)
+
+
+def test_a_build_that_fails_says_how(repo: Path, tmp_path: Path) -> None:
+    (repo / "pyproject.toml").write_text("[build-system]\nrequires = 3\n")
+    with pytest.raises(UsageError) as caught:
+        trees.install(repo, tmp_path / "out")
+    assert "pip install --quiet" not in str(caught.value).splitlines()[-1]
+    assert f"pip install {_install.source('[test]')}" in str(caught.value)
+
+
+def test_places_without_a_base_are_sentences(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bench.main(["compare", "--base", "main"]) == 2
+    assert "lies in none: change to one" in capsys.readouterr().err
+    monkeypatch.chdir(repo / "python")
+    assert bench.main(["compare", "--base", "nothing"]) == 2
+    assert "--base wants a revision of" in capsys.readouterr().err

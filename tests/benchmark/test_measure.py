@@ -1,0 +1,449 @@
+"""Measuring: verification refuses what is wrong, contestants alternate, rows say what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from bench import machine, table
+from bench.measure import engine, gpu, memory, timing, verify
+from bench.measure.engine import Bench
+from bench.measure.timing import Plan, quartiles, ratios
+from bench.measure.verify import Errors, Verifier
+from bench.operations import OPERATIONS, authors_rel_lstm, lstm_peers, relevancy
+from bench.operations.operation import OURS, REFERENCE, Contestant
+from torch import Tensor
+
+import throughtime
+from throughtime import functional
+
+LSTM, REL_LSTM, RELEVANCY = OPERATIONS.values()
+TINY = LSTM.case(T=6, B=3, I=2, H=5, p=0.0)
+REL_TINY = REL_LSTM.case(T=9, B=2, I=2, H=5, window_size=3, top_k=2, p=0.0)
+RELEVANCY_TINY = RELEVANCY.case(T=9, B=1, heads=1, D=4, window_size=3, top_k=2)
+OUR_CPU = Contestant(OURS, "cpu")
+
+# Timing
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a run take as many seconds as it returns."""
+
+    def timed(run: Callable[[], Any], repeats: int) -> float:
+        return sum(run() for _ in range(repeats))
+
+    monkeypatch.setattr(timing, "_time", timed)
+
+
+@pytest.mark.usefixtures("clock")
+def test_contestants_alternate_and_rotate() -> None:
+    order: list[str] = []
+
+    def run(name: str, seconds: float) -> float:
+        order.append(name)
+        return seconds
+
+    runs = {"a": lambda: run("a", 0.4), "b": lambda: run("b", 0.5)}
+    pauses: list[int] = []
+    plan = Plan(rounds=3, exactly=True)
+    samples = timing.alternate(runs, plan, between=lambda: pauses.append(len(order)))
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"  # one warm-up, then three rounds
+    assert pauses == [4, 6, 8]
+    assert quartiles(samples["a"]) == (0.4, 0.4, 0.4)
+    assert quartiles(ratios(samples["b"], samples["a"])) == (1.25, 1.25, 1.25)
+
+
+@pytest.mark.usefixtures("clock")
+def test_rounds_go_on_until_there_are_enough_and_long_enough() -> None:
+    assert len(timing.alternate({"a": lambda: 0.1}, Plan(5, 1.05))["a"]) == 11
+    assert len(timing.alternate({"a": lambda: 0.5}, Plan(5, 1.0))["a"]) == 5
+
+
+@pytest.mark.usefixtures("clock")
+def test_short_runs_are_repeated_within_a_sample() -> None:
+    count = 0
+
+    def run() -> float:
+        nonlocal count
+        count += 1
+        return 0.0005
+
+    samples = timing.alternate({"a": run}, Plan(rounds=2, exactly=True))
+    assert count == 4 + 2 * 40
+    assert samples["a"].tolist() == pytest.approx([0.0005] * 2)
+
+
+@pytest.mark.usefixtures("clock")
+def test_slow_contestants_leave_and_ratios_use_common_rounds() -> None:
+    samples = timing.alternate({"fast": lambda: 0.01, "slow": lambda: 0.3}, Plan(5, 1.0))
+    assert len(samples["slow"]) == 4 and len(samples["fast"]) >= 5
+    assert ratios(samples["slow"], samples["fast"]).median() == pytest.approx(30)
+    later = pd.Series([1.0, 1.0, 100.0])
+    assert quartiles(ratios(pd.Series([2.0, 4.0]), later)) == (2.5, 3.0, 3.5)
+
+
+def test_rates_are_sampled_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 1.1, 2.0, 2.0])
+    rate = timing.matmul_rate(torch.float64, size=10)
+    copy = timing.copy_rate(mb=1, timer=lambda run, repeats: 2e-3)
+    seconds = iter([1e-6, 4e-6])
+    monkeypatch.setattr(timing, "_time", lambda run, repeats: next(seconds))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(times))
+    rate()
+    rate()  # too soon
+    assert rate.median() == pytest.approx(2.0)
+    assert copy.median() == pytest.approx(1.048576)  # GB/s: 1 MB read and written in 2 ms
+
+
+# Verification
+
+
+def check(impl: Contestant, p: float, dtype: str = "float32") -> Errors:
+    return Verifier(LSTM, replace(TINY, p=p, dtype=dtype)).check(impl)
+
+
+@pytest.mark.parametrize("impl", [OUR_CPU, REFERENCE, Contestant("loop")])
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+def test_right_results_pass(impl: Contestant, p: float) -> None:
+    errors = check(impl, p)
+    values = {"output", "h_n", "c_n", "inference", "d input"}
+    weights = {f"d {kind}_{of}" for kind in ("weight", "bias") for of in ("ih", "hh")}
+    assert errors.passed and set(errors.relative) == values | weights
+    assert 0 < errors.largest < errors.limit < 1e-4
+    assert check(OUR_CPU, p, "float64").limit < 1e-13
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_missing_mask_is_seen_in_16_bits(dtype: str) -> None:
+    """nn.LSTM has none: its gradients of p = 0.5 are wrong by 9 %."""
+    assert check(OUR_CPU, 0.5, dtype).passed
+    assert check(Contestant("torch"), 0.0, dtype).passed
+    assert not check(Contestant("torch"), 0.5, dtype).passed
+
+
+def test_a_single_step_has_gradients_of_zero() -> None:
+    """That of the recurrent weights; 0 / 0 is no error."""
+    assert Verifier(LSTM, replace(TINY, T=1)).check(OUR_CPU).passed
+    assert verify.relative_errors({"x": torch.ones(1)}, {"x": torch.zeros(1)}) == {"x": torch.inf}
+
+
+@pytest.mark.parametrize("fault", ["output", "c_n", "gradient", "inference", "nan", "mask"])
+def test_a_fault_of_a_thousandth_fails(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    right = throughtime.LSTM.forward
+
+    def wrong(self: Any, input: Tensor, *, detach_mask: Tensor | None = None) -> Any:
+        if self.backend == "reference":
+            return right(self, input, detach_mask=detach_mask)
+        mask = None if fault == "mask" else detach_mask
+        output, (h_n, c_n) = right(self, input, detach_mask=mask)
+        changed = fault == "output" or (fault == "inference" and not torch.is_grad_enabled())
+        if fault == "gradient":
+            output = output * 1.001 - (output * 0.001).detach()
+        output = output * (float("nan") if fault == "nan" else 1.001 if changed else 1)
+        return output, (h_n, c_n * (1.001 if fault == "c_n" else 1))
+
+    monkeypatch.setattr(throughtime.LSTM, "forward", wrong)
+    assert not check(OUR_CPU, 0.5).passed
+
+
+@pytest.mark.parametrize("name", ["relevancy", "rel-lstm"])
+def test_inference_is_verified(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {"relevancy": RELEVANCY_TINY, "rel-lstm": REL_TINY}[name]
+    module, function = {
+        "relevancy": (functional, "relevancy_attention"),
+        "rel-lstm": (throughtime.RelLSTM, "forward"),
+    }[name]
+    verifier = Verifier(OPERATIONS[name], case)
+    assert verifier.check(OUR_CPU).passed
+    right = getattr(module, function)
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        output, rest = right(*arguments, **options)
+        return output * (1.01 if torch.is_inference_mode_enabled() else 1), rest
+
+    monkeypatch.setattr(module, function, wrong)
+    errors = verifier.check(OUR_CPU)
+    assert errors.worst == "inference" and errors.largest > 0.005 and not errors.passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_broken_loop_fails_and_widens_no_limit(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its retained set is left empty: only steps after the window show that."""
+    case = replace(REL_TINY, dtype=dtype)
+    right = Verifier(REL_LSTM, case).check(Contestant("loop"))
+    assert right.passed
+    monkeypatch.setattr(authors_rel_lstm.AuthorsRelLSTM, "_retain", lambda *arguments: None)
+    wrong = Verifier(REL_LSTM, case).check(Contestant("loop"))
+    assert not wrong.passed and wrong.limit <= right.limit
+
+
+def test_a_peer_in_speed_only_is_judged_by_itself() -> None:
+    errors = Verifier(RELEVANCY, RELEVANCY_TINY).check(Contestant("sdpa"))
+    assert 0 < errors.largest < 1e-5 and errors.limit == torch.inf
+
+
+# The engine
+
+
+def make(**options: Any) -> Bench:
+    return Bench(LSTM, **{"memory": False, "plan": Plan(1, exactly=True), **options})
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two rounds of fixed seconds: ours 1 and 2, the reference 6, nn.LSTM 3, the loop 4."""
+    seconds = {"cpu": (1.0, 2.0), "reference": (6.0, 6.0), "torch": (3.0, 3.0), "loop": (4.0, 4.0)}
+    timed: list[str] = []
+
+    def alternate(runs: dict[engine.Key, Any], *rest: Any, **options: Any) -> Any:
+        timed.extend(f"{contestant}, {case.p:g}, {case.mode}" for contestant, case in runs)
+        return {key: pd.Series(seconds[key[0].backend or key[0].impl]) for key in runs}
+
+    class Rates:
+        timer = None
+
+        def __init__(self, device: str, dtype: str) -> None:
+            self.matmul = self.copy = self
+
+        def median(self) -> float:
+            return 1e-6
+
+    monkeypatch.setattr(timing, "alternate", alternate)
+    monkeypatch.setattr(engine, "Rates", Rates)
+    return timed
+
+
+def by_name(found: pd.DataFrame, p: float = 0.0) -> dict[str, Any]:
+    return {table.contestant(row): row for row in found[found["p"] == p].itertuples()}
+
+
+@pytest.mark.usefixtures("times")
+def test_ratios_by_hand() -> None:
+    rows = by_name(make(backends=["cpu", "reference"], peers=["torch", "loop"]).rows([TINY]))
+    ours, reference = rows["throughtime (cpu)"], rows["throughtime (reference)"]
+    assert (ours.median_ms, ours.q1_ms, ours.q3_ms, ours.runs) == (1500, 1250, 1750, 2)
+    assert (ours.ratio, ours.ratio_q1, ours.ratio_q3) == (1, 1, 1)
+    assert ours.reference_ratio == 4.5  # 6 / 1 and 6 / 2
+    assert ours.best_peer_ratio == 2.25  # nn.LSTM: 3 / 1 and 3 / 2
+    assert (reference.ratio, reference.best_peer_ratio) == (4.5, 0.5)
+    assert rows["torch"].ratio == 2.25 and rows["torch"].reference_ratio == 2
+    assert pd.isna(rows["loop"].best_peer_ratio)
+    assert ours.gflops == pytest.approx(LSTM.gflop(OURS, TINY) / 1.5)
+    assert ours.share_of_matmul == pytest.approx(1e6 * ours.gflops)
+    assert ours.gbs == pytest.approx(LSTM.gbyte(OURS, TINY) / 1.5)
+    assert ours.us_per_query == pytest.approx(1.5e6 / 18)
+
+
+def test_a_peer_without_h_detach_is_timed_once_and_has_a_row_for_every_p(times: list[str]) -> None:
+    rows = make(ps=[0.0, 0.5], modes=["forward+backward", "inference"]).rows([TINY])
+    assert times == [
+        "throughtime (cpu), 0, forward+backward",
+        "torch, 0, forward+backward",
+        "throughtime (cpu), 0.5, forward+backward",
+        "throughtime (cpu), 0, inference",
+        "torch, 0, inference",
+    ]
+    assert rows["impl"].tolist() == [OURS, "torch"] * 3 and rows["p"].tolist() == [
+        0,
+        0,
+        0.5,
+        0.5,
+        0,
+        0,
+    ]
+    one, other = (by_name(rows[:4], p)["torch"] for p in (0.0, 0.5))
+    assert (one.note, other.note) == ("", "no h-detach: timed at p = 0")
+    assert (one.median_ms, one.gflops, one.ratio) == (other.median_ms, other.gflops, other.ratio)
+    ours = [by_name(rows[:4], p)["throughtime (cpu)"].gflops for p in (0.0, 0.5)]
+    assert ours[1] < ours[0], "a detached step is spared a product"
+
+
+@pytest.mark.usefixtures("times")
+def test_what_auto_chooses_takes_part_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make(backends=["auto", "cpu", "reference"], peers=[]).rows([TINY])
+    assert rows["backend"].tolist() == ["cpu", "reference"]
+    monkeypatch.setenv("THROUGHTIME_BACKEND", "reference")
+    assert make(peers=[]).rows([TINY])["backend"].tolist() == ["reference"]
+
+
+@pytest.mark.usefixtures("times")
+def test_what_cannot_run_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    bench = make(backends=["triton", "cpu"], peers=["torch", "haste"])
+    triton, cpu, torch_, haste = bench.rows([TINY]).itertuples()
+    assert pd.isna(triton.median_ms) and "Triton needs a GPU" in triton.note
+    assert (cpu.ratio, torch_.ratio) == (1, 2.25), "ours is the first that can run"
+    assert haste.note == "not installed: there is no module haste_pytorch" and not bench.red
+    if not torch.cuda.is_available():
+        rows = make(devices=["cuda"]).rows([TINY])
+        assert rows["note"].str.startswith("cannot run: torch ").all()
+
+
+@pytest.mark.parametrize("where", ["verification", "full size"])
+def test_a_peer_that_fails_is_a_row_with_the_reason(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: Any, input: Tensor, **options: Any) -> Any:
+        if where == "verification" or input.size(0) == 40:
+            raise RuntimeError("no primitive\nfor this")
+        return right(self, input, **options)
+
+    right = lstm_peers.LoopLSTM.forward
+    monkeypatch.setattr(lstm_peers.LoopLSTM, "forward", forward)
+    bench = make(peers=["loop", "torch"])
+    ours, loop, torch_ = bench.rows([replace(TINY, T=40)]).itertuples()
+    assert loop.note == "cannot run: no primitive" and pd.isna(loop.median_ms)
+    assert ours.median_ms > 0 and torch_.ratio > 0 and not bench.red
+
+
+def test_no_speed_for_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_mask(self: Any, input: Tensor, *, detach_mask: Tensor | None = None) -> Any:
+        return right(self, input, detach_mask=None if self.backend == "cpu" else detach_mask)
+
+    right = throughtime.LSTM.forward
+    monkeypatch.setattr("throughtime.LSTM.forward", without_mask)  # right at p = 0
+    bench = make(ps=[0.0, 0.5])
+    rows = bench.rows([TINY])
+    assert bench.red and by_name(rows)["throughtime (cpu)"].median_ms > 0
+    wrong, torch_ = by_name(rows, 0.5).values()
+    assert pd.isna(wrong.median_ms) and pd.isna(wrong.error)
+    assert wrong.note.startswith("WRONG RESULTS, no speed reported: error of d ")
+    assert torch_.median_ms > 0 and pd.isna(torch_.ratio), (
+        "there is nothing of ours to compare with"
+    )
+
+
+def test_a_wrong_choice_of_keys_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = relevancy.attend
+
+    def wrong(contestant: Contestant, *rest: Any) -> dict[str, Tensor]:
+        found = right(contestant, *rest)
+        return {**found, "last": found["last"] + 8} if contestant == OUR_CPU else found
+
+    monkeypatch.setattr(relevancy, "attend", wrong)
+    bench = Bench(RELEVANCY, backends=["cpu", "reference"], peers=["sdpa"], memory=False,
+                  plan=Plan(1, exactly=True))  # fmt: skip
+    ours, reference, sdpa = bench.rows([RELEVANCY_TINY]).itertuples()
+    assert ours.note.startswith("WRONG RESULTS, no speed reported: error of last") and bench.red
+    assert reference.ratio == 1 and sdpa.note == engine.OTHER_FUNCTION and pd.isna(sdpa.p)
+
+
+def test_ours_that_fails_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = type(LSTM).work
+
+    def work(self: Any, contestant: Contestant, *rest: Any, **options: Any) -> Any:
+        if contestant.backend == "cpu":
+            raise RuntimeError("a bug")
+        return right(self, contestant, *rest, **options)
+
+    monkeypatch.setattr(type(LSTM), "work", work)
+    bench = make()
+    assert bench.rows([TINY])["note"][0] == "cannot run: a bug" and bench.red
+
+
+@pytest.mark.usefixtures("times")
+def test_memory_is_measured_once_for_what_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def peak_mb(contestant: Contestant, case: Any, threads: int) -> float:
+        asked.append(f"{contestant}, {case.p:g}")
+        return float(len(asked))
+
+    monkeypatch.setattr(memory, "peak_mb", peak_mb)
+    rows = make(memory=True, ps=[0.0, 0.5], input_grad=True).rows([TINY])
+    assert asked == ["throughtime (cpu), 0", "torch, 0", "throughtime (cpu), 0.5"]
+    assert rows["peak_mb"].tolist() == [1, 2, 3, 2]
+    assert rows["note"][0] == "with the gradient of the input"
+
+
+# Memory, machine, and what can be tested of a GPU without one
+
+
+def test_peak_memory_sees_what_is_saved_for_backward() -> None:
+    case = LSTM.case(T=200, B=64, I=64, H=128, p=0.0)
+    outputs_mb = 200 * 64 * 128 * 4 / 2**20
+    training, inference = (
+        memory.peak_mb(Contestant("torch"), replace(case, mode=mode), 1)
+        for mode in ("forward+backward", "inference")
+    )
+    assert training is not None and inference is not None
+    assert outputs_mb < inference < training and 4 * outputs_mb < training < 60 * outputs_mb
+    # Quadratic attention at T = 4096 would hold 64 MB of weights per head.
+    long = RELEVANCY.case(T=16384, B=1, heads=1, D=32, window_size=16, top_k=16)
+    peak = memory.peak_mb(OUR_CPU, long, 1)
+    assert peak is not None and 0 < peak < 40  # inputs, outputs and gradients are about 18 MB
+
+
+def test_a_failed_memory_process_gives_none() -> None:
+    assert memory.peak_mb(Contestant("haste"), TINY, 1) is None  # it is not installed
+
+
+def test_header_names_what_a_reader_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    *lines, warning = machine.header()
+    for word in (machine.cpu_model(), f"torch {torch.__version__}", throughtime.__version__):
+        assert word in "\n".join(lines)
+    assert "load average 1.5 on 2 cores" in warning
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.9, 0.0, 0.0))
+    assert machine.header()[-1].startswith("torch ")
+    monkeypatch.setattr(machine, "cpu_model", lambda: "(R) Xeon(R) @ 2.1GHz")
+    assert machine.slug() == "r-xeon-r-2-1ghz-2core"
+
+
+class FakeEvent:
+    """Counts milliseconds: every recorded event is 3 later than the one before."""
+
+    now = 0.0
+
+    def __init__(self, device: str, enable_timing: bool) -> None:
+        assert device == "cuda" and enable_timing
+
+    def record(self) -> None:
+        FakeEvent.now += 3
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.at - self.at
+
+
+def test_every_run_on_a_gpu_is_timed_after_a_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Buffer:
+        def zero_(self) -> None:
+            order.append("flush")
+
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **options: Buffer())
+    monkeypatch.setattr(torch, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace())
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())
+    seconds = gpu.EventTimer()(lambda: order.append("run"), 3)
+    assert order == ["flush", "run"] * 3 + ["wait"]
+    assert seconds == pytest.approx(3 * 3e-3)
+
+
+def test_a_gpu_is_named_with_its_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer:
+        stdout = "A GPU, 580.1, 1410 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 41\n"
+
+    monkeypatch.setattr(gpu, "why_not", lambda: None)
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **options: Answer())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    assert "clocks.max.sm" in gpu.header()[0] and "1410 MHz" in gpu.header()[0]
+    assert machine.name("cuda").startswith("A GPU; ") and machine.name() in machine.name("cuda")
+
+    def missing(command: list[str], **options: Any) -> Answer:
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(gpu.subprocess, "run", missing)
+    assert gpu.header() == ["gpu: A GPU; clocks unknown (nvidia-smi)"]

@@ -1,0 +1,263 @@
+"""What is measured: arithmetic by hand, shapes, peers that compute the same or say why not."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.machinery
+import pkgutil
+import sys
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import bench
+import pytest
+import torch
+from bench.__main__ import make_parser
+from bench.measure.command import choose_cases
+from bench.measure.verify import Verifier
+from bench.operations import OPERATIONS, lstm, lstm_peers, rel_lstm
+from bench.operations.authors_rel_lstm import AuthorsRelLSTM
+from bench.operations.operation import OURS, REFERENCE, Case, Contestant
+from torch import Tensor, nn
+
+import throughtime
+from closeness import assert_close
+
+LSTM, REL_LSTM, RELEVANCY = OPERATIONS.values()
+TINY = LSTM.case(T=6, B=3, I=2, H=5, p=0.0)
+SMALL: Any = {"window_size": 2, "top_k": 1}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(m.name for m in pkgutil.walk_packages(bench.__path__, "bench."))
+)
+def test_examples_in_docstrings(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_work_of_lstm_by_hand() -> None:
+    case = LSTM.case(T=3, B=5, I=2, H=7)
+    product = 2e-9 * 5 * 28  # of one step and one input column
+    forward = product * (3 * 2 + 2 * 7)  # step 0 has no state to multiply
+    assert lstm.gflop(replace(case, mode="inference")) == pytest.approx(forward)
+    both = lstm.gflop(case)
+    assert both == pytest.approx(2 * forward + product * 2 * 7)
+    assert lstm.gflop(case, 1.0) == pytest.approx(2 * forward)
+    with_input = lstm.gflop(replace(case, input_grad=True))
+    assert with_input == pytest.approx(both + product * 3 * 2)
+    x, weights, output = 3 * 5 * 2, 28 * (2 + 7 + 2), 3 * 5 * 7
+    moved = x + weights + output
+    assert lstm.gbyte(replace(case, mode="forward")) == pytest.approx(4e-9 * moved)
+    moved += x + weights + 2 * output + weights
+    assert lstm.gbyte(replace(case, dtype="bfloat16")) == pytest.approx(2e-9 * moved)
+    assert lstm.gbyte(replace(case, input_grad=True)) == pytest.approx(4e-9 * (moved + x))
+
+
+def test_work_of_relevancy_by_hand() -> None:
+    # Window 2, one retained key: queries attend 1, 2, 3, 3 keys; all of them without screening.
+    case = RELEVANCY.case(T=4, B=3, heads=2, D=5, mode="forward", dtype="bfloat16", **SMALL)
+    assert RELEVANCY.gflop(OURS, case) == pytest.approx(1e-9 * 6 * 9 * 4 * 5)
+    assert RELEVANCY.gflop("sdpa", case) == pytest.approx(1e-9 * 6 * 10 * 4 * 5)
+    assert RELEVANCY.gbyte(OURS, case) == pytest.approx(2e-9 * 4 * 6 * 4 * 5)
+    training = replace(case, mode="forward+backward")
+    assert RELEVANCY.gflop(OURS, training) == pytest.approx(3 * RELEVANCY.gflop(OURS, case))
+    assert RELEVANCY.gbyte(OURS, training) == pytest.approx(2e-9 * 11 * 6 * 4 * 5)
+
+
+def test_work_of_rel_lstm_by_hand() -> None:
+    # Steps 1 to 3 attend 1, 2 and 3 earlier states.
+    case = REL_LSTM.case(T=4, B=3, I=2, H=5, mode="forward", **SMALL)
+    attention = 1e-9 * 3 * (2 * 2 * 25 * 3 + 6 * 4 * 5)
+    assert REL_LSTM.gflop(OURS, case) == pytest.approx(lstm.gflop(case) + attention)
+    assert REL_LSTM.gflop("torch", case) == pytest.approx(lstm.gflop(case))
+    more = REL_LSTM.gbyte(OURS, case) - REL_LSTM.gbyte("torch", case)
+    assert more == pytest.approx(4e-9 * (2 * 25 + 5))
+
+
+def test_sweep_covers_every_size_within_its_limit() -> None:
+    cases = LSTM.sweep()
+    for name, sizes in lstm.SWEEP.items():
+        assert {getattr(case, name) for case in cases} == set(sizes)
+    assert max(lstm.gflop(case) for case in cases) <= lstm.SWEEP_GFLOP
+
+
+@pytest.mark.parametrize(
+    ("words", "cases"),
+    [
+        ("lstm --quick", "120, 100, 1, 128 | 50, 64, 256, 256 | 300, 1, 128, 128"),
+        ("lstm --T 5 --H 8 9", "5, 64, 8, 8 | 5, 64, 9, 9"),
+        ("lstm --T 5 --I 3", "5, 64, 3, 256"),
+        ("rel-lstm --T 30 40 --B 3 --top-k 0", "30, 3, 10, 128, 10, 0 | 40, 3, 10, 128, 10, 0"),
+        ("relevancy --T 9 --D 8 16", "9, 2, 4, 8, 64, 64 | 9, 2, 4, 16, 64, 64"),
+        ("relevancy --T 9 --score additive", "9, 2, 4, 64, 64, 64, additive"),
+    ],
+)
+def test_shapes_that_options_ask_for(words: str, cases: str) -> None:
+    args = make_parser(words.split()).parse_args(words.split())
+    operation = OPERATIONS[words.split()[0]]
+    assert " | ".join(map(str, choose_cases(operation, args))) == cases
+
+
+def test_contestants_that_would_take_too_long_have_a_reason() -> None:
+    large = replace(RELEVANCY.default[0], T=131072)
+    for contestant in (Contestant("sdpa"), Contestant("full"), REFERENCE):
+        assert str(RELEVANCY.why_not(contestant, large)).startswith("not measured: ")
+    assert RELEVANCY.why_not(Contestant(OURS, "cpu"), large) is None
+    assert RELEVANCY.why_not(Contestant("sdpa"), RELEVANCY.default[-1]) is None
+    slow = REL_LSTM.why_not(Contestant("loop"), REL_LSTM.default[-1])
+    assert slow is not None and "a Python loop" in slow
+    additive = replace(RELEVANCY.default[0], score="additive")
+    no_score = "cannot run: full attention has no additive score"
+    assert RELEVANCY.why_not(Contestant("sdpa"), additive) == no_score
+
+
+# Peers
+
+
+def test_lstm_peers_start_alike_and_refuse_what_they_cannot() -> None:
+    states = []
+    for name in (OURS, "torch", "loop"):
+        torch.manual_seed(0)
+        states.append({**lstm_peers.build(name, 3, 4).state_dict(), "after": torch.rand(1)})
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[name], states[0][name]) for name in state)
+    with pytest.raises(ValueError, match=r"nn.LSTM has no h-detach: detach_prob must be 0"):
+        lstm_peers.build("torch", 3, 4, detach_prob=0.5)
+
+
+@pytest.mark.parametrize("input_grad", [False, True])
+@pytest.mark.parametrize("impl", [OURS, "torch", "loop"])
+def test_gradients_reach_the_same_tensors(impl: str, input_grad: bool) -> None:
+    work = LSTM.work(Contestant(impl), replace(TINY, p=0.5, input_grad=input_grad))
+    assert ("input" in work.leaves) == input_grad
+    grads: Any = work.iterate("forward+backward")
+    assert len(grads) == len(work.leaves) == 4 + input_grad
+    for before, after in zip(grads, work.iterate("forward+backward"), strict=True):  # type: ignore[call-overload]
+        assert before.abs().max() > 0
+        assert torch.equal(before, after)  # not the sum of two iterations
+    kept: Any = work.iterate("forward")
+    inferred: Any = work.iterate("inference")
+    assert kept["output"].requires_grad and not inferred["output"].requires_grad
+
+
+@pytest.mark.parametrize(("window_size", "top_k"), [(2, 2), (3, 0), (30, 2), (1, 1)])
+def test_the_authors_loop_computes_and_detaches_the_same(window_size: int, top_k: int) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"window_size": window_size, "top_k": top_k, "dtype": torch.float64}
+    loop, ours = AuthorsRelLSTM(3, 5, **sizes), throughtime.RelLSTM(3, 5, **sizes)
+    ours.load_state_dict(loop.state_dict())
+    x, mask = torch.randn(14, 3, 3, dtype=torch.float64), torch.rand(14) < 0.5
+    gradients = []
+    for layer, detach_mask in ((loop, mask), (ours, mask), (ours, None)):
+        output = layer(x, detach_mask=detach_mask)[0]
+        gradients.append(
+            [output, *torch.autograd.grad(output.square().sum(), list(layer.parameters()))]
+        )
+    for found, expected, whole in zip(*gradients, strict=True):
+        assert_close(found, expected)
+        assert found.shape[0] == 14 or not torch.allclose(found, whole)
+
+
+def test_among_equals_the_loop_drops_the_newest() -> None:
+    layer = AuthorsRelLSTM(1, 1, window_size=1, top_k=2)
+    kept: list[list[Tensor]] = [[]]
+    relevances: list[list[float]] = [[]]
+    for step, relevance in enumerate([1.0, 1.0, 1.0, 2.0]):
+        state = torch.full((1, 1), float(step))
+        layer._retain(state, torch.tensor([relevance]), kept, relevances)
+    assert [int(state) for state in kept[0]] == [0, 3] and relevances == [[1.0, 2.0]]
+
+
+def test_verification_is_long_enough_that_keys_are_replaced() -> None:
+    """The first keys have an advantage: the softmax of their queries has few terms."""
+    case = RELEVANCY.case(T=4096, B=1, heads=2, D=64, window_size=16, top_k=16)
+    case = rel_lstm.screened(case)
+    found = RELEVANCY.work(REFERENCE, case, exact=True).call()["last"]
+    old = torch.arange(case.T) <= case.T - 1 - 16
+    kept = old & (found[0] == case.T - 1)
+    assert (kept.sum(1) == 16).all() and kept[:, 16:].any(1).all()
+
+
+# Peers that a machine may lack
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
+    module = ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+class FakeHaste(nn.Module):
+    """An LSTM with the gates i, g, f, o, as Haste has them."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.empty(input_size, 4 * hidden_size))
+        self.recurrent_kernel = nn.Parameter(torch.empty(hidden_size, 4 * hidden_size))
+        self.bias = nn.Parameter(torch.empty(4 * hidden_size))
+
+    def forward(self, x: Tensor) -> Any:
+        h = c = x.new_zeros(x.size(1), self.recurrent_kernel.size(0))
+        outputs = []
+        for x_t in x:
+            gates = x_t @ self.kernel + h @ self.recurrent_kernel + self.bias
+            i, g, f, o = gates.chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs), (h[None], c[None])
+
+
+def fake_flashrnn(
+    Wx: Tensor, R: Tensor, b: Tensor, *, function: str, backend: str, dtype: str
+) -> tuple[Tensor, Tensor]:
+    """Wx ``[B, T, gate, head, D]``, R ``[gate, head, D, previous D]``, all states out."""
+    assert (function, backend, dtype) == ("lstm", "cuda_fused", "float32")
+    h = c = Wx.new_zeros(Wx.size(0), *Wx.shape[3:])
+    states = []
+    for gates_x in Wx.unbind(1):
+        i, f, g, o = (gates_x + torch.einsum("bhp,ghdp->bghd", h, R) + b).unbind(1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        states.append(torch.stack([h, c]))
+    return torch.stack(states, 2), states[-1].unsqueeze(2)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("haste", "bfloat16"), ("flashrnn", "float64")])
+def test_outside_peers_pass_verification_with_our_weights(
+    name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins, written from their sources, with their interface, layouts and order of gates."""
+    module = {"haste": "haste_pytorch"}.get(name, name)
+    why_not = LSTM.peers[name].why_not
+    assert why_not("float32", "cuda") == f"not installed: there is no module {module}"
+    installed(monkeypatch, "haste_pytorch", LSTM=FakeHaste)
+    installed(monkeypatch, "flashrnn")
+    installed(monkeypatch, "flashrnn.flashrnn", flashrnn=fake_flashrnn)
+    errors = Verifier(LSTM, TINY).check(Contestant(name))
+    assert errors.passed and len(errors.relative) == 9
+    assert why_not("float32", "cuda") is None
+    assert why_not("float32", "cpu") == "runs on cuda only, not on cpu"
+    assert str(why_not(wrong, "cuda")).endswith(f"only, not {wrong}")
+
+
+def test_the_compiled_loop_compiles_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
+    monkeypatch.setattr(lstm_peers, "_compiled_step", lstm_peers._compiled_step.__wrapped__)
+    assert Verifier(LSTM, replace(TINY, p=0.5)).check(Contestant("compiled-loop")).passed
+    assert set(compiled) == {lstm_peers.lstm_step}
+    monkeypatch.setattr(lstm_peers.shutil, "which", lambda name: None)
+    reason = LSTM.why_not(Contestant("compiled-loop"), TINY)
+    assert reason == "torch.compile needs a C++ compiler, and there is no c++ here"
+    assert LSTM.why_not(Contestant("loop"), TINY) is None
+
+
+def test_every_size_is_a_field_of_a_case() -> None:
+    for operation in OPERATIONS.values():
+        assert operation.sizes.keys() <= vars(TINY).keys()
+        assert isinstance(operation.default[0], Case)

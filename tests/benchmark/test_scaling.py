@@ -1,0 +1,154 @@
+"""``bench scaling``: the fit finds powers, and the check sees what is not linear."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from bench import scaling, table
+from bench.__main__ import main
+from bench.measure.timing import Plan
+from bench.scaling import RANGES, Fit, Series, fit
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+SIZES = (256.0, 512.0, 1024.0, 2048.0)
+OURS = "throughtime (cpu)"
+
+
+def powers(exponent: float, *, noise: float = 0.0, seed: int = 0) -> dict[float, float]:
+    draw = random.Random(seed)
+    return {size: 3.0 * size**exponent * math.exp(draw.gauss(0, noise)) for size in SIZES}
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_fit_finds_the_power(exponent: float) -> None:
+    found = fit(powers(exponent))
+    assert found is not None
+    assert (found.exponent, found.factor) == pytest.approx((exponent, 3.0))
+    assert found.half_width == pytest.approx(0.0, abs=1e-6)
+    assert (found.low, found.high) == (256, 2048)
+
+
+def test_interval_holds_the_true_power_as_often_as_it_says() -> None:
+    found = [fit(powers(1.0, noise=0.1, seed=seed)) for seed in range(400)]
+    hits = sum(abs(one.exponent - 1.0) <= one.half_width for one in found if one is not None)
+    assert 0.92 * 400 <= hits <= 0.98 * 400
+
+
+def test_sizes_where_the_fixed_cost_dominates_do_not_count() -> None:
+    costs = {size: size + 1000.0 for size in (10.0, 100.0, 5e3, 5e4, 5e5)}
+    found, everything = fit(costs, fixed=1000.0), fit(costs)
+    assert found is not None and everything is not None
+    assert found.low == 5e3 and found.exponent == pytest.approx(1.0, abs=0.05)
+    assert everything.exponent < 0.7  # what would be found otherwise
+    assert fit(costs, fixed=1e5) is None  # two sizes remain
+    assert fit(dict.fromkeys(SIZES, 0.0)) is None  # a cost of nothing has no power
+
+
+@pytest.mark.parametrize(
+    ("exponent", "half_width", "verdict"),
+    [
+        (1.0, 0.0, "linear"),
+        (1.15, 0.0, "linear"),
+        (1.3, 0.2, "linear"),
+        (1.36, 0.2, "more than linear"),
+        (2.0, 0.8, "more than linear"),
+        (1.0, 0.3, "unclear"),
+        (2.0, 0.9, "unclear"),
+    ],
+)
+def test_verdicts(exponent: float, half_width: float, verdict: str) -> None:
+    assert Fit(exponent, half_width, 1.0, 1.0, 2.0).verdict == verdict
+
+
+def make(op: str, time: float, memory: float, contestant: str = OURS) -> Series:
+    rows = [
+        {"T": size, "D": size, "median_ms": size**time, "peak_mb": size**memory}
+        for size in (1.0, *SIZES)
+    ]
+    return Series(op, "T", contestant, "T", pd.DataFrame(rows))
+
+
+def test_linear_passes_beside_a_quadratic_control() -> None:
+    found = [make("lstm", 1.0, 0.9), make("relevancy", 1.05, 1.0)]
+    found.append(make("relevancy", 2.0, 2.0, "full"))
+    assert scaling.passed(found)
+    assert scaling.conclusions(found)[1:] == [
+        "Control: full attention is more than linear, as it must be."
+    ]
+    lines = scaling.report(found).splitlines()
+    assert "1.05 +- 0.00 (256-2048)" in lines[3] and lines[3].split("|")[-2].strip() == "linear"
+    assert lines[4].split("|")[-2].strip() == "more than linear"
+    over_h = replace(make("relevancy", 2.0, 2.0), axis="H", name="D")
+    assert scaling.passed([over_h])  # reported, not judged
+    assert scaling.report([over_h]).splitlines()[2].split("|")[3].strip() == "D"
+
+
+@pytest.mark.parametrize(
+    ("series", "words"),
+    [
+        (make("lstm", 2.0, 1.0), "NOT LINEAR: time of lstm grows faster than T."),
+        (make("lstm", 1.0, 2.0), "NOT LINEAR: memory of lstm grows faster than T."),
+        (make("lstm", 1.0, 0.0), "UNCLEAR: memory of lstm"),
+        (make("relevancy", 1.0, 2.0, "full"), "but here time linear, memory more than linear"),
+    ],
+)
+def test_check_fails_and_says_why(series: Series, words: str) -> None:
+    found = [make("rel-lstm", 1.0, 1.0), series]
+    assert not scaling.passed(found)
+    assert words in scaling.conclusions(found)[-1]
+
+
+def test_scatter_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def series(measured: tuple[str, str]) -> list[Series]:
+        calls.append(measured)
+        one = make(measured[0], 1.0, 0.0 if len(calls) == 1 else 1.0)
+        return [replace(one, axis=measured[1])]
+
+    monkeypatch.setattr(scaling, "measure_one", lambda op, axis, quick: (op, axis))
+    monkeypatch.setattr(scaling, "series", series)
+    found = scaling.measure(["lstm"], ["T", "B"], quick=True)
+    assert calls == [("lstm", "T"), ("lstm", "T"), ("lstm", "B"), ("full", "T")]
+    assert len(found) == 3
+
+
+def test_stored_rows_are_the_same_series_again() -> None:
+    rows = table.read_csv(RESULTS / "epyc-zen4-2core" / "scaling.csv")
+    found = list(scaling.series(rows))
+    assert [(one.op, one.axis) for one in found[:9]] == list(RANGES)[:9]
+    assert sum(len(one.rows) for one in found) == len(rows) and scaling.passed(found)
+    panels = scaling.draw(rows).axes
+    assert len(panels) == 6
+    for panel in panels:
+        (guide,) = [line for line in panel.lines if line.get_label() == "linear"]
+        (x, end_x), (y, end_y) = guide.get_data()
+        assert end_x / x == pytest.approx(end_y / y)
+
+
+def test_unknown_operation_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scaling", "gru"]) == 2
+    assert "OP wants lstm, rel-lstm, relevancy, got 'gru'" in capsys.readouterr().err
+
+
+def test_relevancy_is_measured_linear_and_full_attention_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scaling, "QUICK_PLAN", Plan(rounds=3, exactly=True))
+    csv, plot = tmp_path / "rows.csv", tmp_path / "plot"
+    options: Any = ["--axis", "T", "--quick", "--csv", str(csv), "--plot", str(plot)]
+    main(["scaling", "relevancy", *options])  # a busy machine may leave it unclear
+    ours, full = capsys.readouterr().out.split("\n|")[3:5]
+    assert "throughtime" in ours and "full" in full
+    assert float(ours.split("|")[3].split()[0]) < 1.4 < float(full.split("|")[3].split()[0])
+    assert float(ours.split("|")[4].split()[0]) < 1.1 < float(full.split("|")[4].split()[0])
+    rows = table.read_csv(csv)
+    assert len(rows) == 2 * (1 + scaling.QUICK_SIZES) and set(rows["threads"]) == {1}
+    assert rows["median_ms"].notna().all() and rows["peak_mb"].notna().all()
+    assert plot.with_suffix(".svg").exists()

@@ -1,0 +1,464 @@
+"""`train` and `demo`: what they print and keep, their exit codes, one sentence per mistake."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import gzip
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench.__main__ import main
+from bench.train import command, demo, memory, recall
+from bench.train.folder import RunFolder
+
+import throughtime
+from throughtime import _install
+from train_runs import TIMES
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["--T", "3", "--hidden", "8", "--batch", "4", "--updates-per-epoch", "3", "--threads", "1"]
+COPYING = ["train", "copying", *SHORT, "--train-size", "20", "--anneal", "0", "--out", "run"]
+ONE = [*COPYING, "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _small_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(recall, "VALIDATION_SIZE", 30)
+    monkeypatch.setattr(recall, "TEST_SIZE", 40)
+    monkeypatch.setattr(command, "TRANSFER_SEQUENCES", 20)
+    monkeypatch.chdir(tmp_path)
+
+
+def read_csv(path: Path | str) -> list[dict[str, str]]:
+    with Path(path).open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def files(folder: Path | str) -> dict[str, bytes]:
+    paths = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str], *, code: int = 2) -> str:
+    """The one sentence of a command that fails."""
+    capsys.readouterr()
+    try:
+        found = main(words)
+    except SystemExit as stop:  # argparse itself
+        found = int(stop.code or 0)
+    error = capsys.readouterr().err
+    assert found == code and "error: " in error and "Traceback" not in error
+    assert code == 1 or "usage: " in error or error.count("\n") == 1
+    return error
+
+
+# What is printed and kept
+
+
+def test_train_copying_keeps_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COPYING, "--epochs", "3", "--anneal", "1"]) == 0
+    rows = read_csv("run/log.csv")
+    assert [row["p"] for row in rows] == ["0.5", "0.5", "0"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["updates"] for row in rows] == ["3", "6", "9"]
+    config = json.loads(Path("run/config.json").read_text())
+    assert (config["T"], config["hidden"], config["lr"]) == (3, 8, 1e-3)
+    assert config["versions"]["throughtime"] == throughtime.__version__
+    assert Path("run/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in Path("run/curves.svg").read_text()
+    out = capsys.readouterr().out
+    assert sum(line.startswith("epoch ") for line in out.splitlines()) == 3
+    assert "best validation accuracy" in out
+
+
+def test_the_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter([0.1, 0.0, 0.5, 0.0, 0.5, 0.0])  # validation and test, in turn
+    monkeypatch.setattr(command.Trainer, "accuracy", lambda *a, **k: next(accuracies))
+    assert main([*COPYING, "--epochs", "2"]) == 0
+    last = torch.load("run/checkpoint.pt", weights_only=True)["model"]
+    assert main([*COPYING, "--epochs", "3", "--resume"]) == 0
+    best = torch.load("run/best.pt", weights_only=True)
+    assert best["epoch"] == 2 and best["config"]["hidden"] == 8
+    assert all(torch.equal(value, last[name]) for name, value in best["model"].items())
+
+
+@pytest.mark.parametrize("layer", ["throughtime", "torch"])
+def test_train_digits(layer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"--layer {layer} --epochs 1 --hidden 8 --batch 600 --permute --threads 1"
+    assert main(["train", "digits", *options.split()]) == 0
+    p = "0.25" if layer == "throughtime" else "0"
+    (row,) = read_csv(f"runs/digits-permuted-{layer}-p{p}-seed0/log.csv")
+    assert (row["p"], row["updates"]) == (p, "2")
+    told = "nn.LSTM has no h-detach: training with p = 0" in capsys.readouterr().out
+    assert told == (layer == "torch")
+
+
+def test_quick_fills_only_what_is_not_given() -> None:
+    assert main(["train", "copying", *SHORT, "--quick", "--updates-per-epoch", "2"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name == "copying-T3-throughtime-p0.5-seed0"
+    assert [row["updates"] for row in read_csv(folder / "log.csv")] == ["2", "4", "6"]
+
+
+def test_preset_transfer_and_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "copying", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
+    words += ["--epochs", "1", "--transfer", "6", "9", "--plot", "attention", "--out", "run"]
+    assert main(words) == 0
+    assert "accuracy at T = 9 without further training" in capsys.readouterr().out
+    rows = read_csv("run/transfer.csv")
+    columns = ["task", "layer", "seed", "trained_T", "updates", "T", "accuracy", "count"]
+    assert list(rows[0]) == columns
+    assert [row["T"] for row in rows] == ["3", "6", "9"] and rows[0]["updates"] == "3"
+    assert all(0 <= float(row["accuracy"]) <= 1 and row["count"] == "20" for row in rows)
+    assert all(Path(f"run/attention.{end}").stat().st_size > 1000 for end in ("svg", "png"))
+
+
+def test_the_preset_ends_with_transfer_to_500_and_5000() -> None:
+    words = ["train", "denoise", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
+    assert main([*words, "--epochs", "1", "--out", "run"]) == 0
+    assert [row["T"] for row in read_csv("run/transfer.csv")] == ["3", "500", "5000"]
+
+
+@pytest.mark.parametrize(("layer", "one_hot"), [("rel-rnn", True), ("torch", False)])
+def test_screening_layers_read_copying_one_hot(layer: str, one_hot: bool) -> None:
+    assert main([*ONE, "--layer", layer]) == 0
+    assert json.loads(Path("run/config.json").read_text())["one_hot"] is one_hot
+
+
+def test_demo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    small = "lstm --T 5 --B 2 --I 1 --H 4 --p 0 0.5 --peers torch --backends auto --repeats 1"
+    monkeypatch.setattr(demo, "ODD", f"{small} --no-memory")
+    monkeypatch.setattr(demo, "SPEED", f"{small} --no-memory")
+    monkeypatch.setattr(demo, "QUICK_EPOCHS", 1)
+    assert main(["demo", "--quick", "--out", "shown"]) == 0
+    assert Path("shown/demo.png").read_bytes().startswith(b"\x89PNG")
+    out = capfd.readouterr().out
+    assert "plot: shown/demo.svg" in out.replace(os.sep, "/")
+    ours, theirs = (
+        next(words[1] for words in map(str.split, out.splitlines()) if words[:1] == [name])
+        for name in ("throughtime", "nn.LSTM")
+    )
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    monkeypatch.setattr(demo, "_bench", lambda words: 1)  # a check of the benchmark is red
+    assert main(["demo", "--quick", "--out", "shown"]) == 1
+
+
+# Stop and continue
+
+
+def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the program below knows nothing of smaller sets
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    words = [*COPYING[:-4], "--epochs", "20", "--anneal", "2", "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", *words, str(stopped)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch  2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    kept = len(read_csv(stopped / "log.csv"))
+    assert 2 <= kept < 20 and (stopped / "curves.svg").exists()
+    assert f"{kept} finished epochs are kept in {stopped}" in errors
+    (told,) = (line for line in errors.splitlines() if line.startswith("continue with: "))
+    told_words = shlex.split(told.removeprefix("continue with: "))
+    assert told_words[:3] == ["python", "-m", "bench"]
+
+    assert main(told_words[3:]) == 0
+    assert main([*words, str(whole)]) == 0
+    assert read_csv(stopped / "log.csv") == read_csv(whole / "log.csv")
+    assert len(read_csv(whole / "log.csv")) == 20
+    one, other = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (stopped, whole))
+    assert all(torch.equal(value, one["model"][name]) for name, value in other["model"].items())
+
+
+def test_resume_without_a_finished_epoch_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ONE, "--resume"]) == 0
+    assert "run holds no finished epoch yet" in capsys.readouterr().out
+
+
+def test_a_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(ONE) == 0
+    before = files("run")
+    assert "run already holds a run; add --resume" in refused(ONE, capsys)
+    assert files("run") == before
+
+
+def test_resume_names_every_other_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COPYING, "--epochs", "2"]) == 0
+    before = files("run")
+    other = [*COPYING, "--epochs", "1", "--resume", "--lr", "0.5", "--layer", "rel-lstm"]
+    error = refused(other, capsys)
+    for words in ("--lr is 0.5, was 0.001", "--epochs is 1, was 2", "--layer is 'rel-lstm', was"):
+        assert words in error
+    assert "--seed" not in error and "start anew with another --out" in error
+    error = refused([*COPYING, "--epochs", "3", "--anneal", "1", "--resume"], capsys)
+    assert "--epochs is 3, was 2" in error, "p would have become 0 earlier"
+    denoise = ["train", "denoise", *SHORT, "--out", "run", "--resume"]
+    assert "--task is 'denoise', was 'copying'" in refused(denoise, capsys)
+    assert files("run") == before
+    assert main([*COPYING, "--epochs", "3", "--resume"]) == 0
+    assert len(read_csv("run/log.csv")) == 3
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _change(**changes: Any) -> Callable[[Path], object]:
+    def change(path: Path) -> None:
+        torch.save(torch.load(path, weights_only=True) | changes, path)
+
+    return change
+
+
+CONFIG = "wanted the options of a training run, got a file of another kind"
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "truncated": ("checkpoint.pt", _truncate, "got a damaged file"),
+    "empty": ("checkpoint.pt", lambda path: path.write_bytes(b""), "got a damaged file"),
+    "text": ("checkpoint.pt", lambda path: path.write_text("no"), "got a damaged file"),
+    "a list": ("checkpoint.pt", lambda path: torch.save([1], path), "got a file of another kind"),
+    "other weights": ("checkpoint.pt", _change(model={}), "got another state (Error(s) in"),
+    "no history": ("checkpoint.pt", _change(history=[{}]), "got another state ("),
+    "best.pt": (
+        "checkpoint.pt",
+        lambda path: path.with_name("best.pt").replace(path),
+        "got another state ('optimizer')",
+    ),
+    "other options": ("checkpoint.pt", _change(config={"lr": 1}), "--lr is 0.001, was 1"),
+    "config.json of a package": (
+        "config.json",
+        lambda path: path.write_text('{"name": 1}'),
+        CONFIG,
+    ),
+    "config.json of text": ("config.json", lambda path: path.write_text("no"), CONFIG),
+    "config.json of another run": (
+        "config.json",
+        lambda path: path.write_text(path.read_text().replace("copying", "denoise")),
+        "--task is 'copying', was 'denoise'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_files_of_another_kind_are_one_sentence(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(ONE) == 0
+    file, damage, words = DAMAGE[name]
+    damage(Path("run", file))
+    before = files("run")
+    error = refused([*COPYING, "--epochs", "2", "--resume"], capsys)
+    assert words in error and str(Path("run", file)) in error and "another" in error
+    assert files("run") == before
+
+
+def test_a_config_json_of_another_program_is_left_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("run").mkdir()
+    Path("run/config.json").write_text('{"name": "mine"}')
+    error = refused(ONE, capsys)
+    assert CONFIG in error and "move it away" in error
+    assert list(files("run")) == ["config.json"]
+    assert Path("run/config.json").read_text() == '{"name": "mine"}'
+
+
+# Folders that cannot be written
+
+
+@pytest.mark.parametrize("words", [ONE, ["demo", "--quick", "--out", "run"]])
+def test_out_that_is_a_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").write_text("mine")
+    assert "--out: wanted a folder, got the file run" in refused(words, capsys)
+    assert Path("run").read_text() == "mine"
+    words = [*words[:-1], "run/below"] if words[0] == "demo" else [*words, "--out", "run/below"]
+    assert "--out: cannot write run/below: Not a directory; name another" in refused(words, capsys)
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, number: int, *, after: int = 0) -> None:
+    """Files can no longer be written to the disk, from the given one on."""
+    right, calls = os.fsync, []
+
+    def fsync(file: int) -> None:
+        calls.append(file)
+        if len(calls) > after:
+            raise OSError(number, os.strerror(number))
+        right(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_no_space_for_the_first_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fail(monkeypatch, errno.ENOSPC)
+    wanted = "--out: cannot write run/config.json: No space left on device; free some space, or"
+    assert wanted in refused(ONE, capsys)
+    assert files("run") == {}
+
+
+# In order: config.json, then checkpoint.pt, best.pt and log.csv of each epoch, then the curves.
+@pytest.mark.parametrize(
+    ("after", "file", "kept"),
+    [(1, "checkpoint.pt", 0), (2, "best.pt", 1), (3, "log.csv", 1), (4, "checkpoint.pt", 1)],
+)
+def test_no_space_during_the_run_keeps_it_continuable(
+    after: int,
+    file: str,
+    kept: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*COPYING, "--epochs", "2"]
+    with monkeypatch.context() as patch:
+        _fail(patch, errno.ENOSPC, after=after)
+        error = refused(words, capsys, code=1)
+    assert f"--out: cannot write run/{file}: No space left on device; free some space" in error
+    assert f"\n{kept} finished epochs are kept in run\n" in error
+    assert not list(Path("run").glob("*.tmp"))
+    assert main(shlex.split(error.partition("continue with: python -m bench ")[2])) == 0
+    assert len(read_csv("run/log.csv")) == 2
+    assert main([*words, "--out", "whole"]) == 0
+    assert read_csv("run/log.csv") == read_csv("whole/log.csv")
+
+
+@pytest.mark.parametrize("call", ["open", "mkdir"])
+def test_a_folder_without_the_right_to_write(
+    call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, call, refuse)  # root may write everywhere
+    assert "--out: cannot write run: Permission denied; name another" in refused(ONE, capsys)
+    monkeypatch.undo()
+
+
+def test_a_second_run_in_the_folder_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(ONE) == 0
+    before = files("run")
+    with RunFolder(Path("run")):
+        error = refused([*COPYING, "--epochs", "2", "--resume", "--lr", "1"], capsys)
+    assert "--out: wanted a folder of its own, got run, where another run is writing" in error
+    assert files("run") == before
+    assert main([*COPYING, "--epochs", "2", "--resume"]) == 0, "the lock is released"
+
+
+# Wrong options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--hidden 1000000000", "--hidden: wanted a run that fits into"),
+        ("--T 1000000000", "--T, --transfer, --batch and --hidden: wanted a run that fits into"),
+        ("--transfer 5 1000000000", "--T, --transfer, --batch and --hidden: wanted a run"),
+        ("--train-size 1000000000000", "--train-size: wanted a whole number up to 2147483647"),
+        ("--updates-per-epoch 2000000000", "--updates-per-epoch and --batch: wanted a run"),
+        ("--threads 5000", "--threads: wanted a whole number up to 1024, got 5000"),
+        ("--layer torch --p 0.5", "--p makes no difference to --layer torch, got 0.5: leave it"),
+        ("--layer torch --top-k 3", "--top-k makes no difference to --layer torch"),
+        ("--layer mem-rnn --window-size 3", "--window-size makes no difference"),
+        ("--layer torch --plot attention", "got attention: leave it out, or use one of rel-lstm,"),
+        ("--anneal 4 --epochs 3", "--anneal must be at most --epochs (3), got 4"),
+        ("--quick --preset quick", "give one of them"),
+        ("--device cuda:99", "--device cuda:99"),
+        ("--device nonsense", "--device nonsense"),
+        ("--backend nonsense", "--backend nonsense"),
+        ("--backend cuda", "backend='cuda' cannot run"),
+        ("--p 1.5", "--p: wanted a number from 0 to 1, got '1.5'"),
+        ("--lr 0", "--lr: wanted a number above 0, got '0'"),
+        ("--lr nan", "--lr: wanted a number above 0, got 'nan'"),
+        ("--epochs none", "--epochs: wanted a whole number of 1 or more, got 'none'"),
+        ("--epochs 0", "--epochs: wanted a whole number of 1 or more, got '0'"),
+        ("--anneal -1", "--anneal: wanted a whole number of 0 or more, got '-1'"),
+        ("--seed 2147483648", "--seed: wanted a whole number up to 2147483647, got 2147483648"),
+        ("--stop-at 1.5", "--stop-at: wanted a number from 0 to 1"),
+        ("--transfer 0", "--transfer: wanted a whole number of 1 or more"),
+        ("--layer rel-gru", "invalid choice: 'rel-gru'"),
+    ],
+)
+def test_wrong_options_are_one_sentence_and_leave_nothing(
+    options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refused([*COPYING, *options.split()], capsys)
+    assert not Path("run").exists()
+
+
+def test_the_container_limits_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{3 * 2**20}\n")
+    (tmp_path / "memory.current").write_text(f"{2**20}\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.available() == 2 * 2**20
+    error = refused([*COPYING, "--hidden", "1000"], capsys)
+    assert "--hidden: wanted a run that fits into 0.00195 GiB" in error
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() > 2**27
+
+
+def test_mnist_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "digits", "--mnist", "nowhere", "--out", "run"]
+    assert "--mnist: nowhere: wanted one of train-images-idx3-ubyte" in refused(words, capsys)
+    Path("nowhere").mkdir()
+    Path("nowhere/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"x" * 99)[:-9])
+    assert "a complete gzip file, found a damaged one" in refused(words, capsys)
+    assert not Path("run").exists()
+
+
+def test_non_finite_loss_ends_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(
+        [*COPYING, *["--epochs", "2", "--lr", "1e37", "--clip", "1e38"]], capsys, code=1
+    )
+    assert "the loss is " in error and "update 2 (epoch 1); try a smaller --lr" in error
+    assert list(files("run")) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "distribution"),
+    [
+        ("train digits", "tqdm", "tqdm"),
+        ("train digits", "matplotlib", "matplotlib"),
+        ("train digits", "sklearn.datasets", "scikit-learn"),
+        ("train digits", "pandas", "pandas"),
+        ("train digits", "filelock", "filelock"),
+        ("train digits", "psutil", "psutil"),
+        ("demo", "matplotlib", "matplotlib"),
+    ],
+)
+def test_missing_extras_are_one_sentence(
+    words: str,
+    module: str,
+    distribution: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert refused(words.split(), capsys) == (
+        f"error: this command needs {distribution}, which is not installed; "
+        f"install it with: pip install {_install.source('[bench]')}\n"
+    )

@@ -1,0 +1,255 @@
+"""The data of the training tasks: digits, copying, denoise."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench.errors import UsageError
+from bench.train import digits, recall
+from bench.train.config import Config
+from bench.train.task import Sequences, Task
+
+# Copying and denoise
+
+
+def recall_task(task: str = "copying", **options: Any) -> Task:
+    config = Config(task, T=2, train_size=9, updates_per_epoch=5)
+    return recall.make(replace(config, **options))
+
+
+@pytest.mark.parametrize("delay", [1, 2, 100])
+def test_copying_layout(delay: int) -> None:
+    task = recall_task(T=delay)
+    x, y = task.train.batch(torch.tensor([6, 0]))
+    assert x.shape == (delay + 20, 2, 1) and x.dtype == torch.float32
+    assert not x[10 : 10 + delay - 1].any() and not x[10 + delay :].any()
+    assert (x[10 + delay - 1] == 9).all()
+    assert y.shape == (delay + 20, 2) and y.dtype == torch.int64
+    assert not y[: delay + 10].any() and torch.equal(y[-10:].float(), x[:10, :, 0])
+    assert (task.scored_steps, task.target_steps, task.classes) == (10, delay + 20, 9)
+
+
+@pytest.mark.parametrize("delay", [1, 7, 60])
+def test_denoise_layout(delay: int) -> None:
+    task = recall_task("denoise", T=delay, train_size=20, one_hot=True)
+    x, y = task.train.batch(torch.arange(20))
+    assert x.shape == (delay + 20, 20, 11) and (x.sum(2) == 1).all()
+    symbols = x.argmax(2)
+    assert (symbols[delay + 9] == 10).all() and not symbols[delay + 10 :].any()
+    for k in range(20):
+        shown = symbols[: delay + 9, k]
+        shown = shown[shown > 0]
+        assert len(shown) == 10 and (shown <= 8).all() and torch.equal(shown, y[-10:, k])
+    assert not y[:-10].any()
+    assert task.classes == 10 and task.target_steps == delay + 20
+
+
+def test_the_first_steps_of_denoise_hold_few_symbols() -> None:
+    """A policy that keeps the first 15 states must fail: they show 15 of 209 steps."""
+    x, _ = recall_task("denoise", T=200, train_size=200).train.batch(torch.arange(200))
+    assert 0.3 < (x[:15] > 0).float().sum(0).mean() < 1.2
+
+
+def test_symbols_are_uniform_from_1_to_8() -> None:
+    x, _ = recall_task(train_size=4000).train.batch(torch.arange(4000))
+    counts = torch.bincount(x[:10].flatten().long(), minlength=10)
+    assert counts[0] == counts[9] == 0
+    assert (counts[1:9] / 40000 - 1 / 8).abs().max() < 0.01
+
+
+def test_one_hot_shows_the_same_symbols() -> None:
+    plain, hot = (recall_task(one_hot=one_hot) for one_hot in (False, True))
+    (x, y), (z, w) = (task.train.batch(torch.arange(6)) for task in (plain, hot))
+    assert torch.equal(x[..., 0].long(), z.argmax(2)) and torch.equal(y, w)
+    assert hot.features == z.shape[2] == 10
+
+
+def test_recall_comes_from_its_seed() -> None:
+    def batch(seed: int) -> torch.Tensor:
+        task = recall_task(seed=seed)
+        return torch.cat([s.batch(torch.arange(9))[0] for s in (task.train, task.test)], dim=1)
+
+    assert torch.equal(batch(1), batch(1)) and not torch.equal(batch(1), batch(2))
+    assert not torch.equal(batch(1)[:, :9], batch(1)[:, 9:])
+
+
+def test_recall_draws_with_replacement() -> None:
+    order = recall_task(train_size=3).order(8, torch.Generator().manual_seed(0))
+    assert [len(indices) for indices in order] == [8] * 5
+    assert {int(i) for indices in order for i in indices} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("task", ["copying", "denoise"])
+def test_a_stream_never_repeats_and_depends_on_its_indices_alone(task: str) -> None:
+    one, other = (recall_task(task, train_size=0, seed=seed).train for seed in (0, 1))
+    assert isinstance(one, recall.Stream)
+    index = torch.tensor([7, 1])
+    assert torch.equal(one.batch(index)[0], one.batch(index)[0])
+    assert not torch.equal(one.batch(index)[1], other.batch(index)[1])
+    for step in (1, 2**16, 2**32):
+        assert not torch.equal(one.batch(index)[0], one.batch(index + step)[0])
+    # Neighbouring indices give unrelated symbols: 1 of 8 agrees by chance.
+    batches = [one.batch(torch.tensor([k] * 50))[1][-10:] for k in range(40)]
+    agree = [(a == b).float().mean().item() for a, b in itertools.pairwise(batches)]
+    assert abs(sum(agree) / len(agree) - 1 / 8) < 0.01
+
+
+# Digits
+
+
+def test_digits_are_1797_images_in_three_disjoint_sets() -> None:
+    task = digits.make(Config("digits"))
+    sets = [task.train, task.validation, task.test]
+    batches = [s.batch(torch.arange(len(s))) for s in sets]
+    rows = [tuple(row.tolist()) for x, _ in batches for row in x[..., 0].T]
+    assert len(rows) == 1797
+    assert len(set(rows)) == len(set(rows[:1438])) + len(set(rows[1438:]))
+    x, y = task.train.batch(torch.arange(5))
+    assert x.shape == (64, 5, 1) and y.shape == (1, 5)
+    assert batches[0][0].min() == 0 and batches[0][0].max() == 1
+    order = task.order(100, torch.Generator().manual_seed(0))
+    assert sorted(int(i) for part in order for i in part) == list(range(len(task.train)))
+
+
+def test_a_split_has_the_same_share_of_every_class() -> None:
+    labels = torch.arange(10).repeat_interleave(torch.arange(20, 30))
+    everything = Sequences(torch.arange(len(labels)), labels.unsqueeze(1))
+    first, second = digits.split(everything, 0.25)
+    assert sorted([*first.inputs, *second.inputs]) == list(range(len(labels)))
+    shares = torch.bincount(second.targets.flatten()) / torch.bincount(labels)
+    assert (shares - 0.25).abs().max() <= 0.5 / 20
+
+
+def test_permutation_is_fixed_and_the_same_for_all_sets() -> None:
+    plain = digits.make(Config("digits"))
+    one, again, other = (
+        digits.make(Config("digits", permute=True, permute_seed=seed)) for seed in (5, 5, 6)
+    )
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(5))
+    for name in ("train", "validation", "test"):
+        x, y = getattr(plain, name).batch(torch.arange(20))
+        for task, same in ((one, True), (again, True), (other, False)):
+            x_permuted, y_permuted = getattr(task, name).batch(torch.arange(20))
+            assert torch.equal(x_permuted, x[order]) == same and torch.equal(y_permuted, y)
+
+
+# MNIST's files
+
+
+def idx_bytes(values: torch.Tensor) -> bytes:
+    header = bytes((0, 0, 8, values.dim())) + struct.pack(f">{values.dim()}I", *values.shape)
+    return header + bytes(values.flatten().tolist())
+
+
+def write_mnist(
+    folder: Path, separator: str = "-", *, zipped: bool = False, images: int = 60
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", images), ("t10k", 20)):
+        pixels = torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(count, dtype=torch.uint8) % 10
+        for name, values in (("images", pixels), ("labels", labels)):
+            path = folder / f"{part}-{name}{separator}idx{values.dim()}-ubyte"
+            content = idx_bytes(values)
+            if zipped:
+                path, content = path.with_name(path.name + ".gz"), gzip.compress(content)
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("separator", ["-", "."])
+def test_mnist_in_every_spelling(tmp_path: Path, separator: str, zipped: bool) -> None:
+    write_mnist(tmp_path, separator, zipped=zipped)
+    read = digits.read_mnist(tmp_path, "train")
+    expected = torch.randint(
+        256, (60, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    assert torch.equal(read.inputs, expected.flatten(1).float() / 255)
+    assert read.targets.flatten().tolist() == [k % 10 for k in range(60)]
+    task = digits.make(Config("digits", mnist=str(tmp_path)))
+    assert (len(task.train), len(task.validation), len(task.test)) == (50, 10, 20)
+    assert task.train.batch(torch.arange(3))[0].shape == (784, 3, 1)
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+def images_of(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda d: (d / IMAGES).write_bytes(change((d / IMAGES).read_bytes()))
+
+
+def zeros(*sizes: int) -> bytes:
+    return idx_bytes(torch.zeros(sizes, dtype=torch.uint8))
+
+
+BREAKAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "missing": (
+        lambda d: (d / LABELS).unlink(),
+        (LABELS, LABELS + ".gz", "train-labels.idx1-ubyte", "found no such file"),
+    ),
+    "empty": (images_of(lambda data: b""), (IMAGES, "00 00 08 03", "found an empty file")),
+    "web page": (images_of(lambda data: b"<html>"), (IMAGES, "00 00 08 03", "3c 68 74 6d")),
+    "labels for images": (images_of(lambda data: zeros(60)), ("00 00 08 03", "00 00 08 01")),
+    "short header": (images_of(lambda data: data[:6]), ("a header of 16 bytes", "00 00 08 03 00")),
+    "truncated": (images_of(lambda data: data[:-5]), ("47040", "(60 x 28 x 28), found 47035")),
+    "too long": (
+        lambda d: (d / LABELS).write_bytes((d / LABELS).read_bytes() + b"x"),
+        (LABELS, "60 bytes of values (60), found 61"),
+    ),
+    "huge header": (
+        images_of(lambda data: data[:4] + b"\xff" * 12 + data[16:]),
+        ("4294967295 x 4294967295 x 4294967295), found 47040",),
+    ),
+    "other size": (images_of(lambda data: zeros(60, 32, 32)), (IMAGES, "28 x 28", "32 x 32")),
+    "fewer labels": (
+        lambda d: (d / LABELS).write_bytes(zeros(59)),
+        (LABELS, "60 labels, one for each image", "59 labels"),
+    ),
+    "label 10": (
+        lambda d: (d / LABELS).write_bytes(zeros(60).replace(b"\0" * 60, b"\n" * 60)),
+        (LABELS, "labels from 0 to 9", "a label 10"),
+    ),
+    "no image": (
+        lambda d: [(d / IMAGES).write_bytes(zeros(0, 28, 28)), (d / LABELS).write_bytes(zeros(0))],
+        (IMAGES, "one image or more", "found none"),
+    ),
+    "truncated gzip": (
+        images_of(lambda data: gzip.compress(data)[:-9]),
+        (IMAGES, "a complete gzip file", "a damaged one"),
+    ),
+    "gzip checksum": (
+        images_of(lambda data: gzip.compress(data)[:-8] + bytes(8)),
+        (IMAGES, "a complete gzip file", "CRC"),
+    ),
+    "gzip content": (
+        images_of(lambda data: gzip.compress(data)[:20] + b"\xff" * 50),
+        (IMAGES, "a complete gzip file", "a damaged one"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_mnist_errors_name_file_wanted_found_and_way_out(tmp_path: Path, name: str) -> None:
+    write_mnist(tmp_path)
+    breakage, words = BREAKAGES[name]
+    breakage(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        digits.make(Config("digits", mnist=str(tmp_path)))
+    for word in (*words, str(tmp_path), "--mnist: ", "; download the file again"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("images", [1, 30])
+def test_too_few_training_images(tmp_path: Path, images: int) -> None:
+    """30 are three of each digit, of which a sixth is none."""
+    write_mnist(tmp_path, images=images)
+    with pytest.raises(UsageError, match=f"for validation, got {images}; give 4 or more of one"):
+        digits.make(Config("digits", mnist=str(tmp_path)))

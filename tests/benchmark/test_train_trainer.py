@@ -1,0 +1,220 @@
+"""The trainer: what it learns, in which order, and that a loaded state continues to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from typing import Any
+
+import pytest
+import torch
+from bench.train import attention, recall
+from bench.train.model import LAYERS
+from bench.train.trainer import Epoch, Trainer, TrainingError, best
+
+import throughtime
+from closeness import assert_close
+from train_runs import SCREENING, TINY, trained, without_times
+
+
+@pytest.fixture(autouse=True)
+def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "VALIDATION_SIZE", 30)
+    monkeypatch.setattr(recall, "TEST_SIZE", 40)
+
+
+def test_three_layers_learn_the_same_from_the_same_seed() -> None:
+    ours, theirs, loop = (
+        torch.tensor([e.loss for e in trained(layer=layer, p=0.0, anneal=0).history])
+        for layer in ("throughtime", "torch", "loop")
+    )
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=0)
+    torch.testing.assert_close(theirs, loop, rtol=1e-5, atol=0)
+
+
+def test_loop_and_throughtime_draw_the_same_masks() -> None:
+    ours, loop, undetached = (
+        trained(layer=layer, p=p, anneal=0).model.state_dict()["layer.weight_hh_l0"]
+        for layer, p in (("throughtime", 0.5), ("loop", 0.5), ("throughtime", 0.0))
+    )
+    torch.testing.assert_close(ours, loop, rtol=0, atol=1e-5)
+    assert (ours - undetached).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("layer", [name for name, layer in LAYERS.items() if layer.screens])
+def test_every_screening_layer_trains(layer: str) -> None:
+    trainer = trained(**SCREENING | {"layer": layer, "epochs": 3, "updates_per_epoch": 20})
+    assert trainer.history[-1].loss < trainer.history[0].loss
+    built = trainer.model.layer
+    assert isinstance(built, throughtime.RelLSTM) and built.window_size == 2
+    assert built.top_k == (None if layer.startswith("mem") else 3)
+    assert (built.retain == "first") == (layer == "rel-first")
+    assert (built.cell == "tanh") == layer.endswith("rnn")
+
+
+def test_equal_configurations_give_equal_bits() -> None:
+    first, second, other = (without_times(trained(seed=seed).history) for seed in (0, 0, 1))
+    assert first == second != other
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layer": "loop"},
+        {"layer": "torch", "p": 0.0, "anneal": 0},
+        SCREENING,
+    ],
+    ids=lambda options: options.get("layer", "throughtime"),
+)
+def test_a_loaded_state_continues_to_the_bit(options: dict[str, Any]) -> None:
+    whole = trained(**options)
+    config = dataclasses.replace(TINY, **options)
+    first = Trainer(config)
+    first.run(lambda epoch: None, until=2)
+    state = first.state_dict()
+    torch.manual_seed(99)
+    rest = Trainer(config)
+    rest.load_state_dict(state)
+    rest.run(lambda epoch: None)
+    assert without_times(rest.history) == without_times(whole.history)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(rest.model.state_dict()[name], value), name
+
+
+def test_p_is_annealed_and_reaches_the_layer() -> None:
+    trainer = Trainer(TINY)
+    seen: list[Any] = []
+    trainer.model.layer.register_forward_hook(
+        lambda layer, *rest: seen.append(layer.detach_prob) if layer.training else None
+    )
+    trainer.run(lambda epoch: None)
+    assert [epoch.p for epoch in trainer.history] == [0.5, 0.5, 0.5, 0.0]
+    assert seen == [0.5] * 9 + [0.0] * 3
+
+
+def test_gradient_norm_is_taken_before_clipping() -> None:
+    free, clipped = (trained(clip=clip, epochs=1) for clip in (1e6, 1e-3))
+    assert min(trainer.history[0].grad_norm_max for trainer in (free, clipped)) > 0.1
+    assert not torch.equal(free.model.head.weight, clipped.model.head.weight)
+
+
+def test_nothing_is_learned_from_validation_and_test() -> None:
+    trainer = Trainer(TINY)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert 0 <= trainer.accuracy(trainer.task.test) <= 1
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[n], v) for n, v in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("answer", [0, 4])
+def test_accuracy_counts_the_last_ten_steps(answer: int) -> None:
+    trainer = Trainer(TINY)
+    with torch.no_grad():
+        trainer.model.head.weight.zero_()
+        trainer.model.head.bias.copy_(torch.arange(9) == answer)  # whatever the input
+    sequences = trainer.task.test
+    _, y = sequences.batch(torch.arange(len(sequences)))
+    expected = float((y[-10:] == answer).float().mean())
+    assert (expected == 0) == (answer == 0)  # 0 is right everywhere but in the last ten steps
+    assert trainer.accuracy(sequences) == pytest.approx(expected)
+
+
+def test_training_ends_when_it_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(dataclasses.replace(TINY, epochs=9, stop_at=0.5))
+    accuracies = iter([0.6, 0.0, 0.4, 0.0, 0.5, 0.0, 0.5, 0.0, 1.0, 1.0])
+    monkeypatch.setattr(trainer, "accuracy", lambda sequences: next(accuracies))
+    trainer.run(lambda epoch: None)
+    assert len(trainer.history) == 4  # validation 0.6, 0.4, 0.5, 0.5
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_before_the_weights_change(where: str) -> None:
+    trainer = Trainer(TINY)
+    if where == "loss":
+        with torch.no_grad():
+            trainer.model.head.bias.fill_(float("nan"))
+    else:
+        trainer.model.layer.weight_hh_l0.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[operator,union-attr]
+    before = [value.clone() for value in trainer.model.parameters()]
+    with pytest.raises(TrainingError, match=r"at update 1 \(epoch 1\); try a smaller --lr"):
+        trainer.run(lambda epoch: None)
+    for value, old in zip(trainer.model.parameters(), before, strict=True):
+        torch.testing.assert_close(value, old, rtol=0, atol=0, equal_nan=True)
+
+
+def test_memory_that_runs_out_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(TINY)
+
+    def fail(*inputs: object) -> None:
+        torch.empty(2**55)  # more than any machine has
+
+    trainer.model.layer.register_forward_hook(fail)
+    with pytest.raises(TrainingError, match=r"out of memory in epoch 1: make --hidden, --batch"):
+        trainer.run(lambda epoch: None)
+
+
+def test_interrupt_waits_for_the_end_of_an_update_and_of_saving() -> None:
+    trainer = Trainer(TINY)
+    finished = []
+
+    def save(epoch: Epoch) -> None:
+        signal.raise_signal(signal.SIGINT)
+        finished.append(epoch.epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(save)
+    assert finished == [1] and len(trainer.history) == 1
+
+    def press(*arguments: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = trainer.model.head.weight.clone()
+    trainer.model.head.register_forward_hook(press)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(lambda epoch: None)
+    assert not torch.equal(before, trainer.model.head.weight), "the update was finished"
+    assert len(trainer.history) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_best_epoch_is_chosen_by_validation_alone() -> None:
+    rows = [(1, 0.5, 0.9), (2, 0.7, 0.1), (3, 0.7, 0.8)]
+    history = [Epoch(n, n, 1.0, 1.0, 1.0, v, t, 1.0, 1.0, 0.0, 1.0) for n, v, t in rows]
+    assert best(history).epoch == 2
+
+
+# Attention
+
+
+@pytest.mark.parametrize("layer", ["rel-lstm", "rel-first"])
+def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
+    trainer = Trainer(dataclasses.replace(TINY, **SCREENING | {"layer": layer}))
+    with torch.no_grad():  # so far from uniform that later keys win over the first ones
+        trainer.model.layer.weight_score_l0.mul_(-30)  # type: ignore[operator,union-attr]
+    _, retained = attention.weights(trainer)
+    x, _ = trainer.task.test.batch(torch.tensor([0]))
+    with torch.no_grad():
+        _, state = trainer.model.layer(x[:-1])
+    kept = state.position[0, : state.retained, 0].tolist()
+    assert retained[-1].nonzero().flatten().tolist() == sorted(kept)
+    assert (sorted(kept) == [0, 1, 2]) == (layer == "rel-first")
+
+
+def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
+    trainer = Trainer(dataclasses.replace(TINY, **SCREENING))
+    weights, retained = attention.weights(trainer)
+    assert weights.shape == retained.shape == (23, 23)
+    assert_close(weights.sum(1), torch.ones(23))
+    assert not weights.triu(1).any()
+    per_query = retained.sum(1)
+    assert per_query.max() == 3 and not retained[:2].any()
+    assert (weights[retained] > 0).all()
+    assert torch.equal((weights > 0).sum(1), torch.arange(1, 24).clamp(max=2) + per_query)
+
+    panel = attention.picture(weights, retained, "a title").axes[0]
+    (marks,) = panel.lines
+    drawn_marks = {(int(query), int(key)) for key, query in zip(*marks.get_data(), strict=True)}
+    assert drawn_marks == {tuple(cell) for cell in retained.nonzero().tolist()} != set()
+    assert panel.images[0].get_array().count() == (weights > 0).sum()

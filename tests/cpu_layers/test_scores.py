@@ -1,0 +1,159 @@
+"""Scores, softmax and sums of rows against autograd of plain PyTorch in float64.
+
+``ScoreCosine`` of scores.cpp is a third score; the passes take it as they take the other two.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from closeness import assert_close
+from ulps import DTYPES, assert_few_ulps, exact, known
+
+SCALE = 0.3
+
+
+def dot(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    return SCALE * (q * k).sum(-1)
+
+
+def additive(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    return (w * torch.tanh(q + k)).sum(-1)
+
+
+def cosine(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    return (q * k).sum(-1) / (q.square().sum(-1) * k.square().sum(-1)).sqrt()
+
+
+SCORES = (dot, additive, cosine)
+EACH_SCORE = pytest.mark.parametrize("number", range(3), ids=[f.__name__ for f in SCORES])
+
+
+def leaves(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """float64 tensors whose values the dtype holds."""
+    return [torch.randn(shape).to(dtype).double().requires_grad_() for shape in shapes]
+
+
+def padded(x: Tensor) -> Tensor:
+    """NaN up to whole vectors, which hold 16 numbers at most."""
+    return torch.cat([x, x.new_full((-len(x) % 16,), math.nan)])
+
+
+@DTYPES
+@EACH_SCORE
+@pytest.mark.parametrize(("count", "size"), [(1, 2), (3, 5), (16, 16), (70, 33), (200, 64)])
+def test_scores_and_gradients(
+    layer: Any, number: int, dtype: torch.dtype, count: int, size: int
+) -> None:
+    q, k, w = leaves(dtype, (size,), (count, size), (size,))
+    wanted = SCORES[number](q, k, w)
+    arguments = [x.detach().to(dtype) for x in (q, k, w)] + [torch.tensor(SCALE, dtype=dtype)]
+    found = torch.full((count + 16,), math.nan, dtype=dtype)
+    layer("scores", number, *arguments, size, count, found)
+    assert_close(found[:count], wanted.detach().to(dtype), "scores")
+
+    grad = torch.randn(count).to(dtype)
+    due = torch.autograd.grad(wanted, (q, k, w), grad.double(), materialize_grads=True)
+    got = [torch.zeros_like(q, dtype=dtype), torch.ones_like(k, dtype=dtype)]  # k: added to
+    got += [torch.zeros_like(w, dtype=dtype), torch.zeros_like(w, dtype=dtype)]
+    layer("gradients", number, *arguments, size, count, padded(grad), *got)
+    for name, x, y in zip(("q", "k", "w"), got, due, strict=False):
+        assert_close(x, (y + 1 if name == "k" else y).to(dtype), name)
+
+
+@DTYPES
+def test_the_gradient_of_the_weight_is_compensated(layer: Any, dtype: torch.dtype) -> None:
+    """Ten thousand small terms and a large one; a plain sum would lose the small ones."""
+    q, k, w = (torch.full((1,), x, dtype=dtype) for x in (20.0, 20.0, 1.0))  # t = 1
+    eps = torch.finfo(dtype).eps
+    into = [torch.zeros(1, dtype=dtype) for _ in range(4)]
+    for grad in (1.0, *[eps / 4] * 10_000):
+        layer(
+            "gradients",
+            1,
+            q,
+            k,
+            w,
+            w,
+            1,
+            1,
+            padded(torch.tensor([grad], dtype=dtype)),
+            *into,
+        )
+    assert into[2].item() == pytest.approx(1 + 2500 * eps, rel=2 * eps, abs=0)
+
+
+@DTYPES
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 100])
+def test_softmax(layer: Any, dtype: torch.dtype, count: int) -> None:
+    for size in (1.0, 30.0, 1000.0):
+        (scores,) = leaves(dtype, (count,))
+        scores = (size * scores).detach().to(dtype).double().requires_grad_()
+        wanted = scores.softmax(0)
+        found, log_sum = padded(scores.detach().to(dtype)), torch.zeros((), dtype=dtype)
+        layer("attention_weights", found, count, log_sum)
+        assert_close(found[:count], wanted.detach().to(dtype), "weights")
+        assert_close(log_sum, scores.logsumexp(0).detach().to(dtype), "log-sum-exp")
+
+        grad = torch.randn(count).to(dtype)
+        (due,) = torch.autograd.grad(wanted, scores, grad.double())
+        got = padded(grad)
+        layer("attention_gradient", found, got, count)
+        assert_close(got[:count], due.to(dtype), "gradient")
+
+
+@DTYPES
+def test_softmax_is_exact_to_its_smallest_weights(layer: Any, dtype: torch.dtype) -> None:
+    """Of two keys with scores 0 and x the second has the weight e^x / (1 + e^x)."""
+    x, _ = known("exp", dtype)
+    x = x[:: len(x) // 2000]
+    found, log_sum = torch.zeros_like(x), torch.zeros((), dtype=dtype)
+    for i, score in enumerate(x.tolist()):
+        pair = padded(torch.tensor([0.0, score], dtype=dtype))
+        layer("attention_weights", pair, 2, log_sum)
+        found[i] = pair[1]
+    assert_few_ulps(found, exact("sigmoid", x), x)
+
+
+@DTYPES
+@pytest.mark.parametrize(("count", "size"), [(0, 3), (1, 1), (5, 17), (200, 64), (3, 70)])
+def test_sums_of_rows(layer: Any, dtype: torch.dtype, count: int, size: int) -> None:
+    weights, x, rows = (torch.rand(s).to(dtype) for s in ((count,), (size,), (count, size)))
+    factor = torch.tensor(0.7, dtype=dtype)
+    found = torch.full((size,), math.nan, dtype=dtype)
+    layer("sum_of_rows", padded(weights), rows, count, size, factor, found)
+    exact_sum = factor.double() * (weights.double() @ rows.double())
+    assert_close(found, exact_sum.to(dtype), "weighted sum")
+    wanted = rows.double() + factor.double() * torch.outer(weights.double(), x.double())
+    layer("add_rows", padded(weights), x, count, size, factor, rows)
+    assert_close(rows, wanted.to(dtype), "rows")
+
+
+@DTYPES
+@pytest.mark.parametrize(("window_size", "top_k"), [(30, 0), (4, 3)])
+def test_whole_passes_by_a_third_score(
+    layer: Any, dtype: torch.dtype, window_size: int, top_k: int
+) -> None:
+    """The queries j to last_j attend key j: plain attention with that mask."""
+    sizes = B, heads, T, D, Dv = 2, 2, 20, 7, 5
+    q, k, v = leaves(dtype, (B, heads, T, D), (B, heads, T, D), (B, heads, T, Dv))
+    arguments = [x.detach().to(dtype) for x in (q, k, v)]
+    grad = torch.randn(B, heads, T, Dv).to(dtype)
+    found = [torch.full_like(x, math.nan, dtype=dtype) for x in (v, q, k, v)]
+    last = torch.zeros(B, heads, T, dtype=torch.int64)
+    shape = torch.tensor([*sizes, window_size, top_k])
+    layer("attend", shape, *arguments, grad, found[0], last, *found[1:])
+
+    steps = torch.arange(T)
+    attended = (steps <= steps.view(T, 1)) & (steps.view(T, 1) <= last.unsqueeze(2))
+    assert (attended.sum(3) == (steps + 1).clamp(max=window_size + top_k)).all()
+    scores = cosine(q.unsqueeze(3), k.unsqueeze(2), q)
+    output = scores.masked_fill(~attended, -math.inf).softmax(-1) @ v
+    due = torch.autograd.grad(output, (q, k, v), grad.double())
+    for name, x, y in zip(("output", "q", "k", "v"), found, (output.detach(), *due), strict=True):
+        assert_close(x, y.to(dtype), name)
