@@ -122,8 +122,10 @@ class Layer:
             index = left.positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, H)
             made["memory"] = found["output"].gather(0, index)
             rest |= {"relevance": left.relevance.to(dtype), "retained": left.retained}
-        mask = {"": None, "T": (T,), "TB": (T, B)}[self.mask]
-        rest["detach_mask"] = None if mask is None else random_mask(*mask, p=0.5, seed=23)
+        mask = {"": None, "T": (T, 1), "TB": (T, B)}[self.mask]
+        if mask is not None:
+            mask = random_mask(*mask, p=0.5, seed=23).expand(T, B)
+        rest["detach_mask"] = mask
         grads = {"output": (T, B, H)} | dict.fromkeys(("h_n", "c_n", "context_n"), (B, H))
         return (
             ALL

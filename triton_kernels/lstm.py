@@ -289,8 +289,8 @@ def recurrence_forward(
     (T, B, _), H, dtype = projected.shape, weight_hh.size(1), weight_hh.dtype
     output = h_0.new_empty(T, B, H) if lengths is None else h_0.new_zeros(T, B, H)
     h_n, c_n = h_0.clone(), c_0.clone()
-    gates = h_0.new_empty((T, B, 4 * H) if save else 0, dtype=saved_gates(dtype))
-    cells = c_0.new_empty((T, B, H) if save else 0)
+    gates = h_0.new_empty((T if save else 0, B, 4 * H), dtype=saved_gates(dtype))
+    cells = c_0.new_empty(T if save else 0, B, H)
     if B > 0:
         arguments = (
             projected, bias, h_0, weight_hh, ends_of(lengths, T, B, h_0.device), _bytes(reset),

@@ -108,7 +108,7 @@ def test_cpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         LSTM(2, 3, backend="cpu")
 
 
-def test_the_predicates_name_the_reason() -> None:
+def test_requirements_name_the_reason() -> None:
     reason = can_run("cpu", REQUEST._replace(device=torch.device("cuda:1")))
     assert reason is not None and reason.startswith("the tensors are on cuda:1, not on the CPU")
     reason = can_run("cpu", REQUEST._replace(dtype=torch.complex64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from throughtime.backends.gpu_plan import GPUS, Gpu
+from throughtime.backends.gpus import GPUS, Gpu
 
 SHEETS: dict[str, dict[str, Any]] = {
     name: gpu._asdict()

@@ -275,7 +275,7 @@ functional.lstm = wrong
 @pytest.mark.slow
 @pytest.mark.parametrize("sabotage", [False, True])
 def test_gpu_tests_run_on_a_stand_in_and_see_a_wrong_result(sabotage: bool, tmp_path: Path) -> None:
-    from throughtime.backends.predicates import missing_kernels
+    from throughtime.backends.requirements import missing_kernels
 
     if missing_kernels() is not None:
         pytest.skip("the CPU kernels are not built")

@@ -6,6 +6,7 @@ Only csrc/lstm/cuda/launch.cu and the checks of csrc/lstm/cuda/operators.cpp nee
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +27,7 @@ from cases import (
 )
 from closeness import TOLERANCE, assert_all_close
 from throughtime import functional
-from throughtime.backends import predicates
+from throughtime.backends.backend import OPERATIONS
 from throughtime.nn import LSTM
 from throughtime.ops.lstm.recurrence import saved_gates
 
@@ -99,7 +100,7 @@ class HostKernels:
             self.run(
                 True, gates.size(0), weight_hh, inputs, reverse=int(reverse),
                 detach_stride_d=strides[0], detach_stride_t=strides[1],
-                detach_stride_b=0 if mask is not None and mask.size(2) == 1 else strides[2],
+                detach_stride_b=strides[2],
             )  # fmt: skip
         return results
 
@@ -108,7 +109,8 @@ class HostKernels:
 def host(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostKernels]:
     """backend="cuda" may run on the CPU."""
     made = HostKernels(kernels)
-    monkeypatch.setattr(predicates, "_cuda", lambda request: None)
+    anywhere = replace(OPERATIONS["lstm"]["cuda"], requirements=())
+    monkeypatch.setitem(OPERATIONS["lstm"], "cuda", anywhere)
     library = torch.library.Library("throughtime", "IMPL")
     library.impl("lstm_recurrence_forward", made.forward, "CPU")
     library.impl("lstm_recurrence_backward", made.backward, "CPU")

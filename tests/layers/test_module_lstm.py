@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cases import random, random_mask
 from closeness import assert_close
-from throughtime import LSTM
-from throughtime.functional import lstm_call
+from throughtime import LSTM, functional
 
 T, B = 6, 3
 
@@ -41,14 +40,18 @@ def gradient(lstm: LSTM, x: Tensor, hx: object = None, **options: object) -> Ten
 def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     """The mask that each layer and direction was run with, in order."""
     seen: list[Tensor | None] = []
-    original = lstm_call.run
+    one, both = functional.lstm, functional.bidirectional_lstm
 
-    def spy(backend: str, call: lstm_call.LstmCall) -> object:
-        seen.append(call.detach_mask)
-        return original(backend, call)
+    def spy(*args: Any, detach_mask: Tensor | None, **options: Any) -> object:
+        seen.append(detach_mask)
+        return one(*args, detach_mask=detach_mask, **options)
 
-    for module in (lstm_call, importlib.import_module("throughtime.functional.lstm")):
-        monkeypatch.setattr(module, "run", spy)
+    def spy_on_both(*args: Any, detach_mask: list[Tensor | None], **options: Any) -> object:
+        seen.extend(detach_mask)
+        return both(*args, detach_mask=detach_mask, **options)
+
+    monkeypatch.setattr(functional, "lstm", spy)
+    monkeypatch.setattr(functional, "bidirectional_lstm", spy_on_both)
     return seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from gradient_table import (
     judge,
 )
 from throughtime import _ext, functional
-from throughtime.backends import predicates
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
@@ -59,7 +59,7 @@ def test_an_aotinductor_program_has_no_gradient_instead_of_a_wrong_one(tmp_path:
         assert not one.requires_grad
 
 
-@pytest.mark.skipif(not predicates._HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("derivative", DERIVATIVES)
 @pytest.mark.parametrize("layer", ["functional.lstm", "functional.rel_lstm", "RelevancyAttention"])
 def test_triton_operators(derivative: str, layer: str) -> None:

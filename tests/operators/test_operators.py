@@ -128,8 +128,8 @@ def test_refuses(case: Sample, changed: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.zeros(4, dtype=torch.bool), r"detach_mask should have shape \[5\]"),
-        (torch.zeros(5), r"detach_mask should have dtype Bool"),
+        (torch.zeros(4, dtype=torch.bool), r"detach_mask should have shape \[5, 4\]"),
+        (torch.zeros(5, 4), r"detach_mask should have dtype Bool"),
     ],
 )
 def test_backward_refuses_a_mask(mask: Tensor, message: str) -> None:

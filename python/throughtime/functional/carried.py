@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from throughtime.functional.checks import readable
-from throughtime.functional.recurrent import check_devices
+from throughtime.functional.recurrent import check_devices, check_dtypes
 from throughtime.ops.precision import LOW_PRECISION
 from throughtime.states import RelevancyCache, RelState
 
@@ -60,8 +60,9 @@ def check_state(
         RuntimeError, TypeError, ValueError: as :func:`throughtime.functional.rel_lstm` says.
     """
     check_state_sizes(op, state, (), input.size(1), hidden)
-    for name in ("h", "c", "context", "memory"):
-        check_devices(input, "hidden", {f"hx.{name}": getattr(state, name)})
+    named = {f"hx.{name}": getattr(state, name) for name in ("h", "c", "context", "memory")}
+    check_devices(input, "hidden", named)
+    check_dtypes(op, input, {}, named)
     slots = state.memory.size(0)
     _check_screening(op, "hx", "states", state, slots, input, sizes, _NEW_STATE)
 

@@ -15,11 +15,13 @@ from throughtime.functional.checks import (
     wrong_shape,
 )
 from throughtime.functional.recurrent import (
+    check_devices,
+    check_dtypes,
     check_input,
     check_states,
     check_tensors,
     check_weights,
-    in_one_dtype,
+    in_autocast_dtype,
     per_sample,
     without_autocast,
 )
@@ -225,7 +227,7 @@ def _arguments(
     named = dict(zip(_WEIGHTS, weights, strict=True))
     check_tensors("lstm", {"input": input, **named}, _WEIGHTS[2:])
     check_flag("lstm: reverse", reverse)
-    check_input("lstm", input, weights[0])
+    check_input(input, weights[0])
     length, batch, input_size = input.shape
     hidden_size, output_size = _sizes(weights[1], weights[4])
     gates = 4 * hidden_size
@@ -236,20 +238,24 @@ def _arguments(
         "bias_hh": (gates,),
         "weight_hr": (output_size, hidden_size),
     }
-    check_weights("lstm", input, named, shapes)
+    check_weights("lstm", named, shapes)
     check_states(input, hx, output_size, hidden_size)
+    states = {} if hx is None else {"hx[0]": hx[0], "hx[1]": hx[1]}
+    check_devices(input, "hidden", states)
+    check_devices(input, "parameter", named)
     check_mask("lstm", "detach_mask", detach_mask, input, ((length,), (length, batch)))
     check_mask("lstm", "reset", reset, input, ((length, batch),))
     if lengths is not None:
         check_lengths("lstm", lengths, batch, length, input.device)
         lengths = lengths.to(input.device)
+    check_dtypes("lstm", input, named, states)
     if hx is None:
         h_0, c_0 = input.new_zeros(batch, output_size), input.new_zeros(batch, hidden_size)
     else:
         h_0, c_0 = hx
     mask = per_sample(detach_mask, length, batch)
     args = LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse)
-    return in_one_dtype("lstm", args, named, {"hx[0]": h_0, "hx[1]": c_0})
+    return in_autocast_dtype(args)
 
 
 def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:

@@ -34,20 +34,14 @@ def check_tensors(op: str, named: Named, optional: tuple[str, ...]) -> None:
             raise TypeError(f"{op}: {name} should be a Tensor, got {type(x).__name__}")
 
 
-def check_input(op: str, input: Tensor, weight_ih: Tensor) -> None:
-    """Check the sizes of the input and that it holds floating point numbers.
+def check_input(input: Tensor, weight_ih: Tensor) -> None:
+    """Check the sizes of the input.
 
     Raises:
-        RuntimeError: if a size is wrong.
-        ValueError: if the dtype is.
+        RuntimeError: if one is wrong.
     """
     if input.dim() != 3:
         raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
-    if not input.is_floating_point():
-        raise ValueError(
-            f"{op}: input should have a floating point dtype, got {input.dtype}; "
-            "convert it: input.float()"
-        )
     if input.size(0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if weight_ih.dim() == 2 and weight_ih.size(1) != input.size(2):
@@ -57,8 +51,8 @@ def check_input(op: str, input: Tensor, weight_ih: Tensor) -> None:
         )
 
 
-def check_weights(op: str, input: Tensor, weights: Named, shapes: Shapes) -> None:
-    """Check sizes and devices of weights and biases.
+def check_weights(op: str, weights: Named, shapes: Shapes) -> None:
+    """Check sizes of weights and biases.
 
     Raises:
         RuntimeError: if one is wrong.
@@ -66,11 +60,10 @@ def check_weights(op: str, input: Tensor, weights: Named, shapes: Shapes) -> Non
     for name, x in weights.items():
         if x is not None and tuple(x.shape) != shapes[name]:
             wrong_shape(op, name, str(list(shapes[name])), x)
-    check_devices(input, "parameter", weights)
 
 
 def check_states(input: Tensor, hx: tuple[Tensor, Tensor] | None, *sizes: int) -> None:
-    """Check sizes and devices of ``(h_0, c_0)``; ``sizes`` are their numbers of features.
+    """Check sizes of ``(h_0, c_0)``; ``sizes`` are their numbers of features.
 
     Raises:
         RuntimeError: if one is wrong.
@@ -79,7 +72,6 @@ def check_states(input: Tensor, hx: tuple[Tensor, Tensor] | None, *sizes: int) -
         shape = (input.size(1), sizes[k])
         if tuple(x.shape) != shape:
             raise RuntimeError(f"Expected hidden[{k}] size {shape}, got {list(x.shape)}")
-        check_devices(input, "hidden", {f"hx[{k}]": x})
 
 
 def check_devices(input: Tensor, kind: str, named: Named) -> None:
@@ -96,30 +88,29 @@ def check_devices(input: Tensor, kind: str, named: Named) -> None:
             )
 
 
-def in_one_dtype(op: str, args: Record, weights: Named, states: Named) -> Record:
-    """The arguments in the dtype that they run in: autocast's, or the one that all have.
-
-    Args:
-        op: for messages.
-        args: a record whose first field is the input.
-        weights, states: tensors of it, as messages name them.
+def check_dtypes(op: str, input: Tensor, weights: Named, states: Named) -> None:
+    """Check that everything has the dtype of the input, or that autocast casts it.
 
     Raises:
-        RuntimeError, ValueError: if dtypes differ, or autocast casts one of them to nothing.
+        RuntimeError, ValueError: if something has not, under autocast and without.
     """
-    input = args[0]
-    assert isinstance(input, Tensor)
-    dtype = autocast_dtype(input)
-    if dtype is not None:
+    if autocast_dtype(input) is not None:
         check_cast(op, {name: x for name, x in {**weights, **states}.items() if x is not None})
-        return cast(args, dtype)
-    for name, x in weights.items():
-        if x is not None:
-            check_weight_dtype(input, x, name)
+        return
     for name, x in states.items():
         if x is not None:
             check_state_dtype(input, x, name)
-    return args
+    for name, x in weights.items():
+        if x is not None:
+            check_weight_dtype(input, x, name)
+
+
+def in_autocast_dtype(args: Record) -> Record:
+    """The record in the dtype that autocast wants."""
+    input = args[0]
+    assert isinstance(input, Tensor)
+    dtype = autocast_dtype(input)
+    return args if dtype is None else cast(args, dtype)
 
 
 def per_sample(mask: Tensor | None, length: int, batch: int) -> Tensor | None:
@@ -130,7 +121,7 @@ def per_sample(mask: Tensor | None, length: int, batch: int) -> Tensor | None:
 
 
 def without_autocast(input: Tensor) -> AbstractContextManager[object]:
-    """Turn autocast off where :func:`in_one_dtype` did what it wants."""
+    """Turn autocast off where :func:`in_autocast_dtype` did what it wants."""
     if autocast_dtype(input) is None:
         return nullcontext()
     return torch.autocast(input.device.type, enabled=False)

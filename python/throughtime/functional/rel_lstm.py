@@ -19,11 +19,13 @@ from throughtime.functional.checks import (
     wrong_shape,
 )
 from throughtime.functional.recurrent import (
+    check_devices,
+    check_dtypes,
     check_input,
     check_states,
     check_tensors,
     check_weights,
-    in_one_dtype,
+    in_autocast_dtype,
     per_sample,
     without_autocast,
 )
@@ -147,10 +149,7 @@ def rel_lstm(
         top_k=EVERY_KEY if top_k is None else top_k,
         keep_first=retain == "first",
     )
-    states = {"hx[0]": state.h, "hx[1]": state.c}
-    if isinstance(hx, RelState):
-        states = {f"hx.{name}": getattr(hx, name) for name in ("h", "c", "context", "memory")}
-    args = in_one_dtype(_OP, args, weights, states)
+    args = in_autocast_dtype(args)
     request = Request(
         op=_OP,
         hidden_size=weight_hh.size(1),
@@ -203,6 +202,9 @@ def _initial(
         return hx
     check_pair(_OP, hx, "a RelState, ")
     check_states(input, hx, hidden, hidden)
+    given = {} if hx is None else {"hx[0]": hx[0], "hx[1]": hx[1]}
+    check_devices(input, "hidden", given)
+    check_dtypes(_OP, input, {}, given)
     h, c = (input.new_zeros(batch, hidden),) * 2 if hx is None else hx
     context = h
     if detach_mask is not None:
@@ -230,7 +232,13 @@ def _check(input: Tensor, weights: dict[str, Tensor | None], gates: int) -> None
         weights[name] for name in ("weight_ih", "weight_hh", "weight_score")
     )
     assert weight_ih is not None and weight_hh is not None and weight_score is not None
-    check_input(_OP, input, weight_ih)
+    check_devices(input, "parameter", weights)
+    check_input(input, weight_ih)
+    if not input.is_floating_point():
+        raise ValueError(
+            f"{_OP}: input should have a floating point dtype, got {input.dtype}; "
+            "convert it: input.float()"
+        )
     rows = f"{gates}H" if gates > 1 else "H"
     if (
         weight_hh.dim() != 2
@@ -250,4 +258,5 @@ def _check(input: Tensor, weights: dict[str, Tensor | None], gates: int) -> None
         "weight_key": (attention, hidden),
         "weight_score": (attention,),
     }
-    check_weights(_OP, input, weights, shapes)
+    check_weights(_OP, weights, shapes)
+    check_dtypes(_OP, input, weights, {})

@@ -32,6 +32,10 @@ def saved_gates(dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if dtype.itemsize == 2 else dtype
 
 
+def _dtype_of_gates(args: Any) -> torch.dtype:
+    return saved_gates(args.h_0.dtype)
+
+
 class ForwardArguments(NamedTuple):
     """Arguments of ``lstm_recurrence_forward``."""
 
@@ -52,9 +56,7 @@ class ForwardResults(NamedTuple):
     output: Annotated[Tensor, Real("T, B, D, H", like="h_0")]
     h_n: Annotated[Tensor, Real("D, B, H", like="h_0")]
     c_n: Annotated[Tensor, Real("D, B, H", like="c_0")]
-    gates: Annotated[
-        Tensor, Real("steps, B, D, 4H", dtype=lambda args: saved_gates(args.h_0.dtype))
-    ]
+    gates: Annotated[Tensor, Real("steps, B, D, 4H", dtype=_dtype_of_gates)]
     cells: Annotated[Tensor, Real("steps, B, D, H", like="c_0")]
 
 
