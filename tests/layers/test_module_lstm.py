@@ -154,6 +154,26 @@ def test_unbatched_masks_and_resets(backend: str) -> None:
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_reset_equals_episodes_run_alone_in_both_directions(
+    backend: str, bidirectional: bool
+) -> None:
+    lstm = make(num_layers=2, bidirectional=bidirectional, backend=backend)
+    x = make_input()
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[4] = True
+    output, (h_n, c_n) = lstm(x, reset=reset)
+    first, (h_first, c_first) = lstm(x[:4])
+    second, (h_second, c_second) = lstm(x[4:])
+    assert_close(output, torch.cat([first, second]))
+    step = 2 if bidirectional else 1
+    assert_close(h_n[::step], h_second[::step])
+    assert_close(c_n[::step], c_second[::step])
+    if bidirectional:
+        assert_close(h_n[1::2], h_first[1::2])
+        assert_close(c_n[1::2], c_first[1::2])
+
+
 def test_repr_shows_what_is_not_default() -> None:
     assert repr(LSTM(2, 3)) == "LSTM(2, 3)"
     lstm = LSTM(2, 3, num_layers=2, batch_first=True, detach_prob=0.25, detach_shared=True)

@@ -385,35 +385,35 @@ def cases() -> Iterator[Case]:
 def table(outcomes: dict[Case, Outcome], compiler: str) -> str:
     """Markdown: a row per route and derivative, a column per layer, notes below."""
     notes: dict[str, int] = {}
-    lines = [
-        "| route | derivative | " + " | ".join(LAYERS) + " |",
-        "| --- " * (2 + len(LAYERS)) + "|",
-    ]
+
+    def cell(outcome: Outcome) -> str:
+        note = notes.setdefault(outcome.why, len(notes) + 1) if outcome.why else None
+        return outcome.kind + (f" [{note}]" if note else "")
+
+    lines = [f"| route | derivative | {' | '.join(LAYERS)} |", "| --- " * (2 + len(LAYERS)) + "|"]
     for route, derivative in itertools.product(ROUTES, DERIVATIVES):
-        row = []
-        for layer in LAYERS:
-            texts = []
-            for trainable in TRAINABLE:
-                outcome = outcomes[Case(route, derivative, layer, trainable)]
-                note = notes.setdefault(outcome.why, len(notes) + 1) if outcome.why else None
-                texts.append(outcome.kind + (f" [{note}]" if note else ""))
-            row.append(texts[0] if len(set(texts)) == 1 else " / ".join(texts))
-        lines.append(f"| {route} | {derivative} | " + " | ".join(row) + " |")
+        cells = [
+            [cell(outcomes[Case(route, derivative, layer, t)]) for t in TRAINABLE]
+            for layer in LAYERS
+        ]
+        row = [texts[0] if len(set(texts)) == 1 else " / ".join(texts) for texts in cells]
+        lines.append(f"| {route} | {derivative} | {' | '.join(row)} |")
     counts = Counter(outcome.kind for outcome in outcomes.values())
     said = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    return "\n".join([
-        f"# Gradients by every route: {said}",
-        "",
-        f"`make gradient-table`, torch {torch.__version__}, throughtime {throughtime.__version__}, "
-        f"torch.compile with {compiler}, "
-        "backend `cpu`, float64, against `backend=\"reference\"`. Three values in a cell: "
-        + ", ".join(TRAINABLE) + "; one where they are equal. *refused*: an error that names the "
-        "way out. *n/a*: torch has no such thing, or fails for torch.nn.LSTM too.",
-        "",
-        *lines,
-        "",
-        *(f"[{number}] {why}\n" for why, number in notes.items()),
-    ])  # fmt: skip
+    listed = "".join(f"[{number}] {why}\n\n" for why, number in notes.items())
+    return (
+        f"""# Gradients by every route: {said}
+
+`make gradient-table`, torch {torch.__version__}, throughtime {throughtime.__version__}, \
+torch.compile with {compiler}, backend `cpu`, float64, against `backend="reference"`. \
+Three values in a cell: {", ".join(TRAINABLE)}; one where they are equal. \
+*refused*: an error that names the way out. \
+*n/a*: torch has no such thing, or fails for torch.nn.LSTM too.
+
+"""
+        + "\n".join(lines)
+        + f"\n\n{listed}"
+    )
 
 
 def main(path: str, compiler: str = "aot_eager") -> int:
