@@ -17,12 +17,13 @@ from cases_gpu import (
     BACKENDS,
     DEVICE,
     DTYPES,
+    Tiered,
     as_leaves,
     assert_as_close_as_plain,
     assert_equal,
     check,
     expected,
-    force,
+    forced_tier,  # noqa: F401
     gpu,
     gpu_poison,  # noqa: F401
     leaves,
@@ -66,7 +67,7 @@ only_float32 = runs(dtypes=(torch.float32,))
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_backend_can_run(name: str) -> None:
-    """The one test that fails where a backend is not built: the others are left out there."""
+    """The one test that fails where a backend is not built: the others do not exist there."""
     assert why_not(name, torch.float32) is None
 
 
@@ -104,46 +105,28 @@ def test_every_size(backend: str, dtype: torch.dtype, shape: Shape, option: str)
 
 @tiers()
 @pytest.mark.parametrize("option", ["plain", "mask-T", "all-reverse"])
-def test_every_tier(
-    backend: str,
-    tier: str,
-    dtype: torch.dtype,
-    shape: Shape,
-    option: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    force(monkeypatch, tier)
-    check(backend, dtype, shape, option)
+def test_every_tier(tiered: Tiered, option: str) -> None:
+    check(tiered.backend, tiered.dtype, tiered.shape, option)
 
 
 @needs_cuda
 @tiers()
-def test_a_forced_tier_is_what_runs(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forced_tier_is_what_runs(tiered: Tiered) -> None:
     """As far as ``explain`` knows, which asks the same function as the launch."""
-    if backend != "cuda":
+    if tiered.backend != "cuda":
         pytest.skip("tiers are backend cuda's")
-    force(monkeypatch, tier)
-    assert plan_of(shape, dtype, device=DEVICE) == [tier, tier]
+    assert plan_of(tiered.shape, tiered.dtype, device=DEVICE) == [tiered.tier] * 2
 
 
 @pytest.mark.parametrize("option", ["plain", "all"])
 @tiers()
-def test_small_for_the_sanitizer(
-    backend: str,
-    tier: str,
-    dtype: torch.dtype,
-    shape: Shape,
-    option: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Few steps; what compute-sanitizer watches (bench/gpu.sh sanitize).
+def test_small_for_the_sanitizer(tiered: Tiered, option: str) -> None:
+    """Few steps, for compute-sanitizer (bench/gpu.sh sanitize).
 
-    With 6 steps each of two mailboxes and buffers takes two rounds and more, in both parities.
+    In 6 steps each of two mbarriers and buffers takes more than two rounds, in both parities.
     """
-    force(monkeypatch, tier)
-    check(backend, dtype, Shape(6, shape.B, 2, shape.H), option)
+    shape = Shape(6, tiered.shape.B, 2, tiered.shape.H)
+    check(tiered.backend, tiered.dtype, shape, option)
 
 
 @only_float32
@@ -240,12 +223,12 @@ def test_masks_of_all_kinds_mean_the_same(backend: str, dtype: torch.dtype) -> N
 
     mask = random_mask(MIDDLE.T, p=0.5, seed=1).to(DEVICE)
     by_sample = mask.unsqueeze(1).expand(MIDDLE.T, MIDDLE.B)
-    cut, uncut = run(mask), run(None)
-    assert_equal(run(by_sample), cut)
-    assert_equal(run(by_sample.contiguous()), cut)
-    assert_equal(run(mask & False), uncut)
-    assert_equal({n: cut[n] for n in ("output", "h_n", "c_n")}, dict(list(uncut.items())[:3]))
-    assert not torch.equal(cut["grad weight_hh"], uncut["grad weight_hh"])
+    masked, plain = run(mask), run(None)
+    assert_equal(run(by_sample), masked)
+    assert_equal(run(by_sample.contiguous()), masked)
+    assert_equal(run(mask & False), plain)
+    assert_equal({n: masked[n] for n in ("output", "h_n", "c_n")}, dict(list(plain.items())[:3]))
+    assert not torch.equal(masked["grad weight_hh"], plain["grad weight_hh"])
 
 
 @runs()
