@@ -141,15 +141,15 @@ def plan_of(shape: Shape, dtype: torch.dtype, **where: Any) -> list[str]:
 
 
 def on_device(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors moved, leaves again; what is no tensor as it is."""
+    """Tensors on the device, leaves again; other values unchanged."""
     return {
         name: x.detach().to(DEVICE).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
         for name, x in values.items()
     }
 
 
-def leaves(shape: Shape, dtype: torch.dtype, bias: bool = True) -> dict[str, Tensor]:
-    return on_device(tensors(shape, dtype, bias))
+def leaves(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
+    return on_device(tensors(shape, dtype))
 
 
 def as_leaves(named: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -185,23 +185,21 @@ def with_gradients(found: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> 
 
 @functools.lru_cache(maxsize=4)
 def expected(
-    shape: Shape, dtype: torch.dtype, option: str, bias: bool = True
+    shape: Shape, dtype: torch.dtype, option: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Plain PyTorch sample by sample, in ``dtype`` and, from the same numbers, in float64."""
-    named, options = leaves(shape, dtype, bias), options_for(shape)[option]  # read by Python's if
+    named, options = leaves(shape, dtype), options_for(shape)[option]  # read by Python's if
     plain = results(plain_lstm, named, **options)
     if dtype == torch.float64:
         return plain, plain
     return plain, results(plain_lstm, as_leaves(named, torch.float64), **options)
 
 
-def check(
-    backend: str, dtype: torch.dtype, shape: Shape, option: str = "all", bias: bool = True
-) -> None:
+def check(backend: str, dtype: torch.dtype, shape: Shape, option: str) -> None:
     """Values and gradients of one call against ``expected``."""
-    named, options = leaves(shape, dtype, bias), on_device(options_for(shape)[option])
+    named, options = leaves(shape, dtype), on_device(options_for(shape)[option])
     found = results(functional.lstm, named, backend=backend, **options)
-    assert_as_close_as_plain(found, *expected(shape, dtype, option, bias))
+    assert_as_close_as_plain(found, *expected(shape, dtype, option))
 
 
 def assert_as_close_as_plain(

@@ -20,7 +20,7 @@ from torch import Tensor
 from throughtime.ops.lstm_gpu import saved_gates
 
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = next(folder / "csrc" for folder in SOURCES.parents if (folder / "csrc").is_dir())
 # Uninitialised variables are not zero by chance, as registers of a GPU hold anything. gcc 12, clang
 # 8 and later.
 POISON = "-ftrivial-auto-var-init=pattern"

@@ -61,7 +61,6 @@ ODD = (
 LARGE = (Shape(4, 9, 16, 512), Shape(3, 5, 16, 777), Shape(3, 3, 8, 1024), Shape(2, 2, 8, 2048))
 SIZES = [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]
 
-without_low = runs(dtypes=(torch.float64, torch.float32))
 only_float32 = runs(dtypes=(torch.float32,))
 
 
@@ -130,22 +129,6 @@ def test_small_for_the_sanitizer(tiered: Tiered, option: str) -> None:
 
 
 @only_float32
-@pytest.mark.parametrize("left_out", ["bias_ih", "bias_hh", "both", "states"])
-def test_what_may_be_missing(backend: str, dtype: torch.dtype, left_out: str) -> None:
-    if left_out == "both":
-        check(backend, dtype, MIDDLE, bias=False)
-        return
-    names = ("h_0", "c_0") if left_out == "states" else (left_out,)
-    given = leaves(MIDDLE, dtype)
-    zeros = {n: torch.zeros_like(x).requires_grad_() for n, x in given.items() if n in names}
-    found = results(
-        functional.lstm, {n: x for n, x in given.items() if n not in names}, backend=backend
-    )
-    same = results(functional.lstm, given | zeros, backend=backend)
-    assert_equal(found, {name: same[name] for name in found})
-
-
-@only_float32
 @pytest.mark.parametrize("used", ["output", "h_n", "c_n"])
 @pytest.mark.parametrize("option", ["plain", "all", "all-reverse"])
 def test_gradient_through_one_result_alone(
@@ -162,17 +145,6 @@ def test_gradient_through_one_result_alone(
         result = {"output": output, "h_n": h_n, "c_n": c_n}[used]
         found.append(with_gradients({used: result}, values))
     assert_as_close_as_plain(*found)
-
-
-@only_float32
-@pytest.mark.parametrize("wanted", ["input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih"])
-def test_gradient_of_one_argument_alone(backend: str, dtype: torch.dtype, wanted: str) -> None:
-    named, options = leaves(MIDDLE, dtype), on_device(options_for(MIDDLE)["all"])
-    alone = {name: x.detach().requires_grad_(name == wanted) for name, x in named.items()}
-    output, (h_n, c_n) = call(functional.lstm, alone, backend=backend, **options)
-    found = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, {wanted: alone[wanted]})
-    everything = results(functional.lstm, named, backend=backend, **options)
-    assert_equal(found, {name: everything[name] for name in found})
 
 
 def strange(x: Tensor, layout: str) -> Tensor:
@@ -274,17 +246,6 @@ def test_empty_batch(backend: str, dtype: torch.dtype) -> None:
     found = results(functional.lstm, leaves(shape, dtype), backend=backend, **options)
     assert found["output"].shape == (4, 0, 40) and found["h_n"].shape == (0, 40)
     assert found["grad weight_hh"].shape == (160, 40) and not found["grad weight_hh"].any()
-
-
-@without_low
-def test_without_gradients_the_values_are_the_same(backend: str, dtype: torch.dtype) -> None:
-    named = leaves(MIDDLE, dtype)
-    with torch.no_grad():
-        output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
-    assert not output.requires_grad
-    wanted, (wanted_h, wanted_c) = call(functional.lstm, named, backend=backend)
-    assert torch.equal(output, wanted)
-    assert torch.equal(h_n, wanted_h) and torch.equal(c_n, wanted_c)
 
 
 @runs()

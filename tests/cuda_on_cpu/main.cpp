@@ -28,7 +28,7 @@ constexpr Case kCases[] = {
     // One block, warps that share an inner dimension, more jobs than warps.
     {Tier::kResident, 4, 9, 1, 72, 1, 0, 1, 2, 3, 9, true, true, true, false},
     {Tier::kResident, 4, 3, 2, 40, 2, 0, 1, 1, 1, 6, true, false, true, true},
-    // Clusters of two and four blocks, the last of them partly empty. Six steps: each of two mailboxes
+    // Clusters of two and four blocks, the last of them partly empty. Six steps: each of two mbarriers
     // and buffers takes two rounds and more.
     {Tier::kResident, 6, 5, 1, 40, 1, 0, 2, 2, 1, 3, false, true, true, true},
     {Tier::kResident, 6, 11, 1, 56, 2, 0, 4, 1, 2, 2, true, true, false, false},
