@@ -1,4 +1,4 @@
-"""The GPU kernels' own sources, compiled to run on the CPU: tests/cuda_on_cpu."""
+"""Builds tests/cuda_on_cpu: the GPU kernels' own sources, compiled to run on the CPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The LSTM's GPU kernels on the CPU (tests/cuda_on_cpu): against a loop, and under sanitizers.
+"""The LSTM's GPU kernels, run on the CPU by tests/cuda_on_cpu: against a loop, and sanitizers.
 
-The sources are those that nvcc compiles: see csrc/common/cuda/device.cuh.
+See csrc/common/cuda/device.cuh: the kernels' sources are the ones that nvcc compiles.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// The Python module cuda_on_cpu: the LSTM's GPU kernels on the CPU. Tensors are passed as addresses by name;
-// a missing address is null.
+// The Python module cuda_on_cpu: the LSTM's GPU kernels on the CPU, for tests/test_cuda_on_cpu.py.
+// Tensors come as addresses by name; an address that is missing is null.
 #include <stdexcept>
 #include <string>
 #include <utility>
