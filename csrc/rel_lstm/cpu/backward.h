@@ -79,8 +79,8 @@ class RelLstmBackwardPass {
       return scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, count);
     };
     ended_ = positions(screen_.T);
-    kept_ = positions(screen_.S());
-    slot_of_ = positions(screen_.S());
+    kept_ = positions(screen_.positions());
+    slot_of_ = positions(screen_.positions());
     free_ = positions(slots_);
     slots_of_row_ = scratch_.template reserve<Slots>(schedule_.lanes, most_rows_);
     replay_ = scratch_.template reserve<Replay>(schedule_.lanes, most_rows_);
@@ -158,7 +158,7 @@ class RelLstmBackwardPass {
     return p_.saved + (position * shape_.B + row) * at_.key;
   }
   const S* step_row(int64_t t, int64_t row) const {
-    return p_.saved + screen_.S() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
+    return p_.saved + screen_.positions() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
   }
 
   void walk_group(const Member& member, int64_t group, Share rows) {
@@ -209,12 +209,12 @@ class RelLstmBackwardPass {
     const int64_t first = w.lane * most_rows_;
     for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
-      w.replay[row] =
-          Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
-                 ended_() + (first + row) * screen_.T, kept_() + (first + row) * screen_.S());
-      w.slots[row] = {slot_of_() + (first + row) * screen_.S(), free_() + (first + row) * slots_,
-                      slots_};
-      for (int64_t j = 0; j < screen_.S(); ++j) w.slots[row].of[j] = -1;
+      w.replay[row] = Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
+                             ended_() + (first + row) * screen_.T,
+                             kept_() + (first + row) * screen_.positions());
+      w.slots[row] = {slot_of_() + (first + row) * screen_.positions(),
+                      free_() + (first + row) * slots_, slots_};
+      for (int64_t j = 0; j < screen_.positions(); ++j) w.slots[row].of[j] = -1;
       for (int64_t k = 0; k < slots_; ++k) w.slots[row].free[k] = k;
     }
     std::memset(sum_score_() + w.group * at_.attention, 0, at_.attention * sizeof(S));

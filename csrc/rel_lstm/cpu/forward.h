@@ -44,13 +44,13 @@ class RelLstmForwardPass {
     h_0_ = per_lane(times(most_rows_, at_.units));
     context_ = per_lane(times(most_rows_, at_.units));
     scores_ = per_lane(most_);
-    relevance_ = per_lane(times(most_rows_, screen_.S()));
+    relevance_ = per_lane(times(most_rows_, screen_.positions()));
     kept_ = scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, kept_size());
     screenings_ = scratch_.template reserve<Screening<S>>(schedule_.lanes, most_rows_);
     keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
     hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
     // Without a backward pass keys must last as long, but of each step only one.
-    keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.S(), shape_.B, at_.key);
+    keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.positions(), shape_.B, at_.key);
     step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.lanes, most_rows_, at_.step);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
     scratch_.allocate();
@@ -104,7 +104,7 @@ class RelLstmForwardPass {
   // i, f, g, o, c, s, q of the first row of a group; the rows follow.
   S* step_rows(const Walk& w, int64_t t) const {
     if (!p_.saved) return w.step;
-    return p_.saved + screen_.S() * shape_.B * at_.key + (t * shape_.B + w.row0) * at_.step;
+    return p_.saved + screen_.positions() * shape_.B * at_.key + (t * shape_.B + w.row0) * at_.step;
   }
 
   void walk_group(const Member& member, Share rows) {
@@ -142,7 +142,7 @@ class RelLstmForwardPass {
       load_row(w.context + row * at_.units, p_.context0 + sample * shape_.H, shape_.H, at_.units);
       w.screening[row] =
           Screening<S>(screen_, in_.length(at), p_.keep_first, {p_.relevance + sample, shape_.B},
-                       {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.S(),
+                       {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.positions(),
                        kept_() + scratch * kept_size());
       for (int64_t j = 0; j < screen_.P; ++j)
         load_row(key_row(j, at), p_.memory + (j * shape_.B + sample) * shape_.H, shape_.H,

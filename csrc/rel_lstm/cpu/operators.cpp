@@ -67,7 +67,7 @@ class Arguments {
     check_argument(op_, name, tensor, sizes, dtype);
   }
 
-  // last [S, B], dense.
+  // last [P + T, B], dense.
   void check_last(const Tensor& last) const {
     LastCheck check(op_, shape.screening);
     for (int64_t row = 0; row < shape.B; ++row)
@@ -165,7 +165,7 @@ ForwardResult rel_lstm_forward(const Tensor input, const Tensor h_0, const Tenso
                              args.make({B, H}),
                              args.make({B, H}),
                              args.make({B, H}),
-                             pooled({s.screening.S(), B}, ScalarType::Long),
+                             pooled({s.screening.positions(), B}, ScalarType::Long),
                              pooled({left, B}, ScalarType::Long),
                              args.make({left, B}),
                              args.make({saved_numbers(s)}, save)};
@@ -248,7 +248,7 @@ BackwardResult rel_lstm_backward(const OptionalTensor grad_output, const Optiona
   args.check("grad_context_n", grad_context_n, {B, H});
   args.check("c_0", c_0, {B, H});
   args.check("saved", saved, {saved_numbers(s)});
-  check_argument(op, "last", last, {s.screening.S(), B}, ScalarType::Long);
+  check_argument(op, "last", last, {s.screening.positions(), B}, ScalarType::Long);
   check_steps(op, "detach_mask", detach_mask, s.T(), B);
   operation.checked();
   const BackwardResult result{args.make({s.T(), B, s.I}, need_input),

@@ -70,11 +70,11 @@ class Arguments {
     check_argument(op_, name, tensor, sizes, dtype);
   }
 
-  // last [B, heads, S], dense.
+  // last [B, heads, P + T], dense.
   void check_last(const Tensor& last) const {
     LastCheck check(op_, shape.screening);
     for (int64_t n = 0; n < shape.sequences(); ++n)
-      check(data<int64_t>(last) + n * shape.screening.S(), 1,
+      check(data<int64_t>(last) + n * shape.screening.positions(), 1,
             lengths_ ? data<int64_t>(lengths_)[n / shape.heads] : shape.T());
   }
 
@@ -138,10 +138,10 @@ ForwardResult relevancy_forward(const Tensor query, const Tensor key, const Tens
   operation.checked();
   const ForwardResult result{
       args.make({s.B, s.heads, s.T(), s.Dv}), args.make({s.B, s.heads, s.T()}),
-      pooled({s.B, s.heads, s.screening.S()}, ScalarType::Long),
+      pooled({s.B, s.heads, s.screening.positions()}, ScalarType::Long),
       pooled({s.B, s.heads, left}, ScalarType::Long), args.make({s.B, s.heads, left})};
   operation.allocated();
-  if (s.sequences() == 0 || s.screening.S() == 0) return result;
+  if (s.sequences() == 0 || s.screening.positions() == 0) return result;
   if (args.dtype == ScalarType::Float) {
     forward_as<float>(operation.runtime(), args, before, keep_first, result);
   } else {
@@ -179,14 +179,14 @@ BackwardResult relevancy_backward(const Tensor grad_output, const Tensor query, 
   args.check("grad_output", grad_output, {s.B, s.heads, s.T(), s.Dv});
   args.check("output", output, {s.B, s.heads, s.T(), s.Dv});
   args.check("lse", lse, {s.B, s.heads, s.T()});
-  check_argument(op, "last", last, {s.B, s.heads, s.screening.S()}, ScalarType::Long);
+  check_argument(op, "last", last, {s.B, s.heads, s.screening.positions()}, ScalarType::Long);
   operation.checked();
   const BackwardResult result{args.make({s.B, s.heads, s.T(), s.D}),
-                              args.make({s.B, s.heads, s.screening.S(), s.D}),
-                              args.make({s.B, s.heads, s.screening.S(), s.Dv}),
+                              args.make({s.B, s.heads, s.screening.positions(), s.D}),
+                              args.make({s.B, s.heads, s.screening.positions(), s.Dv}),
                               args.make({s.heads, s.D}, score_weight.has_value())};
   operation.allocated();
-  if (s.sequences() == 0 || s.screening.S() == 0) {
+  if (s.sequences() == 0 || s.screening.positions() == 0) {
     fill_zero(std::get<3>(result));
     return result;
   }
