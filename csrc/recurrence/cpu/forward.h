@@ -3,8 +3,9 @@
 //   a_t = b + W_ih x_t + W_hh h_{t-1}            the cell: a_t, c_{t-1} to c_t, h_t
 //                                                with a projection h_t = W_hr of the cell's output
 //
-// Cell (lstm/cpu/cell.h is the first) has the mathematics of one step on vectors of units: the
-// number of its gates, what it saves, whether it carries c beside h.
+// A Cell (see lstm/cpu/cell.h) has the mathematics of one step on vectors of units, the number of
+// its gates (at most four), what it saves, and whether it carries c beside h. A new cell is one file
+// and one line in a kernels.cpp; a new storage type of operands one specialisation of Numbers.
 //
 // Weights are packed once per call into panels: for a block of L units (the elements of a vector)
 // the panel holds, for every k, the L weights of each gate. A register tile of rows x G L
@@ -33,6 +34,7 @@ class ForwardWalk {
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
+  static_assert(G <= kPanelVectors && Cell::kHeld <= G, "all gates of a unit lie in one tile");
 
  public:
   ForwardWalk(const WalkForward<S>& args, const Runtime& runtime)

@@ -3,7 +3,7 @@
 // From the last step to the first, with ds_{t+1} known:
 //
 //   do_t = ds_{t+1} / 2        dh_t = dy_t + ds_{t+1} / 2, the latter unless step t+1 is detached
-//   attention (../relevancy/cpu_backward.h): dq_t, and to every candidate j its part of du_j, dh_j
+//   attention (relevancy/cpu/backward.h): dq_t, and to every candidate j its part of du_j, dh_j
 //   no later query attends key t, so du_t is whole:   dh_t += du_t U_a + (what attention gave h_t)
 //   cell: da_t before the nonlinearities, dc_{t-1}    ds_t = [da_t, dq_t] [W_hh; V_a]
 //   [dW_hh; dV_a] = sum [da, dq]^T s      dW_ih, db = sum da^T [x, 1]      dU_a = sum du^T h
