@@ -83,7 +83,7 @@ CUDA_SCALARS = ["float", "device::BFloat16", "device::Float16"]
 
 FLAGS = [
     "-O3",
-    "-std=c++17",
+    "-std=c++20",
     "-fPIC",
     "-pthread",
     "-fvisibility=hidden",
@@ -175,11 +175,11 @@ def plan_cpu(plan: Plan) -> None:
     toolchain.find_python_headers()
     toolchain.find_ninja()
     for name, flags in INSTRUCTION_SETS[machine]:
-        if plan.compiler.takes(["-std=c++17", *flags]):
+        if plan.compiler.takes(["-std=c++20", *flags]):
             plan.instruction_sets.append((name, flags))
         else:
             plan.left_out[name] = (
-                f"{plan.compiler.name} does not take {shlex.join(['-std=c++17', *flags])}"
+                f"{plan.compiler.name} does not take {shlex.join(['-std=c++20', *flags])}"
             )
     if not plan.instruction_sets:
         smallest = INSTRUCTION_SETS[machine][0][0]

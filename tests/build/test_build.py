@@ -194,8 +194,8 @@ class TestRefusals:
         assert "FAILED: " in refused.output  # what ninja and the compiler said stands above
 
     def test_a_compiler_that_takes_no_flag(self, build: Build, tmp_path: Path) -> None:
-        said = build("auto", CXX=old_compiler(tmp_path, "-std=c++17")).sentence()
-        assert "does not take -std=c++17" in said and "use GCC 11" in said
+        said = build("auto", CXX=old_compiler(tmp_path, "-std=c++20")).sentence()
+        assert "does not take -std=c++20" in said and "use GCC 11" in said
 
     @pytest.mark.parametrize("kind", ["wheel", "editable"])
     def test_auto_without_torch(self, build: Build, tmp_path: Path, kind: str) -> None:
@@ -316,7 +316,7 @@ class TestCompiledWheel:
     ) -> None:
         built = build("cpu", CXX=old_compiler(tmp_path, "x86-64-v4"))
         assert built.info()["built"] == {"cpu": "sse2, avx2"}
-        assert "does not take -std=c++17 -march=x86-64-v4" in built.left_out("avx512")
+        assert "does not take -std=c++20 -march=x86-64-v4" in built.left_out("avx512")
         assert kernels_in(built, tmp_path) == 2
 
     def test_isolated_build_finds_the_environments_torch(

@@ -6,7 +6,7 @@
 //         w . tanh(V_a s_t + U_a h_j), over the candidates of relevancy screening
 //
 // Shapes: T time steps, B samples, I inputs, H units, A attention units. Positions: see
-// ../relevancy/params.h; those of an earlier call hold its hidden states (`memory`).
+// relevancy/cpu/params.h; those of an earlier call hold its hidden states (`memory`).
 //
 // Rows j of the kernels are samples order[j], ordered by falling length, as in the LSTM.
 #pragma once
