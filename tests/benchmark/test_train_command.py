@@ -20,12 +20,12 @@ import torch
 from bench.__main__ import main
 from bench.train import command, demo, memory, recall
 from bench.train.folder import RunFolder
-from train_runs import TIMES
 
 import throughtime
 from throughtime import _install
 
 ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "sequences_per_s")
 SHORT = ["--T", "3", "--hidden", "8", "--batch", "4", "--updates-per-epoch", "3", "--threads", "1"]
 COPYING = ["train", "copying", *SHORT, "--train-size", "20", "--anneal", "0", "--out", "run"]
 ONE = [*COPYING, "--epochs", "1"]
