@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         if code > 1:
             return code
         histories = _train(QUICK_EPOCHS if args.quick else EPOCHS)
-        title = f"digits, pixel by pixel (above); one layer (below)\n{machine.name()}"
+        title = "digits, pixel by pixel (above); one layer (below; nn.LSTM has no h-detach)"
+        title += f"\n{machine.name()}"
         path = folder.write_figure("demo", plots.demo(histories, table, title))
     print(f"\nplot: {path}\n{time.perf_counter() - start:.0f} s in all")
     return code
@@ -91,7 +92,8 @@ def _train(epochs: int) -> dict[str, list[Epoch]]:
         ]
         for name, history in histories.items()
     }
-    print(require("pandas").DataFrame.from_dict(table, orient="index", columns=header))
+    frame = require("pandas").DataFrame.from_dict(table, orient="index", columns=header)
+    print(frame.to_string())
     ours, _, theirs = (history[0].loss for history in histories.values())
     print(
         f"\nAt p = 0 both compute the same: their losses in epoch 1 differ by "
