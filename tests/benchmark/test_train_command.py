@@ -382,7 +382,7 @@ def test_a_second_run_in_the_folder_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--hidden 1000000000", "--hidden: wanted a run that fits into"),
+        ("--hidden 1000000000", "error: --hidden: wanted a run that fits into"),
         ("--T 1000000000", "--T, --transfer, --batch and --hidden: wanted a run that fits into"),
         ("--transfer 5 1000000000", "--T, --transfer, --batch and --hidden: wanted a run"),
         ("--train-size 1000000000000", "--train-size: wanted a whole number up to 2147483647"),
@@ -425,7 +425,7 @@ def test_the_container_limits_the_memory(
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert memory.available() == 2 * 2**20
     error = refused([*COPYING, "--hidden", "1000"], capsys)
-    assert "--hidden: wanted a run that fits into 0.00195 GiB" in error
+    assert "error: --hidden: wanted a run that fits into 0.00195 GiB" in error
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.available() > 2**27
 
