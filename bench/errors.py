@@ -13,18 +13,7 @@ class UsageError(Exception):
 
 
 def require(module: str) -> ModuleType:
-    """Imports a module that comes with the ``bench`` extra.
-
-    Args:
-        module: dotted name, for instance ``"matplotlib.pyplot"``.
-
-    Raises:
-        UsageError: if its distribution is not installed.
-
-    Example:
-        >>> require("json").dumps([1])
-        '[1]'
-    """
+    """Import a module that comes with the ``bench`` extra, or raise a ``UsageError``."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -94,7 +94,7 @@ stage_latency() {
   if [[ -n ${CUDA_HOME:-} ]]; then nvcc=$CUDA_HOME/bin/nvcc; fi
   run mkdir -p build/gpu
   run "$nvcc" -O3 -std=c++17 -arch=native bench/gpu/latency.cu -o build/gpu/latency
-  # Its waits are bounded; the limit is for what nobody thought of.
+  # Its waits are bounded; the limit catches any that is not.
   capture "$out/latency.csv" timeout 300 build/gpu/latency
   "$dry_run" || cat "$out/latency.csv"
 }

@@ -9,7 +9,7 @@ from typing import Any
 from bench.errors import require
 from bench.tasks.record import Epoch
 
-# Okabe and Ito's palette: told apart by people who see colours differently, and by lightness.
+# Okabe and Ito: distinct for most colour visions, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 DASHES = ("-", "--", "-.", ":", (0, (1, 1)))
 HATCHES = ("", "//", "..", "xx", "\\\\")

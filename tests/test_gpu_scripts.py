@@ -210,7 +210,7 @@ def test_latency_compiles_without_warnings(arch: str, tmp_path: Path) -> None:
     done = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
-    assert len(re.findall(r"Compiling entry function", text)) >= 15
+    assert len(re.findall(r"Compiling entry function", text)) >= 13
     spilled = re.findall(r"[1-9]\d* bytes spill", text)
     assert not spilled, "what is spilled is measured too"
 

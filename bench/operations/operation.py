@@ -90,7 +90,7 @@ REFERENCE = Contestant(OURS, "reference")
 
 @dataclass(frozen=True)
 class Peer:
-    """Another implementation; ``why_not(dtype, device)`` tells what is missing here, or None."""
+    """Another implementation; ``why_not(dtype, device)`` says what is missing here, or None."""
 
     label: str
     detaches: bool = False  # otherwise it is timed at p = 0
