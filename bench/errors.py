@@ -17,7 +17,8 @@ def require(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        distribution = "scikit-learn" if module.startswith("sklearn") else module.split(".")[0]
+        name = (error.name or module).split(".")[0]
+        distribution = "scikit-learn" if name == "sklearn" else name
         raise UsageError(
             f"this command needs {distribution}, which is not installed; "
             f"install it with: pip install {_install.source('[bench]')}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
 
 from bench.errors import UsageError
 from bench.operations import OPERATIONS
@@ -95,8 +96,7 @@ def contestant(row: Any) -> str:
 
 def markdown(rows: Iterable[Iterable[str]], header: Iterable[str]) -> str:
     """A Markdown table of texts."""
-    found = pd.DataFrame(list(map(list, rows)), columns=list(header))
-    return str(found.to_markdown(index=False, tablefmt="github", disable_numparse=True))
+    return str(tabulate(rows, list(header), tablefmt="github", disable_numparse=True))
 
 
 def digits(value: float) -> str:
