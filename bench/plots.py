@@ -23,13 +23,9 @@ def figure(
     """A figure with rows of panels, drawn without a display; heights and width in inches."""
     require("matplotlib").use("Agg")
     canvas, axes = require("matplotlib.pyplot").subplots(
-        len(heights),
-        columns,
-        figsize=(width * columns, sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
-        layout="constrained",
-    )
+        len(heights), columns, figsize=(width * columns, sum(heights)),
+        height_ratios=heights, squeeze=False, layout="constrained",
+    )  # fmt: skip
     panels = list(axes.flat)
     for panel in panels:
         panel.grid(True, color="0.9", linewidth=0.8)
