@@ -194,7 +194,7 @@ def test_latency_compiles_without_warnings(arch: str, tmp_path: Path) -> None:
     done = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
-    assert len(re.findall(r"Compiling entry function", text)) >= 15
+    assert len(re.findall(r"Compiling entry function", text)) >= 13
     spilled = re.findall(r"[1-9]\d* bytes spill", text)
     assert not spilled, "what is spilled is measured too"
 
@@ -205,11 +205,9 @@ MEASURED = (
     ("mma_kernel", "HMMA", 4),
     ("l2_read_kernel", "LDG.E.128", 8),
     ("block_barrier_kernel", "BAR.SYNC", 8),
-    ("cluster_barrier_kernel", "UCGABAR_ARV", 2),
-    ("exchange_kernelILNS_5MeansE1E", "STAS", 1),
-    ("exchange_kernelILNS_5MeansE0E", "UCGABAR_ARV", 2),
-    ("stream_kernelILb1E", "ST.E.128", 8),
-    ("stream_kernelILb0E", "LD.E.128", 8),
+    ("exchange_kernelILi4E", "STAS", 1),
+    ("exchange_kernelILi8E", "STAS", 1),
+    ("stream_kernel", "ST.E.128", 8),
     ("grid_barrier_kernel", "REDG", 1),
 )
 
