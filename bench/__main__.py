@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-from bench.errors import UsageError
+from bench.errors import UsageError, require
 
 # Command -> what it does, and the module whose ``add_arguments`` adds its options and sets ``run``.
 COMMANDS = {
@@ -35,7 +34,7 @@ def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         if name in words[:1]:
             more = [name] if name in MEASURED else []
-            importlib.import_module(module).add_arguments(sub, *more)
+            require(module).add_arguments(sub, *more)
     return parser
 
 
@@ -46,8 +45,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
         0; 1 if a check or a training failed; 2 if the options are wrong; 130 after Ctrl-C.
     """
     words = sys.argv[1:] if command_line is None else list(command_line)
-    args = make_parser(words).parse_args(words, argparse.Namespace(command_line=words))
     try:
+        args = make_parser(words).parse_args(words, argparse.Namespace(command_line=words))
         return int(args.run(args))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

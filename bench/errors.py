@@ -13,22 +13,12 @@ class UsageError(Exception):
 
 
 def require(module: str) -> ModuleType:
-    """Imports a module that comes with the ``bench`` extra.
-
-    Args:
-        module: dotted name, for instance ``"matplotlib.pyplot"``.
-
-    Raises:
-        UsageError: if its distribution is not installed.
-
-    Example:
-        >>> require("json").dumps([1])
-        '[1]'
-    """
+    """Import a module that comes with the ``bench`` extra, or raise a ``UsageError``."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        distribution = "scikit-learn" if module.startswith("sklearn") else module.split(".")[0]
+        name = (error.name or module).split(".")[0]
+        distribution = "scikit-learn" if name == "sklearn" else name
         raise UsageError(
             f"this command needs {distribution}, which is not installed; "
             f"install it with: pip install {_install.source('[bench]')}"

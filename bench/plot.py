@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,28 +34,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def draw(found: pd.DataFrame, out: Path) -> list[Path]:
-    """Write the pictures of every operation, and return the files.
+def pictures(found: pd.DataFrame) -> dict[str, Any]:
+    """Figures by the end of their names: of speed, a roofline, and of a scaling run."""
+    measured = found[found["median_ms"].notna()].reset_index(drop=True)
+    scaled = measured["note"] == scaling.NOTE
+    end = "" if scaled.all() else "-scaling"
+    drawn = {end: scaling.draw(measured[scaled])} if scaled.any() else {}
+    measured = measured[~scaled]
+    for operation, own in measured.groupby("op", sort=False):
+        name = f"-{operation}" if measured["op"].nunique() > 1 else ""
+        drawn |= {name: speed_plots.speed(own), f"{name}-roofline": speed_plots.roofline(own)}
+    return drawn
 
-    ``.svg`` or ``.png`` at the end of ``out`` makes no difference.
+
+def draw(found: pd.DataFrame, out: Path) -> list[Path]:
+    """Write the pictures as svg and as png, and return the files.
 
     Raises:
         UsageError: if no row has a time.
     """
-    measured = found[found["median_ms"].notna()].reset_index(drop=True)
-    if measured.empty:
-        raise UsageError(
-            f"nothing to draw: none of the {len(found)} rows has a time (see its note)"
-        )
+    if found["median_ms"].isna().all():
+        raise UsageError(f"nothing to draw: none of the {len(found)} rows has a time (see notes)")
     stem = out.with_suffix("") if out.suffix in (".svg", ".png") else out
-    files = []
-    scaled = measured["note"] == scaling.NOTE
-    if scaled.any():
-        files += plots.save_both(scaling.draw(measured[scaled]), stem)
-        measured = measured[~scaled]
-    for operation, own in measured.groupby("op", sort=False):
-        name = f"{stem.name}-{operation}" if measured["op"].nunique() > 1 else stem.name
-        files += plots.save_both(speed_plots.speed(own), stem.with_name(name))
-        roofline = speed_plots.roofline(own)
-        files += plots.save_both(roofline, stem.with_name(f"{name}-roofline"))
-    return files
+    return [
+        path
+        for end, canvas in pictures(found).items()
+        for path in plots.save_both(canvas, stem.with_name(f"{stem.name}{end}"))
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.errors import require
 
-# Okabe and Ito's palette: told apart by people who see colours differently, and by lightness.
+# Okabe and Ito: distinct for most colour visions, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 DASHES = ("-", "--", "-.", ":", (0, (1, 1)))
 HATCHES = ("", "//", "..", "xx", "\\\\")
@@ -22,13 +22,9 @@ def figure(
     """A figure with rows of panels, drawn without a display; heights and width in inches."""
     require("matplotlib").use("Agg")
     canvas, axes = require("matplotlib.pyplot").subplots(
-        len(heights),
-        columns,
-        figsize=(width * columns, sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
-        layout="constrained",
-    )
+        len(heights), columns, figsize=(width * columns, sum(heights)),
+        height_ratios=heights, squeeze=False, layout="constrained",
+    )  # fmt: skip
     panels = list(axes.flat)
     for panel in panels:
         panel.grid(True, color="0.9", linewidth=0.8)

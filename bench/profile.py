@@ -27,9 +27,9 @@ from bench.operations.operation import DEVICES, DTYPES, MODES, OURS, Case, Conte
 from throughtime import _ext
 
 COLUMNS = [
-    *("op", "shape", "threads", "where", "phase", "ms", "share", "gflops", "of_multiply_adds"),
-    *("gbytes", "of_copying", "machine", "torch", "command"),
-]
+    "op", "shape", "threads", "where", "phase", "ms", "share", "gflops", "of_multiply_adds",
+    "gbytes", "of_copying", "machine", "torch", "command",
+]  # fmt: skip
 PASSES = ("forward", "backward")
 NO_PHASE = ("calls", "workers", "allocate", "whole")
 MULTIPLY_ADDS = 100_000
@@ -39,15 +39,8 @@ SAVED_UNITS = 16  # what the forward pass saves is padded to whole vectors of th
 SAVED = 5  # i, f, g, o, c
 
 
-@dataclass(frozen=True)
-class Amount:
-    """Operations (a multiply-add is two) and bytes of one phase of one iteration."""
-
-    operations: float = 0.0
-    bytes: float = 0.0
-
-
-Amounts = Mapping[tuple[str, str], Amount]  # by pass and phase
+# By pass and phase: operations (a multiply-add is two) and bytes of one iteration.
+Amounts = Mapping[tuple[str, str], tuple[float, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,11 +133,6 @@ def amounts(case: Case) -> Amounts:
     """What the phases compute and have to move, where that is known.
 
     Bytes are those that a perfect cache would leave: every array once.
-
-    Example:
-        >>> case = OPERATIONS["lstm"].case(T=3, B=2, I=4, H=5)
-        >>> amounts(case)["backward", "recurrent"].operations == 8 * 2 * 2 * 5 * 5
-        True
     """
     rows = case.T * case.B
     if case.op == "relevancy":
@@ -152,35 +140,33 @@ def amounts(case: Case) -> Amounts:
     assert case.I and case.H
     inputs, hidden = case.I, case.H
     if case.op == "rel-lstm":
-        recurrent = Amount(12.0 * rows * hidden * hidden)  # gates, query and key
+        recurrent = 12.0 * rows * hidden * hidden  # gates, query and key
         return {
-            ("forward", "input"): Amount(8.0 * rows * hidden * inputs),
-            ("forward", "recurrent"): recurrent,
-            ("backward", "recurrent"): recurrent,
-            ("backward", "weights"): Amount(rows * hidden * (12.0 * hidden + 8.0 * (inputs + 1))),
+            ("forward", "input"): (8.0 * rows * hidden * inputs, 0),
+            ("forward", "recurrent"): (recurrent, 0),
+            ("backward", "recurrent"): (recurrent, 0),
+            ("backward", "weights"): (rows * hidden * (12.0 * hidden + 8.0 * (inputs + 1)), 0),
         }
     mask = fixed_mask(case.T, case.p)
     detached = 0 if mask is None else int(mask[1:].sum())  # at step 0 there is no product to save
     product = 8.0 * rows * hidden
     saved = SAVED * rows * -(-hidden // SAVED_UNITS) * SAVED_UNITS
     weights = 4 * hidden * (inputs + hidden)
-    pointwise = Amount(bytes=BYTES * (saved + rows * hidden))  # and the outputs or their gradients
+    pointwise = (0, BYTES * (saved + rows * hidden))  # and the outputs or their gradients
+    steps = case.T - 1 - detached  # what the first step passes to the initial state is in "other"
     return {
-        ("forward", "pack"): Amount(bytes=2 * BYTES * weights),
-        ("forward", "gather"): Amount(bytes=2 * BYTES * rows * inputs),
-        ("forward", "input"): Amount(product * inputs),
-        ("forward", "recurrent"): Amount(product * hidden),
+        ("forward", "pack"): (0, 2 * BYTES * weights),
+        ("forward", "gather"): (0, 2 * BYTES * rows * inputs),
+        ("forward", "input"): (product * inputs, 0),
+        ("forward", "recurrent"): (product * hidden, 0),
         ("forward", "pointwise"): pointwise,
-        ("backward", "pack"): Amount(bytes=2 * BYTES * 4 * hidden * hidden),
-        ("backward", "gather"): Amount(bytes=2 * BYTES * rows * (inputs + hidden)),
-        # What the first step passes to the initial state is in "other".
-        ("backward", "recurrent"): Amount(
-            8.0 * case.B * hidden * hidden * (case.T - 1 - detached)
-        ),
+        ("backward", "pack"): (0, 2 * BYTES * 4 * hidden * hidden),
+        ("backward", "gather"): (0, 2 * BYTES * rows * (inputs + hidden)),
+        ("backward", "recurrent"): (8.0 * case.B * hidden * hidden * steps, 0),
         ("backward", "pointwise"): pointwise,
-        ("backward", "weights"): Amount(product * (inputs + hidden + 1)),
-        ("backward", "finish"): Amount(bytes=2 * BYTES * weights),
-    }  # fmt: skip
+        ("backward", "weights"): (product * (inputs + hidden + 1), 0),
+        ("backward", "finish"): (0, 2 * BYTES * weights),
+    }
 
 
 def profile(kernels: Any, case: Case, rates: Rates, repeats: int) -> pd.DataFrame:
@@ -225,12 +211,12 @@ def phases(
     rows = []
     for where, phase, n in found:
         row = _row(case, where, phase, n / rates.ticks * 1e3, n / whole)
-        amount = known.get((where, phase), Amount())
-        if amount.operations and n:
-            row["gflops"] = amount.operations / row["ms"] * 1e-6
+        operations, moved = known.get((where, phase), (0, 0))
+        if operations and n:
+            row["gflops"] = operations / row["ms"] * 1e-6
             row["of_multiply_adds"] = row["gflops"] / rates.gflops
-        if amount.bytes and n:
-            row["gbytes"] = amount.bytes / row["ms"] * 1e-6
+        if moved and n:
+            row["gbytes"] = moved / row["ms"] * 1e-6
             row["of_copying"] = row["gbytes"] / rates.gbytes
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -254,12 +240,9 @@ def _row(case: Case, where: str, phase: str, ms: float, share: float) -> dict[st
 def profile_kernels(case: Case, repeats: int) -> pd.DataFrame:
     """The GPU kernels (on a CPU the operators) of the mean of ``repeats`` iterations, by torch."""
     operation = OPERATIONS[case.op]
-    explained = throughtime.explain(
-        operation.kernel,
-        hidden_size=operation.hidden_size(case),
-        dtype=DTYPES[case.dtype],
-        device=case.device,
-    )
+    setting: dict[str, Any] = {"dtype": DTYPES[case.dtype], "device": case.device}
+    hidden_size = operation.hidden_size(case)
+    explained = throughtime.explain(operation.kernel, hidden_size=hidden_size, **setting)
     work = operation.work(Contestant(OURS, explained.chosen), case)
     work.iterate(MODES[0])
     with torch.profiler.profile() as profiler:
@@ -270,13 +253,11 @@ def profile_kernels(case: Case, repeats: int) -> pd.DataFrame:
     column = "self_device_time_total" if case.device == "cuda" else "self_cpu_time_total"
     spent = {event.key: getattr(event, column) for event in profiler.key_averages()}
     whole = sum(spent.values())
-    return pd.DataFrame(
-        [
-            _row(case, str(explained.chosen), name, us * 1e-3 / repeats, us / whole)
-            for name, us in sorted(spent.items(), key=lambda one: -one[1])
-        ],
-        columns=COLUMNS,
-    )
+    rows = [
+        _row(case, str(explained.chosen), name, us * 1e-3 / repeats, us / whole)
+        for name, us in sorted(spent.items(), key=lambda one: -one[1])
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def report(found: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench import speed_plots, table
+from bench import plot, table
 from bench.errors import UsageError, require
 
 PAGE = """<!DOCTYPE html>
@@ -115,9 +115,8 @@ def _section(op: str, own: pd.DataFrame) -> str:
     """Plots and table of one operation; rows without a time say why in their note."""
     parts = [f"<h2>{escape(op)}</h2>"]
     for number, measured in own[own["median_ms"].notna()].groupby("file"):
-        canvases = {"time": speed_plots.speed(measured), "roofline": speed_plots.roofline(measured)}
-        for kind, canvas in canvases.items():
-            parts.append(_image(canvas, f"{kind} of {op}, file {number}"))
+        for end, canvas in plot.pictures(measured).items():
+            parts.append(_image(canvas, f"{op}{end}, file {number}"))
     shown = own.drop(columns=list(HIDDEN))
     shared = [name for name in shown if name not in MAIN and shown[name].nunique(dropna=False) == 1]
     values = {name: shown[name].iloc[0] for name in shared if name not in ("op", "file")}

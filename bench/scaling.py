@@ -45,26 +45,23 @@ RULE = (
     f"at 16). Along T, {LINEAR} plus the half-width at most is linear."
 )
 _FEW, _MANY = {"window_size": 8, "top_k": 8}, {"window_size": 16, "top_k": 16}
+_LONG, _WIDE = (1, 512, 1024, 2048, 4096, 8192), (1, 128, 256, 384, 512, 768)
 # Operation and axis -> the size that grows, its values, the first almost only the fixed cost, and
 # the sizes that stay. T of relevancy begins long after the retained set is full: until then the
 # keys per query grow.
 RANGES: Mapping[tuple[str, str], tuple[str, Sequence[int], Mapping[str, int]]] = {
-    ("lstm", "T"): ("T", (1, 512, 1024, 2048, 4096, 8192), {"B": 16, "I": 32, "H": 64}),
+    ("lstm", "T"): ("T", _LONG, {"B": 16, "I": 32, "H": 64}),
     ("lstm", "B"): ("B", (1, 32, 64, 128, 256, 512), {"T": 64, "I": 32, "H": 64}),
     ("lstm", "H"): ("H", (1, 128, 256, 512, 768, 1024), {"T": 32, "B": 16, "I": 32}),
-    ("rel-lstm", "T"): ("T", (1, 512, 1024, 2048, 4096, 8192), {"B": 4, "I": 16, "H": 64, **_FEW}),
-    ("rel-lstm", "B"): ("B", (1, 32, 64, 128, 192, 256), {"T": 64, "I": 16, "H": 64, **_FEW}),
-    ("rel-lstm", "H"): ("H", (1, 128, 256, 384, 512, 768), {"T": 64, "B": 4, "I": 16, **_FEW}),
-    ("relevancy", "T"): (
-        *("T", (1, 1024, 2048, 4096, 8192, 16384)),
-        {"B": 1, "heads": 2, "D": 32, **_MANY},
-    ),
-    ("relevancy", "B"): ("B", (1, 8, 16, 32, 48, 64), {"T": 1024, "heads": 1, "D": 32, **_MANY}),
+    ("rel-lstm", "T"): ("T", _LONG, {"B": 4, "I": 16, "H": 64} | _FEW),
+    ("rel-lstm", "B"): ("B", (1, 32, 64, 128, 192, 256), {"T": 64, "I": 16, "H": 64} | _FEW),
+    ("rel-lstm", "H"): ("H", _WIDE, {"T": 64, "B": 4, "I": 16} | _FEW),
+    ("relevancy", "T"): ("T", (1, *_LONG[2:], 16384), {"B": 1, "heads": 2, "D": 32} | _MANY),
+    ("relevancy", "B"): ("B", (1, 8, 16, 32, 48, 64), {"T": 1024, "heads": 1, "D": 32} | _MANY),
     ("relevancy", "H"): (
-        *("D", (16, 256, 384, 512, 768, 1024)),
-        {"T": 1024, "B": 1, "heads": 1, **_MANY},
+        "D", (16, 256, 384, 512, 768, 1024), {"T": 1024, "B": 1, "heads": 1} | _MANY
     ),
-    ("full", "T"): ("T", (1, 512, 768, 1024, 1536, 2048), {"B": 1, "heads": 4, "D": 32, **_MANY}),
+    ("full", "T"): ("T", (1, 512, 768, 1024, 1536, 2048), {"B": 1, "heads": 4, "D": 32} | _MANY),
 }  # fmt: skip
 
 
@@ -98,10 +95,6 @@ def fit(costs: Mapping[float, float], fixed: float = 0.0) -> Fit | None:
 
     A size counts if the fixed cost, which is there at any size, is at most a fifth of its cost:
     below, the exponent is that of calling, not of computing.
-
-    Example:
-        >>> print(fit({10.0: 1.0, 100.0: 3.0, 1000.0: 29.0, 10000.0: 280.0}, fixed=0.5))
-        0.99 +- 0.00
     """
     stats = require("scipy.stats")
     used = {size: cost for size, cost in costs.items() if cost > 0 and cost * FIXED_SHARE >= fixed}

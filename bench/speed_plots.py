@@ -138,24 +138,14 @@ def draw_bars(panels: Sequence[Any], own: pd.DataFrame, columns: Sequence[str]) 
             left = 1 if column == RATIO else 0  # a ratio's bar goes to the side of the faster one
             places = [cases.index(names[i]) + (k - (len(labels) - 1) / 2) * thickness
                       for i in rows.index]  # fmt: skip
-            bars = panel.barh(
-                places,
-                rows[column] - left,
-                left=left,
-                height=thickness * 0.9,
-                color=plots.COLOURS[k % len(plots.COLOURS)],
-                hatch=plots.HATCHES[k % len(plots.HATCHES)],
-                edgecolor="white",
-                label=name,
-            )
-            # At the right end of the bar, on white, whatever the axis.
-            for bar, value in zip(bars, rows[column], strict=True):
-                end, middle = (
-                    max(bar.get_x() + bar.get_width(), left),
-                    bar.get_y() + bar.get_height() / 2,
-                )
-                panel.annotate(table.digits(value), (end, middle), xytext=(3, 0), va="center",
-                               textcoords="offset points", fontsize="x-small")  # fmt: skip
+            panel.barh(
+                places, rows[column] - left, left=left, height=thickness * 0.9,
+                color=plots.COLOURS[k % len(plots.COLOURS)], edgecolor="white",
+                hatch=plots.HATCHES[k % len(plots.HATCHES)], label=name,
+            )  # fmt: skip
+            for place, value in zip(places, rows[column], strict=True):  # right of the bar
+                look = {"xytext": (3, 0), "textcoords": "offset points", "fontsize": "x-small"}
+                panel.annotate(table.digits(value), (max(value, left), place), va="center", **look)
         panel.set(xscale="log" if own[column].max() > 0 else "linear", xlabel=TITLES[column])
         panel.margins(x=0.25)
         plots.plain_log(panel, "x")
@@ -166,21 +156,26 @@ def draw_bars(panels: Sequence[Any], own: pd.DataFrame, columns: Sequence[str]) 
     panels[0].set_ylabel(OPERATIONS[own["op"].iloc[0]].heading)
 
 
+def _grid(count: int, height: float) -> tuple[Any, list[Any]]:
+    """So many panels, two in a row."""
+    canvas, panels = plots.figure(min(count, 2), [height] * -(-count // 2), width=6)
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return canvas, panels[:count]
+
+
 def sweep(own: pd.DataFrame) -> Any:
     """The first peer's time / ours of every shape: H across, one marker per B, T by darkness."""
     peer = own.loc[own["impl"] != OURS, "label"].iloc[0]
     points = own[(own["label"] == peer) & own[RATIO].notna()].copy()
     points["width"] = points["H"].fillna(points["D"])
-    points["kind"] = points["setting"] + points["p"].map(lambda p: f", p = {p:g}", "ignore").fillna(
-        ""
-    )
+    several = points["p"].notna().any()
+    points["kind"] = points["setting"] + (points["p"].map(", p = {:g}".format) if several else "")
     batches, steps = sorted(points["B"].unique()), sorted(points["T"].unique())
     widths = sorted(points["width"].unique())
     kinds = list(points.groupby("kind", sort=False))
-    canvas, panels = plots.figure(min(len(kinds), 2), [4.2] * -(-len(kinds) // 2), width=6)
-    for panel in panels[len(kinds) :]:
-        panel.set_visible(False)
-    for panel, (kind, group) in zip(panels, kinds, strict=False):
+    canvas, panels = _grid(len(kinds), 4.2)
+    for panel, (kind, group) in zip(panels, kinds, strict=True):
         for k, batch in enumerate(batches):
             rows = group[group["B"] == batch]
             # A batch has its own place beside H, so that its points do not hide others.
@@ -220,10 +215,8 @@ def roofline(found: pd.DataFrame) -> Any:
     shapes, labels = list(own["shape"].unique()), list(own["label"].unique())
     colours = require("matplotlib").colormaps["viridis"].resampled(len(shapes))
     groups = list(own.groupby("setting", sort=False))
-    canvas, panels = plots.figure(min(len(groups), 2), [5.0] * -(-len(groups) // 2), width=6)
-    for panel in panels[len(groups) :]:
-        panel.set_visible(False)
-    for panel, (setting, group) in zip(panels, groups, strict=False):
+    canvas, panels = _grid(len(groups), 5.0)
+    for panel, (setting, group) in zip(panels, groups, strict=True):
         for row in group.itertuples():
             look = {"marker": plots.MARKERS[labels.index(row.label) % len(plots.MARKERS)],
                     "color": colours(shapes.index(row.shape)),
@@ -240,9 +233,8 @@ def roofline(found: pd.DataFrame) -> Any:
                      marker=plots.MARKERS[k % len(plots.MARKERS)])
                for k, name in enumerate(labels)]  # fmt: skip
     if (own["p"] > 0).any():
-        handles.append(
-            marks([], [], label="p > 0", color="0.3", marker="o", fillstyle="none", **bare)
-        )
+        look = {"color": "0.3", "marker": "o", "fillstyle": "none"}
+        handles.append(marks([], [], label="p > 0", **look, **bare))
     handles += [marks([], [], label=shape, color=colours(k), marker="s", **bare)
                 for k, shape in enumerate(shapes)]  # fmt: skip
     heading = "" if many else OPERATIONS[own["op"].iloc[0]].heading

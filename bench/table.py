@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
 
 from bench.errors import UsageError
 from bench.operations import OPERATIONS
@@ -54,12 +55,7 @@ def write_csv(path: Path, found: pd.DataFrame) -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The rows of a file of ``write_csv``.
-
-    Raises:
-        UsageError: if there is no such file, its columns are not ``COLUMNS`` (an older version
-            wrote it), or a field is empty or no number where one is wanted.
-    """
+    """The rows of a file of ``write_csv``; anything else is a ``UsageError``."""
     try:
         found = pd.read_csv(path, dtype="object", keep_default_na=False, na_values=[""])
         if list(found.columns) != list(COLUMNS):
@@ -99,25 +95,12 @@ def contestant(row: Any) -> str:
 
 
 def markdown(rows: Iterable[Iterable[str]], header: Iterable[str]) -> str:
-    """A Markdown table of texts.
-
-    Example:
-        >>> print(markdown([["1", "22"]], ["a", "b"]))
-        | a   | b   |
-        |-----|-----|
-        | 1   | 22  |
-    """
-    found = pd.DataFrame(list(map(list, rows)), columns=list(header))
-    return str(found.to_markdown(index=False, tablefmt="github", disable_numparse=True))
+    """A Markdown table of texts."""
+    return str(tabulate(rows, list(header), tablefmt="github", disable_numparse=True))
 
 
 def digits(value: float) -> str:
-    """Three significant digits, and an empty value as a dash.
-
-    Example:
-        >>> digits(123.456), digits(1.23456), digits(float("nan"))
-        ('123', '1.23', '-')
-    """
+    """Three significant digits, and an empty value as a dash."""
     if pd.isna(value):
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

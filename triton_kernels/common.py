@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The interpreter keeps bfloat16 as bare 16 bits, and multiplies those.
+# The interpreter stores bfloat16 as 16-bit integers, and would multiply those.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 _Run = TypeVar("_Run", bound=Callable[..., tuple[Tensor, ...]])
 
 
 def on_its_gpu(run: _Run) -> _Run:
-    """``run`` with the GPU of its tensors as the current one, on which Triton launches."""
+    """Makes the GPU of the tensors current during ``run``: Triton launches on the current GPU."""
 
     @functools.wraps(run)
     def guarded(*args: object) -> tuple[Tensor, ...]:
@@ -109,6 +109,35 @@ def memory_sizes(
     window = prefix - retained + length
     leaving = max(0, window - (window_size - 1))
     return min(top_k, retained + leaving), min(window_size - 1, window)
+
+
+def memory_after(
+    final: Tensor,
+    final_relevance: Tensor,
+    rings: Tensor,
+    first: Tensor,
+    newest: Tensor,
+    kept: int,
+    window: int,
+) -> tuple[Tensor, Tensor]:
+    """Positions and relevance ``[N, kept + window]`` that a call leaves; -1 where empty.
+
+    Args:
+        final, final_relevance: the retained set ``[N, K]`` in any order; made oldest first.
+        rings: relevance ``[N, S]`` by position, of the window.
+        first: first position of each window, ``[N]``.
+        newest: position after the last of each sequence, ``[N]``.
+        kept, window: slots, of :func:`memory_sizes`.
+    """
+    S = rings.size(1)
+    oldest_first = torch.where(final < 0, S, final).argsort(1)[:, :kept]
+    retained = final.gather(1, oldest_first)
+    retained_relevance = final_relevance.gather(1, oldest_first).masked_fill(retained < 0, -1.0)
+    places = newest.unsqueeze(1) + torch.arange(-window, 0, device=final.device)
+    places = torch.where(places < first.unsqueeze(1), -1, places)
+    relevance = rings.gather(1, places.clamp(min=0)) if S else rings
+    relevance = relevance.masked_fill(places < 0, -1.0)
+    return torch.cat([retained, places], 1), torch.cat([retained_relevance, relevance], 1)
 
 
 def retained_positions(

@@ -1,8 +1,8 @@
 """``python -m throughtime.triton_kernels.compile``: every kernel for every GPU, without a GPU.
 
 Prints a Markdown table of registers, shared memory and spills per kernel and target; returns 1 if a
-kernel spills. For AMD, on which nothing has run, one variant of each kernel
-shows that it uses nothing of CUDA.
+kernel spills. For AMD, on which no kernel has run, one variant of each kernel shows that it uses
+nothing of CUDA.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300
 }
 
-# What a pointer of that name points at, where it is no float32.
+# The types of pointers by name, where not float32.
 _INTEGERS = {
     "first": "*i64",
     "ends": "*i64",
@@ -84,9 +84,9 @@ class Usage:
 
     @property
     def spills(self) -> bool:
-        """Whether local memory holds registers; of an odd H, more than 16 of them.
+        """Whether local memory holds registers; for an odd H, more than 16 of them.
 
-        There numbers are loaded one by one, and the addresses of all are more than fit.
+        There elements are loaded one by one, and their addresses do not all fit.
         """
         return self.local_bytes > (64 if self.variant.odd else 0)
 

@@ -183,10 +183,10 @@ def one_step_backward(
     detach_sample, grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Step t of a tile of samples and units, first the product of the step before in time of work.
+    """Step t of a tile of samples and units, after the product of the step that follows in travel.
 
-    The da of all its units is then in memory. The last launch, with t outside of all samples, has
-    the product only. ``grad_h`` and ``grad_c`` hold dh and dc, as in :func:`walk_backward`.
+    The da of all units of that step is in memory. The last launch, with t outside of all samples,
+    has the product only. ``grad_h`` and ``grad_c`` hold dh and dc, as in :func:`walk_backward`.
     """
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)

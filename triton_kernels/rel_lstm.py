@@ -34,6 +34,7 @@ from throughtime.triton_kernels.common import (
     block,
     ends_of,
     load_tile,
+    memory_after,
     memory_sizes,
     on_its_gpu,
     retained_positions,
@@ -457,15 +458,9 @@ def forward(
     output = hidden[P:].clone()
     at = (P + ends - 1).clamp(min=0).view(1, B, 1).expand(1, B, H)
     h_n = torch.where((ends > 0).unsqueeze(1), hidden.gather(0, at)[0], initial)
-    kept_after, window_after = memory_sizes(T, P, retained, window_size, top_k)
-    oldest_first = torch.where(final < 0, S, final).argsort(1)[:, :kept_after]
-    kept = final.gather(1, oldest_first)
-    kept_relevance = final_relevance.gather(1, oldest_first).masked_fill(kept < 0, -1.0)
-    window = P + ends.unsqueeze(1) + torch.arange(-window_after, 0, device=device)
-    window = torch.where(window < first.unsqueeze(1), -1, window)
-    ring = rings.gather(1, window.clamp(min=0)).masked_fill(window < 0, -1.0)
-    index = torch.cat([kept, window], 1).T.contiguous()
-    left = torch.cat([kept_relevance, ring], 1).T.contiguous()
+    sizes = memory_sizes(T, P, retained, window_size, top_k)
+    index, left = memory_after(final, final_relevance, rings, first, P + ends, *sizes)
+    index, left = index.T.contiguous(), left.T.contiguous()
     saved = saved if save else input.new_empty(0)
     return output, h_n, cells, context, last, index, left, saved
 

@@ -28,6 +28,7 @@ from throughtime.triton_kernels.common import (
     block,
     ends_of,
     load_tile,
+    memory_after,
     memory_sizes,
     on_its_gpu,
     store_tile,
@@ -343,7 +344,6 @@ def forward(
     c = _Call(query, key, value, score_weight, lengths, window_size, scale)
     P = c.S - c.T
     before = query.new_zeros(c.N, 0) if relevance is None else relevance.reshape(c.N, P)
-    kept_after, window_after = memory_sizes(c.T, P, retained, window_size, top_k)
     capacity = max(1, min(top_k, c.S))
     output = query.new_zeros(c.B, c.heads, c.T, c.Dv)
     lse = query.new_zeros(c.B, c.heads, c.T)
@@ -374,7 +374,8 @@ def forward(
                 c.value, first, c.ends, scores, kept_scores, kept_positions, lse, output, c.T, c.S,
                 c.W, capacity, c.Dv, BLOCK_Q=QUERIES, BLOCK_DV=block(c.Dv), num_warps=c.warps,
             )  # fmt: skip
-    index, left = _memory(c, final, final_relevance, rings, first, kept_after, window_after)
+    sizes = memory_sizes(c.T, P, retained, window_size, top_k)
+    index, left = memory_after(final, final_relevance, rings, first, P + c.ends, *sizes)
     shape = (c.B, c.heads)
     return (
         output,
@@ -383,27 +384,6 @@ def forward(
         index.view(*shape, -1),
         left.view(*shape, -1),
     )
-
-
-def _memory(
-    c: _Call,
-    final: Tensor,
-    final_relevance: Tensor,
-    rings: Tensor,
-    first: Tensor,
-    kept_after: int,
-    window_after: int,
-) -> tuple[Tensor, Tensor]:
-    """Retained set, oldest first, then window: positions and relevance ``[N, P']``."""
-    oldest_first = torch.where(final < 0, c.S, final).argsort(1)[:, :kept_after]
-    kept = final.gather(1, oldest_first)
-    kept_relevance = final_relevance.gather(1, oldest_first).masked_fill(kept < 0, -1.0)
-    steps = torch.arange(-window_after, 0, device=final.device)
-    window = c.S - c.T + c.ends.unsqueeze(1) + steps
-    window = torch.where(window < first.unsqueeze(1), -1, window)
-    relevance = rings.gather(1, window.clamp(min=0)) if c.S else rings[:, :0]
-    relevance = relevance.masked_fill(window < 0, -1.0)
-    return torch.cat([kept, window], 1), torch.cat([kept_relevance, relevance], 1)
 
 
 @on_its_gpu

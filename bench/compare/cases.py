@@ -40,13 +40,6 @@ def chosen(texts: Sequence[str], group: Sequence[str]) -> dict[str, dict[str, An
     """What is measured: the text of each case -> ``op`` and sizes, as the worker takes it.
 
     An operation alone stands for all cases that the group has of it, no text for the group.
-
-    Raises:
-        UsageError: if a text is no case.
-
-    Example:
-        >>> list(chosen(["relevancy", "lstm:T=7"], QUICK))
-        ['relevancy:T=512', 'lstm:T=7']
     """
     found: dict[str, dict[str, Any]] = {}
     for text in texts or group:
@@ -76,8 +69,8 @@ def _parse(text: str) -> dict[str, Any]:
 
 def _value(name: str, value: str) -> Any:
     if name == "dtype":
-        if value not in DTYPES:
-            raise ArgumentTypeError(f"wanted one of {', '.join(DTYPES)}, got {value!r}")
-        return value
+        if value in DTYPES:
+            return value
+        raise ArgumentTypeError(f"wanted one of {', '.join(DTYPES)}, got {value!r}")
     kinds = {"p": arguments.probability, "top_k": arguments.natural}
     return kinds.get(name, arguments.positive)(value)

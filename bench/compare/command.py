@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     base = trees.build_base(repo, revision)
     with trees.built_working_tree(repo) as tree:
         print("\n".join(machine.header()))
-        print(f"base: {args.base} ({revision[:12]}); tree: {trees.describe(repo)}\n")
+        print(f"base: {args.base} ({revision[:12]})\n")
         places = {"base": base, "tree": tree, "twin": base}
         outcome = compare(places, cases, torch.get_num_threads())
     print("\n\n".join([outcome.table(), *outcome.notes]))
@@ -98,13 +98,7 @@ class Outcome:
 def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
     """Measure and judge all cases; what is slower is measured again in new processes.
 
-    Args:
-        places: role of ``ROLES`` -> folder with the package that it runs.
-        cases: text -> sizes, as ``cases.chosen`` makes them.
-        threads: of each process.
-
-    Raises:
-        UsageError: if a process dies, or none of the cases runs in both trees.
+    ``places``: role of ``ROLES`` -> folder with the package that it runs.
     """
     rounds, notes = _measure(places, cases, threads)
     if not rounds:
@@ -125,11 +119,8 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
             )
     words = [verdict.word for verdict in verdicts.values()]
     counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-    notes.insert(
-        0,
-        f"{counts}. Limit: {limit:.1%}, within which processes of equal code lie here (see "
-        "base / base); at least 3 %.",
-    )
+    text = f"{counts}. Limit: {limit:.1%}, within which processes of equal code lie here (see "
+    notes.insert(0, f"{text}base / base); at least 3 %.")
     return outcome
 
 
@@ -188,11 +179,8 @@ class Worker:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             [sys.executable, worker.__file__, str(tree), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+        )  # fmt: skip
 
     def __enter__(self) -> Worker:
         return self
@@ -203,12 +191,7 @@ class Worker:
         self._errors.close()
 
     def ask(self, request: Mapping[str, Any]) -> float:
-        """The seconds that it answers.
-
-        Raises:
-            CannotRun: if it answers that it cannot.
-            UsageError: if it has died.
-        """
+        """The seconds that it answers; raises ``CannotRun``, or ``UsageError`` if it has died."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")

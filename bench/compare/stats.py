@@ -46,12 +46,7 @@ class Verdict:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Two order statistics that enclose the true median with a probability of 95 % or more.
-
-    Example:
-        >>> median_interval([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]), median_interval([1.0] * 5)
-        ((1.0, 6.0), (-inf, inf))
-    """
+    """Two order statistics that enclose the true median with a probability of 95 % or more."""
     found = require("scipy.stats").quantile_test(values, p=0.5).confidence_interval(1 - ALPHA)
     low, high = float(found.low), float(found.high)
     return (-math.inf, math.inf) if math.isnan(low) or math.isnan(high) else (low, high)
@@ -65,14 +60,7 @@ def sign_test(values: Sequence[float]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values corrected for their number.
-
-    Source: Holm, *A simple sequentially rejective multiple test procedure*, 1979.
-
-    Example:
-        >>> holm([0.01, 0.5, 0.03])
-        [0.03, 0.5, 0.06]
-    """
+    """p-values corrected for their number (Holm 1979, a sequentially rejective procedure)."""
     order = np.argsort(ps)
     corrected = np.empty(len(ps))
     corrected[order] = np.maximum.accumulate(np.arange(len(ps), 0, -1) * np.asarray(ps)[order])
@@ -84,10 +72,6 @@ def noise_limit(twins: Sequence[float], cases: int) -> float:
 
     Taking the log ratios of processes of equal code as normal around 0, those of ``cases`` further
     cases stay within the limit, all of them together, with a probability of 95 % or more.
-
-    Example:
-        >>> noise_limit([1.0, 1.001, 0.999], cases=3), noise_limit([1.05, 0.97, 1.0], cases=3) > 0.1
-        (0.03, True)
     """
     spread = math.sqrt(np.mean(np.log(twins) ** 2))
     quantile = float(require("scipy.stats").t.ppf(1 - ALPHA / cases, df=len(twins)))
@@ -99,17 +83,9 @@ def judge(
     twins: Mapping[str, Sequence[float]],
     earlier: Sequence[float] = (),
 ) -> tuple[float, dict[str, Verdict]]:
-    """The limit and a verdict per case.
+    """The limit and a verdict per case, from tree / base and base / base of every round.
 
-    Args:
-        ratios: case -> working tree / base, one per round.
-        twins: case -> base / base of the same rounds.
-        earlier: medians of base / base from other processes, which show the same noise.
-
-    Example:
-        >>> limit, verdicts = judge({"a": [1.2] * 9}, {"a": [1.0] * 9})
-        >>> limit, verdicts["a"].word, verdicts["a"].ratio
-        (0.03, 'slower', 1.2)
+    ``earlier`` are medians of base / base from other processes, which show the same noise.
     """
     middle = {case: float(np.median(values)) for case, values in twins.items()}
     limit = noise_limit([*middle.values(), *earlier], len(ratios))

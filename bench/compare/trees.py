@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,11 +43,6 @@ def commit(repo: Path, revision: str) -> str:
     return found
 
 
-def describe(repo: Path) -> str:
-    """The working tree's revision, with ``-dirty`` if it has changes."""
-    return _git(repo, "describe", "--always", "--dirty") or "no commit yet"
-
-
 def build_base(repo: Path, revision: str) -> Path:
     """The folder that holds the package of a commit (its full hash), built unless it is there.
 
@@ -59,15 +54,12 @@ def build_base(repo: Path, revision: str) -> Path:
     key = hashlib.sha256("\n".join(setting).encode()).hexdigest()[:12]
     target = repo / "build" / "compare" / f"{revision[:12]}-{key}"
     if not target.is_dir():
-        print(
-            f"building {revision[:12]}, once: a minute or two; kept in {target.relative_to(repo)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        kept = target.relative_to(repo)
+        print(f"building {revision[:12]}, once: some minutes; kept in {kept}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="throughtime-base-") as scratch:
             source, made = Path(scratch, "source"), target.with_suffix(".part")
             archive = Path(scratch, "source.zip")
-            _run(["git", "-C", str(repo), "archive", "--output", str(archive), revision])
+            _run("git", "-C", str(repo), "archive", "--output", str(archive), revision)
             shutil.unpack_archive(archive, source)
             install(source, made)
         made.rename(target)  # what is there under its own name is complete
@@ -77,7 +69,7 @@ def build_base(repo: Path, revision: str) -> Path:
 @contextmanager
 def built_working_tree(repo: Path) -> Iterator[Path]:
     """A temporary folder with the package of the working tree; compiles what has changed."""
-    print("building the working tree", file=sys.stderr, flush=True)
+    print("building the working tree", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="throughtime-tree-") as scratch:
         target = Path(scratch, "package")
         install(repo, target)
@@ -86,28 +78,26 @@ def built_working_tree(repo: Path) -> Iterator[Path]:
 
 def install(source: Path, target: Path) -> None:
     """Install the package of a source tree into a folder; a failed build is a ``UsageError``."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     # Without isolation, or the build would have no torch and leave the kernels out.
-    options = ["--no-deps", "--no-build-isolation", "--upgrade", "--target", str(target)]
-    _run([*pip, *options, str(source)])
+    options = ("--no-deps", "--no-build-isolation", "--upgrade", "--target", str(target))
+    _run(*pip, *options, str(source))
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(*command: str) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise UsageError(
-            f"{command[0]} {' '.join(command[1:4])} ... failed:\n{last}\n"
-            "Building needs setuptools, ninja and a compiler: "
-            f"pip install {_install.source('[test]')}"
+            f"{' '.join(command[:4])} ... failed:\n{last}\nBuilding needs setuptools, ninja and a "
+            f"compiler: pip install {_install.source('[test]')}"
         )
 
 
 def _git(folder: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], check=False, capture_output=True, text=True
-        )
+        command = ["git", "-C", str(folder), *words]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
     except OSError as error:
         raise UsageError(f"bench compare needs git, which cannot run here: {error}") from error
     return done.stdout.strip() if done.returncode == 0 else None

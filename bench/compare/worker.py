@@ -64,15 +64,7 @@ def _time(iterate: Callable[[], object], repeats: int) -> float:
 
 
 def make(case: Mapping[str, Any]) -> Callable[[], Any]:
-    """One iteration, forward and backward, as a function that returns the gradients.
-
-    ``case`` holds ``op``, ``dtype`` and the sizes, named as the columns of the CSV.
-
-    Example:
-        >>> sizes = {"T": 4, "B": 2, "I": 3, "H": 5, "p": 0.5, "dtype": "float32"}
-        >>> len(make({"op": "lstm", **sizes})())
-        4
-    """
+    """One iteration, forward and backward, as a function that returns the gradients."""
     import torch
 
     import throughtime

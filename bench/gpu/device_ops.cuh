@@ -35,18 +35,10 @@ class Patience {
 };
 
 // ---- Clusters ----
-enum class Order { kReleaseAcquire, kRelaxed };
-
-template <Order order>
 LATENCY_DEVICE void cluster_barrier() {
 #if LATENCY_CLUSTERS
-  if (order == Order::kReleaseAcquire) {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-  } else {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-  }
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __trap();  // the host launches no clusters there
 #endif
@@ -96,26 +88,20 @@ LATENCY_DEVICE uint4 load_remote(uint32_t from) {
 #endif
   return v;
 }
-// Tells `barrier`, in the receiver's block, when the first 4, 8 or 16 bytes of v are there.
+// Signals `barrier`, in the receiver's block, when the first 4 or 8 bytes of v are there.
 template <int kBytes>
-LATENCY_DEVICE void store_async(uint32_t to, uint4 v, uint32_t barrier) {
+LATENCY_DEVICE void store_async(uint32_t to, uint2 v, uint32_t barrier) {
 #if LATENCY_CLUSTERS
   if constexpr (kBytes == 4) {
     asm volatile(
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
         "r"(v.x), "r"(barrier)
         : "memory");
-  } else if constexpr (kBytes == 8) {
+  } else {
     asm volatile(
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(
             to),
         "r"(v.x), "r"(v.y), "r"(barrier)
-        : "memory");
-  } else {
-    asm volatile(
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, "
-        "[%5];" ::"r"(to),
-        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
         : "memory");
   }
 #endif
@@ -132,12 +118,6 @@ LATENCY_DEVICE void arrive_and_expect(uint32_t barrier, int bytes) {
 #if LATENCY_CLUSTERS
   asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
                "r"(bytes)
-               : "memory");
-#endif
-}
-LATENCY_DEVICE void arrive_remote(uint32_t barrier) {
-#if LATENCY_CLUSTERS
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
                : "memory");
 #endif
 }

@@ -4,9 +4,9 @@
 //     ./latency 1        the second GPU
 //
 // Medians of 15 runs after 2 more; `spread` is the distance of the quartiles. Cycles are those of the
-// slowest block. Of one step each: block_barrier, cluster_barrier, grid_barrier, exchange (the h of a
-// step through a cluster, by several means). No row waits for ever: kernels give up after about a
-// second, their row says FAILED, and the exit code is 1.
+// slowest block. Of one step each: block_barrier, grid_barrier, exchange (the h of a step through a
+// cluster). No row waits for ever: kernels give up after about a second, their row says FAILED, and
+// the exit code is 1.
 #include <cstdio>
 #include <cstdlib>
 
@@ -52,7 +52,6 @@ int main(int argc, char** argv) {
   latency::measure_clock(gpu);
   latency::measure_block_barrier(gpu);
   latency::measure_active_clusters(gpu);
-  latency::measure_cluster_barrier(gpu);
   latency::measure_exchange(gpu);
   latency::measure_stream(gpu);
   latency::measure_grid_barrier(gpu);

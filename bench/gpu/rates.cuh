@@ -1,7 +1,6 @@
 // Rates and latencies of one SM, of the L2 cache, and of launches.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 
 #include "device_ops.cuh"
@@ -229,30 +228,8 @@ inline void measure_launch(Gpu& gpu) {
       for (int i = 0; i < kLaunches; ++i) step_kernel<<<blocks, 256, 0, stream>>>(StepArguments{});
       check(cudaGetLastError(), "a launch");
     };
-    measure("launch", text("from=stream;blocks=%d", blocks), "us",
+    measure("launch", text("blocks=%d", blocks), "us",
             [&] { return events.microseconds(stream, launches) / kLaunches; });
-    measure("launch_host", text("blocks=%d", blocks), "us", [&] {
-      const auto start = std::chrono::steady_clock::now();
-      launches();
-      const std::chrono::duration<double, std::micro> spent =
-          std::chrono::steady_clock::now() - start;
-      check(cudaStreamSynchronize(stream), "a kernel");
-      return spent.count() / kLaunches;
-    });
-
-    cudaGraph_t graph;
-    cudaGraphExec_t ready;
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "a capture");
-    launches();
-    check(cudaStreamEndCapture(stream, &graph), "a capture");
-    check(cudaGraphInstantiate(&ready, graph, 0), "cudaGraphInstantiate");
-    measure("launch", text("from=graph;nodes=%d;blocks=%d", kLaunches, blocks), "us", [&] {
-      return events.microseconds(stream, [&] {
-        check(cudaGraphLaunch(ready, stream), "cudaGraphLaunch");
-      }) / kLaunches;
-    });
-    check(cudaGraphExecDestroy(ready), "cudaGraphExecDestroy");
-    check(cudaGraphDestroy(graph), "cudaGraphDestroy");
   }
   check(cudaStreamDestroy(stream), "cudaStreamDestroy");
 }

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add = parser.add_argument_group("shapes (all combinations)").add_argument
     for size, text in operation.sizes.items():
         kind = arguments.natural if size == "top_k" else arguments.positive
-        typical = " ".join(map(str, operation.typical.get(size, ["same as H"])))
+        typical = getattr(operation.typical, size) or "same as H"
         add(f"--{size.replace('_', '-')}", type=kind, nargs="+", help=f"{text} ({typical})")
     if operation.scores:
         add("--score", choices=operation.scores, default=operation.scores[0], help="(%(default)s)")

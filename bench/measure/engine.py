@@ -17,15 +17,7 @@ from bench import machine, table
 from bench.errors import require
 from bench.measure import gpu, memory, timing
 from bench.measure.verify import Errors, Verifier
-from bench.operations.operation import (
-    DTYPES,
-    MODES,
-    OURS,
-    REFERENCE,
-    Case,
-    Contestant,
-    Operation,
-)
+from bench.operations.operation import DTYPES, MODES, OURS, REFERENCE, Case, Contestant, Operation
 from throughtime.backends import BackendName
 from throughtime.backends.selection import preferred
 
@@ -128,12 +120,9 @@ class Bench:
         chosen: dict[str, str | None] = {}
         for name in self.backends:
             explained = throughtime.explain(
-                self.operation.kernel,
-                hidden_size=self.operation.hidden_size(case),
-                dtype=DTYPES[case.dtype],
-                device=case.device,
-                backend=name,
-            )
+                self.operation.kernel, hidden_size=self.operation.hidden_size(case),
+                dtype=DTYPES[case.dtype], device=case.device, backend=name,
+            )  # fmt: skip
             backend = explained.chosen or preferred(name)[0]
             chosen.setdefault(backend, explained.reasons[backend])
         ours = [(Contestant(OURS, backend), reason) for backend, reason in chosen.items()]
@@ -221,11 +210,7 @@ class Bench:
         )
 
     def _costs(
-        self,
-        entry: Entry,
-        entries: Sequence[Entry],
-        samples: Mapping[Key, pd.Series],
-        rates: Rates,
+        self, entry: Entry, entries: Sequence[Entry], samples: Mapping[Key, pd.Series], rates: Rates
     ) -> dict[str, Any]:
         """Columns of time, ratios and rates."""
         beside = {
@@ -270,9 +255,8 @@ def row(contestant: Contestant, case: Case, **more: Any) -> dict[str, Any]:
 def times(taken: pd.Series, case: Case) -> dict[str, Any]:
     """The columns of the time from seconds per iteration."""
     q1, median, q3 = timing.quartiles(taken * 1e3)
-    us_per_query = median * 1e3 / case.queries
     found = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "runs": len(taken)}
-    return found | {"us_per_query": us_per_query}
+    return found | {"us_per_query": median * 1e3 / case.queries}
 
 
 class Rates:

@@ -61,14 +61,7 @@ def alternate(
     The order rotates from round to round, because the caches depend on what ran before. A
     contestant ``SLOW_FACTOR`` times slower than the fastest leaves after ``plan.rounds`` rounds, or
     after ``SLOW_ROUNDS`` if they took ``plan.seconds`` by themselves. ``between`` is called after
-    every round, outside of all timings.
-
-    Returns:
-        Seconds per iteration, indexed by round.
-
-    Example:
-        >>> len(alternate({"a": lambda: None}, Plan(rounds=3, exactly=True))["a"])
-        3
+    every round, outside of all timings. Returns seconds per iteration, indexed by round.
     """
     timer = timer or _time
     estimates = {name: _warm_up(run, timer) for name, run in contestants.items()}

@@ -16,10 +16,6 @@ class AuthorsRelLSTM(throughtime.RelLSTM):
     every sample updates its retained set by itself.
 
     Source: Kerg, Kanuparthi et al., NeurIPS 2020 (arXiv 2006.09471), the structure of their code.
-
-    Example:
-        >>> AuthorsRelLSTM(3, 4, window_size=2, top_k=2)(torch.zeros(5, 2, 3))[0].shape
-        torch.Size([5, 2, 4])
     """
 
     weight_ih_l0: Tensor
@@ -75,12 +71,9 @@ class AuthorsRelLSTM(throughtime.RelLSTM):
         return (attention.unsqueeze(2) * states).sum(1), attention
 
     def _retain(
-        self,
-        state: Tensor,
-        relevance: Tensor,
-        kept: list[list[Tensor]],
-        kept_relevance: list[list[float]],
-    ) -> None:
+        self, state: Tensor, relevance: Tensor,
+        kept: list[list[Tensor]], kept_relevance: list[list[float]],
+    ) -> None:  # fmt: skip
         """Keep a state that leaves the window if there is room or a less relevant one."""
         top_k = self.top_k
         for sample, value in enumerate(relevance.tolist()):

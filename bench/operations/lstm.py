@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from types import MappingProxyType
 
 import torch
 
 from bench.operations import lstm_peers
-from bench.operations.operation import (
-    OURS,
-    Case,
-    Contestant,
-    Operation,
-    Peer,
-    Work,
-    layer_work,
-)
+from bench.operations.operation import Case, Contestant, Operation, Work, layer_work
 
 VERIFIED_STEPS, VERIFIED_GFLOP = 16, 10.0
 SWEEP = {"T": (10, 100, 500, 2000), "B": (1, 8, 64, 256), "H": (8, 32, 128, 512, 2048)}
@@ -60,24 +52,15 @@ class Lstm(Operation):
 
     name = "lstm"
     kernel = "lstm"
-    sizes: ClassVar[Mapping[str, str]] = {
-        "T": "steps",
-        "B": "batch",
-        "I": "features per step",
-        "H": "units",
-    }
-    typical: ClassVar[Mapping[str, Sequence[int]]] = {"T": [100], "B": [64], "H": [256]}
+    sizes = MappingProxyType({"T": "steps", "B": "batch", "I": "features per step", "H": "units"})
+    typical = Case(op="lstm", T=100, B=64, H=256)  # I is H
     # Pixel by pixel MNIST and copying with T = 100, as in the h-detach paper, then wider layers.
     default = _cases(
-        (784, 100, 1, 128),
-        (120, 100, 1, 128),
-        (100, 64, 256, 256),
-        (100, 64, 512, 512),
-        (100, 16, 1024, 1024),
-        (300, 1, 128, 128),
+        *((784, 100, 1, 128), (120, 100, 1, 128), (100, 64, 256, 256)),
+        *((100, 64, 512, 512), (100, 16, 1024, 1024), (300, 1, 128, 128)),
     )
     quick = _cases((120, 100, 1, 128), (50, 64, 256, 256), (300, 1, 128, 128))
-    peers: ClassVar[Mapping[str, Peer]] = lstm_peers.PEERS
+    peers = MappingProxyType(lstm_peers.PEERS)
     default_peers = ("torch",)
     ps = (0.0, 0.5)
 
@@ -106,5 +89,4 @@ class Lstm(Operation):
         assert case.I and case.H
         torch.manual_seed(0)
         layer = lstm_peers.build(contestant.impl, case.I, case.H, backend=contestant.backend)
-        masked = contestant.impl == OURS or self.detaches(contestant.impl)
-        return layer_work(layer, case, masked=masked, exact=exact)
+        return layer_work(layer, case, masked=self.detaches(contestant.impl), exact=exact)

@@ -36,10 +36,6 @@ class LoopLSTM(throughtime.LSTM):
     """``throughtime.LSTM`` computed by a Python loop: one layer, one direction, zero initial state.
 
     Source: Kanuparthi et al., ICLR 2019 (arXiv 1810.03023), Algorithm 1.
-
-    Example:
-        >>> LoopLSTM(3, 4, detach_prob=0.5)(torch.zeros(5, 2, 3))[0].shape
-        torch.Size([5, 2, 4])
     """
 
     bias_ih_l0: Tensor
@@ -160,21 +156,9 @@ PEERS = {
 
 
 def build(
-    name: str,
-    input_size: int,
-    hidden_size: int,
-    *,
-    detach_prob: float = 0.0,
-    backend: Any = None,
+    name: str, input_size: int, hidden_size: int, *, detach_prob: float = 0.0, backend: Any = None
 ) -> nn.Module:
-    """One layer, ours or a peer; the weights depend on torch's random state alone.
-
-    Args:
-        name: ``"throughtime"`` or a key of ``PEERS``.
-        input_size: features per step.
-        hidden_size: units.
-        detach_prob: 0 to 1; only 0 where the implementation has no h-detach.
-        backend: the kernels of ours (``"auto"``); peers have no choice.
+    """One layer, ours or a key of ``PEERS``; the weights depend on torch's random state alone.
 
     Raises:
         ValueError: if the implementation has no h-detach and ``detach_prob`` is not 0.

@@ -15,20 +15,13 @@ from torch import Tensor, nn
 OURS = "throughtime"
 MODES = ("forward+backward", "forward", "inference")
 DEVICES = ("cpu", "cuda")
-DTYPES = {
-    name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
-}  # fmt: skip
+DTYPES = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
 SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What all contestants compute: columns of the CSV; None where the operation has no such size.
-
-    Example:
-        >>> str(Case(op="lstm", T=784, B=100, I=1, H=128))
-        '784, 100, 1, 128'
-    """
+    """What all contestants compute, by columns of the CSV; None: the operation has no such size."""
 
     op: str
     T: int
@@ -78,12 +71,7 @@ def sizes_text(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Contestant:
-    """An implementation; ``backend`` names the kernels of ours.
-
-    Example:
-        >>> str(Contestant("throughtime", "cpu")), str(Contestant("torch"))
-        ('throughtime (cpu)', 'torch')
-    """
+    """An implementation; ``backend`` names the kernels of ours."""
 
     impl: str
     backend: str | None = None
@@ -102,7 +90,7 @@ REFERENCE = Contestant(OURS, "reference")
 
 @dataclass(frozen=True)
 class Peer:
-    """Another implementation; ``why_not(dtype, device)`` tells what is missing here, or None."""
+    """Another implementation; ``why_not(dtype, device)`` says what is missing here, or None."""
 
     label: str
     detaches: bool = False  # otherwise it is timed at p = 0
@@ -115,8 +103,7 @@ class Peer:
 class Work:
     """One contestant with weights and inputs.
 
-    ``call`` runs the forward pass and returns named results, the output first. ``leaves`` get
-    gradients. The backward pass starts from ``output_grad``.
+    ``call`` returns named results, the output first; ``leaves`` get gradients of it.
     """
 
     call: Callable[[], Mapping[str, Tensor]]
@@ -147,12 +134,7 @@ class Work:
 
 
 def fixed_mask(steps: int, p: float | None) -> Tensor | None:
-    """A detach mask ``[T]`` with exactly ``round(p * T)`` detached steps; None for p = 0.
-
-    Example:
-        >>> int(fixed_mask(10, 0.5).sum())
-        5
-    """
+    """A detach mask ``[T]`` with exactly ``round(p * T)`` detached steps; None for p = 0."""
     if not p:
         return None
     return torch.randperm(steps, generator=torch.Generator().manual_seed(1)) < round(p * steps)
@@ -167,10 +149,7 @@ Placed = TypeVar("Placed", Tensor, nn.Module)
 
 
 def placed(thing: Placed, case: Case, *, exact: bool) -> Placed:
-    """A tensor or module on the device and in the dtype of the case.
-
-    ``exact``: in float64, after rounding to that dtype.
-    """
+    """On the device and in the dtype of the case; ``exact``: then in float64."""
     rounded = thing.to(device=case.device, dtype=DTYPES[case.dtype])
     return rounded.double() if exact else rounded
 
@@ -200,7 +179,7 @@ class Operation(ABC):
     name: ClassVar[str]
     kernel: ClassVar[str]  # its name in throughtime.explain
     sizes: ClassVar[Mapping[str, str]]  # size -> its meaning
-    typical: ClassVar[Mapping[str, Sequence[int]]]  # of the sizes that are not given
+    typical: ClassVar[Case]  # has the sizes that are not given
     default: ClassVar[Sequence[Case]]
     quick: ClassVar[Sequence[Case]]
     peers: ClassVar[Mapping[str, Peer]]
@@ -221,7 +200,8 @@ class Operation(ABC):
         self, given: Mapping[str, Sequence[int]], score: str | None = None
     ) -> list[Case]:
         """All combinations of the given sizes; the typical ones stand in for the others."""
-        values = {**self.typical, **given}
+        typical = {name: getattr(self.typical, name) for name in self.sizes}
+        values = {name: [size] for name, size in typical.items() if size is not None} | dict(given)
         return [
             self.case(**dict(zip(values, combination, strict=True)), score=score)
             for combination in itertools.product(*values.values())
@@ -267,7 +247,4 @@ class Operation(ABC):
 
     @abstractmethod
     def work(self, contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-        """The same weights and inputs for every contestant.
-
-        ``exact``: rounded to the dtype of the case, then computed in float64.
-        """
+        """The same weights and inputs for every contestant; ``exact``: see ``placed``."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,22 +33,12 @@ def _case(T: int, B: int, I: int) -> Case:  # noqa: E741
 
 
 def pairs(steps: int, window_size: int, top_k: int) -> int:
-    """(query, key) pairs of a sequence of ``steps`` queries, each of which has its own key too.
-
-    Example:
-        >>> pairs(3, window_size=2, top_k=0), pairs(4, window_size=2, top_k=1)
-        (5, 9)
-    """
+    """(query, key) pairs of a sequence of ``steps`` queries, each of which has its own key too."""
     return sum(min(k, window_size) + min(max(k - window_size, 0), top_k) for k in range(steps + 1))
 
 
 def screened(case: Case) -> Case:
-    """The case at a T at which retained states are replaced: more than window plus top_k.
-
-    Example:
-        >>> screened(Case(op="relevancy", T=16384, B=1, window_size=64, top_k=64)).T
-        160
-    """
+    """The case at a T at which retained states are replaced: more than window plus top_k."""
     window_size, top_k = case.window_size or 0, case.top_k or 0
     return replace(case, T=min(case.T, window_size + top_k + REPLACED_STEPS, MOST_STEPS))
 
@@ -58,29 +48,19 @@ class RelLstm(Operation):
 
     name = "rel-lstm"
     kernel = "rel_lstm"
-    sizes: ClassVar[Mapping[str, str]] = {
-        "T": "steps",
-        "B": "batch",
-        "I": "features per step",
-        "H": "units",
+    sizes = MappingProxyType({
+        "T": "steps", "B": "batch", "I": "features per step", "H": "units",
         "window_size": "latest states that a step attends",
         "top_k": "retained states that it attends",
-    }
+    })  # fmt: skip
     # Copying with T = 300 and 100 (one-hot), pixel by pixel MNIST.
     default = (_case(320, 10, 10), _case(120, 64, 10), _case(784, 100, 1))
     quick = (_case(120, 10, 10),)
-    typical: ClassVar[Mapping[str, Sequence[int]]] = {
-        "T": [320],
-        "B": [10],
-        "I": [10],
-        "H": [128],
-        "window_size": [10],
-        "top_k": [15],
-    }
-    peers: ClassVar[Mapping[str, Peer]] = {
+    typical = default[0]
+    peers = MappingProxyType({
         "loop": Peer("authors' loop", detaches=True),
         "torch": Peer("nn.LSTM", same_function=False),
-    }
+    })  # fmt: skip
     default_peers = ("loop", "torch")
     ps = (0.0,)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,28 +38,18 @@ class Relevancy(Operation):
 
     name = "relevancy"
     kernel = "relevancy_attention"
-    sizes: ClassVar[Mapping[str, str]] = {
-        "T": "steps",
-        "B": "batch",
-        "heads": "attention heads",
-        "D": "features per head",
+    sizes = MappingProxyType({
+        "T": "steps", "B": "batch", "heads": "attention heads", "D": "features per head",
         "window_size": "latest keys that a query attends",
         "top_k": "retained keys that it attends",
-    }
+    })  # fmt: skip
     default = tuple(_case(T) for T in (512, 1024, 2048, 4096, 8192, 16384))
     quick = (_case(512), _case(2048))
-    typical: ClassVar[Mapping[str, Sequence[int]]] = {
-        "T": [512, 1024, 2048, 4096, 8192, 16384],
-        "B": [2],
-        "heads": [4],
-        "D": [64],
-        "window_size": [64],
-        "top_k": [64],
-    }
-    peers: ClassVar[Mapping[str, Peer]] = {
+    typical = default[2]
+    peers = MappingProxyType({
         "sdpa": Peer("full attention (sdpa)", same_function=False),
         "full": Peer("full attention by hand", same_function=False),
-    }
+    })  # fmt: skip
     default_peers = ("sdpa",)
     scores = ("dot", "additive")
 
@@ -122,11 +113,7 @@ def attend(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> 
         scores = query.shape[-1] ** -0.5 * query @ key.transpose(2, 3)
         return {"output": scores.masked_fill(future, -torch.inf).softmax(3) @ value}
     output, last = functional.relevancy_attention(  # type: ignore[call-overload]
-        query,
-        key,
-        value,
-        case.window_size,
-        case.top_k,
+        *(query, key, value, case.window_size, case.top_k),
         score=case.score,
         score_weight=inputs.get("score_weight"),
         return_retained=True,

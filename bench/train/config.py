@@ -21,7 +21,7 @@ TASKS = {
 }
 RECALL = ("copying", "denoise")
 LARGEST = 2**31 - 1
-MOST_THREADS = 1024
+MOST_THREADS = 256
 
 # "mnist" is the task digits with --mnist.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -113,9 +113,6 @@ class Config:
 
         More epochs than before are fine unless p is annealed: then the number of epochs decides
         when p becomes 0.
-
-        Raises:
-            UsageError: naming every option that differs.
         """
         before = stored.get("epochs")
         longer = self.anneal == 0 and isinstance(before, int) and self.epochs > before
@@ -132,12 +129,7 @@ class Config:
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of a field.
-
-    Example:
-        >>> flag("train_size")
-        '--train-size'
-    """
+    """The command line's spelling of a field."""
     return "--" + name.replace("_", "-")
 
 
@@ -158,11 +150,7 @@ def add_options(parser: argparse.ArgumentParser, task: str) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> Config:
-    """The run that the options describe, defaults filled in.
-
-    Raises:
-        UsageError: if options contradict each other or are out of range.
-    """
+    """The run that the options describe, defaults filled in; a UsageError if they contradict."""
     given = {e.name: getattr(args, e.name) for e in fields(Config) if hasattr(args, e.name)}
     kind = "mnist" if "mnist" in given else args.task
     preset = getattr(args, "preset", None)

@@ -58,11 +58,7 @@ def make(config: Config) -> Task:
 
 
 def read_mnist(folder: Path, part: str) -> Sequences:
-    """One part of MNIST from its IDX files, checked against each other.
-
-    Raises:
-        UsageError: naming the file, what was wanted, what was found and the way out.
-    """
+    """One part of MNIST from its IDX files, checked against each other."""
     images_path, images = _read(folder, f"{part}-images", 3)
     labels_path, labels = _read(folder, f"{part}-labels", 1)
     if images.shape[1:] != (SIDE, SIDE):

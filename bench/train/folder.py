@@ -35,15 +35,11 @@ class WriteError(UsageError):
 class RunFolder:
     """A folder that one process at a time writes; each file is replaced as a whole or not at all.
 
-    Args:
-        path: made, and locked against other processes, by entering the context.
-
-    Raises:
-        UsageError: on entering, if the folder cannot be made or another process holds it.
+    Entering the context makes the folder and locks it against other processes.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.checkpoint = path, path / "checkpoint.pt"
         self.kept = 0  # finished epochs in the checkpoint
 
     def __enter__(self) -> RunFolder:
@@ -66,17 +62,8 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
-    @property
-    def checkpoint(self) -> Path:
-        """The state after the last finished epoch."""
-        return self.path / "checkpoint.pt"
-
     def start(self, config: Config) -> None:
-        """Begins a new run.
-
-        Raises:
-            UsageError: if the folder already holds a run, or a config.json of another program.
-        """
+        """Begins a new run, unless the folder holds one, or a config.json of another program."""
         if self.checkpoint.exists():
             raise UsageError(
                 f"--out: {self.path} already holds a run; add --resume to continue it, "
@@ -86,11 +73,7 @@ class RunFolder:
         self._write_config(config)
 
     def resume(self, trainer: Trainer) -> None:
-        """Brings the trainer to the last finished epoch.
-
-        Raises:
-            UsageError: if that run had other options or its files cannot be read.
-        """
+        """Brings the trainer to the last finished epoch, if that run had the same options."""
         try:
             state = torch.load(self.checkpoint, weights_only=True)
         except Exception as error:
@@ -107,15 +90,16 @@ class RunFolder:
             raise self._unusable(f"another state ({str(error).splitlines()[0]})") from error
         self.kept = len(trainer.history)
         self._write_config(trainer.config)
+        self.write_table("log.csv", state["history"])
 
     def save(self, trainer: Trainer) -> None:
-        """Writes checkpoint and log, and the weights if they are the best so far."""
+        """Writes the weights if they are the best so far, then checkpoint and log."""
         state, last = trainer.state_dict(), trainer.history[-1]
-        self._write_state("checkpoint.pt", state)
-        self.kept = last.epoch
         if best(trainer.history) is last:
             weights = {"config": state["config"], "epoch": last.epoch, "model": state["model"]}
             self._write_state("best.pt", weights)
+        self._write_state("checkpoint.pt", state)  # after best.pt, which nothing writes again
+        self.kept = last.epoch
         self.write_table("log.csv", state["history"])
 
     def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> Path:
@@ -128,16 +112,12 @@ class RunFolder:
         for suffix in ("png", "svg"):
             content = io.BytesIO()
             figure.savefig(content, format=suffix, dpi=150)
-            path = self.write(f"{stem}.{suffix}", content.getvalue())
+            path = self.write(f"{stem}.{suffix}", content.getbuffer())
         require("matplotlib.pyplot").close(figure)
         return path
 
-    def write(self, name: str, content: bytes) -> Path:
-        """Writes beside the file and renames: any crash leaves the old file or the new one.
-
-        Raises:
-            WriteError: if that fails; the old file is still there.
-        """
+    def write(self, name: str, content: bytes | memoryview) -> Path:
+        """Writes beside the file and renames: any crash leaves the old file or the new one."""
         path, temporary = self.path / name, self.path / f"{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -156,7 +136,7 @@ class RunFolder:
     def _write_state(self, name: str, state: dict[str, Any]) -> None:
         content = io.BytesIO()
         torch.save(state, content)
-        self.write(name, content.getvalue())
+        self.write(name, content.getbuffer())
 
     def _stored_config(self) -> dict[str, Any] | None:
         path = self.path / "config.json"
@@ -174,11 +154,8 @@ class RunFolder:
         return stored
 
     def _write_config(self, config: Config) -> None:
-        versions = {
-            "throughtime": throughtime.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
+        versions = {"throughtime": throughtime.__version__, "torch": torch.__version__}
+        versions["python"] = platform.python_version()
         text = json.dumps({**asdict(config), "versions": versions}, indent=2)
         self.write("config.json", f"{text}\n".encode())
 

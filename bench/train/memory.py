@@ -12,24 +12,18 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def check(config: Config, delays: Sequence[int] = ()) -> None:
-    """Makes sure that the least memory that a run needs is free.
-
-    Args:
-        config: the run.
-        delays: other T that the model is evaluated at.
-
-    Raises:
-        UsageError: naming the options that ask for the most.
-    """
+    """Makes sure that the least memory that a run needs is free; it is evaluated at ``delays``."""
     steps = max([config.steps, *(delay + 20 for delay in delays)])
     batch = config.batch if config.task in RECALL else min(config.batch, 60_000)
     needed = {
-        # float32 weights [4H, H], their gradients and Adam's two moments.
-        "--hidden": 4 * 4 * 4 * config.hidden**2,
-        # Output and its gradient.
-        "--T, --transfer, --batch and --hidden": 4 * steps * batch * 2 * config.hidden,
-        # Symbols; for denoise the random numbers that choose their places.
-        "--train-size and --T": config.train_size * (80 + 4 * steps * (config.task == "denoise")),
+        # float32 weights (3 H^2 at least), gradients and Adam's two moments; but for the gradients
+        # once more, as the checkpoint is made in memory.
+        "--hidden": 7 * 4 * 3 * config.hidden**2,
+        # float32 output, its gradient, and what the backward pass needs.
+        "--T, --transfer, --batch and --hidden": 6 * 4 * steps * batch * config.hidden,
+        # Answers and inputs; for denoise the random numbers that choose places.
+        "--train-size and --T": config.train_size
+        * (80 + steps * (1 + 4 * (config.task == "denoise"))),
         "--updates-per-epoch and --batch": 8 * config.updates_per_epoch * batch,
     }
     free = available()

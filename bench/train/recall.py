@@ -27,13 +27,7 @@ TEST_SIZE = 5000
 
 
 def draw(config: Config, count: int, generator: torch.Generator) -> Sequences:
-    """``count`` random sequences.
-
-    Example:
-        >>> config = Config("copying", T=3)
-        >>> draw(config, 1, torch.Generator().manual_seed(0)).inputs.tolist()
-        [[5, 8, 6, 1, 8, 8, 4, 6, 6, 1, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
-    """
+    """``count`` random sequences."""
     symbols = torch.randint(1, ALPHABET + 1, (count, SYMBOLS), generator=generator)
     places = torch.arange(SYMBOLS).expand(count, SYMBOLS)
     if config.task == "denoise":

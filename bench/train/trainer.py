@@ -72,14 +72,8 @@ class Trainer:
     """Trains a model on a task, both made from the configuration.
 
     Trainers with equal configurations do the same to the bit, and so does one that loads the
-    other's state between epochs. One seed gives the same weights to every layer.
-
-    Args:
-        config: the run.
-        bar: show the progress of each epoch, if stderr is a terminal.
-
-    Raises:
-        UsageError: if the model cannot be built, or not on that device.
+    other's state between epochs. One seed gives the same weights to every layer. With ``bar`` each
+    epoch shows its progress, if stderr is a terminal.
     """
 
     def __init__(self, config: Config, *, bar: bool = False) -> None:
@@ -106,15 +100,10 @@ class Trainer:
         torch.manual_seed(config.seed)  # masks are drawn from torch's default generator
 
     def run(self, on_epoch: Callable[[Epoch], object], *, until: int | None = None) -> None:
-        """Trains the epochs that are left.
+        """Trains the epochs that are left, or those up to ``until``.
 
-        Args:
-            on_epoch: called after each epoch, when the state may be saved.
-            until: stop after this epoch; None trains all of them.
-
-        Raises:
-            KeyboardInterrupt: after Ctrl-C, between two updates and never within ``on_epoch``.
-            TrainingError: if the loss is no longer a number, or the memory is used up.
+        After each epoch it calls ``on_epoch``, which may save the state. Ctrl-C raises
+        KeyboardInterrupt between two updates and never within ``on_epoch``.
         """
         last = self.config.epochs if until is None else until
         with _delayed_interrupt() as check_interrupt:
@@ -123,12 +112,12 @@ class Trainer:
                     self.history.append(self._epoch(check_interrupt))
                 except RuntimeError as error:
                     reason = str(error).splitlines()[0]
-                    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
-                        raise TrainingError(
-                            f"out of memory in epoch {len(self.history) + 1}: make --hidden, "
-                            f"--batch or the sequences smaller ({reason})"
-                        ) from error
-                    raise
+                    if "allocate" not in reason:  # in torch's words for CPU and GPU
+                        raise
+                    raise TrainingError(
+                        f"out of memory in epoch {len(self.history) + 1}: make --hidden, "
+                        f"--batch or the sequences smaller ({reason})"
+                    ) from error
                 on_epoch(self.history[-1])
                 check_interrupt()
 
@@ -204,8 +193,7 @@ class Trainer:
     ) -> float:
         """Fraction of right answers on the first ``count``, without training anything."""
         self.model.eval()
-        hits = 0.0
-        count = len(sequences) if count is None else count
+        hits, count = 0.0, count or len(sequences)
         with torch.inference_mode():
             for indices in torch.split(torch.arange(count), batch):
                 x, y = (part.to(self.config.device) for part in sequences.batch(indices))

@@ -39,6 +39,8 @@ struct Share {
       : begin(count * first / workers), end(count * last / workers) {}
   TT_INLINE Share(int64_t count, int64_t index, int64_t workers)
       : Share(count, index, index + 1, workers) {}
+  // The part of `count` items for this share of `all`.
+  TT_INLINE Share of(int64_t count, int64_t all) const { return Share(count, begin, end, all); }
 };
 
 }  // namespace throughtime

@@ -184,3 +184,13 @@ def test_missing_extras_are_one_sentence(
         f"error: this command needs {module}, which is not installed; "
         f"install it with: pip install {_install.source('[bench]')}\n"
     )
+
+
+def test_a_missing_extra_of_a_whole_room_is_one_sentence() -> None:
+    program = (
+        "import sys; sys.modules['pandas'] = None; from bench.__main__ import main; "
+        "sys.exit(main(['lstm', '--dry-run']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: this command needs pandas, ")
+    assert done.stderr.count("\n") == 1

@@ -123,7 +123,7 @@ class LSTM:
 
 
 def make_tree(folder: Path, seconds: float | str) -> Path:
-    """A tree whose LSTM takes as long as it is told to; without torch it starts in no time."""
+    """A tree whose LSTM takes the given time; it starts at once, as it has no torch."""
     (folder / "throughtime").mkdir(parents=True)
     (folder / "torch.py").write_text(FAKE_TORCH)
     (folder / "throughtime" / "__init__.py").write_text(FAKE_LAYER.format(seconds=seconds))

@@ -13,7 +13,7 @@ from bench import last_step, profile
 from bench.__main__ import main
 from bench.operations import OPERATIONS
 from bench.operations.operation import OURS, Case, Contestant, Work
-from bench.profile import Amount, Rates
+from bench.profile import Rates
 
 from throughtime import _ext
 
@@ -110,16 +110,16 @@ def test_amounts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "fixed_mask", lambda steps, p: mask)
     amounts = profile.amounts(LSTM.case(T=5, B=3, I=2, H=7))
     step = 2 * 3 * 28 * 7  # one recurrent product
-    assert amounts["forward", "recurrent"].operations == 5 * step
-    assert amounts["backward", "recurrent"].operations == 3 * step
-    assert amounts["forward", "input"].operations == 5 * 2 * 3 * 28 * 2
-    assert amounts["backward", "weights"].operations == 5 * 2 * 3 * 28 * (7 + 2 + 1)
-    assert amounts["forward", "pointwise"].bytes == 4 * 5 * 3 * (5 * 16 + 7)
-    assert amounts["backward", "finish"].bytes == 2 * 4 * 28 * (7 + 2)
+    assert amounts["forward", "recurrent"][0] == 5 * step
+    assert amounts["backward", "recurrent"][0] == 3 * step
+    assert amounts["forward", "input"][0] == 5 * 2 * 3 * 28 * 2
+    assert amounts["backward", "weights"][0] == 5 * 2 * 3 * 28 * (7 + 2 + 1)
+    assert amounts["forward", "pointwise"][1] == 4 * 5 * 3 * (5 * 16 + 7)
+    assert amounts["backward", "finish"][1] == 2 * 4 * 28 * (7 + 2)
 
 
 def test_rates_are_of_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    amounts = {("forward", "input"): Amount(4e6, 0), ("forward", "pack"): Amount(0, 3e6)}
+    amounts = {("forward", "input"): (4e6, 0), ("forward", "pack"): (0, 3e6)}
     monkeypatch.setattr(profile, "amounts", lambda case: amounts)
     count = {"calls": 1, "workers": 2, "allocate": 0, "whole": 2_000_000}
     count |= {"input": 2_000_000, "pack": 1_000_000}

@@ -276,8 +276,8 @@ def test_page_holds_plots_tables_and_meanings(html: str) -> None:
     assert "it <takes>" not in html and "takes" in html
     images = [attributes for tag, attributes in tree.elements if tag == "img"]
     assert [image["alt"] for image in images if "alt" in image] == [
-        "time of lstm, file 1", "roofline of lstm, file 1",
-        "time of relevancy, file 2", "roofline of relevancy, file 2",
+        "lstm, file 1", "lstm-roofline, file 1",
+        "relevancy, file 2", "relevancy-roofline, file 2",
     ]  # fmt: skip
     assert len({attributes.get("id") for tag, attributes in tree.elements if tag == "table"}) >= 2
     assert sum(tag == "dt" for tag, _ in tree.elements) == len(table.COLUMNS)

@@ -20,12 +20,13 @@ import torch
 from bench.__main__ import main
 from bench.train import command, demo, memory, recall
 from bench.train.folder import RunFolder
+from train_runs import TIMES
 
 import throughtime
 from throughtime import _install
-from train_runs import TIMES
 
 ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "sequences_per_s")
 SHORT = ["--T", "3", "--hidden", "8", "--batch", "4", "--updates-per-epoch", "3", "--threads", "1"]
 COPYING = ["train", "copying", *SHORT, "--train-size", "20", "--anneal", "0", "--out", "run"]
 ONE = [*COPYING, "--epochs", "1"]
@@ -318,10 +319,17 @@ def test_no_space_for_the_first_file(
     assert files("run") == {}
 
 
-# In order: config.json, then checkpoint.pt, best.pt and log.csv of each epoch, then the curves.
+# The files in order: config.json; best.pt, checkpoint.pt, log.csv; checkpoint.pt, log.csv; curves.
 @pytest.mark.parametrize(
     ("after", "file", "kept"),
-    [(1, "checkpoint.pt", 0), (2, "best.pt", 1), (3, "log.csv", 1), (4, "checkpoint.pt", 1)],
+    [
+        (1, "best.pt", 0),
+        (2, "checkpoint.pt", 0),
+        (3, "log.csv", 1),
+        (4, "checkpoint.pt", 1),
+        (5, "log.csv", 2),
+        (6, "curves.png", 2),
+    ],
 )
 def test_no_space_during_the_run_keeps_it_continuable(
     after: int,
@@ -341,6 +349,8 @@ def test_no_space_during_the_run_keeps_it_continuable(
     assert len(read_csv("run/log.csv")) == 2
     assert main([*words, "--out", "whole"]) == 0
     assert read_csv("run/log.csv") == read_csv("whole/log.csv")
+    one, other = (torch.load(f"{f}/best.pt", weights_only=True) for f in ("run", "whole"))
+    assert one["epoch"] == other["epoch"]
 
 
 @pytest.mark.parametrize("call", ["open", "mkdir"])
@@ -373,12 +383,12 @@ def test_a_second_run_in_the_folder_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--hidden 1000000000", "--hidden: wanted a run that fits into"),
+        ("--hidden 1000000000", "error: --hidden: wanted a run that fits into"),
         ("--T 1000000000", "--T, --transfer, --batch and --hidden: wanted a run that fits into"),
         ("--transfer 5 1000000000", "--T, --transfer, --batch and --hidden: wanted a run"),
         ("--train-size 1000000000000", "--train-size: wanted a whole number up to 2147483647"),
         ("--updates-per-epoch 2000000000", "--updates-per-epoch and --batch: wanted a run"),
-        ("--threads 5000", "--threads: wanted a whole number up to 1024, got 5000"),
+        ("--threads 257", "--threads: wanted a whole number up to 256, got 257"),
         ("--layer torch --p 0.5", "--p makes no difference to --layer torch, got 0.5: leave it"),
         ("--layer torch --top-k 3", "--top-k makes no difference to --layer torch"),
         ("--layer mem-rnn --window-size 3", "--window-size makes no difference"),
@@ -416,7 +426,7 @@ def test_the_container_limits_the_memory(
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert memory.available() == 2 * 2**20
     error = refused([*COPYING, "--hidden", "1000"], capsys)
-    assert "--hidden: wanted a run that fits into 0.00195 GiB" in error
+    assert "error: --hidden: wanted a run that fits into 0.00195 GiB" in error
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.available() > 2**27
 

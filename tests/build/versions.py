@@ -31,30 +31,21 @@ WORK = ROOT / "build" / "versions"
 KEY = ("torch", "python", "install")
 COLUMNS = (*KEY, "built", "passed", "failed", "skipped", "seconds", "commit")
 CORE = (  # every operator on every backend that a CPU can run: values, gradients, errors, compile
-    *(
-        "backends",
-        "compile",
-        "cpu_kernels",
-        "errors",
-        "functional_lstm",
-        "gradient_table",
-        "import",
-    ),
-    *(
-        "module_lstm",
-        "operators",
-        "packed",
-        "parity_nn_lstm",
-    ),
-    *("relevancy", "relevancy_kernels", "relevancy_modules", "replacement", "schedule"),
-)
-REQUIREMENTS = (
-    *("setuptools>=77", "ninja"),  # of the build
-    # An older Triton's interpreter cannot run beside NumPy 2.4.
-    *("allpairspy", "tqdm", "hypothesis", "numpy<2.4", "pybind11", "pytest>=8.4", "pytest-timeout"),
-)
+    "backends", "compile", "cpu_kernels", "errors", "functional_lstm", "gradient_table", "import",
+    "module_lstm", "operators", "packed", "parity_nn_lstm", "relevancy", "relevancy_kernels",
+    "relevancy_modules", "replacement", "schedule",
+)  # fmt: skip
+REQUIREMENTS = (  # An older Triton's interpreter cannot run beside NumPy 2.4.
+    "setuptools>=77", "ninja", "allpairspy", "tqdm", "hypothesis", "numpy<2.4", "pybind11",
+    "pytest>=8.4", "pytest-timeout",
+)  # fmt: skip
+# Warnings are errors here. Dynamo's of Python 3.13.0 and NumPy's of an old Triton's interpreter are
+# no fault of ours.
+CALM = ("-W", "ignore:Guards may run slower:RuntimeWarning",
+        "-W", "ignore:Conversion of an array with ndim:DeprecationWarning")  # fmt: skip
 
 Row = dict[str, str]
+Rows = dict[tuple[str, ...], Row]
 
 
 class Failed(Exception):
@@ -152,33 +143,20 @@ def install_and_test(python: Path, what: Path, sources: Path, log: Path) -> Row:
     except Failed as failure:
         print(failure, flush=True)
         return {"built": "no"}
-    files = [
-        str(path.relative_to(sources))
-        for name in CORE
-        for path in (sources / "tests").glob(f"*/test_{name}.py")
-    ]
+    files = [path for name in CORE for path in (sources / "tests").glob(f"*/test_{name}.py")]
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CALM, *files]
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as out:
-        # Warnings are errors here. Dynamo's of Python 3.13.0 and NumPy's of an old Triton's
-        # interpreter are no fault of ours.
-        calm = ("ignore:Guards may run slower:RuntimeWarning",)
-        calm += ("ignore:Conversion of an array with ndim:DeprecationWarning",)
-        quiet = [option for warning in calm for option in ("-W", warning)]
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *quiet, *files]
         subprocess.run(command, cwd=sources, stdout=out, stderr=subprocess.STDOUT, check=False)
-    seconds = time.perf_counter() - start
+    seconds = f"{time.perf_counter() - start:.0f}"
     last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
-    counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
-    return {
-        "built": built,
-        "passed": str(counts.get("passed", 0)),
-        "failed": str(counts.get("failed", 0) + counts.get("error", 0)),
-        "skipped": str(counts.get("skipped", 0)),
-        "seconds": f"{seconds:.0f}",
-    }
+    counts = dict.fromkeys(("passed", "failed", "error", "skipped"), 0)
+    counts |= {w: int(n) for n, w in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    counts["failed"] += counts.pop("error")
+    return {"built": built, **{name: str(n) for name, n in counts.items()}, "seconds": seconds}
 
 
-def read(table: Path) -> dict[tuple[str, ...], Row]:
+def read(table: Path) -> Rows:
     """The rows of an earlier run, by version of torch, of Python, and the way of installing."""
     if not table.is_file():
         return {}
@@ -186,7 +164,7 @@ def read(table: Path) -> dict[tuple[str, ...], Row]:
         return {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
 
 
-def write(table: Path, rows: dict[tuple[str, ...], Row]) -> None:
+def write(table: Path, rows: Rows) -> None:
     ordered = sorted(rows, key=lambda key: (number(key[0]), number(key[1]), key[2]))
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("w", encoding="utf-8", newline="") as file:
@@ -211,15 +189,11 @@ def main() -> int:
     commit = run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip()
     sources = check_out(commit, WORK / "sources")
     print(f"commit {commit}: the wheel, beside torch {torch.__version__}", flush=True)
-    ways = {
-        "source": sources,
-        f"wheel of {torch.__version__}": make_wheel(sources, WORK / "wheel"),
-    }
+    wheel = make_wheel(sources, WORK / "wheel")
+    ways = {"source": sources, f"wheel of {torch.__version__}": wheel}
     for place, (version, python) in enumerate(pairs, 1):
-        lacking = [
-            way for way in ways if rows.get((version, python, way), {}).get("commit") != commit
-        ]
         title = f"[{place}/{len(pairs)}] torch {version}, Python {python}"
+        lacking = [w for w in ways if rows.get((version, python, w), {}).get("commit") != commit]
         try:
             if lacking:
                 print(f"{title}: making an environment", flush=True)
@@ -228,14 +202,14 @@ def main() -> int:
             print(failure, flush=True)
             bad += 1
             continue
-        for way in lacking:
-            log = WORK / f"{version}-{python}-{way.partition(' ')[0]}.log"
-            row = dict(zip(KEY, (version, python, way), strict=True)) | {"commit": commit}
-            row |= install_and_test(inside, ways[way], sources, log)
-            rows[version, python, way] = row
-            write(args.out, rows)
         for way in ways:
-            row = rows[version, python, way]
+            key = (version, python, way)
+            if way in lacking:
+                log = WORK / f"{version}-{python}-{way.partition(' ')[0]}.log"
+                rows[key] = dict(zip(KEY, key, strict=True)) | {"commit": commit}
+                rows[key] |= install_and_test(inside, ways[way], sources, log)
+                write(args.out, rows)
+            row = rows[key]
             bad += row["built"] == "no" or row["failed"] != "0" or row["passed"] == "0"
             print(
                 f"{title}: " + ", ".join(f"{n} {row.get(n, '')}" for n in COLUMNS[2:]), flush=True

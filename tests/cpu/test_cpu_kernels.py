@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +36,6 @@ SHAPES = (
     Shape(5, 3, 50, 170, 130),  # projected, by a team
 )
 THREADS = (1, 2, 3, 5)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """The test sets the number of threads; kernels take as many workers on any machine."""
-    before = torch.get_num_threads()
-    kernels.pretend_cpus(8)
-    yield
-    kernels.pretend_cpus(0)
-    torch.set_num_threads(before)
 
 
 def expected(shape: Shape, **options: Any) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from samples import (
     Attention,
     Layer,
     assert_same,
+    definition,
     doubled,
     expect,
     operate,
@@ -32,16 +32,6 @@ if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
 kernels: Any = _ext.extension
 every_case = pytest.mark.parametrize("case", [*ATTENTION, *LAYERS], ids=str)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """The test sets the number of threads; kernels take as many workers on any machine."""
-    before = torch.get_num_threads()
-    kernels.pretend_cpus(8)
-    yield
-    kernels.pretend_cpus(0)
-    torch.set_num_threads(before)
 
 
 @every_case
@@ -141,16 +131,18 @@ def test_output_and_gradient_follow_the_kernels_own_choice(
 
 
 def test_of_equals_the_earlier_keys_are_retained() -> None:
-    case = Attention(1, 1, 30, 4, 4, 5, 3)
-    given = case.inputs(torch.float32) | dict.fromkeys(
-        ("query", "key", "value"), torch.ones(1, 1, 30, 4)
-    )
-    # Keys that met a window not yet full got more: the first has most. From key 4 on all are equal.
-    found = operate("relevancy_forward", given)
-    assert found["memory_index"][0, 0, :3].tolist() == [0, 1, 2]
-    assert found["last"][0, 0, 5:25].tolist() == list(range(9, 29))
-    found = operate("relevancy_forward", given | {"window_size": 1})
-    assert found["memory_index"][0, 0].tolist() == [0, 1, 2]
+    """Every score is equal, so that a new key has a quarter beside three retained ones."""
+    rows = dict.fromkeys(("key", "value"), torch.ones(1, 1, 33, 4))
+    rows |= {"query": torch.ones(1, 1, 30, 4), "retained": 3}
+    given = Attention(1, 1, 30, 4, 4, 1, 3).inputs(torch.float32) | rows
+    for relevance, kept, last in (
+        ([0.25, 0.25, 0.25], [0, 1, 2], [29, 29, 29, *range(30)]),
+        ([0.125, 0.125, 0.25], [2, 3, 4], [1, 0, 29, 29, 29, *range(2, 30)]),
+    ):
+        given["relevance"] = torch.tensor(relevance).view(1, 1, 3)
+        for found in (operate("relevancy_forward", given), definition("relevancy", given)):
+            assert found["memory_index"].flatten().tolist() == kept
+            assert found["last"].flatten().tolist() == last
 
 
 def test_nan_stays_in_its_sample_and_head() -> None:

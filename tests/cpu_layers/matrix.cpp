@@ -1,38 +1,11 @@
 // common/cpu/tile.h and matrix.h: packing, products and outer products, also of 16-bit operands.
 #include "common/cpu/matrix.h"
 
+#include "bfloat16.h"
 #include "export.h"
 
 namespace throughtime {
 namespace {
-
-// All that a storage type needs: how one number and one vector of them are read and written.
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <>
-struct Numbers<BFloat16> {
-  using Sum = float;
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
-  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-
-  static float one(BFloat16 number) {
-    const uint32_t word = uint32_t(number.bits) << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-  }
-  static Vec<float> vector(const BFloat16* from) {
-    const Halves halves = *reinterpret_cast<const Halves*>(from);
-    return (Vec<float>)(__builtin_convertvector(halves, Words) << 16);
-  }
-  static void put(BFloat16* to, Vec<float> v) {  // to nearest, of finite numbers
-    const Words words = (Words)v;
-    *reinterpret_cast<Halves*>(to) =
-        __builtin_convertvector((words + 0x7fff + (words >> 16 & 1)) >> 16, Halves);
-  }
-};
 
 template <typename S>
 int64_t elements(const S*) {

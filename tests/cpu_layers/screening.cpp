@@ -15,7 +15,7 @@ template <typename S>
 int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const S* attention,
                int64_t* listed, int64_t* last, int64_t* index, S* relevance) {
   const ScreeningShape s{shape[0], shape[1], shape[2], shape[3], shape[4]};
-  const int64_t length = shape[5], positions = s.S();
+  const int64_t length = shape[5], positions = s.positions();
   std::vector<S> scratch(positions), paid(positions);
   std::vector<int64_t> kept(positions + 1), ended(s.T), kept_again(positions);
   const auto list = [&](const Candidates& candidates, int64_t* to) {

@@ -135,6 +135,16 @@ def test_sums_of_rows(layer: Any, dtype: torch.dtype, count: int, size: int) -> 
 
 
 @DTYPES
+def test_a_long_sum_is_made_of_short_chains(layer: Any, dtype: torch.dtype) -> None:
+    """One chain of float32 additions would be wrong by 1e-4."""
+    count = 20_000
+    weights, rows = torch.full((count,), 0.1, dtype=dtype), torch.full((count, 5), 0.3, dtype=dtype)
+    found = torch.zeros(5, dtype=dtype)
+    layer("sum_of_rows", weights, rows, count, 5, torch.tensor(1.0, dtype=dtype), found)
+    assert_close(found, (weights.double() @ rows.double()).to(dtype))
+
+
+@DTYPES
 @pytest.mark.parametrize(("window_size", "top_k"), [(30, 0), (4, 3)])
 def test_whole_passes_by_a_third_score(
     layer: Any, dtype: torch.dtype, window_size: int, top_k: int

@@ -1,7 +1,9 @@
-// recurrence/cpu/: a walk through time with a cell that the package does not have, tanh_cell.h.
+// recurrence/cpu/: a walk through time with a cell that the package does not have, tanh_cell.h, and
+// with operands of 16 bits.
 #include <cstdlib>
 #include <thread>
 
+#include "bfloat16.h"
 #include "export.h"
 #include "recurrence/cpu/backward.h"
 #include "recurrence/cpu/forward.h"
@@ -50,7 +52,7 @@ int64_t saved_size(const S*, const int64_t* sizes) {
   return saved_activations({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, TanhCell<S>::kSaved);
 }
 
-template <typename S>
+template <typename S, typename Operand = S>
 void forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
              const S* h0, const S* weight_ih, const S* weight_hh, const S* weight_hr, const S* bias,
              S* y, S* h_n, S* saved) {
@@ -60,10 +62,10 @@ void forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order,
   args.h_n = h_n;
   args.saved = saved;
   const Runtime threads = runtime(static_cast<int>(sizes[6]));
-  ForwardWalk<TanhCell<S>>(args, threads).run(threads);
+  ForwardWalk<TanhCell<S>, Operand>(args, threads).run(threads);
 }
 
-template <typename S>
+template <typename S, typename Operand = S>
 void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
               const S* h0, const S* weight_ih, const S* weight_hh, const S* weight_hr, const S* y,
               const S* saved, const int64_t* detach, const S* dy, const S* dh_n, S* dx, S* dh0,
@@ -85,7 +87,7 @@ void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order
   args.dweight_hr = dweight_hr;
   args.dbias = dbias;
   const Runtime threads = runtime(static_cast<int>(sizes[6]));
-  BackwardWalk<TanhCell<S>>(args, threads).run(threads);
+  BackwardWalk<TanhCell<S>, Operand>(args, threads).run(threads);
 }
 
 }  // namespace
@@ -93,3 +95,5 @@ void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order
 EXPORT(saved_size)
 EXPORT(forward)
 EXPORT(backward)
+EXPORT_AS(forward_narrow_f32, forward<float, BFloat16>)
+EXPORT_AS(backward_narrow_f32, backward<float, BFloat16>)

@@ -1,8 +1,8 @@
-"""Where the tests of the GPU backends run, on what, and how close their results must come.
+"""The tests of the GPU backends: on which device they run, cases, and how close results must be.
 
 Without a GPU they are skipped. THROUGHTIME_TEST_GPU_ON=cpu (or reference, or triton: in its
-interpreter) runs the same tests on that backend of the CPU, but for those that need CUDA itself:
-that proves the tests, not the kernels.
+interpreter) runs the same tests on that backend of the CPU, without those that need CUDA itself.
+That proves the tests, not the kernels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ gpu = (
 needs_cuda = pytest.mark.skipif(
     STAND_IN is not None, reason=f"needs CUDA itself, and {VARIABLE} has put the CPU in its place"
 )
-# A kernel that waits for ever keeps Python from seeing a signal: only the thread method ends it.
+# While a kernel waits for ever, Python sees no signal: only the thread method ends the test.
 may_hang = pytest.mark.timeout(float(os.environ.get("PYTEST_TIMEOUT", "120")), method="thread")
 
 # tests/conftest.py asks for the interpreter where nothing else is said.
@@ -65,7 +65,7 @@ def why_not(backend: str, dtype: torch.dtype, proj_size: int = 0) -> str | None:
 def runs(dtypes: tuple[torch.dtype, ...] = DTYPES) -> pytest.MarkDecorator:
     """A decorator: once per backend and dtype that it has.
 
-    A backend that is missing altogether is told of by test_gpu.py's first test.
+    For a backend that is missing altogether, test_gpu.py's first test fails.
     """
     found = [
         pytest.param(
@@ -93,14 +93,20 @@ TIERS = (
 )
 
 
+class Tiered(NamedTuple):
+    """A backend, and what it runs while backend cuda is forced to run the tier."""
+
+    backend: Any
+    tier: str
+    dtype: torch.dtype
+    shape: Shape
+
+
 def tiers() -> pytest.MarkDecorator:
-    """A decorator: once per backend and tier."""
+    """A decorator: once per backend and tier, as the argument ``tiered``; see ``forced_tier``."""
     found = [
         pytest.param(
-            backend,
-            tier,
-            dtype,
-            shape,
+            Tiered(backend, tier, dtype, shape),
             id=f"{backend}-{tier}-{short(dtype)}",
             marks=[
                 *([not_interpreted] if backend == "triton" else []),
@@ -111,11 +117,19 @@ def tiers() -> pytest.MarkDecorator:
         for backend in BACKENDS
         if not _PRESENT or why_not(backend, dtype) is None
     ]
-    return pytest.mark.parametrize(("backend", "tier", "dtype", "shape"), found)
+    return pytest.mark.parametrize("tiered", found)
+
+
+@pytest.fixture(autouse=True)
+def forced_tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forces the tier of a test that has one."""
+    tiered = getattr(request.node, "callspec", None) and request.node.callspec.params.get("tiered")
+    if tiered:
+        force(monkeypatch, tiered.tier)
 
 
 def force(patch: pytest.MonkeyPatch, tier: str) -> None:
-    """Have backend cuda run the tier, on any GPU where it fits."""
+    """Backend cuda runs the tier, on any GPU where it fits."""
     patch.setenv("THROUGHTIME_CUDA_TIER", tier)
 
 
@@ -127,15 +141,15 @@ def plan_of(shape: Shape, dtype: torch.dtype, **where: Any) -> list[str]:
 
 
 def on_device(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors moved, leaves again; what is no tensor as it is."""
+    """Tensors on the device, leaves again; other values unchanged."""
     return {
         name: x.detach().to(DEVICE).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
         for name, x in values.items()
     }
 
 
-def leaves(shape: Shape, dtype: torch.dtype, bias: bool = True) -> dict[str, Tensor]:
-    return on_device(tensors(shape, dtype, bias))
+def leaves(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
+    return on_device(tensors(shape, dtype))
 
 
 def as_leaves(named: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -156,9 +170,9 @@ def with_gradients(found: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> 
         name: random(*x.shape, seed=100 + k, dtype=x.dtype).to(x.device)
         for k, (name, x) in enumerate(found.items())
     }
-    # Of no step at all, an output is zeros without a history.
+    # An output of no steps is zeros, without a history.
     reached = {name: x for name, x in found.items() if x.requires_grad}
-    # What everything is cut from, as h_0 may be, has a gradient of zero.
+    # A leaf that is detached from everything, as h_0 may be, has a gradient of zero.
     gradients = torch.autograd.grad(
         list(reached.values()),
         list(named.values()),
@@ -171,23 +185,21 @@ def with_gradients(found: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> 
 
 @functools.lru_cache(maxsize=4)
 def expected(
-    shape: Shape, dtype: torch.dtype, option: str, bias: bool = True
+    shape: Shape, dtype: torch.dtype, option: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Plain PyTorch sample by sample, in ``dtype`` and, from the same numbers, in float64."""
-    named, options = leaves(shape, dtype, bias), options_for(shape)[option]  # read by Python's if
+    named, options = leaves(shape, dtype), options_for(shape)[option]  # read by Python's if
     plain = results(plain_lstm, named, **options)
     if dtype == torch.float64:
         return plain, plain
     return plain, results(plain_lstm, as_leaves(named, torch.float64), **options)
 
 
-def check(
-    backend: str, dtype: torch.dtype, shape: Shape, option: str = "all", bias: bool = True
-) -> None:
+def check(backend: str, dtype: torch.dtype, shape: Shape, option: str) -> None:
     """Values and gradients of one call against ``expected``."""
-    named, options = leaves(shape, dtype, bias), on_device(options_for(shape)[option])
+    named, options = leaves(shape, dtype), on_device(options_for(shape)[option])
     found = results(functional.lstm, named, backend=backend, **options)
-    assert_as_close_as_plain(found, *expected(shape, dtype, option, bias))
+    assert_as_close_as_plain(found, *expected(shape, dtype, option))
 
 
 def assert_as_close_as_plain(

@@ -9,6 +9,7 @@ import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,119 +28,72 @@ from cases_recurrence import (
     long_memory,
 )
 from data_sheets import SMALL
-from host_kernels import compile_program
-from throughtime.ops.lstm.recurrence import saved_gates
+from host_kernels import HostKernels, compile_program
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/cuda/plan.h
 SITES = ("start", "forward parts", "forward step", "forward copy", "backward gates",
          "backward step")  # fmt: skip
-# Which cases of main.cpp pass which barriers: one block, a cluster, a grid.
+# Barriers and cases of main.cpp that pass them: one block, a cluster, a grid.
 BARRIERS = [
     *((site, case) for site in (0, 2, 5) for case in (0, 2, 4)),
     (1, 0), (1, 4), (3, 4), (4, 0), (4, 2), (4, 4),
 ]  # fmt: skip
 
 
-Cut = dict[str, int]
+Sizes = dict[str, int]
 
 
-def cut(
-    kernels: ModuleType,
-    case: Case,
-    backward: bool,
-    tier: int,
-    ranks: int = 1,
-    tiles_n: int = 1,
-    held: int = 0,
-    parts: int = 1,
-    warps: int | None = None,
-) -> Cut:
-    """A plan by hand: plan() would not make several blocks of so few units."""
-    units = -(-case.H // ranks // 8) * 8 if case.H % ranks == 0 else -(-case.H // (8 * ranks)) * 8
-    slabs = units // 8
-    warps = (warps or slabs) if backward else slabs * parts
-    size = case.dtype.itemsize
-    return {
-        "tier": tier, "ranks": ranks, "units": units, "parts": parts, "tiles_n": tiles_n,
-        "held": held, "groups": -(-case.B // (8 * tiles_n)), "threads": 32 * warps,
-        "shared_bytes": kernels.shared_bytes(
-            backward, case.H, units, ranks, parts, warps, tier == GRID, tiles_n, held, size),
-    }  # fmt: skip
+def plan_by_hand(kernels: ModuleType, tier: int, forward: Sizes, backward: Sizes) -> Any:
+    """For ``HostKernels``: plan() does not divide so few units among several blocks."""
+
+    def plan(**shape: Any) -> Any:
+        return kernels.hand_plan(**shape, tier=tier, **(backward if shape["backward"] else forward))
+
+    return plan
 
 
 def run(
-    kernels: ModuleType,
-    case: Case,
-    given: list[Given],
-    cuts: tuple[Cut, Cut],
-    work: dict[str, tuple[int, int]] | None = None,
-) -> list[dict[str, Tensor]]:
-    """Results per direction; with two of them the second travels against ``case.reverse``.
-
-    ``work`` is filled with (products, waits for other blocks) of the passes.
+    case: Case, given: list[Given], host: HostKernels
+) -> tuple[list[dict[str, Tensor]], list[tuple[int, int]]]:
+    """Results per direction, of which the second travels against ``case.reverse``; and (products,
+    waits for other blocks) of the two passes.
     """
-    T, B, D, H, S = case.T, case.B, len(given), case.H, case.dtype
 
-    def unset(*shape: int, dtype: torch.dtype = S) -> Tensor:
-        return torch.full(shape, torch.nan, dtype=dtype)
-
-    def addresses(tensors: dict[str, Tensor | None]) -> dict[str, int]:
-        return {name: x.data_ptr() for name, x in tensors.items() if x is not None}
-
-    def together(values: list[Tensor | None], dim: int = 0) -> Tensor | None:
-        present = [value for value in values if value is not None]
+    def together(name: str, dim: int = 0) -> Tensor | None:
+        present = [value for g in given if (value := getattr(g, name)) is not None]
         return torch.stack(present, dim) if present else None
 
-    h_0, c_0 = torch.stack([g.h_0 for g in given]), torch.stack([g.c_0 for g in given])
-    common: dict[str, Tensor | None] = {
-        "weight_hh": torch.stack([g.weight_hh for g in given]), "c_0": c_0,
-        "lengths": given[0].lengths, "reset": together([g.reset for g in given]),
-    }  # fmt: skip
-    numbers = {"T": T, "B": B, "D": D, "H": H, "reverse": int(case.reverse)}
-    result = {
-        "output": unset(T, B, D, H),
-        "h_n": h_0.clone(),
-        "c_n": c_0.clone(),
-        "gates": unset(T, B, D, 4 * H, dtype=saved_gates(S)),
-        "cells": unset(T, B, D, H, dtype=torch.float32),
-    }
-    projected = torch.stack([g.projected for g in given], 2)
-    bias = projected[0, 0].clone().nan_to_num()
-    forward = common | {"projected": projected - bias, "bias": bias, "h_0": h_0}
-    dtype = str(S).removeprefix("torch.")
-    kernels.take_work()  # what was done before
-    kernels.run(dtype, False, addresses(forward | result), numbers | cuts[0])
+    def grad(i: int) -> Tensor | None:
+        present = [x for g in given if (x := g.grads[i]) is not None]
+        return torch.stack(present, 0 if i else 2) if present else None
 
-    output, h_n, c_n = (together([g.grads[i] for g in given], 0 if i else 2) for i in range(3))
-    zeros = torch.zeros(D, B, H)
-    grads = {
-        "grad_gates": unset(T, B, D, 4 * H),
-        "grad_h_0": zeros.clone() if h_n is None else h_n.float().clone(),
-        "grad_c_0": zeros.clone() if c_n is None else c_n.clone(),
-    }
-    mask = together([g.detach_mask for g in given])
-    backward = common | {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n}
-    backward |= {"detach_mask": mask, "gates": result["gates"]}
-    backward |= {"cells": result["cells"], **grads}
-    strides = (0, 0, 0) if mask is None else (*mask.stride(), 0)[:3]
-    numbers |= dict(zip(("detach_stride_d", "detach_stride_t", "detach_stride_b"), strides,
-                        strict=True))  # fmt: skip
-    forward_work = kernels.take_work()
-    kernels.run(dtype, True, addresses(backward), numbers | cuts[1])
-    if work is not None:
-        work |= {"forward": forward_work, "backward": kernels.take_work()}
-    found = {name: result[name] for name in ("output", "h_n", "c_n")} | grads
-    per_step = ("output", "grad_gates")
+    projected, mask = together("projected", 2), together("detach_mask")
+    h_0, c_0, weight = (together(name) for name in ("h_0", "c_0", "weight_hh"))
+    assert projected is not None and h_0 is not None and c_0 is not None and weight is not None
+    bias = projected[0, 0].nan_to_num()
+    lengths, reset = given[0].lengths, together("reset")
+    host.kernels.take_work()  # of earlier runs
+    output, h_n, c_n, *saved = host.forward(
+        projected - bias, bias, h_0, c_0, weight, lengths, reset, case.reverse, True
+    )
+    work = [host.kernels.take_work()]
+    mask = mask.unsqueeze(2) if mask is not None and mask.dim() == 2 else mask
+    grad_gates, grad_h_0, grad_c_0 = host.backward(
+        grad(0), grad(1), grad(2), c_0, weight, *saved, lengths, reset, mask, case.reverse
+    )
+    work.append(host.kernels.take_work())
+    found = {"output": output, "h_n": h_n, "c_n": c_n, "grad_gates": grad_gates}
+    found |= {"grad_h_0": grad_h_0, "grad_c_0": grad_c_0}
     return [
-        {name: x[:, :, d] if name in per_step else x[d] for name, x in found.items()}
-        for d in range(D)
-    ]
+        {name: x[:, :, d] if x.dim() == 4 else x[d] for name, x in found.items()}
+        for d in range(len(given))
+    ], work
 
 
-# Tier, what both cuts share, what the backward has of its own, sizes and options.
-CUTS: list[tuple[str, int, dict[str, int], dict[str, int], dict[str, Any]]] = [
+# Tier, sizes of the partition forward and backward, sizes and options of the case.
+PARTITIONS: list[tuple[str, int, dict[str, int], dict[str, int], dict[str, Any]]] = [
     ("stepwise", STEPWISE, {}, {}, {"T": 4, "B": 3, "H": 8, "reset": True, "mask": "TB"}),
     ("stepwise reverse", STEPWISE, {}, {},
      {"T": 4, "B": 3, "H": 8, "lengths": True, "reset": True, "mask": "T", "reverse": True}),
@@ -184,10 +138,12 @@ CUTS: list[tuple[str, int, dict[str, int], dict[str, int], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize(("name", "tier", "forward", "backward", "sizes"), CUTS, ids=lambda x: (
-    x if isinstance(x, str) else ""))  # fmt: skip
+@pytest.mark.parametrize(
+    ("tier", "forward", "backward", "sizes"),
+    [case[1:] for case in PARTITIONS],
+    ids=[case[0] for case in PARTITIONS],
+)
 def test_kernels_match_the_loop(
-    name: str,
     tier: int,
     forward: dict[str, int],
     backward: dict[str, int],
@@ -198,8 +154,6 @@ def test_kernels_match_the_loop(
     sizes = dict(sizes)
     directions = sizes.pop("directions", 1)
     case = Case(**sizes, dtype=dtype)
-    if dtype == torch.float32:  # its weights are not held in registers
-        forward, backward = ({**x, "held": 0} for x in (forward, backward))
 
     def draw() -> list[Given]:
         return [inputs(case, seed=30 * d) for d in range(directions)]
@@ -211,9 +165,8 @@ def test_kernels_match_the_loop(
             g.grads[0][g.past] = torch.nan
     if forward.get("tiles_n") == 4 and dtype == torch.float32:
         forward, backward = backward, forward
-    cuts = (cut(kernels, case, False, tier, **forward), cut(kernels, case, True, tier, **backward))
-    found = run(kernels, case, given, cuts)
-    again = run(kernels, case, given, cuts)
+    host = HostKernels(kernels, plan_by_hand(kernels, tier, forward, backward))
+    (found, _), (again, _) = (run(case, given, host) for _ in range(2))
     for d, (one, other, anew) in enumerate(zip(found, again, draw(), strict=True)):
         assert all(torch.equal(x, other[name]) for name, x in one.items())
         travel = replace(case, reverse=case.reverse != (d == 1))
@@ -246,8 +199,7 @@ def test_a_long_memory_keeps_its_gradient(
     tier: int, dtype: torch.dtype, kernels: ModuleType
 ) -> None:
     case, given = long_memory(dtype)
-    cuts = (cut(kernels, case, False, tier), cut(kernels, case, True, tier))
-    (found,) = run(kernels, case, [given], cuts)
+    (found,), _ = run(case, [given], HostKernels(kernels, plan_by_hand(kernels, tier, {}, {})))
     assert_remembers(found, case, given)
 
 
@@ -264,31 +216,26 @@ def test_a_detached_step_neither_multiplies_nor_waits(
     tier: int, sizes: dict[str, int], waits: bool, kernels: ModuleType
 ) -> None:
     case = Case(5, 3, 16, torch.bfloat16, mask="TB")
-    cuts = (cut(kernels, case, False, tier, **sizes), cut(kernels, case, True, tier, **sizes))
+    host = HostKernels(kernels, plan_by_hand(kernels, tier, sizes, sizes))
     done = {}
     for open_steps in (0, 1, 3):
         given = inputs(case)
         given.detach_mask = torch.ones(5, 3, dtype=torch.bool)
         given.detach_mask[1 : 1 + open_steps, 2] = False  # one sample is enough
-        work: dict[str, tuple[int, int]] = {}
-        run(kernels, case, [given], cuts, work)
-        done[open_steps] = work["backward"]
-        assert work["forward"][0] > 0 and (work["forward"][1] > 0) == waits
+        _, (forward, done[open_steps]) = run(case, [given], host)
+        assert forward[0] > 0 and (forward[1] > 0) == waits
     assert done[0] == (0, 0)
     assert done[1][0] > 0 and (done[1][1] > 0) == waits
     assert done[3] == (3 * done[1][0], 3 * done[1][1])
 
 
-def test_planned_cuts_run(kernels: ModuleType) -> None:
+def test_plans_run(kernels: ModuleType) -> None:
     """More units than a block has warps for: a cluster, and without clusters a grid."""
     case = Case(2, 3, 136, torch.bfloat16, lengths=True, reset=True, mask="TB")
-    sizes = {"T": case.T, "B": case.B, "H": case.H, "scalar_bytes": 2}
     for cluster, tier in ((4, RESIDENT), (1, GRID)):
-        gpu = {**SMALL, "cluster": cluster}
-        plans = [kernels.plan(**sizes, D=1, backward=backward, **gpu) for backward in (False, True)]
-        assert all(p["tier"] == tier and p["ranks"] > 1 for p in plans), plans
-        cuts = [{k: v for k, v in p.items() if isinstance(v, int)} for p in plans]
-        (found,) = run(kernels, case, [inputs(case)], (cuts[0], cuts[1]))
+        host = HostKernels(kernels, partial(kernels.plan, **{**SMALL, "cluster": cluster}))
+        (found,), _ = run(case, [inputs(case)], host)
+        assert host.tiers == [tier, tier]
         assert_matches(found, expect(case, inputs(case)), case.dtype, LOW_PRECISION)
 
 
@@ -321,4 +268,4 @@ def test_a_missing_barrier_is_noticed(site: int, case: int, programs: dict[str, 
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
     command = [programs["thread"], str(site), str(case)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0, f"nobody noticed that barrier {SITES[site]!r} was left out"
+    assert done.returncode != 0, f"no test noticed that barrier {SITES[site]!r} was left out"

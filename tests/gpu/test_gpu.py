@@ -17,12 +17,13 @@ from cases_gpu import (
     BACKENDS,
     DEVICE,
     DTYPES,
+    Tiered,
     as_leaves,
     assert_as_close_as_plain,
     assert_equal,
     check,
     expected,
-    force,
+    forced_tier,  # noqa: F401
     gpu,
     gpu_poison,  # noqa: F401
     leaves,
@@ -60,13 +61,12 @@ ODD = (
 LARGE = (Shape(4, 9, 16, 512), Shape(3, 5, 16, 777), Shape(3, 3, 8, 1024), Shape(2, 2, 8, 2048))
 SIZES = [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]
 
-without_low = runs(dtypes=(torch.float64, torch.float32))
 only_float32 = runs(dtypes=(torch.float32,))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_backend_can_run(name: str) -> None:
-    """The one test that fails where a backend is not built: the others are left out there."""
+    """The one test that fails where a backend is not built: the others do not exist there."""
     assert why_not(name, torch.float32) is None
 
 
@@ -104,62 +104,28 @@ def test_every_size(backend: str, dtype: torch.dtype, shape: Shape, option: str)
 
 @tiers()
 @pytest.mark.parametrize("option", ["plain", "mask-T", "all-reverse"])
-def test_every_tier(
-    backend: str,
-    tier: str,
-    dtype: torch.dtype,
-    shape: Shape,
-    option: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    force(monkeypatch, tier)
-    check(backend, dtype, shape, option)
+def test_every_tier(tiered: Tiered, option: str) -> None:
+    check(tiered.backend, tiered.dtype, tiered.shape, option)
 
 
 @needs_cuda
 @tiers()
-def test_a_forced_tier_is_what_runs(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forced_tier_is_what_runs(tiered: Tiered) -> None:
     """As far as ``explain`` knows, which asks the same function as the launch."""
-    if backend != "cuda":
+    if tiered.backend != "cuda":
         pytest.skip("tiers are backend cuda's")
-    force(monkeypatch, tier)
-    assert plan_of(shape, dtype, device=DEVICE) == [tier, tier]
+    assert plan_of(tiered.shape, tiered.dtype, device=DEVICE) == [tiered.tier] * 2
 
 
 @pytest.mark.parametrize("option", ["plain", "all"])
 @tiers()
-def test_small_for_the_sanitizer(
-    backend: str,
-    tier: str,
-    dtype: torch.dtype,
-    shape: Shape,
-    option: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Few steps; what compute-sanitizer watches (bench/gpu.sh sanitize).
+def test_small_for_the_sanitizer(tiered: Tiered, option: str) -> None:
+    """Few steps, for compute-sanitizer (bench/gpu.sh sanitize).
 
-    With 6 steps each of two mailboxes and buffers takes two rounds and more, in both parities.
+    In 6 steps each of two mbarriers and buffers takes more than two rounds, in both parities.
     """
-    force(monkeypatch, tier)
-    check(backend, dtype, Shape(6, shape.B, 2, shape.H), option)
-
-
-@only_float32
-@pytest.mark.parametrize("left_out", ["bias_ih", "bias_hh", "both", "states"])
-def test_what_may_be_missing(backend: str, dtype: torch.dtype, left_out: str) -> None:
-    if left_out == "both":
-        check(backend, dtype, MIDDLE, bias=False)
-        return
-    names = ("h_0", "c_0") if left_out == "states" else (left_out,)
-    given = leaves(MIDDLE, dtype)
-    zeros = {n: torch.zeros_like(x).requires_grad_() for n, x in given.items() if n in names}
-    found = results(
-        functional.lstm, {n: x for n, x in given.items() if n not in names}, backend=backend
-    )
-    same = results(functional.lstm, given | zeros, backend=backend)
-    assert_equal(found, {name: same[name] for name in found})
+    shape = Shape(6, tiered.shape.B, 2, tiered.shape.H)
+    check(tiered.backend, tiered.dtype, shape, option)
 
 
 @only_float32
@@ -179,17 +145,6 @@ def test_gradient_through_one_result_alone(
         result = {"output": output, "h_n": h_n, "c_n": c_n}[used]
         found.append(with_gradients({used: result}, values))
     assert_as_close_as_plain(*found)
-
-
-@only_float32
-@pytest.mark.parametrize("wanted", ["input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih"])
-def test_gradient_of_one_argument_alone(backend: str, dtype: torch.dtype, wanted: str) -> None:
-    named, options = leaves(MIDDLE, dtype), on_device(options_for(MIDDLE)["all"])
-    alone = {name: x.detach().requires_grad_(name == wanted) for name, x in named.items()}
-    output, (h_n, c_n) = call(functional.lstm, alone, backend=backend, **options)
-    found = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, {wanted: alone[wanted]})
-    everything = results(functional.lstm, named, backend=backend, **options)
-    assert_equal(found, {name: everything[name] for name in found})
 
 
 def strange(x: Tensor, layout: str) -> Tensor:
@@ -240,12 +195,12 @@ def test_masks_of_all_kinds_mean_the_same(backend: str, dtype: torch.dtype) -> N
 
     mask = random_mask(MIDDLE.T, p=0.5, seed=1).to(DEVICE)
     by_sample = mask.unsqueeze(1).expand(MIDDLE.T, MIDDLE.B)
-    cut, uncut = run(mask), run(None)
-    assert_equal(run(by_sample), cut)
-    assert_equal(run(by_sample.contiguous()), cut)
-    assert_equal(run(mask & False), uncut)
-    assert_equal({n: cut[n] for n in ("output", "h_n", "c_n")}, dict(list(uncut.items())[:3]))
-    assert not torch.equal(cut["grad weight_hh"], uncut["grad weight_hh"])
+    masked, plain = run(mask), run(None)
+    assert_equal(run(by_sample), masked)
+    assert_equal(run(by_sample.contiguous()), masked)
+    assert_equal(run(mask & False), plain)
+    assert_equal({n: masked[n] for n in ("output", "h_n", "c_n")}, dict(list(plain.items())[:3]))
+    assert not torch.equal(masked["grad weight_hh"], plain["grad weight_hh"])
 
 
 @runs()
@@ -291,17 +246,6 @@ def test_empty_batch(backend: str, dtype: torch.dtype) -> None:
     found = results(functional.lstm, leaves(shape, dtype), backend=backend, **options)
     assert found["output"].shape == (4, 0, 40) and found["h_n"].shape == (0, 40)
     assert found["grad weight_hh"].shape == (160, 40) and not found["grad weight_hh"].any()
-
-
-@without_low
-def test_without_gradients_the_values_are_the_same(backend: str, dtype: torch.dtype) -> None:
-    named = leaves(MIDDLE, dtype)
-    with torch.no_grad():
-        output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
-    assert not output.requires_grad
-    wanted, (wanted_h, wanted_c) = call(functional.lstm, named, backend=backend)
-    assert torch.equal(output, wanted)
-    assert torch.equal(h_n, wanted_h) and torch.equal(c_n, wanted_c)
 
 
 @runs()

@@ -1,4 +1,4 @@
-"""csrc/lstm/cuda/plan.h: how the GPU kernels cut an LSTM, on GPUs of which there is none here."""
+"""csrc/lstm/cuda/plan.h: how the GPU kernels divide an LSTM, on GPUs that are not here."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ A100, H100 = SHEETS["A100"], SHEETS["H100"]
 Sheet = dict[str, Any]
 
 
-def plan(kernels: ModuleType, gpu: Sheet, backward: bool, **shape: int) -> dict[str, Any]:
-    found: dict[str, Any] = kernels.plan(**{"D": 1, **shape}, backward=backward, **gpu)
-    return found
-
-
-def assert_runnable(
-    found: dict[str, Any], gpu: Sheet, backward: bool, B: int, D: int, H: int
-) -> None:
-    assert found["exists"] and found["threads"] <= found["most_threads"]
-    assert 0 < found["shared_bytes"] <= gpu["shared_bytes"]
-    assert found["groups"] * 8 * found["tiles_n"] >= B
-    assert (found["ranks"] - 1) * found["units"] < H <= found["ranks"] * found["units"]
-    if found["tier"] == GRID:
-        assert D * found["groups"] * found["ranks"] <= gpu["multiprocessors"]
+def assert_runnable(kernels: ModuleType, gpu: Sheet, *, tier: int = 0, **shape: Any) -> bool:
+    """False if the plan is stepwise, which always runs, or if there is none."""
+    plan = kernels.plan(**shape, **gpu, tier=tier)
+    if plan.tier not in (RESIDENT, GRID):
+        return False
+    B, D, H, backward = (shape[name] for name in ("B", "D", "H", "backward"))
+    assert kernels.instance_exists(shape["scalar_bytes"], backward, plan.tiles_n, plan.held)
+    assert plan.threads <= kernels.most_threads(plan.tiles_n, plan.held)
+    assert 0 < plan.shared_bytes <= gpu["shared_bytes"]
+    assert plan.groups * 8 * plan.tiles_n >= B
+    assert (plan.ranks - 1) * plan.units < H <= plan.ranks * plan.units
+    if plan.tier == GRID:
+        assert D * plan.groups * plan.ranks <= gpu["multiprocessors"]
     else:
-        assert found["ranks"] <= gpu["cluster"]
-    warps, slabs, parts = found["threads"] // 32, found["units"] // 8, found["parts"]
+        assert plan.ranks <= gpu["cluster"]
+    warps, slabs, parts = plan.threads // 32, plan.units // 8, plan.parts
     if backward:
         assert warps >= slabs and slabs % parts == 0
     else:
         assert warps == slabs * parts
         tiles = -(-H // 32)
         assert (parts - 1) * -(-tiles // parts) < tiles, "a part has no tiles"
+    return True
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -61,19 +61,19 @@ def test_plan_takes_the_tier_that_fits(
     gpu: Sheet, H: int, B: int, scalar_bytes: int, tier: int, backward: bool,
     kernels: ModuleType,
 ) -> None:  # fmt: skip
-    found = plan(kernels, gpu, backward, T=1024, B=B, H=H, scalar_bytes=scalar_bytes)
-    assert found["tier"] == tier, found
+    shape = {"T": 1024, "B": B, "D": 1, "H": H, "scalar_bytes": scalar_bytes}
+    assert kernels.plan(**shape, backward=backward, **gpu).tier == tier
 
 
 def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
     old = {**H100, "compute": 75}
-    found = plan(kernels, old, False, T=1, B=1, H=8, scalar_bytes=2)
-    assert found["tier"] == 0 and "8.0" in found["reason"]
+    plan = kernels.plan(1, 1, 1, 8, 2, False, **old)
+    assert plan.tier == 0 and "8.0" in plan.reason
     for shape in (
         (0, 1, 1, 8), (1, 0, 1, 8), (1, 1, 1, 0), (1, 1, 1, 12), (2**31, 1, 1, 8), (1, 1, 3, 8),
     ):  # fmt: skip
-        found = plan(kernels, H100, False, **dict(zip("TBDH", shape, strict=True)), scalar_bytes=2)
-        assert found["tier"] == 0 and "multiple of 8" in found["reason"], shape
+        plan = kernels.plan(*shape, 2, False, **H100)
+        assert plan.tier == 0 and "multiple of 8" in plan.reason, shape
 
 
 @settings(max_examples=200, deadline=None)
@@ -95,26 +95,18 @@ def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
         "cluster": st.sampled_from([1, 8, 16]),
     }),
 )  # fmt: skip
-def test_every_plan_is_runnable(
-    T: int, B: int, D: int, H: int, scalar_bytes: int, backward: bool, gpu: Sheet,
-    kernels: ModuleType,
-) -> None:  # fmt: skip
-    found = plan(kernels, gpu, backward, T=T, B=B, D=D, H=H, scalar_bytes=scalar_bytes)
-    if found["tier"] == STEPWISE:
-        return
-    assert_runnable(found, gpu, backward, B, D, H)
+def test_every_plan_is_runnable(gpu: Sheet, kernels: ModuleType, **shape: Any) -> None:
+    assert_runnable(kernels, gpu, **shape)
 
 
 @pytest.mark.parametrize("name", SHEETS)
 def test_every_plan_for_a_gpu_that_is_sold_is_runnable(name: str, kernels: ModuleType) -> None:
-    gpu, planned = SHEETS[name], 0
+    planned = 0
     for H in range(8, 1025, 8):
         for B, D, scalar_bytes in ((1, 1, 2), (8, 2, 2), (24, 1, 2), (64, 1, 2), (16, 2, 4)):
-            for tier in (0, GRID):  # by itself, and as THROUGHTIME_CUDA_TIER wants it
-                found = plan(
-                    kernels, gpu, False, T=100, B=B, D=D, H=H, scalar_bytes=scalar_bytes, tier=tier
+            for tier in (0, GRID):  # by itself, and as THROUGHTIME_CUDA_TIER forces it
+                shape = {"T": 100, "B": B, "D": D, "H": H, "scalar_bytes": scalar_bytes}
+                planned += assert_runnable(
+                    kernels, SHEETS[name], tier=tier, **shape, backward=False
                 )
-                if found["tier"] in (RESIDENT, GRID):
-                    assert_runnable(found, gpu, False, B, D, H)
-                    planned += 1
     assert planned > 200

@@ -1,7 +1,7 @@
-"""What CUDA itself asks of the GPU backends: graphs, streams, repeats, syncs, memory, time.
+"""The GPU backends and CUDA itself: graphs, streams, repeats, synchronisation, memory, time.
 
-Kernels whose blocks wait for one another are the ones that these tests are for: a barrier that is
-not reset between launches, or blocks of two launches that keep each other out, show here.
+These tests are for kernels whose blocks wait for each other: they show a barrier that is not reset
+between launches, and blocks of two launches that keep each other from running.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from cases import Shape, call, options_for, random, random_mask
 from cases_gpu import (
     DEVICE,
     STAND_IN,
+    Tiered,
     assert_equal,
-    force,
+    forced_tier,  # noqa: F401
     gpu,
     leaves,
     may_hang,
@@ -41,16 +42,9 @@ only_float32 = runs(dtypes=(torch.float32,))
 
 @tiers()
 @pytest.mark.parametrize("option", ["plain", "all"])
-def test_a_thousand_repeats_are_bit_equal(
-    backend: str,
-    tier: str,
-    dtype: torch.dtype,
-    shape: Shape,
-    option: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Both passes. A race that is lost once in some hundred steps is lost here."""
-    force(monkeypatch, tier)
+def test_a_thousand_repeats_are_bit_equal(tiered: Tiered, option: str) -> None:
+    """Both passes. A race that shows once in some hundred steps shows here."""
+    backend, _, dtype, shape = tiered
     shape = Shape(12, shape.B, 2, shape.H)
     named, options = leaves(shape, dtype), on_device(options_for(shape)[option])
     first = results(functional.lstm, named, backend=backend, **options)
@@ -81,10 +75,8 @@ def capture(work: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 @needs_cuda
 @tiers()
-def test_a_captured_graph_gives_the_same_at_every_replay(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    force(monkeypatch, tier)
+def test_a_captured_graph_gives_the_same_at_every_replay(tiered: Tiered) -> None:
+    backend, _, dtype, shape = tiered
     named = leaves(shape, dtype)
     mask = random_mask(shape.T, shape.B, p=0.5, seed=1).to(DEVICE)
     output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
@@ -157,11 +149,9 @@ def test_a_captured_training_step_is_the_eager_one(backend: Any, dtype: torch.dt
 
 @needs_cuda
 @tiers()
-def test_two_streams_at_once(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_streams_at_once(tiered: Tiered) -> None:
     """Launches that do not fit beside each other have to wait, not hang."""
-    force(monkeypatch, tier)
+    backend, _, dtype, shape = tiered
     shape = Shape(30, shape.B, 2, shape.H)
     streams = [torch.cuda.Stream() for _ in range(2)]  # type: ignore[no-untyped-call]
     inputs = [leaves(shape, dtype) for _ in streams]
@@ -191,11 +181,9 @@ def test_two_streams_at_once(
 @needs_cuda
 @tiers()
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_nothing_waits_for_the_gpu(
-    backend: str, tier: str, dtype: torch.dtype, shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_waits_for_the_gpu(tiered: Tiered) -> None:
     """With all masks on the GPU, where only the kernels can read them."""
-    force(monkeypatch, tier)
+    backend, _, dtype, shape = tiered
     named, options = leaves(shape, dtype), on_device(options_for(shape)["all"])
     results(functional.lstm, named, backend=backend, **options)  # compiles, loads, allocates
     output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
@@ -268,7 +256,7 @@ def test_the_second_gpu(backend: Any, dtype: torch.dtype) -> None:
     names = {torch.cuda.get_device_name(k) for k in range(2)}
     if len(names) == 1:
         assert_equal(*found)
-    else:  # another GPU may be cut otherwise, and then sums in another order
+    else:  # another GPU may have another plan, and sums in another order
         for name, value in found[0].items():
             assert torch.allclose(value, found[1][name], rtol=1e-4, atol=1e-5), name
 
@@ -301,6 +289,6 @@ def test_detached_steps_make_the_backward_faster(backend: Any, dtype: torch.dtyp
     for _ in range(21):
         for k, output in enumerate(passes):
             times[k].append(milliseconds(output))
-    whole, cut = (statistics.median(t) for t in times)
-    print(f"\n{backend}: p = 0 {whole:.3f} ms, p = 0.5 {cut:.3f} ms, {whole / cut:.2f} times")
-    assert cut < 0.97 * whole, f"p = 0: {whole:.3f} ms, p = 0.5: {cut:.3f} ms"
+    whole, halved = (statistics.median(t) for t in times)
+    print(f"\n{backend}: p = 0 {whole:.3f} ms, p = 0.5 {halved:.3f} ms, {whole / halved:.2f} times")
+    assert halved < 0.97 * whole, f"p = 0: {whole:.3f} ms, p = 0.5: {halved:.3f} ms"

@@ -1,4 +1,4 @@
-"""bench/gpu.sh and bench/gpu/latency.cu as far as a machine without a GPU can tell."""
+"""bench/gpu.sh and bench/gpu/latency.cu, without a GPU."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def gpu_sh(*arguments: object, **variables: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_a_dry_run_prints_every_stage_in_order() -> None:
-    done = gpu_sh("--dry-run", "--out", "some where")
-    assert done.returncode == 0 and not done.stderr
+def test_a_dry_run_prints_every_stage_in_order_and_writes_nothing(tmp_path: Path) -> None:
+    done = gpu_sh("--dry-run", "--out", tmp_path / "some where")
+    assert done.returncode == 0 and not done.stderr and list(tmp_path.iterdir()) == []
     assert re.findall(r"^== (\w+)$", done.stdout, re.MULTILINE) == list(STAGES)
     commands = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
     assert "THROUGHTIME_BUILD=cuda" in commands[1] and "--no-build-isolation" in commands[1]
-    tests = [line for line in commands if "pytest" in line]
+    tests = [line for line in commands if "-m pytest" in line]
     # Else conftest.py would have Triton's kernels interpreted on the CPU.
     assert len(tests) == 4 and all("TRITON_INTERPRET=0" in line for line in tests)
     tools = re.findall(r"compute-sanitizer --tool (\w+)", done.stdout)
@@ -53,11 +53,6 @@ def test_a_dry_run_prints_every_stage_in_order() -> None:
         (128, 16), (256, 64), (768, 16), (1024, 64), (200, 33),
     ]  # fmt: skip
     assert r"some\ where/latency.csv" in done.stdout and r"some\ where/lstm.csv" in done.stdout
-
-
-def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    assert gpu_sh("--dry-run", "--out", tmp_path / "out").returncode == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_stages_in_the_order_asked_for_and_arguments_of_pytest() -> None:
@@ -148,12 +143,13 @@ def fake(tmp_path: Path) -> Path:
 def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
     fake: Path, tmp_path: Path
 ) -> None:
-    """With the script in a copy of its tree, as it writes to build/."""
-    tree, out = tmp_path / "tree", tmp_path / "out"
+    """With the script in a copy of its tree: it writes to build/ and a folder named by the GPU."""
+    tree = tmp_path / "tree"
+    out = tree / "bench/results/fake-gpu-80-gb"
     (tree / "bench").mkdir(parents=True)
     shutil.copy(SCRIPT, tree / "bench")
     done = subprocess.run(
-        ["bash", "bench/gpu.sh", "--python", str(fake / "python"), "--out", str(out),
+        ["bash", "bench/gpu.sh", "--python", str(fake / "python"),
          "env", "latency", "sanitize", "bench"],
         cwd=tree, capture_output=True, text=True,
         env={k: v for k, v in os.environ.items() if k != "CUDA_HOME"}
@@ -177,18 +173,6 @@ def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
         assert text in log, text
 
 
-def test_the_output_folder_is_named_after_the_gpu(fake: Path, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    (tree / "bench").mkdir(parents=True)
-    shutil.copy(SCRIPT, tree / "bench")
-    subprocess.run(
-        ["bash", "bench/gpu.sh", "--python", str(fake / "python"), "env"],
-        cwd=tree, capture_output=True, env=os.environ | {"PATH": f"{fake}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    (folder,) = (tree / "bench/results").iterdir()
-    assert folder.name == "fake-gpu-80-gb" and (folder / "gpu.log").is_file()
-
-
 def test_shellcheck_has_nothing_to_say() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
@@ -210,7 +194,7 @@ def test_latency_compiles_without_warnings(arch: str, tmp_path: Path) -> None:
     done = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
-    assert len(re.findall(r"Compiling entry function", text)) >= 15
+    assert len(re.findall(r"Compiling entry function", text)) >= 13
     spilled = re.findall(r"[1-9]\d* bytes spill", text)
     assert not spilled, "what is spilled is measured too"
 
@@ -221,11 +205,9 @@ MEASURED = (
     ("mma_kernel", "HMMA", 4),
     ("l2_read_kernel", "LDG.E.128", 8),
     ("block_barrier_kernel", "BAR.SYNC", 8),
-    ("cluster_barrier_kernel", "UCGABAR_ARV", 2),
-    ("exchange_kernelILNS_5MeansE1E", "STAS", 1),
-    ("exchange_kernelILNS_5MeansE0E", "UCGABAR_ARV", 2),
-    ("stream_kernelILb1E", "ST.E.128", 8),
-    ("stream_kernelILb0E", "LD.E.128", 8),
+    ("exchange_kernelILi4E", "STAS", 1),
+    ("exchange_kernelILi8E", "STAS", 1),
+    ("stream_kernel", "ST.E.128", 8),
     ("grid_barrier_kernel", "REDG", 1),
 )
 

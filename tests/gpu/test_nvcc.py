@@ -1,4 +1,4 @@
-"""What nvcc makes of the LSTM's kernels, without a GPU: registers, and nothing in local memory."""
+"""nvcc compiles the LSTM's kernels, without a GPU: registers, and nothing in local memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KERNEL = re.compile(
 
 
 def compile_kernels(arch: str, scalar: str, folder: Path) -> str:
-    """What ptxas says of csrc/lstm/cuda/launch.cu."""
+    """The output of ptxas for csrc/lstm/cuda/launch.cu."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 from typing import Any
 
 import pytest
@@ -180,16 +177,6 @@ def test_reset_equals_episodes_run_alone_in_both_directions(
         assert_close(c_n[1::2], c_first[1::2])
 
 
-def test_nan_stays_in_its_sample(backend: str) -> None:
-    lstm, x = make(num_layers=2, bidirectional=True, backend=backend), make_input()
-    clean, (clean_h, _) = lstm(x)
-    x[2, 1] = torch.nan
-    output, (h_n, _) = lstm(x)
-    assert output[:, 1].isnan().all() and h_n[1:, 1].isnan().all()
-    assert_close(output[:, [0, 2]], clean[:, [0, 2]])
-    assert_close(h_n[:, [0, 2]], clean_h[:, [0, 2]])
-
-
 def test_repr_shows_what_is_not_default() -> None:
     assert repr(LSTM(2, 3)) == "LSTM(2, 3)"
     lstm = LSTM(2, 3, num_layers=2, batch_first=True, detach_prob=0.25, detach_shared=True)
@@ -201,26 +188,6 @@ def test_repr_shows_what_is_not_default() -> None:
     assert repr(LSTM(2, 3, proj_size=1)) == repr(nn.LSTM(2, 3, proj_size=1))
 
 
-@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
-def test_copies(way: str) -> None:
-    lstm = make(num_layers=2, detach_prob=0.5, detach_shared=True, backend="reference").eval()
-    if way == "deepcopy":
-        copied = copy.deepcopy(lstm)
-    elif way == "pickle":
-        copied = pickle.loads(pickle.dumps(lstm))
-    else:
-        buffer = io.BytesIO()
-        torch.save(lstm, buffer)
-        buffer.seek(0)
-        copied = torch.load(buffer, weights_only=False)
-    assert repr(copied) == repr(lstm) and not copied.training
-    x = make_input()
-    assert torch.equal(copied(x)[0], lstm(x)[0])
-    with torch.no_grad():
-        lstm.weight_hh_l0.zero_()
-    assert not torch.equal(copied(x)[0], lstm(x)[0])
-
-
 def test_a_pickle_of_a_version_without_the_newer_attributes() -> None:
     lstm = make(num_layers=2)
     state = lstm.__getstate__()
@@ -230,36 +197,6 @@ def test_a_pickle_of_a_version_without_the_newer_attributes() -> None:
     old.__setstate__(state)
     assert old.detach_prob == 0.0 and not old.detach_shared and old.backend == "auto"
     assert torch.equal(old(make_input())[0], lstm(make_input())[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_to_another_dtype(backend: str, dtype: torch.dtype) -> None:
-    lstm = make(num_layers=2, bidirectional=True, backend=backend)
-    expected, _ = lstm(make_input())
-    output, (h_n, c_n) = lstm.to(dtype)(make_input().to(dtype))
-    assert output.dtype == h_n.dtype == c_n.dtype == dtype
-    assert (output.double() - expected).abs().max() < 20 * torch.finfo(dtype).eps
-
-
-def test_autocast(backend: str) -> None:
-    lstm = make(num_layers=2, backend=backend).float()
-    x = make_input().float()
-    with torch.autocast("cpu", torch.bfloat16):
-        output, (h_n, c_n) = lstm(x, (torch.zeros(2, B, 5), torch.zeros(2, B, 5)))
-    assert output.dtype == h_n.dtype == c_n.dtype == torch.bfloat16
-    assert (output.float() - lstm(x)[0]).abs().max() < 0.02
-    output.sum().backward()
-    assert lstm.weight_hh_l0.grad.dtype == torch.float32
-
-
-def test_functional_call() -> None:
-    lstm, x = make(num_layers=2), make_input()
-    weights = {name: 2 * w.detach() for name, w in lstm.named_parameters()}
-    found, _ = torch.func.functional_call(lstm, weights, (x,))
-    other = make(num_layers=2)
-    other.load_state_dict(weights)
-    assert torch.equal(found, other(x)[0])
-    assert not torch.equal(found, lstm(x)[0])
 
 
 def test_parametrizations_are_read_at_every_call(backend: str) -> None:
@@ -289,13 +226,6 @@ def test_weight_drop_by_attribute() -> None:
     assert raw.grad.abs().max() > 1e-3
 
 
-def test_frozen_weights_get_no_gradient(backend: str) -> None:
-    lstm = make(backend=backend)
-    lstm.weight_hh_l0.requires_grad_(False)
-    lstm(make_input())[0].sum().backward()
-    assert lstm.weight_hh_l0.grad is None and lstm.weight_ih_l0.grad.abs().max() > 1e-3
-
-
 def test_checkpointing_repeats_the_mask(backend: str) -> None:
     lstm, x = make(detach_prob=0.5, backend=backend), make_input().requires_grad_()
     found = []
@@ -304,26 +234,6 @@ def test_checkpointing_repeats_the_mask(backend: str) -> None:
         output, _ = run(x)
         found.append(torch.autograd.grad(output.square().sum(), x)[0])
     assert_close(*found)
-
-
-def test_double_backward_on_the_reference() -> None:
-    lstm, x = make(backend="reference", detach_prob=0.5), make_input().requires_grad_()
-    (first,) = torch.autograd.grad(lstm(x)[0].square().sum(), x, create_graph=True)
-    first.square().sum().backward()
-    assert lstm.weight_hh_l0.grad.abs().max() > 1e-4
-
-
-def test_training_lowers_the_loss(backend: str) -> None:
-    lstm, x = make(detach_prob=0.25, backend=backend), make_input()
-    optimizer = torch.optim.Adam(lstm.parameters(), lr=0.05)
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = (lstm(x)[0] - 0.5 * x.sum(2, keepdim=True).tanh()).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

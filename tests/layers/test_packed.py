@@ -10,24 +10,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 from cases import random, random_mask
 from closeness import assert_close
 from throughtime import LSTM
-from throughtime.packed import repack, unpack
 
 LENGTHS = (2, 5, 3)
 
 
 def sequences() -> list[Tensor]:
     return [random(length, 4, seed=k) for k, length in enumerate(LENGTHS)]
-
-
-def test_unpack_keeps_the_sorted_order_and_repack_undoes_it() -> None:
-    packed = pack_sequence(sequences(), enforce_sorted=False)
-    padded, lengths = unpack(packed)
-    assert lengths.tolist() == [5, 3, 2] and padded.shape == (5, 3, 4)
-    assert torch.equal(padded[:3, 1], sequences()[2]) and not padded[3:, 1].any()
-    again = repack(padded, lengths, like=packed)
-    assert torch.equal(again.data, packed.data)
-    for mine, given in zip(again[1:], packed[1:], strict=True):
-        assert torch.equal(mine, given)
 
 
 def make(**options: object) -> LSTM:

@@ -150,36 +150,6 @@ def test_dropout_of_a_packed_input_draws_what_theirs_draws(
     assert_all_close(found[1], found[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_longer_and_wider(dtype: torch.dtype) -> None:
-    theirs, ours = nn.LSTM(20, 70, dtype=dtype), LSTM(20, 70, dtype=dtype)
-    ours.load_state_dict(theirs.state_dict())
-    x = random(90, 11, 20, seed=1, dtype=dtype)
-    results = []
-    for layer in (theirs, ours):
-        output, (h_n, c_n) = layer(x)
-        grads = torch.autograd.grad(output.sum() + c_n.sum(), list(layer.parameters()))
-        results.append(dict(enumerate([output, h_n, c_n, *grads])))
-    assert_all_close(results[1], results[0])
-
-
-def test_empty_batch() -> None:
-    theirs, ours = pair(num_layers=2, bidirectional=True)
-    x = torch.zeros(T, 0, INPUT_SIZE, dtype=torch.float64)
-    output, (h_n, c_n) = ours(x)
-    expected, (expected_h, expected_c) = theirs(x)
-    assert output.shape == expected.shape == (T, 0, 2 * H)
-    assert h_n.shape == expected_h.shape and c_n.shape == expected_c.shape
-
-
-def test_state_dicts_are_exchanged_strictly() -> None:
-    for options in OPTIONS:
-        theirs, ours = nn.LSTM(INPUT_SIZE, H, **options), LSTM(INPUT_SIZE, H, **options)
-        ours.load_state_dict(theirs.state_dict(), strict=True)
-        LSTM(INPUT_SIZE, H, **options).load_state_dict(ours.state_dict(), strict=True)
-        theirs.load_state_dict(ours.state_dict(), strict=True)
-
-
 def test_no_grad_and_eval_give_the_training_values(backend: str) -> None:
     _, ours = pair(num_layers=2)
     ours.backend = backend

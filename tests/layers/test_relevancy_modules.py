@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import pickle
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import throughtime
@@ -44,13 +41,6 @@ def test_parameters_have_the_documented_names_order_and_scale() -> None:
     assert layer.weight_query_l0.std().item() == pytest.approx(2 * (2 / 100) ** 0.5, rel=0.1)
     assert layer.weight_hh_l0.std().item() == pytest.approx((2 / 80) ** 0.5, rel=0.1)
     assert len(list(RelLSTM(3, 4, bias=False).parameters())) == 5
-
-
-def test_a_seed_gives_the_same_weights() -> None:
-    one, other = small(), small()
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    other.reset_parameters()
-    assert not torch.equal(one.weight_hh_l0, other.weight_hh_l0)
 
 
 def test_layers_are_stacked(backend: str) -> None:
@@ -192,32 +182,6 @@ def test_dropout_between_layers_only() -> None:
     expected, _ = rel_lstm(fed, None, *(getattr(layer, f"{n}_l1") for n in names), 2, 2)
     assert_close(output, expected)
     assert state.h[0].any()
-
-
-def test_copies_and_replaced_weights() -> None:
-    layer, x = small(detach_prob=0.25), random(6, 2, 3, seed=0)
-    layer.eval()
-    output, _ = layer(x)
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(twin(x)[0], output) and twin.detach_prob == 0.25
-    doubled = {name: 2 * p for name, p in layer.named_parameters()}
-    changed = torch.func.functional_call(layer, doubled, (x,))[0]
-    assert not torch.equal(changed, output)
-
-    class Twice(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return 2 * weight
-
-    for name in list(doubled):
-        parametrize.register_parametrization(layer, name, Twice())
-    assert torch.equal(layer(x)[0], changed)
-
-
-def test_every_parameter_gets_a_gradient(backend: str) -> None:
-    layer = small(num_layers=2, backend=backend)
-    layer(random(9, 2, 3, seed=0))[0].square().sum().backward()
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
 
 
 def test_dtypes_and_autocast() -> None:

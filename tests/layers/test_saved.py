@@ -69,6 +69,7 @@ def test_copies_go_on_where_the_original_does(name: str, tmp_path: Path) -> None
         pickle.loads(pickle.dumps((module.layer, state))),
     ):
         assert type(layer) is type(module.layer) and type(kept) is type(state)
+        assert repr(layer) == repr(module.layer) and not layer.training
         assert_same(Step(layer)(X, kept), module(X, copy.deepcopy(state)))
 
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -62,119 +63,81 @@ class Outcome(NamedTuple):
 
 
 class Layer(nn.Module):
-    """A module of ours, or of torch as a control; ``run`` picks its floating outputs."""
+    """A module of ours, or of torch as a control; its outputs are the floating ones of ``run``."""
 
-    def __init__(self, inner: nn.Module, run: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(self, inner: nn.Module, run: Callable[..., Any]) -> None:
         super().__init__()
         self.inner, self.run = inner, run
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.run(self.inner, x)
+        leaves = pytree.tree_leaves(self.run(self.inner, x))
+        return tuple(y for y in leaves if isinstance(y, Tensor) and y.is_floating_point())
 
 
-class Weights(nn.Module):
-    """Parameters for a function."""
-
-    def __init__(self, backend: str, **shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.backend = backend
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.randn(shape) / 2))
-
-    def named(self) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
+def _function(backend: str, sizes: Sizes, run: Callable[..., Any], **options: Any) -> Layer:
+    """A function of x and of parameters by name."""
+    inner = nn.ParameterDict({name: torch.randn(size) / 2 for name, size in sizes.items()})
+    options["backend"] = backend
+    return Layer(inner, lambda inner, x: run(x, **dict(inner.items()), **options))
 
 
-def _lstm_shapes(suffix: str = "") -> dict[str, tuple[int, ...]]:
-    named = {"weight_ih": (4 * H, I), "weight_hh": (4 * H, H), "bias_ih": (4 * H,)}
-    return {name + suffix: shape for name, shape in (named | {"bias_hh": (4 * H,)}).items()}
+def _bidirectional(x: Tensor, backend: str, **named: Tensor) -> Any:
+    pair = tuple((*(named[n + end] for n in LSTM), None) for end in ("", "_reverse"))
+    options: dict[str, Any] = {"detach_mask": (MASK, None), "backend": backend}
+    return functional.bidirectional_lstm(x, None, pair, **options)
 
 
-def _module(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    output, (h_n, c_n) = inner(x, detach_mask=MASK)
-    return output, h_n, c_n
-
-
-def _stock(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    output, (h_n, c_n) = inner(x)
-    return output, h_n, c_n
-
-
-def _rel_module(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    output, state = inner(x, detach_mask=MASK)
-    return output, state.h, state.c, state.context, state.memory
-
-
-def _attention_module(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    return (inner(x),)
-
-
-def _lstm(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    output, (h_n, c_n) = functional.lstm(
-        x, None, **inner.named(), detach_mask=MASK, backend=inner.backend
-    )
-    return output, h_n, c_n
-
-
-def _bidirectional(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    named = inner.named()
-    weights = tuple(
-        (*(named[name + suffix] for name in _lstm_shapes()), None) for suffix in ("", "_reverse")
-    )
-    output, (h_n, c_n) = functional.bidirectional_lstm(
-        x, None, weights, detach_mask=(MASK, None), backend=inner.backend
-    )
-    return output, h_n, c_n
-
-
-def _rel_lstm(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    output, state = functional.rel_lstm(
-        x, None, **inner.named(), window_size=WINDOW, top_k=TOP_K, detach_mask=MASK,
-        backend=inner.backend,
-    )  # fmt: skip
-    return output, state.h, state.c, state.context, state.memory
-
-
-def _attention(inner: Any, x: Tensor) -> tuple[Tensor, ...]:
-    q, k, v = (x @ w for w in (inner.query, inner.key, inner.value))  # [T, B, H]
+def _attention(
+    x: Tensor, query: Tensor, key: Tensor, value: Tensor, score: Tensor, backend: Any
+) -> Any:
+    q, k, v = (x @ w for w in (query, key, value))  # [T, B, H]
     q, k, v = (t.unflatten(2, (2, H // 2)).permute(1, 2, 0, 3) for t in (q, k, v))
     output = functional.relevancy_attention(
-        q, k, v, WINDOW, TOP_K, score="additive", score_weight=inner.score, backend=inner.backend
+        q, k, v, WINDOW, TOP_K, score="additive", score_weight=score, backend=backend
     )
-    return (output.permute(2, 0, 1, 3),)
+    return output.permute(2, 0, 1, 3)
 
 
-def _rel_shapes() -> dict[str, tuple[int, ...]]:
-    return _lstm_shapes() | {"weight_query": (H, H), "weight_key": (H, H), "weight_score": (H,)}
-
-
-BUILD: dict[str, Callable[[str], Layer]] = {
+Sizes = dict[str, tuple[int, ...]]
+LSTM: Sizes = {"weight_ih": (4 * H, I), "weight_hh": (4 * H, H), "bias_ih": (4 * H,)}
+LSTM["bias_hh"] = (4 * H,)
+BOTH = LSTM | {f"{name}_reverse": size for name, size in LSTM.items()}
+REL_LSTM = LSTM | {"weight_query": (H, H), "weight_key": (H, H), "weight_score": (H,)}
+ATTENTION: Sizes = {"query": (I, H), "key": (I, H), "value": (I, H), "score": (H // 2,)}
+SCREENING = {"window_size": WINDOW, "top_k": TOP_K}
+BUILD: dict[str, Callable[[Any], Layer]] = {
     "LSTM": lambda backend: Layer(
-        throughtime.LSTM(I, H, num_layers=2, bidirectional=True, backend=backend), _module
+        throughtime.LSTM(I, H, num_layers=2, bidirectional=True, backend=backend), _masked
     ),
     "RelLSTM": lambda backend: Layer(
-        throughtime.RelLSTM(I, H, window_size=WINDOW, top_k=TOP_K, backend=backend), _rel_module
+        throughtime.RelLSTM(I, H, **SCREENING, backend=backend), _masked
     ),
     "RelevancyAttention": lambda backend: Layer(
-        throughtime.RelevancyAttention(I, 2, WINDOW, TOP_K, batch_first=False, backend=backend),
-        _attention_module,
+        throughtime.RelevancyAttention(I, 2, **SCREENING, batch_first=False, backend=backend),
+        lambda inner, x: inner(x),
     ),
-    "functional.lstm": lambda backend: Layer(Weights(backend, **_lstm_shapes()), _lstm),
-    "functional.bidirectional_lstm": lambda backend: Layer(
-        Weights(backend, **_lstm_shapes(), **_lstm_shapes("_reverse")), _bidirectional
+    "functional.lstm": lambda backend: _function(
+        backend, LSTM, functools.partial(functional.lstm, hx=None), detach_mask=MASK
     ),
-    "functional.rel_lstm": lambda backend: Layer(Weights(backend, **_rel_shapes()), _rel_lstm),
-    "functional.relevancy_attention": lambda backend: Layer(
-        Weights(backend, query=(I, H), key=(I, H), value=(I, H), score=(H // 2,)), _attention
+    "functional.bidirectional_lstm": lambda backend: _function(backend, BOTH, _bidirectional),
+    "functional.rel_lstm": lambda backend: _function(
+        backend, REL_LSTM, functools.partial(functional.rel_lstm, hx=None), detach_mask=MASK,
+        **SCREENING,
     ),
-}
+    "functional.relevancy_attention": lambda backend: _function(backend, ATTENTION, _attention),
+}  # fmt: skip
 STOCK = "torch.nn.LSTM"
+
+
+def _masked(inner: Any, x: Tensor) -> Any:
+    return inner(x, detach_mask=MASK)
 
 
 def build(layer: str, backend: str) -> Layer:
     """The layer with the same weights whatever the backend."""
     torch.manual_seed(0)
-    made = Layer(nn.LSTM(I, H), _stock) if layer == STOCK else BUILD[layer](backend)
+    stock = layer == STOCK
+    made = Layer(nn.LSTM(I, H), lambda inner, x: inner(x)) if stock else BUILD[layer](backend)
     return made.double()
 
 
@@ -422,35 +385,35 @@ def cases() -> Iterator[Case]:
 def table(outcomes: dict[Case, Outcome], compiler: str) -> str:
     """Markdown: a row per route and derivative, a column per layer, notes below."""
     notes: dict[str, int] = {}
-    lines = [
-        "| route | derivative | " + " | ".join(LAYERS) + " |",
-        "| --- " * (2 + len(LAYERS)) + "|",
-    ]
+
+    def cell(outcome: Outcome) -> str:
+        note = notes.setdefault(outcome.why, len(notes) + 1) if outcome.why else None
+        return outcome.kind + (f" [{note}]" if note else "")
+
+    lines = [f"| route | derivative | {' | '.join(LAYERS)} |", "| --- " * (2 + len(LAYERS)) + "|"]
     for route, derivative in itertools.product(ROUTES, DERIVATIVES):
-        row = []
-        for layer in LAYERS:
-            texts = []
-            for trainable in TRAINABLE:
-                outcome = outcomes[Case(route, derivative, layer, trainable)]
-                note = notes.setdefault(outcome.why, len(notes) + 1) if outcome.why else None
-                texts.append(outcome.kind + (f" [{note}]" if note else ""))
-            row.append(texts[0] if len(set(texts)) == 1 else " / ".join(texts))
-        lines.append(f"| {route} | {derivative} | " + " | ".join(row) + " |")
+        cells = [
+            [cell(outcomes[Case(route, derivative, layer, t)]) for t in TRAINABLE]
+            for layer in LAYERS
+        ]
+        row = [texts[0] if len(set(texts)) == 1 else " / ".join(texts) for texts in cells]
+        lines.append(f"| {route} | {derivative} | {' | '.join(row)} |")
     counts = Counter(outcome.kind for outcome in outcomes.values())
     said = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    return "\n".join([
-        f"# Gradients by every route: {said}",
-        "",
-        f"`make gradient-table`, torch {torch.__version__}, throughtime {throughtime.__version__}, "
-        f"torch.compile with {compiler}, "
-        "backend `cpu`, float64, against `backend=\"reference\"`. Three values in a cell: "
-        + ", ".join(TRAINABLE) + "; one where they are equal. *refused*: an error that names the "
-        "way out. *n/a*: torch has no such thing, or fails for torch.nn.LSTM too.",
-        "",
-        *lines,
-        "",
-        *(f"[{number}] {why}\n" for why, number in notes.items()),
-    ])  # fmt: skip
+    listed = "".join(f"[{number}] {why}\n\n" for why, number in notes.items())
+    return (
+        f"""# Gradients by every route: {said}
+
+`make gradient-table`, torch {torch.__version__}, throughtime {throughtime.__version__}, \
+torch.compile with {compiler}, backend `cpu`, float64, against `backend="reference"`. \
+Three values in a cell: {", ".join(TRAINABLE)}; one where they are equal. \
+*refused*: an error that names the way out. \
+*n/a*: torch has no such thing, or fails for torch.nn.LSTM too.
+
+"""
+        + "\n".join(lines)
+        + f"\n\n{listed}"
+    )
 
 
 def main(path: str, compiler: str = "aot_eager") -> int:

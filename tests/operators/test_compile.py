@@ -254,21 +254,6 @@ def test_a_stream_of_queries_compiles_no_longer_once_its_cache_is_full(score: An
     assert cache.length is not None and cache.length.tolist() == [16, 16]
 
 
-def test_a_model_around_it_compiles(backend: str) -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = LSTM(4, 5, batch_first=True, detach_prob=0.5, backend=backend)
-            self.head = nn.Linear(5, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(x)[0][:, -1])
-
-    model = Model()
-    x = torch.randn(3, 6, 4)
-    assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
-
-
 def test_arguments_are_checked_while_tracing(backend: str) -> None:
     compiled = torch.compile(LSTM(4, 5, backend=backend), fullgraph=True, backend="eager")
     with pytest.raises(RuntimeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,46 +146,44 @@ def test_a_reset_past_the_end_changes_nothing(backend: str) -> None:
     assert_all_close(results(functional.lstm, named, reset=reset, **options), expected)
 
 
-@pytest.mark.parametrize("layout", ["sliced", "transposed", "expanded", "offset"])
-def test_any_strides(backend: str, layout: str) -> None:
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(-2, -1).contiguous().transpose(-2, -1) if x.dim() > 1 else sliced(x)
+
+
+def offset(x: Tensor) -> Tensor:
+    return torch.cat([x.flatten()[:3], x.flatten()])[3:].view(x.shape)
+
+
+def sliced(x: Tensor) -> Tensor:
+    wide = torch.full([2 * size + 1 for size in x.shape], 1e30 if x.is_floating_point() else 1)
+    index = tuple(slice(1, None, 2) for _ in x.shape)
+    wide = wide.to(x.dtype)
+    wide[index] = x
+    return wide[index]
+
+
+def expanded(x: Tensor) -> Tensor:
+    """Equal along the batch, in one place; weights as they are."""
+    return x[..., :1, :].expand(x.shape) if x.dim() > 1 and x.size(-2) == SMALL.B else x
+
+
+@pytest.mark.parametrize("layout", [sliced, transposed, expanded, offset], ids=lambda f: f.__name__)
+def test_any_strides(backend: str, layout: Callable[[Tensor], Tensor]) -> None:
     named, options = tensors(SMALL), options_for(SMALL)["all"]
-    if layout == "expanded":
-        # Equal values along the batch, so that an expanded tensor can hold them.
-        for name in ("input", "h_0", "c_0"):
-            batch_dim = named[name].dim() - 2
-            first = named[name].detach().narrow(batch_dim, 0, 1)
-            named[name] = first.repeat_interleave(SMALL.B, batch_dim).requires_grad_()
-        options["detach_mask"] = options["detach_mask"][:, :1].repeat(1, SMALL.B)
-    expected = results(functional.lstm, named, backend=backend, **options)
-
-    def laid_out(x: Tensor) -> Tensor:
-        if layout == "transposed":
-            return x.t().contiguous().t() if x.dim() == 2 else _with_batch_first_storage(x)
-        if layout == "offset":
-            return torch.cat([x.flatten()[:3], x.flatten()])[3:].view(x.shape)
-        if layout == "expanded":
-            dim = max(0, x.dim() - 2)
-            return x.narrow(dim, 0, 1).expand(x.shape) if _is_constant(x, dim) else x
-        wide = torch.full([2 * size + 1 for size in x.shape], 1e30 if x.is_floating_point() else 1)
-        wide = wide.to(x.dtype)
-        index = tuple(slice(1, None, 2) for _ in x.shape)
-        wide[index] = x
-        return wide[index]
-
-    strange = {name: laid_out(x.detach()).requires_grad_() for name, x in named.items()}
-    masks = {name: laid_out(x) if x.dim() else x for name, x in options.items()}
+    strange = {name: layout(x.detach()).requires_grad_() for name, x in named.items()}
+    # A mask [T, B] is expanded over the batch.
+    masks = {
+        name: layout(x.T).T if x.dim() == 2 and layout is expanded else layout(x)
+        for name, x in options.items()
+    }
+    dense = {name: x.detach().contiguous().requires_grad_() for name, x in strange.items()}
+    expected = results(
+        functional.lstm, dense, backend=backend, **{n: x.contiguous() for n, x in masks.items()}
+    )
     changed = [x for x in (*strange.values(), *masks.values()) if not x.is_contiguous()]
-    assert changed or layout == "offset"
+    assert len(changed) >= 4 or layout is offset
     found = results(functional.lstm, strange, backend=backend, **masks)
     assert_all_close(found, expected)
-
-
-def _with_batch_first_storage(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).contiguous().transpose(0, 1) if x.dim() == 3 else x
-
-
-def _is_constant(x: Tensor, dim: int) -> bool:
-    return x.dim() > 1 and x.size(dim) > 1 and bool((x == x.narrow(dim, 0, 1)).all())
 
 
 @pytest.mark.parametrize("kind", ["transposed", "expanded", "sliced"])

@@ -76,6 +76,10 @@ def check(run: Callable[[list[Tensor]], Any], leaves: list[Tensor], theirs: Any 
                 torch.testing.assert_close(a, b, msg=f"output {which}, {name}")
 
 
+OPTIONS: list[dict[str, Any]] = [
+    {}, {"num_layers": 2}, {"bidirectional": True}, {"batch_first": True}, {"proj_size": 2},
+    {"proj_size": 2, "num_layers": 2, "bidirectional": True},
+]  # fmt: skip
 FORMS: dict[str, Callable[[Tensor], Tensor | PackedSequence]] = {
     "padded": lambda x: x,
     "packed": lambda x: pack_sequence([x[:, 0], x[:3, 1]]),
@@ -83,21 +87,10 @@ FORMS: dict[str, Callable[[Tensor], Tensor | PackedSequence]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"num_layers": 2},
-        {"bidirectional": True},
-        {"batch_first": True},
-        {"proj_size": 2},
-        {"proj_size": 2, "num_layers": 2, "bidirectional": True},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_lstm_as_theirs(backend: str, options: dict[str, Any], form: str) -> None:
     theirs = nn.LSTM(I, H, **options, dtype=torch.float64)
-    ours = LSTM.from_torch(theirs, backend=backend)  # type: ignore[arg-type]
+    ours = LSTM.from_torch(theirs, backend=backend)
     x = random(T, B, I, seed=9).requires_grad_()
 
     def of(layer: nn.Module) -> Callable[[list[Tensor]], Any]:
@@ -112,45 +105,42 @@ def test_lstm_as_theirs(backend: str, options: dict[str, Any], form: str) -> Non
     check(of(ours), [x, *weights], of(theirs))
 
 
-def lstm(backend: str, x: Tensor, *weights: Tensor) -> Any:
-    return functional.lstm(x, None, *weights, backend=backend)  # type: ignore[arg-type]
+def lstm(backend: Any, x: Tensor, *weights: Tensor) -> Any:
+    return functional.lstm(x, None, *weights, backend=backend)
 
 
-def projected(backend: str, x: Tensor, *weights: Tensor) -> Any:
-    return functional.lstm(x, None, *weights[:2], weight_hr=weights[2], backend=backend)  # type: ignore[arg-type]
+def both(backend: Any, x: Tensor, *weights: Tensor) -> Any:
+    pair = ((*weights, None, None, None),) * 2
+    return functional.bidirectional_lstm(x, None, pair, backend=backend)
 
 
-def both(backend: str, x: Tensor, *weights: Tensor) -> Any:
-    pairs = (*weights, None, None, None), (*weights, None, None, None)
-    return functional.bidirectional_lstm(x, None, pairs, backend=backend)  # type: ignore[arg-type]
-
-
-def rel_lstm(backend: str, x: Tensor, *weights: Tensor) -> Any:
+def rel_lstm(backend: Any, x: Tensor, *weights: Tensor) -> Any:
     first = (*weights[:2], None, None, *weights[2:])
-    _, state = functional.rel_lstm(x, None, *first, 2, 2, backend=backend)  # type: ignore[arg-type]
-    return functional.rel_lstm(x, state, *first, 2, 2, backend=backend)  # type: ignore[arg-type]
+    _, state = functional.rel_lstm(x, None, *first, 2, 2, backend=backend)
+    return functional.rel_lstm(x, state, *first, 2, 2, backend=backend)
 
 
-def attention(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Any:
+def attention(backend: Any, *rows: Tensor) -> Any:
     cache = RelevancyCache()
-    output = functional.relevancy_attention(q, k, v, 2, 2, cache=cache, backend=backend)  # type: ignore[call-overload]
-    return output, cache
+    return functional.relevancy_attention(*rows, 2, 2, cache=cache, backend=backend), cache
 
 
-def rel_layer(backend: str, x: Tensor) -> Any:
-    return RelLSTM(I, H, 2, window_size=2, top_k=2, backend=backend, dtype=x.dtype)(x)  # type: ignore[arg-type]
+def rel_layer(backend: Any, x: Tensor) -> Any:
+    return RelLSTM(I, H, 2, window_size=2, top_k=2, backend=backend, dtype=x.dtype)(x)
 
 
-def attention_layer(backend: str, x: Tensor) -> Any:
+def attention_layer(backend: Any, x: Tensor) -> Any:
     cache = RelevancyCache()
-    layer = RelevancyAttention(I, 1, 2, 2, backend=backend, dtype=x.dtype)  # type: ignore[arg-type]
-    return layer(x, cache=cache), cache
+    return RelevancyAttention(I, 1, 2, 2, backend=backend, dtype=x.dtype)(x, cache=cache), cache
 
 
 GATES = ((4 * H, I), (4 * H, H))
 CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "lstm": (lstm, ((T, B, I), *GATES)),
-    "lstm-projected": (projected, ((T, B, I), (4 * H, I), (4 * H, 2), (2, H))),
+    "lstm-projected": (
+        lambda b, x, ih, hh, hr: lstm(b, x, ih, hh, None, None, hr),
+        ((T, B, I), (4 * H, I), (4 * H, 2), (2, H)),
+    ),
     "bidirectional_lstm": (both, ((T, B, I), *GATES)),
     "rel_lstm": (rel_lstm, ((T, B, I), *GATES, (3, H), (3, H), (3,))),
     "relevancy_attention": (attention, ((B, 1, T, 2),) * 3),
@@ -180,7 +170,7 @@ def test_states_can_be_detached(backend: str) -> None:
         lstm(backend, x, *weights)[1],
         both(backend, x, *weights)[1],
         rel_layer(backend, x)[1],
-        LSTM(I, H, backend=backend, dtype=x.dtype)(x)[1],  # type: ignore[arg-type]
+        LSTM(I, H, backend=backend, dtype=x.dtype)(x)[1],
     ):
         for state in differentiable(result):
             assert not state.detach_().requires_grad

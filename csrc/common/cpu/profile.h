@@ -1,7 +1,7 @@
 // Where the time of a kernel call goes, for `python -m bench profile`.
 //
-// Every worker carries a stopwatch and tells it after each piece of work which phase that was. The
-// runtime of an ordinary call has no profile: then a lap is the test of a null pointer, once per
+// Every worker has a stopwatch, and a Timing in the scope of each piece of work names its phase. An
+// ordinary call has no profile: then a Timing is two tests of a null pointer, a few times per
 // register tile at most.
 #pragma once
 
@@ -20,7 +20,7 @@ enum Phase {
   kProjection,      // products with W_hr
   kScores,          // of attention, and their gradient
   kSums,            // of attended rows
-  kScreening,       // who is attended
+  kScreening,       // the choice of the attended keys
   kWeights,         // weight gradients
   kInputGradients,  // dx
   kFinish,          // weight gradients into PyTorch's order
@@ -49,7 +49,7 @@ TT_INLINE int64_t read_ticks() {
 #endif
 }
 
-// Not thread-safe: one per worker. What it has counted goes to the profile when it is destroyed.
+// Not thread-safe: one per worker. Its destructor adds what it has counted to the profile.
 class Stopwatch {
  public:
   TT_INLINE explicit Stopwatch(Profile* profile) : profile_(profile) {
@@ -59,11 +59,20 @@ class Stopwatch {
   }
   TT_INLINE ~Stopwatch() {
     if (!profile_) return;
+    lap(phase_);
     for (int phase = 0; phase < kPhases; ++phase)
       __atomic_fetch_add(&profile_->phases[phase], phases_[phase], __ATOMIC_RELAXED);
   }
   Stopwatch(const Stopwatch&) = delete;
   Stopwatch& operator=(const Stopwatch&) = delete;
+
+  // What follows is spent on another phase; returns the one before.
+  TT_INLINE Phase turn(Phase next) {
+    const Phase before = phase_;
+    lap(before);
+    phase_ = next;
+    return before;
+  }
 
   // The time since the lap before was spent on this.
   TT_INLINE void lap(Phase phase) {
@@ -75,8 +84,24 @@ class Stopwatch {
 
  private:
   Profile* const profile_;
+  Phase phase_ = kOther;
   int64_t last_;
   int64_t phases_[kPhases];
+};
+
+// The time of its scope is spent on `phase`, but for that of scopes within.
+class Timing {
+ public:
+  TT_INLINE Timing(Stopwatch* watch, Phase phase) : watch_(watch), before_(watch->turn(phase)) {}
+  TT_INLINE ~Timing() { watch_->turn(before_); }
+  // What follows in the scope is spent on another phase.
+  TT_INLINE void turn(Phase phase) { watch_->turn(phase); }
+  Timing(const Timing&) = delete;
+  Timing& operator=(const Timing&) = delete;
+
+ private:
+  Stopwatch* const watch_;
+  const Phase before_;
 };
 
 }  // namespace throughtime

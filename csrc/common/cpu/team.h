@@ -50,7 +50,7 @@ class alignas(64) Barrier {
       if (spins < kSpinsBeforeSleep) {
         pause_briefly();
       } else {
-        sleep_briefly();  // somebody else has our partner's core: let it have ours
+        sleep_briefly();  // another process has a partner's core: let it have this one
       }
     }
   }
@@ -68,8 +68,8 @@ struct Member {
   Barrier* barrier;
   Stopwatch* watch;
   TT_INLINE void wait() const {
+    const Timing timing(watch, kWait);
     barrier->arrive_and_wait(static_cast<int>(end - begin));
-    watch->lap(kWait);
   }
 };
 
@@ -79,12 +79,16 @@ class Scratch;
 template <typename S>
 class Span {
  public:
-  TT_INLINE S* operator()() const { return reinterpret_cast<S*>(*base_ + offset_); }
+  // Item `index` of the first count that was reserved.
+  TT_INLINE S* operator()(int64_t index = 0) const {
+    return reinterpret_cast<S*>(*base_ + offset_) + index * stride_;
+  }
 
  private:
   friend class Scratch;
   char* const* base_ = nullptr;
   size_t offset_ = 0;
+  int64_t stride_ = 0;
 };
 
 class Scratch {
@@ -98,11 +102,12 @@ class Scratch {
 
   // Room for as many S as the product of the counts.
   template <typename S, typename... Counts>
-  Span<S> reserve(Counts... counts) {
+  Span<S> reserve(int64_t count, Counts... each) {
     Span<S> span;
     span.base_ = &base_;
     span.offset_ = bytes_;
-    bytes_ += round_up(times(sizeof(S), counts...), kLine);
+    span.stride_ = times(1, 1, each...);
+    bytes_ += round_up(times(sizeof(S), count, each...), kLine);
     return span;
   }
 
@@ -137,20 +142,24 @@ void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barr
     Stopwatch watch(profile);
     const int workers = schedule.workers(), team = schedule.team;
     Barrier& all = barriers[schedule.lanes];
-    pass.prepare(Share(pass.blocks(), begin, end, workers));
-    watch.lap(kPack);
-    all.arrive_and_wait(end - begin);
-    watch.lap(kWait);
+    const auto wait_for_all = [&] {
+      const Timing timing(&watch, kWait);
+      all.arrive_and_wait(end - begin);
+    };
+    const auto own_blocks = [&] { return Share(pass.blocks(), begin, end, workers); };
+    {
+      const Timing timing(&watch, kPack);
+      pass.prepare(own_blocks());
+    }
+    wait_for_all();
     for (int lane = begin / team; lane * team < end; ++lane) {
       const int first = begin > lane * team ? begin - lane * team : 0;
       const int last = end < (lane + 1) * team ? end - lane * team : team;
       pass.walk(Member{lane, first, last, &barriers[lane], &watch});
-      watch.lap(kOther);
     }
-    all.arrive_and_wait(end - begin);
-    watch.lap(kWait);
-    pass.finish(Share(pass.blocks(), begin, end, workers));
-    watch.lap(kFinish);
+    wait_for_all();
+    const Timing timing(&watch, kFinish);
+    pass.finish(own_blocks());
   };
   runtime.parallel(schedule.workers(), body, &context);
 }

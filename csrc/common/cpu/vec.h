@@ -96,6 +96,7 @@ struct Numbers {
   using Sum = Storage;  // of products, and the elements of vectors
 
   TT_INLINE static Sum one(Storage number) { return number; }
+  TT_INLINE static Storage narrow(Sum number) { return number; }
   TT_INLINE static Vec<Sum> vector(const Storage* from) { return load(from); }
   TT_INLINE static void put(Storage* to, Vec<Sum> v) { store(to, v); }
 };
@@ -132,10 +133,10 @@ TT_INLINE void load_vectors(const S* from, int64_t stride, Vec<S>* to) {
 #pragma GCC unroll 8
   for (int v = 0; v < Count; ++v) to[v] = load(from + v * stride);
 }
-template <int Count, typename S>
-TT_INLINE void store_vectors(S* to, int64_t stride, const Vec<S>* from) {
+template <int Count, typename Storage>
+TT_INLINE void store_vectors(Storage* to, int64_t stride, const Vec<SumOf<Storage>>* from) {
 #pragma GCC unroll 8
-  for (int v = 0; v < Count; ++v) store(to + v * stride, from[v]);
+  for (int v = 0; v < Count; ++v) Numbers<Storage>::put(to + v * stride, from[v]);
 }
 template <int Count, typename S>
 TT_INLINE void stream_vectors(S* to, int64_t stride, const Vec<S>* from) {

@@ -6,7 +6,8 @@
 //     as sums          unit g of samples 2 q and 2 q + 1
 //     as pairs         units 2 q and 2 q + 1 of sample g: 16-bit numbers in global memory
 //
-// transpose_8x8() turns one into the other. No other file knows these layouts.
+// transpose_8x8() turns one into the other. Apart from this file only product.cuh, which feeds mma, uses
+// rows and columns of lanes.
 #pragma once
 
 #include <type_traits>
@@ -21,9 +22,9 @@ TT_DEVICE int lane_column() { return lane() % 4; }
 
 // One of the numbers that a lane holds.
 struct Place {
-  int unit;    // of the warp's 8
-  int sample;  // of the group's 8 kTiles
-  int tile, e;
+  int unit;     // of the warp's 8
+  int sample;   // of the group's 8 kTiles
+  int tile, e;  // its place in a Fragment
 };
 
 // visit(Place) for the two numbers of a tile that this lane holds, and for those of all tiles.

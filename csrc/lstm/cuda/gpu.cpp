@@ -22,7 +22,7 @@ Gpu ask(int device) {
   gpu.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   gpu.cluster = attribute(cudaDevAttrClusterLaunch) == 0 ? 1 : most_cluster_blocks(device);
   gpu.ghz = attribute(cudaDevAttrClockRate) / 1e6;
-  // Data on both edges of the memory clock; 0 where the driver does not tell.
+  // Data on both edges of the memory clock; 0 where the driver does not report it.
   gpu.memory_gbs = 2.0 * attribute(cudaDevAttrMemoryClockRate) *
                    attribute(cudaDevAttrGlobalMemoryBusWidth) / 8 / 1e6;
   if (gpu.ghz <= 0) gpu.ghz = 1.5;
@@ -43,7 +43,7 @@ std::string name_of(int device) {
 
 void check_cuda(cudaError_t status, const std::string& doing, int device) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // or the next call would report it again
+  cudaGetLastError();  // else the next call would report it again
   throw CudaError("throughtime: " + doing + " failed on " + name_of(device) + ": " +
                   cudaGetErrorString(status) +
                   "; use backend='triton' or 'reference', and report this with the output of "

@@ -1,4 +1,4 @@
-// What the host asks of CUDA beside launching: the GPU's properties, errors in words, small copies.
+// CUDA on the host, apart from launches: the GPU's properties, errors as messages, small copies.
 #pragma once
 
 #include <stdexcept>
@@ -10,21 +10,21 @@
 
 namespace throughtime {
 
-// What CUDA refused, on which GPU, and the way out.
+// The call that CUDA refused, the GPU, and the way out.
 struct CudaError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws CudaError: "throughtime: <doing> failed on <GPU>: <CUDA's words>; <way out>".
+// Throws CudaError: "throughtime: <doing> failed on <GPU>: <CUDA's message>; <way out>".
 void check_cuda(cudaError_t status, const std::string& doing, int device);
 
 // "NVIDIA H100 80GB HBM3 (sm_90)"
 std::string name_of(int device);
 
-// What plan() wants to know of the current GPU, which is `device`; asked for once.
+// What plan() needs to know of the current GPU, which is `device`; queried once.
 const Gpu& gpu_of(int device);
 
-// True while the stream records a CUDA graph, which has no use for what the host learns.
+// True while the stream records a CUDA graph, which must not depend on values on the host.
 bool is_capturing(cudaStream_t stream);
 
 // GPU memory into host memory, after all earlier work on the stream.

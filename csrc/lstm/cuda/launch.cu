@@ -17,13 +17,13 @@ int current_device() {
   return device;
 }
 
-constexpr int64_t kArrivalBytes = 256;  // the exchange begins on a multiple of this
+constexpr int64_t kArrivalBytes = 256;  // the exchange begins at a multiple of it
 
 int64_t arrival_bytes(const RecurrencePlan& plan) {
   return round_up(4 * plan.directions * plan.partition.groups, kArrivalBytes);
 }
 
-// Blocks in clusters, or all of them co-resident, with more shared memory than is usual.
+// Blocks in clusters, or all of them co-resident, with more shared memory than the default.
 struct LaunchConfig {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attribute{};
@@ -46,8 +46,8 @@ struct LaunchConfig {
   }
 };
 
-// Has the kernel take as much shared memory, and clusters as large, as the GPU knows; once, since host
-// threads would race if each launch asked for what it needs.
+// Allows the kernel all the shared memory, and the largest clusters, that the GPU has. Once per kernel
+// and GPU: host threads would race if each launch set what it needs.
 void allow(const void* kernel, int device) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> allowed;
@@ -88,7 +88,7 @@ bool run(const RecurrencePlan& plan, Params p, void* workspace, cudaStream_t str
   });
   if (!exists) throw CudaError("throughtime: the plan names a kernel that was not built");
   if (status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorInvalidClusterSize) {
-    cudaGetLastError();  // or the next call would report it again
+    cudaGetLastError();  // else the next call would report it again
     return false;
   }
   check_cuda(status,
@@ -166,7 +166,7 @@ std::string why_not(int device) {
 bool has_room(const RecurrencePlan& plan) {
   if (plan.tier == Tier::kResident && plan.cluster() == 1) return true;
   const int device = current_device();
-  // Which kernel matters little: registers and shared memory are those of the plan.
+  // Any instance will do: threads and shared memory are those of the plan.
   const auto kernel = &lstm_walk_forward<TT_SCALAR, 1, 0>;
   allow(reinterpret_cast<const void*>(kernel), device);
   int room = 0, multiprocessors = 0;

@@ -1,5 +1,5 @@
-// What the torch side of the LSTM (cuda.cpp) asks of the side that nvcc compiles (launch.cu). Neither
-// torch nor a kernel is in here.
+// What operators.cpp, which torch calls, asks of launch.cu, which nvcc compiles. Includes neither torch nor
+// a kernel.
 #pragma once
 
 #include <functional>
@@ -12,18 +12,16 @@
 
 namespace throughtime {
 
-// Empty, or why the kernels of this binary do not run on the current GPU, as one sentence.
+// Why the kernels of this binary do not run on the current GPU, as one sentence; empty if they do.
 std::string why_not(int device);
 
-// Blocks that a cluster of the persistent kernels may have on the current GPU, with all the shared
-// memory that they may take.
+// The largest cluster of a persistent kernel on the current GPU, with all shared memory, in blocks.
 int most_cluster_blocks(int device);
 
-// Whether the current GPU has room for a plan's clusters or grid, which partitions of it with fewer
-// multiprocessors may not have.
+// Whether the current GPU has room for a plan's clusters or grid; a MIG partition may not.
 bool has_room(const RecurrencePlan& plan);
 
-// Tier kResident or kGrid; `workspace` is workspace_bytes() of GPU memory. False, and nothing has run, if
+// Tier kResident or kGrid; `workspace` is workspace_bytes() of GPU memory. Runs nothing and returns false if
 // the blocks that wait for each other do not all find room: a server that shares the GPU, or a stream
 // with a part of it, sets limits that has_room() does not see.
 int64_t workspace_bytes(const RecurrencePlan& plan, const RecurrenceShape& shape);

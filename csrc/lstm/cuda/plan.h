@@ -103,51 +103,48 @@ inline double product_cycles(int all, int most, int tail, int tiles_n, int scala
   return work > memory ? work : memory;
 }
 
-struct Candidate {
-  int tiles_n, held, ranks, units, parts, warps, shared_bytes;
-  bool grid;
-};
-
-// Microseconds per step, or -1 if the partition does not fit.
-inline double time(const RecurrenceShape& s, const Gpu& gpu, const Candidate& c) {
-  const int H = static_cast<int>(s.H), slabs = c.units / kSlabUnits, samples = 8 * c.tiles_n;
-  const int64_t groups = s.D * divide_up(s.B, samples), blocks = groups * c.ranks;
-  if (c.shared_bytes > gpu.shared_bytes) return -1;
-  if ((c.grid ? blocks : c.ranks) > gpu.multiprocessors) return -1;
+// Microseconds per step of tier kResident or kGrid, or -1 if the partition does not fit.
+inline double time(const RecurrenceShape& s, const Gpu& gpu, const RecurrencePlan& plan) {
+  const Partition& p = plan.partition;
+  const int H = static_cast<int>(s.H), slabs = p.units / kSlabUnits, samples = 8 * plan.tiles_n;
+  const int warps = plan.threads / 32;
+  const int64_t groups = s.D * p.groups;
+  if (plan.shared_bytes > gpu.shared_bytes) return -1;
+  if ((p.grid ? groups * p.ranks : p.ranks) > gpu.multiprocessors) return -1;
 
   double product, exchange;
   if (s.backward) {
-    const Jobs jobs = backward_jobs(H, c.units, c.parts, c.warps);
+    const Jobs jobs = backward_jobs(H, p.units, p.parts, warps);
     const int most = jobs.of_warp * jobs.run, all = jobs.all * jobs.run;
-    const int tail = most > c.held ? (most - c.held) * c.warps : 0;
-    product = product_cycles(all, most, tail, c.tiles_n, s.scalar_bytes) + kBlockBarrier;
-    const double bytes = 4.0 * H * samples * c.parts;  // sent by a block, and received
-    exchange = bytes / (c.grid        ? kL2BytesPerCycle
-                        : c.ranks > 1 ? kRemoteBytesPerCycle
+    const int tail = most > plan.held ? (most - plan.held) * warps : 0;
+    product = product_cycles(all, most, tail, plan.tiles_n, s.scalar_bytes) + kBlockBarrier;
+    const double bytes = 4.0 * H * samples * p.parts;  // sent by a block, and received
+    exchange = bytes / (p.grid        ? kL2BytesPerCycle
+                        : p.ranks > 1 ? kRemoteBytesPerCycle
                                       : kSharedBytesPerCycle);
-    exchange += c.grid ? bytes / kL2BytesPerCycle + kL2Latency : bytes / kSharedBytesPerCycle;
+    exchange += p.grid ? bytes / kL2BytesPerCycle + kL2Latency : bytes / kSharedBytesPerCycle;
   } else {
-    const Split split = split_k(H, c.parts);
+    const Split split = split_k(H, p.parts);
     const int most = split.run, all = slabs * split.tiles;
-    const int tail = most > c.held ? (most - c.held) * c.warps : 0;
-    product = product_cycles(all, most, tail, c.tiles_n, s.scalar_bytes);
-    if (c.parts > 1) product += kBlockBarrier + (c.parts - 1) * 30.0;
+    const int tail = most > plan.held ? (most - plan.held) * warps : 0;
+    product = product_cycles(all, most, tail, plan.tiles_n, s.scalar_bytes);
+    if (p.parts > 1) product += kBlockBarrier + (p.parts - 1) * 30.0;
     const double bytes = static_cast<double>(samples) * s.scalar_bytes;
-    if (c.grid) {
+    if (p.grid) {
       exchange = bytes * H / kL2BytesPerCycle + kL2Latency + kBlockBarrier;
     } else {
-      exchange = bytes * c.units *
-                 (c.ranks > 1 ? c.ranks / kRemoteBytesPerCycle : 1 / kSharedBytesPerCycle);
+      exchange = bytes * p.units *
+                 (p.ranks > 1 ? p.ranks / kRemoteBytesPerCycle : 1 / kSharedBytesPerCycle);
     }
   }
-  const double barrier = c.grid ? kGridBarrier : c.ranks > 1 ? kRemoteStore : kBlockBarrier;
-  const double pointwise = kStepLatency + kPointwisePerUnit * c.units * samples;
+  const double barrier = p.grid ? kGridBarrier : p.ranks > 1 ? kRemoteStore : kBlockBarrier;
+  const double pointwise = kStepLatency + kPointwisePerUnit * p.units * samples;
   const double step = (product + exchange + barrier + pointwise) / gpu.ghz / 1000;
 
   // Groups that do not fit at once follow in further rounds. A cluster lies within one of the GPU's
   // eight or so processing clusters, which leaves some SMs idle.
-  int64_t at_once = gpu.multiprocessors / c.ranks;
-  if (!c.grid && c.ranks > 2) at_once = at_once * 9 / 10 > 0 ? at_once * 9 / 10 : 1;
+  int64_t at_once = gpu.multiprocessors / p.ranks;
+  if (!p.grid && p.ranks > 2) at_once = at_once * 9 / 10 > 0 ? at_once * 9 / 10 : 1;
   const int64_t rounds = divide_up(groups, at_once);
   const double memory = s.D * s.B * s.H * (20.0 + 5.0 * s.scalar_bytes) / gpu.memory_gbs / 1000;
   return rounds * step > memory ? rounds * step : memory;
@@ -174,58 +171,67 @@ inline RecurrencePlan plan_stepwise(const RecurrenceShape& s, const Gpu& gpu) {
   return plan;
 }
 
-// The fastest partition of tier kResident or kGrid, or kNone.
-inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, bool grid) {
-  using namespace plan_detail;
+// The plan of tier kResident or kGrid that has these sizes, without its time. In the forward `parts` says
+// how many warps there are.
+inline RecurrencePlan plan_with(const RecurrenceShape& s, Tier tier, int ranks, int tiles_n,
+                                int held, int parts, int warps) {
+  const int H = static_cast<int>(s.H);
+  const int units = static_cast<int>(round_up(divide_up(H, ranks), kSlabUnits));
+  const bool grid = tier == Tier::kGrid;
+  if (!s.backward) warps = units / kSlabUnits * parts;
+  RecurrencePlan plan{};
+  plan.tier = tier;
+  plan.partition.groups = static_cast<int>(divide_up(s.B, 8 * tiles_n));
+  plan.partition.ranks = ranks;
+  plan.partition.units = units;
+  plan.partition.parts = parts;
+  plan.partition.grid = grid;
+  plan.directions = static_cast<int>(s.D);
+  plan.tiles_n = tiles_n;
+  plan.held = held;
+  plan.threads = 32 * warps;
+  plan.shared_bytes =
+      s.backward
+          ? backward_layout(H, units, ranks, parts, warps, grid, tiles_n, held, s.scalar_bytes)
+                .bytes
+          : forward_layout(H, units, parts, grid, tiles_n, held, s.scalar_bytes).bytes;
+  return plan;
+}
+
+// The fastest plan of tier kResident or kGrid, or kNone.
+inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, Tier tier) {
   RecurrencePlan best{};
   best.reason = "no partition of the weights fits the registers and shared memory of this GPU";
+  if (s.H > 8192) return best;  // sizes in bytes are int; nothing fits by far
   const int H = static_cast<int>(s.H);
-  const auto consider = [&](Candidate c) {
-    const int slabs = c.units / kSlabUnits;
-    if (!instance_exists(s.scalar_bytes, s.backward, c.tiles_n, c.held)) return;
-    if (c.warps * 32 > most_threads(c.tiles_n, c.held)) return;
-    if (s.backward && (c.warps < slabs || slabs % c.parts != 0)) return;
-    if (!s.backward && has_empty_part(H, c.parts)) return;
-    const SharedLayout layout =
-        s.backward ? backward_layout(H, c.units, c.ranks, c.parts, c.warps, c.grid, c.tiles_n,
-                                     c.held, s.scalar_bytes)
-                   : forward_layout(H, c.units, c.parts, c.grid, c.tiles_n, c.held, s.scalar_bytes);
-    c.shared_bytes = layout.bytes;
-    const double microseconds = time(s, gpu, c);
-    if (microseconds < 0 || (best.tier != Tier::kNone && microseconds >= best.microseconds)) return;
-    best = {};
-    best.tier = c.grid ? Tier::kGrid : Tier::kResident;
-    best.partition.ranks = c.ranks;
-    best.partition.units = c.units;
-    best.partition.parts = c.parts;
-    best.partition.grid = c.grid;
-    best.tiles_n = c.tiles_n;
-    best.held = c.held;
-    best.directions = static_cast<int>(s.D);
-    best.partition.groups = static_cast<int>(divide_up(s.B, 8 * c.tiles_n));
-    best.threads = 32 * c.warps;
-    best.shared_bytes = c.shared_bytes;
-    best.microseconds = microseconds;
+  const auto consider = [&](int ranks, int tiles_n, int held, int parts, int warps) {
+    RecurrencePlan plan = plan_with(s, tier, ranks, tiles_n, held, parts, warps);
+    const int slabs = plan.partition.units / kSlabUnits;
+    if (!instance_exists(s.scalar_bytes, s.backward, tiles_n, held)) return;
+    if (plan.threads > most_threads(tiles_n, held)) return;
+    if (s.backward ? warps < slabs || slabs % parts != 0 : has_empty_part(H, parts)) return;
+    plan.microseconds = plan_detail::time(s, gpu, plan);
+    if (plan.microseconds < 0) return;
+    if (best.tier == Tier::kNone || plan.microseconds < best.microseconds) best = plan;
   };
-  if (s.H > 8192) return best;  // sizes in bytes below are int; nothing fits by far
   for (int tiles_n = 1; tiles_n <= 4; tiles_n *= 2) {
     for (const int held : {0, 4, 8}) {
       int last_units = 0;
-      for (int ranks = 1; ranks <= (grid ? gpu.multiprocessors : gpu.cluster); ++ranks) {
-        const int units = static_cast<int>(round_up(divide_up(H, ranks), kSlabUnits));
+      const int most_ranks = tier == Tier::kGrid ? gpu.multiprocessors : gpu.cluster;
+      for (int wanted = 1; wanted <= most_ranks; ++wanted) {
+        const int units = static_cast<int>(round_up(divide_up(H, wanted), kSlabUnits));
         if (units == last_units) continue;
         last_units = units;
-        const int used = static_cast<int>(divide_up(H, units));
+        const int ranks = static_cast<int>(divide_up(H, units));
         for (int parts = 1; parts <= 8; parts *= 2) {
-          const int slabs = units / kSlabUnits;
           if (!s.backward) {
-            consider({tiles_n, held, used, units, parts, slabs * parts, 0, grid});
+            consider(ranks, tiles_n, held, parts, 0);
             continue;
           }
-          for (int warps = slabs; warps <= 16; warps *= 2) {
-            consider({tiles_n, held, used, units, parts, warps, 0, grid});
+          for (int warps = units / kSlabUnits; warps <= 16; warps *= 2) {
+            consider(ranks, tiles_n, held, parts, warps);
           }
-          consider({tiles_n, held, used, units, parts, 16, 0, grid});
+          consider(ranks, tiles_n, held, parts, 16);
         }
       }
     }
@@ -246,10 +252,10 @@ inline RecurrencePlan plan(const RecurrenceShape& s, const Gpu& gpu, Tier only =
     return best;
   }
   if (only == Tier::kStepwise) return plan_stepwise(s, gpu);
-  if (only != Tier::kNone) return plan_persistent(s, gpu, only == Tier::kGrid);
+  if (only != Tier::kNone) return plan_persistent(s, gpu, only);
   best = plan_stepwise(s, gpu);
-  for (const bool grid : {false, true}) {
-    const RecurrencePlan other = plan_persistent(s, gpu, grid);
+  for (const Tier tier : {Tier::kResident, Tier::kGrid}) {
+    const RecurrencePlan other = plan_persistent(s, gpu, tier);
     if (other.tier != Tier::kNone && other.microseconds < best.microseconds) best = other;
   }
   return best;

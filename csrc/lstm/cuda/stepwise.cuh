@@ -4,9 +4,8 @@
 //     backward, step s    da_t, dc_{t-1}: cell.cuh (kernel)       product = da_t W_hh (library)
 //
 // The state lies in the arrays in which it is returned: h_n and c_n, dh0 and dc0. In the backward the
-// kernel of a step begins with dh from the product of the step before it in time of work, so one kernel
-// per step is enough; one more launch takes the last product. A step through which no gradient flows
-// in either direction has no product.
+// kernel of step s first takes dh from the product of step s + 1, so one kernel per step is enough; one
+// more launch takes the last product. A step that is closed in both directions has no product.
 //
 // Partition: one thread per unit, sample and direction. Saved: as in forward.cuh.
 // Cost of a step: 4 H^2 multiply-adds per sample and direction; two kernels, three with two directions.
@@ -29,7 +28,7 @@ template <typename S>
 struct StepBackward {
   RecurrenceBackward<S> p;
   int64_t s;             // step, -1 after the last
-  const float* product;  // [D, B, H]: da W_hh of step s + 1, or null where nothing flows through it
+  const float* product;  // [D, B, H]: da W_hh of step s + 1, or null if it has none
 };
 
 // One unit of one sample in one direction: a thread's share of a step.
@@ -144,7 +143,7 @@ void launch_stepwise(const RecurrenceForward<S>& p, float* product, const Multip
 
 // All steps. dh0, dc0 hold the gradients of the final state; product has room for [D, B, H].
 // multiply(d, t, product): product [B, H] = da W_hh of direction d and position t.
-// flows(d, t): whether some sample of direction d is not detached at position t.
+// flows(d, t): whether any sample of direction d is not detached at position t.
 template <typename S, typename Flows, typename Multiply, typename Launcher>
 void launch_stepwise(const RecurrenceBackward<S>& p, float* product, const Flows& flows,
                      const Multiply& multiply, const Launcher& launcher) {

@@ -25,7 +25,8 @@
 namespace throughtime {
 namespace {
 
-template <typename Cell>
+// Operand is the type of the gradients, states and weights in products; sums are Cell::Number.
+template <typename Cell, typename Operand = typename Cell::Number>
 class BackwardWalk {
   using S = typename Cell::Number;
   static constexpr int G = Cell::kGates;
@@ -48,20 +49,20 @@ class BackwardWalk {
         panels_out_(divide_up(outputs_, width_)),
         most_rows_(divide_up(shape_.B, plan_.groups)),
         slots_(plan_.chunk + 1),
-        ld_dr_(leading_dimension<S>(outputs_ * L)),
+        ld_dr_(leading_dimension<Operand>(outputs_ * L)),
         scratch_(runtime),
         weights_(args, plan_, schedule_, &scratch_) {
-    const auto per_lane = [&](bool wanted, int64_t size) {
-      return scratch_.template reserve<S>(wanted ? schedule_.lanes : 0, size);
-    };
-    panel_h_ = scratch_.template reserve<S>(Panels<S>::numbers(blocks_ * kGates, outputs_));
-    panel_x_ = scratch_.template reserve<S>(
-        p_.dx ? Panels<S>::numbers(blocks_ * kGates, divide_up(shape_.I, L)) : 0);
-    panel_r_ = scratch_.template reserve<S>(projected_, Panels<S>::numbers(shape_.R, blocks_));
-    da_ = per_lane(true, da_size());
-    dc_ = per_lane(true, dc_size());
-    dr_ = per_lane(projected_, dr_size());
-    u_ = per_lane(projected_, u_size());
+    panel_h_ =
+        scratch_.template reserve<Operand>(Panels<Operand>::numbers(blocks_ * kGates, outputs_));
+    panel_x_ = scratch_.template reserve<Operand>(
+        p_.dx ? Panels<Operand>::numbers(blocks_ * kGates, divide_up(shape_.I, L)) : 0);
+    panel_r_ =
+        scratch_.template reserve<Operand>(projected_, Panels<Operand>::numbers(shape_.R, blocks_));
+    const int64_t lanes = schedule_.lanes, projecting = projected_ ? lanes : 0;
+    da_ = scratch_.template reserve<Operand>(lanes, blocks_, slots_, most_rows_, kGates);
+    dc_ = scratch_.template reserve<S>(Cell::kCarriesCell ? lanes : 0, blocks_, most_rows_, L);
+    dr_ = scratch_.template reserve<Operand>(projecting, slots_, most_rows_, ld_dr_);
+    u_ = scratch_.template reserve<Operand>(projecting, blocks_, slots_, most_rows_, L);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
   }
 
@@ -73,16 +74,13 @@ class BackwardWalk {
   int64_t blocks() const { return blocks_; }
 
   void prepare(Share blocks) {
-    const auto part = [&](int64_t count) {
-      return Share(count, blocks.begin, blocks.end, blocks_);
-    };
-    pack_rows(panel_h(), shape_.R, part(panels_out_),
+    pack_rows(panel_h(), shape_.R, blocks.of(panels_out_, blocks_),
               [&](int64_t n) { return gate_row<G>(in_.weight_hh, shape_.H, shape_.R, n); });
     if (p_.dx)
-      pack_rows(panel_x(), shape_.I, part(panel_x().count()),
+      pack_rows(panel_x(), shape_.I, blocks.of(panel_x().count(), blocks_),
                 [&](int64_t n) { return gate_row<G>(in_.weight_ih, shape_.H, shape_.I, n); });
     if (projected_)
-      pack_rows(panel_r(), shape_.H, part(panels_),
+      pack_rows(panel_r(), shape_.H, blocks.of(panels_, blocks_),
                 [&](int64_t n) { return in_.weight_hr + n * shape_.H; });
   }
 
@@ -99,10 +97,15 @@ class BackwardWalk {
   struct Group : GroupPart {
     Share panels;      // own panels of width_ blocks of units: those of `blocks`
     Share panels_out;  // own panels of width_ vectors of outputs; without a projection, the same
-    Ring<S> da;        // [blocks][slots][rows][G L]
+    Ring<Operand> da;  // [blocks][slots][rows][G L]
     S* dc;             // [blocks, rows, L]
-    Ring<S> dr;        // [1][slots][rows][ld_dr], with a projection only, as the next
-    Ring<S> u;         // [blocks][slots][rows][L]: the cell's output
+    Ring<Operand> dr;  // [1][slots][rows][ld_dr], with a projection only, as the next
+    Ring<Operand> u;   // [blocks][slots][rows][L]: the cell's output
+  };
+
+  // A step of the walk, its time, and its slot in the rings.
+  struct Step {
+    int64_t step, t, slot;
   };
 
   // Blocks of units per panel of W_hh: wide tiles, but at least one panel for every worker.
@@ -111,13 +114,9 @@ class BackwardWalk {
     while (width > 1 && divide_up(blocks_, width) < schedule_.team) width /= 2;
     return width;
   }
-  Panels<S> panel_h() const { return {panel_h_(), blocks_ * kGates, outputs_, width_}; }
-  Panels<S> panel_x() const { return {panel_x_(), blocks_ * kGates, divide_up(shape_.I, L)}; }
-  Panels<S> panel_r() const { return {panel_r_(), shape_.R, blocks_, width_}; }
-  int64_t da_size() const { return times(blocks_, slots_, most_rows_, kGates); }
-  int64_t dc_size() const { return Cell::kCarriesCell ? times(blocks_, most_rows_, L) : 0; }
-  int64_t dr_size() const { return times(slots_, most_rows_, ld_dr_); }
-  int64_t u_size() const { return times(blocks_, slots_, most_rows_, L); }
+  Panels<Operand> panel_h() const { return {panel_h_(), blocks_ * kGates, outputs_, width_}; }
+  Panels<Operand> panel_x() const { return {panel_x_(), blocks_ * kGates, divide_up(shape_.I, L)}; }
+  Panels<Operand> panel_r() const { return {panel_r_(), shape_.R, blocks_, width_}; }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
@@ -126,45 +125,37 @@ class BackwardWalk {
     const Share panels(panels_, member.begin, member.end, schedule_.team);
     Share blocks = panels;
     blocks.begin = panels.begin * width_;
-    blocks.end = panels.end * width_ < blocks_ ? panels.end * width_ : blocks_;
+    blocks.end = least(panels.end * width_, blocks_);
     const Group g{{member, schedule_.team, group_rows.begin, rows, blocks},
                   panels,
                   Share(panels_out_, member.begin, member.end, schedule_.team),
-                  {da_() + lane * da_size(), slots_, rows, kGates},
-                  dc_() + lane * dc_size(),
-                  {projected_ ? dr_() + lane * dr_size() : nullptr, slots_, rows, ld_dr_},
-                  {projected_ ? u_() + lane * u_size() : nullptr, slots_, rows, L}};
+                  {da_(lane), slots_, rows, kGates},
+                  dc_(lane),
+                  {projected_ ? dr_(lane) : nullptr, slots_, rows, ld_dr_},
+                  {projected_ ? u_(lane) : nullptr, slots_, rows, L}};
     const int64_t longest = in_.length(g.row0);
     if (weights_.wanted() && longest == 0) weights_.clear(g, group);
     pass_through_empty(g);
-    const auto lap = [&](Phase phase) { member.watch->lap(phase); };
-    lap(kOther);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
     Chunk chunk{in_.reverse ? shape_.T : longest, 0, 0};
     for (int64_t walked = 0; chunk.step > first; chunk.n += chunk.steps) {
-      chunk.steps = chunk.step - first < plan_.chunk ? chunk.step - first : plan_.chunk;
+      chunk.steps = least(chunk.step - first, plan_.chunk);
       chunk.step -= chunk.steps;
       if (weights_.wanted()) weights_.gather(g, chunk);
-      lap(kGather);
       for (int64_t k = 0; k < chunk.steps; ++k) {
-        const int64_t step = chunk.step + chunk.steps - 1 - k, t = in_.time(step);
-        const int64_t active = active_rows(in_, t, g.row0, g.rows);
-        retreat(g, step, chunk.n + k, active, walked);
+        const Step now = step_at(chunk.step + chunk.steps - 1 - k, chunk.n + k);
+        const int64_t active = active_rows(in_, now.t, g.row0, g.rows);
+        retreat(g, now, step_at(now.step + 1, chunk.n + k + slots_ - 1), active, walked);
         walked = active;
-        if (k + 1 < chunk.steps && !all_detached(g, t, 0, active)) member.wait();
+        if (k + 1 < chunk.steps && !all_detached(g, now.t, 0, active)) member.wait();
       }
       member.wait();
       if (weights_.wanted()) {
         weights_.add(g, group, chunk, g.da);
         if (projected_) weights_.add_projection(g, group, chunk, g.dr, g.u);
-        lap(kWeights);
       }
-      if (p_.dx) {
-        input_gradients(g, chunk);
-        lap(kInputGradients);
-      }
-      if (chunk.step == first) leave(g, first, (chunk.n + chunk.steps - 1) % slots_, 0, walked);
-      lap(kOther);
+      if (p_.dx) input_gradients(g, chunk);
+      if (chunk.step == first) leave(g, step_at(first, chunk.n + chunk.steps - 1), 0, walked);
       member.wait();
     }
   }
@@ -173,21 +164,16 @@ class BackwardWalk {
   void pass_through_empty(const Group& g) {
     for (int64_t row = g.rows - 1; row >= 0 && in_.length(g.row0 + row) == 0; --row) {
       const int64_t sample = in_.order[g.row0 + row];
-      for_own_outputs(g, [&](int64_t vector) {
+      const int64_t end = least(g.panels_out.end * width_, outputs_);
+      for (int64_t vector = g.panels_out.begin * width_; vector < end; ++vector) {
         const int64_t at = sample * shape_.R + vector * L;
         store_part(p_.dh0 + at, load_or_zero(p_.dh_n, at, tail_out(vector)), tail_out(vector));
-      });
+      }
       for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
         const int64_t at = sample * shape_.H + block * L;
         store_part(p_.dc0 + at, load_or_zero(p_.dc_n, at, tail(block)), tail(block));
       }
     }
-  }
-
-  template <typename F>
-  TT_INLINE void for_own_outputs(const Group& g, const F& f) {
-    for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q)
-      for (int64_t j = 0; j < vectors_of(q, outputs_); ++j) f(q * width_ + j);
   }
 
   TT_INLINE static Vec<S> load_or_zero(const S* from, int64_t at, int64_t count) {
@@ -202,57 +188,58 @@ class BackwardWalk {
     return true;
   }
 
+  // The n-th step that is walked.
+  Step step_at(int64_t step, int64_t n) const { return {step, in_.time(step), n % slots_}; }
+
   // One step back in time: rows [0, active) are inside their sequence at this step, rows
   // [0, walked) were at the step after it.
-  void retreat(const Group& g, int64_t step, int64_t n, int64_t active, int64_t walked) {
-    const int64_t going_on = active < walked ? active : walked;
-    const int64_t slot = n % slots_, slot_after = (n + slots_ - 1) % slots_;
-    const int64_t t = in_.time(step), t_after = in_.time(step + 1);
-    if (active < walked) leave(g, step + 1, slot_after, active, walked);
+  void retreat(const Group& g, Step now, Step after, int64_t active, int64_t walked) {
+    const int64_t going_on = least(active, walked);
+    if (active < walked) leave(g, after, active, walked);
     enter_cells(g, going_on, active);
-    g.member.watch->lap(kOther);
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q) {
       const int64_t vector = q * width_, vectors = vectors_of(q, outputs_);
       for_row_tiles(0, going_on, [&](int64_t row, int64_t height) {
         TileBuffer<S> dh;
-        recurrent_gradient(g, t_after, slot_after, row, height, q, dh.numbers);
-        g.member.watch->lap(kRecurrent);
-        put_gradient(g, dh.numbers, height, vectors, step, t, slot, vector, row);
+        {
+          const Timing timing(g.member.watch, kRecurrent);
+          recurrent_gradient(g, after, row, height, q, dh.numbers);
+        }
+        put_gradient(g, dh.numbers, height, vectors, now, vector, row);
       });
       for_row_tiles(going_on, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> dh;
         load_h_n(g, row, height, vector, vectors, dh.numbers);
-        put_gradient(g, dh.numbers, height, vectors, step, t, slot, vector, row);
+        put_gradient(g, dh.numbers, height, vectors, now, vector, row);
       });
     }
     if (projected_) {
       g.member.wait();
-      unproject(g, step, t, slot, active);
+      unproject(g, now, active);
     }
   }
 
   int64_t vectors_of(int64_t panel, int64_t all) const {
-    const int64_t left = all - panel * width_;
-    return left < width_ ? left : width_;
+    return least(width_, all - panel * width_);
   }
 
   // Rows of da as the left operand of a product.
-  Left<S> da_rows(const Group& g, int64_t slot, int64_t row) const {
+  Left<Operand> da_rows(const Group& g, int64_t slot, int64_t row) const {
     return {g.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * g.rows * kGates};
   }
 
-  // What the gates of the step at t_after hand to the outputs before it.
-  void recurrent_gradient(const Group& g, int64_t t_after, int64_t slot_after, int64_t row,
-                          int64_t height, int64_t panel, S* dh) {
+  // What the gates of a step hand to the outputs before it.
+  void recurrent_gradient(const Group& g, Step after, int64_t row, int64_t height, int64_t panel,
+                          S* dh) {
     const int64_t size = vectors_of(panel, outputs_) * L;
-    if (all_detached(g, t_after, row, row + height)) {
+    if (all_detached(g, after.t, row, row + height)) {
       std::memset(dh, 0, height * size * sizeof(S));
       return;
     }
-    product(da_rows(g, slot_after, row), panel_h(), panel, height, {dh, size});
+    product(da_rows(g, after.slot, row), panel_h(), panel, height, {dh, size});
     if (!p_.detach && !in_.reset) return;
     for (int64_t i = 0; i < height; ++i)
-      if (p_.detaches(t_after, g.row0 + row + i)) std::memset(dh + i * size, 0, size * sizeof(S));
+      if (p_.detaches(after.t, g.row0 + row + i)) std::memset(dh + i * size, 0, size * sizeof(S));
   }
 
   void load_h_n(const Group& g, int64_t row, int64_t height, int64_t vector, int64_t vectors,
@@ -265,17 +252,17 @@ class BackwardWalk {
   }
 
   // The gradient of an output goes on to the cells, or waits for the others before a projection.
-  void put_gradient(const Group& g, S* dh, int64_t height, int64_t vectors, int64_t step, int64_t t,
-                    int64_t slot, int64_t vector, int64_t row) {
-    if (p_.dy) add_output_gradient(g, dh, height, vectors, t, vector, row);
+  void put_gradient(const Group& g, S* dh, int64_t height, int64_t vectors, Step now,
+                    int64_t vector, int64_t row) {
+    const Timing timing(g.member.watch, kPointwise);
+    if (p_.dy) add_output_gradient(g, dh, height, vectors, now.t, vector, row);
     if (projected_) {
       for (int64_t i = 0; i < height; ++i)
-        std::memcpy(g.dr.at(0, slot, row + i) + vector * L, dh + i * vectors * L,
-                    vectors * L * sizeof(S));
+        for (int64_t j = 0; j < vectors; ++j, dh += L)
+          Numbers<Operand>::put(g.dr.at(0, now.slot, row + i) + (vector + j) * L, load(dh));
     } else {
-      cells(g, dh, height, vectors, step, t, slot, vector, row);
+      cells(g, dh, height, vectors, now, vector, row);
     }
-    g.member.watch->lap(kPointwise);
   }
 
   void add_output_gradient(const Group& g, S* dh, int64_t height, int64_t vectors, int64_t t,
@@ -289,15 +276,15 @@ class BackwardWalk {
     }
   }
 
-  void unproject(const Group& g, int64_t step, int64_t t, int64_t slot, int64_t active) {
+  void unproject(const Group& g, Step now, int64_t active) {
+    const Timing timing(g.member.watch, kProjection);
     for (int64_t q = g.panels.begin; q < g.panels.end; ++q) {
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> dh;
-        product<S>({g.dr.at(0, slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
-                   {dh.numbers, vectors_of(q, blocks_) * L});
-        g.member.watch->lap(kProjection);
-        cells(g, dh.numbers, height, vectors_of(q, blocks_), step, t, slot, q * width_, row);
-        g.member.watch->lap(kPointwise);
+        product<Operand>({g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
+                         {dh.numbers, vectors_of(q, blocks_) * L});
+        const Timing timing(g.member.watch, kPointwise);
+        cells(g, dh.numbers, height, vectors_of(q, blocks_), now, q * width_, row);
       });
     }
   }
@@ -312,21 +299,21 @@ class BackwardWalk {
   }
 
   // Gradients of the outputs of `height` rows and `vectors` blocks to those of the gate sums.
-  void cells(const Group& g, const S* dh, int64_t height, int64_t vectors, int64_t step, int64_t t,
-             int64_t slot, int64_t block, int64_t row) {
+  void cells(const Group& g, const S* dh, int64_t height, int64_t vectors, Step now, int64_t block,
+             int64_t row) {
     for (int64_t j = 0; j < vectors; ++j)
-      cells_of_block(g, dh + j * L, vectors * L, height, step, t, slot, block + j, row);
+      cells_of_block(g, dh + j * L, vectors * L, height, now, block + j, row);
   }
 
-  void cells_of_block(const Group& g, const S* dh, int64_t dh_stride, int64_t height, int64_t step,
-                      int64_t t, int64_t slot, int64_t block, int64_t row) {
-    const int64_t at = g.row0 + row;
+  void cells_of_block(const Group& g, const S* dh, int64_t dh_stride, int64_t height, Step now,
+                      int64_t block, int64_t row) {
+    const int64_t at = g.row0 + row, t = now.t, slot = now.slot;
     const bool watch = in_.lengths || in_.reset || t == in_.first_time(at);
     const S* saved = saved_at(t, block, at);
-    const S* before = step > 0 ? saved_at(in_.time(step - 1), block, at) : saved;
+    const S* before = now.step > 0 ? saved_at(in_.time(now.step - 1), block, at) : saved;
     S* carried = g.dc + (block * g.rows + row) * L;
-    S* da = g.da.at(block, slot, row);
-    S* u = projected_ ? g.u.at(block, slot, row) : nullptr;
+    Operand* da = g.da.at(block, slot, row);
+    Operand* u = projected_ ? g.u.at(block, slot, row) : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> kept[Cell::kSaved], gates[G], c_before{}, dc{};
       load_vectors<Cell::kSaved>(saved, L, kept);
@@ -342,7 +329,7 @@ class BackwardWalk {
       }
       store_vectors<G>(da, L, gates);
       if (u) {
-        store(u, output);
+        Numbers<Operand>::put(u, output);
         u += L;
       }
       saved += Cell::kSaved * L;
@@ -353,9 +340,10 @@ class BackwardWalk {
     if (tail(block) < L) clear_padding(g.da.at(block, slot, row), height * G, tail(block));
   }
 
-  // Past the last unit there are elements without a unit: infinity times a weight of zero has made them NaN.
-  TT_INLINE static void clear_padding(S* gates, int64_t count, int64_t units) {
-    for (; count > 0; --count, gates += L) store(gates, load_part(gates, units));
+  // Elements past the last unit: infinity times a weight of zero has made them NaN.
+  TT_INLINE static void clear_padding(Operand* gates, int64_t count, int64_t units) {
+    for (; count > 0; --count, gates += L)
+      std::memset(gates + units, 0, (L - units) * sizeof(Operand));
   }
 
   const S* saved_at(int64_t t, int64_t block, int64_t at) const {
@@ -368,13 +356,12 @@ class BackwardWalk {
     return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }
 
-  // Rows [begin, end) took their first step at `step`: what is left goes to h_0 and c_0.
-  void leave(const Group& g, int64_t step, int64_t slot, int64_t begin, int64_t end) {
-    const int64_t t = in_.time(step);
+  // Rows [begin, end) took their first step then: what is left goes to h_0 and c_0.
+  void leave(const Group& g, Step first, int64_t begin, int64_t end) {
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q)
       for_row_tiles(begin, end, [&](int64_t row, int64_t height) {
         TileBuffer<S> dh;
-        recurrent_gradient(g, t, slot, row, height, q, dh.numbers);
+        recurrent_gradient(g, first, row, height, q, dh.numbers);
         const int64_t vectors = vectors_of(q, outputs_);
         for (int64_t i = 0; i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j) {
@@ -391,7 +378,8 @@ class BackwardWalk {
   }
 
   void input_gradients(const Group& g, const Chunk& chunk) {
-    const Panels<S> weight = panel_x();
+    const Timing timing(g.member.watch, kInputGradients);
+    const Panels<Operand> weight = panel_x();
     for_runs(in_, g, chunk, slots_, [&](int64_t slot, int64_t index, int64_t rows) {
       const Share own = g.own(rows);
       for (int64_t q = 0; q < weight.count(); ++q)
@@ -422,8 +410,9 @@ class BackwardWalk {
   const bool projected_;
   const int64_t width_, panels_, panels_out_, most_rows_, slots_, ld_dr_;
   Scratch scratch_;
-  WeightGradients<Cell> weights_;
-  Span<S> panel_h_, panel_x_, panel_r_, da_, dc_, dr_, u_;
+  WeightGradients<Cell, Operand> weights_;
+  Span<Operand> panel_h_, panel_x_, panel_r_, da_, dr_, u_;
+  Span<S> dc_;
   Span<Barrier> barriers_;
 };
 

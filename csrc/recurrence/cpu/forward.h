@@ -3,8 +3,9 @@
 //   a_t = b + W_ih x_t + W_hh h_{t-1}            the cell: a_t, c_{t-1} to c_t, h_t
 //                                                with a projection h_t = W_hr of the cell's output
 //
-// Cell (lstm/cpu/cell.h is the first) has the mathematics of one step on vectors of units: the
-// number of its gates, what it saves, whether it carries c beside h.
+// A Cell (see lstm/cpu/cell.h) has the mathematics of one step on vectors of units, the number of
+// its gates (at most four), what it saves, and whether it carries c beside h. A new cell is one file
+// and one line in a kernels.cpp; a new storage type of operands one specialisation of Numbers.
 //
 // Weights are packed once per call into panels: for a block of L units (the elements of a vector)
 // the panel holds, for every k, the L weights of each gate. A register tile of rows x G L
@@ -26,12 +27,14 @@
 namespace throughtime {
 namespace {
 
-template <typename Cell>
+// Operand is the type of x, h and the weights in products; sums and the cell are Cell::Number.
+template <typename Cell, typename Operand = typename Cell::Number>
 class ForwardWalk {
   using S = typename Cell::Number;
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
+  static_assert(G <= kPanelVectors && Cell::kHeld <= G, "all gates of a unit lie in one tile");
 
  public:
   ForwardWalk(const WalkForward<S>& args, const Runtime& runtime)
@@ -44,21 +47,24 @@ class ForwardWalk {
         outputs_(divide_up(shape_.R, L)),
         projected_(in_.weight_hr != nullptr),
         most_rows_(divide_up(shape_.B, plan_.groups)),
-        ld_x_(leading_dimension<S>(shape_.I)),
-        ld_h_(leading_dimension<S>(outputs_ * L)),
-        ld_u_(leading_dimension<S>(blocks_ * L)),
+        ld_x_(leading_dimension<Operand>(shape_.I)),
+        ld_h_(leading_dimension<Operand>(outputs_ * L)),
+        ld_u_(leading_dimension<Operand>(blocks_ * L)),
         stream_(saved_activations(shape_, Cell::kSaved) * static_cast<int64_t>(sizeof(S)) >
                 kStreamBytes),
         scratch_(runtime) {
-    panel_x_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.I, blocks_ * G));
-    panel_h_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.R, blocks_ * G));
-    panel_r_ = scratch_.template reserve<S>(projected_, Panels<S>::numbers(shape_.H, outputs_));
+    panel_x_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.I, blocks_ * G));
+    panel_h_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.R, blocks_ * G));
+    panel_r_ = scratch_.template reserve<Operand>(projected_,
+                                                  Panels<Operand>::numbers(shape_.H, outputs_));
     bias_ = scratch_.template reserve<S>(blocks_, kGates);
-    x_ = scratch_.template reserve<S>(schedule_.lanes, x_size());
-    gates_x_ = scratch_.template reserve<S>(schedule_.lanes, gates_x_size());
-    h_ = scratch_.template reserve<S>(schedule_.lanes, 2, h_size());
-    c_ = scratch_.template reserve<S>(schedule_.lanes, c_size());
-    u_ = scratch_.template reserve<S>(projected_ ? schedule_.lanes : 0, u_size());
+    x_ = scratch_.template reserve<Operand>(schedule_.lanes, plan_.chunk, most_rows_, ld_x_);
+    gates_x_ = scratch_.template reserve<S>(plan_.fuse_input ? 0 : schedule_.lanes, blocks_,
+                                            plan_.chunk, most_rows_, kGates);
+    h_ = scratch_.template reserve<Operand>(2 * schedule_.lanes, most_rows_, ld_h_);
+    c_ = scratch_.template reserve<S>(Cell::kCarriesCell ? schedule_.lanes : 0, blocks_, most_rows_,
+                                      L);
+    u_ = scratch_.template reserve<Operand>(projected_ ? schedule_.lanes : 0, most_rows_, ld_u_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
   }
 
@@ -76,8 +82,7 @@ class ForwardWalk {
     });
     pack_gate_bias<G>(in_.bias, shape_.H, bias_(), blocks);
     if (!projected_) return;
-    const Share own(panel_r().count(), blocks.begin, blocks.end, blocks_);
-    pack_rows_as_columns(panel_r(), own, [&](int64_t n) {
+    pack_rows_as_columns(panel_r(), blocks.of(panel_r().count(), blocks_), [&](int64_t n) {
       return n < shape_.R ? in_.weight_hr + n * shape_.H : nullptr;
     });
   }
@@ -103,60 +108,46 @@ class ForwardWalk {
     Share blocks;        // own blocks of units
     Share outputs;       // own vectors of outputs
     int64_t row0, rows;  // the group's rows
-    S* x;                // [chunk * rows, ld_x]
+    Operand* x;          // [chunk * rows, ld_x]
     S* gates_x;          // [blocks, chunk * rows, G L]
-    S* h[2];             // [rows, ld_h]
+    Operand* h[2];       // [rows, ld_h]
     S* c;                // [blocks, rows, L]
-    S* u;                // [rows, ld_u]: the cell's output before a projection
+    Operand* u;          // [rows, ld_u]: the cell's output before a projection
   };
 
-  Panels<S> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
-  Panels<S> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }
-  Panels<S> panel_r() const { return {panel_r_(), shape_.H, outputs_}; }
-  int64_t x_size() const { return times(plan_.chunk, most_rows_, ld_x_); }
-  int64_t gates_x_size() const {
-    return plan_.fuse_input ? 0 : times(blocks_, plan_.chunk, most_rows_, kGates);
-  }
-  int64_t h_size() const { return times(most_rows_, ld_h_); }
-  int64_t c_size() const { return Cell::kCarriesCell ? times(blocks_, most_rows_, L) : 0; }
-  int64_t u_size() const { return times(most_rows_, ld_u_); }
+  Panels<Operand> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
+  Panels<Operand> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }
+  Panels<Operand> panel_r() const { return {panel_r_(), shape_.H, outputs_}; }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
   void walk_group(const Member& member, Share rows) {
     const int64_t lane = member.lane;
-    Group g{member,
-            Share(blocks_, member.begin, member.end, schedule_.team),
-            Share(outputs_, member.begin, member.end, schedule_.team),
-            rows.begin,
-            rows.end - rows.begin,
-            x_() + lane * x_size(),
-            gates_x_() + lane * gates_x_size(),
-            {h_() + lane * 2 * h_size(), h_() + (lane * 2 + 1) * h_size()},
-            c_() + lane * c_size(),
-            projected_ ? u_() + lane * u_size() : nullptr};
+    const Group g{.member = member,
+                  .blocks = Share(blocks_, member.begin, member.end, schedule_.team),
+                  .outputs = Share(outputs_, member.begin, member.end, schedule_.team),
+                  .row0 = rows.begin,
+                  .rows = rows.end - rows.begin,
+                  .x = x_(lane),
+                  .gates_x = gates_x_(lane),
+                  .h = {h_(2 * lane), h_(2 * lane + 1)},
+                  .c = c_(lane),
+                  .u = projected_ ? u_(lane) : nullptr};
     begin_state(g);
-    const auto lap = [&](Phase phase) { member.watch->lap(phase); };
     int64_t longest = in_.length(g.row0);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
     const int64_t last = in_.reverse ? shape_.T : longest;
     zero_padding(g);
-    lap(kOther);
     for (int64_t step = first; step < last; step += plan_.chunk) {
-      const int64_t steps = step + plan_.chunk < last ? plan_.chunk : last - step;
+      const int64_t steps = least(plan_.chunk, last - step);
       gather_inputs(g, step, steps);
-      lap(kGather);
       member.wait();
-      if (!plan_.fuse_input) {
-        project_inputs(g, steps);
-        lap(kInput);
-      }
+      if (!plan_.fuse_input) project_inputs(g, steps);
       for (int64_t k = 0; k < steps; ++k) {
         advance(g, step + k, k);
         member.wait();
         if (projected_) {
           project_outputs(g, step + k);
-          lap(kProjection);
           member.wait();
         }
       }
@@ -174,7 +165,8 @@ class ForwardWalk {
         const int64_t from = sample * shape_.R + vector * L;
         const Vec<S> h = load_part(in_.h0 + from, tail_out(vector));
         if (length == 0) store_part(p_.h_n + from, h, tail_out(vector));
-        for (S* copy : g.h) store(copy + row * ld_h_ + vector * L, zero ? Vec<S>{} : h);
+        for (Operand* copy : g.h)
+          Numbers<Operand>::put(copy + row * ld_h_ + vector * L, zero ? Vec<S>{} : h);
       }
       for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
         const int64_t from = sample * shape_.H + block * L;
@@ -195,6 +187,7 @@ class ForwardWalk {
   }
 
   void gather_inputs(const Group& g, int64_t step, int64_t steps) {
+    const Timing timing(g.member.watch, kGather);
     const Share own(steps * g.rows, g.member.begin, g.member.end, schedule_.team);
     for (int64_t r = own.begin; r < own.end; ++r) {
       const int64_t t = in_.time(step + r / g.rows), sample = in_.order[g.row0 + r % g.rows];
@@ -203,28 +196,33 @@ class ForwardWalk {
   }
 
   void project_inputs(const Group& g, int64_t steps) {
+    const Timing timing(g.member.watch, kInput);
     const int64_t rows = steps * g.rows;
     for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
       S* out = g.gates_x + block * plan_.chunk * g.rows * kGates;
-      multiply_panel<S>({g.x, ld_x_, shape_.I}, rows, panel_x(), block,
-                        {out, kGates, false, bias_() + block * kGates});
+      multiply_panel<Operand>({.at = g.x, .row_stride = ld_x_, .k_count = shape_.I}, rows,
+                              panel_x(), block,
+                              {.at = out, .row_stride = kGates, .bias = bias_() + block * kGates});
     }
   }
 
   void advance(const Group& g, int64_t step, int64_t k) {
     const int64_t t = in_.time(step);
     const int64_t active = active_rows(in_, t, g.row0, g.rows);
-    const S* h = g.h[step & 1];
+    const Operand* h = g.h[step & 1];
     for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
-      const S* panel_x = this->panel_x().panel(block);
-      const S* panel_h = this->panel_h().panel(block);
+      const Operand* panel_x = this->panel_x().panel(block);
+      const Operand* panel_h = this->panel_h().panel(block);
       const S* gates_x = g.gates_x + (block * plan_.chunk + k) * g.rows * kGates;
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> gates;
         with_constant<kRegisterRows>(height, [&](auto count) {
           Sum<S, decltype(count)::value, G> sum(gates.numbers, kGates, false);
-          sum.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
-          g.member.watch->lap(kRecurrent);
+          {
+            const Timing timing(g.member.watch, kRecurrent);
+            sum.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
+          }
+          const Timing timing(g.member.watch, kInput);
           if (plan_.fuse_input)
             sum.multiply(g.x + (k * g.rows + row) * ld_x_, ld_x_, 1, panel_x, shape_.I);
           sum.put([&](auto& whole) {
@@ -235,9 +233,7 @@ class ForwardWalk {
             }
           });
         });
-        g.member.watch->lap(kInput);
         cells(g, gates.numbers, height, step, t, block, row);
-        g.member.watch->lap(kPointwise);
       });
     }
   }
@@ -246,12 +242,13 @@ class ForwardWalk {
   // h of a row would wait for c, and the processor sees too few rows at once to fill the time.
   void cells(const Group& g, S* sums, int64_t height, int64_t step, int64_t t, int64_t block,
              int64_t row) {
+    const Timing timing(g.member.watch, kPointwise);
     const int64_t at = g.row0 + row, next_ld = g.u ? ld_u_ : ld_h_, unit = block * L;
     const int64_t* order = in_.order + at;
     const bool watch = in_.lengths || in_.reset || t == in_.last_time(at);
     const bool put = !g.u && (watch || tail(block) < L);  // more to do than to store whole vectors
     S* state = g.c + (block * g.rows + row) * L;
-    S* next = (g.u ? g.u : g.h[(step + 1) & 1]) + row * next_ld + unit;
+    Operand* next = (g.u ? g.u : g.h[(step + 1) & 1]) + row * next_ld + unit;
     S* y = p_.y + t * shape_.B * shape_.R + unit;
     S* saved = p_.saved;
     if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * (Cell::kSaved * L);
@@ -277,7 +274,7 @@ class ForwardWalk {
       if (put) {
         put_output(g, h, step, t, block, row + r);
       } else {
-        store(next, h);
+        Numbers<Operand>::put(next, h);
         if (!g.u) store(y + order[r] * shape_.R, h);
       }
     }
@@ -295,14 +292,15 @@ class ForwardWalk {
   void project_outputs(const Group& g, int64_t step) {
     const int64_t t = in_.time(step);
     const int64_t active = active_rows(in_, t, g.row0, g.rows);
-    const Panels<S> weight = panel_r();
+    const Timing timing(g.member.watch, kProjection);
+    const Panels<Operand> weight = panel_r();
     const Share own(weight.count(), g.member.begin, g.member.end, schedule_.team);
     for (int64_t q = own.begin; q < own.end; ++q) {
       const int64_t vectors = weight.width_of(q);
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S> h;
-        product<S>({g.u + row * ld_u_, ld_u_, shape_.H}, weight, q, height,
-                   {h.numbers, vectors * L});
+        product<Operand>({.at = g.u + row * ld_u_, .row_stride = ld_u_, .k_count = shape_.H},
+                         weight, q, height, {.at = h.numbers, .row_stride = vectors * L});
         for (int64_t i = 0; i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j)
             put_output(g, load(h.numbers + (i * vectors + j) * L), step, t, q * kPanelVectors + j,
@@ -320,7 +318,7 @@ class ForwardWalk {
     } else if (in_.reset && in_.resets(in_.time(step + 1), at)) {
       h = Vec<S>{};
     }
-    store(g.h[(step + 1) & 1] + row * ld_h_ + vector * L, h);
+    Numbers<Operand>::put(g.h[(step + 1) & 1] + row * ld_h_ + vector * L, h);
   }
 
   const WalkForward<S>& p_;
@@ -333,7 +331,8 @@ class ForwardWalk {
   const int64_t most_rows_, ld_x_, ld_h_, ld_u_;
   const bool stream_;
   Scratch scratch_;
-  Span<S> panel_x_, panel_h_, panel_r_, bias_, x_, gates_x_, h_, c_, u_;
+  Span<Operand> panel_x_, panel_h_, panel_r_, x_, h_, u_;
+  Span<S> bias_, gates_x_, c_;
   Span<Barrier> barriers_;
 };
 

@@ -17,18 +17,18 @@ TT_INLINE int64_t leading_dimension(int64_t columns) {
   return (lines | 1) * line;
 }
 
-template <typename S>
-TT_INLINE void copy_row(S* to, const S* from, int64_t count) {
-  if (count == 1) {
-    *to = *from;
+template <typename Operand, typename S>
+TT_INLINE void copy_row(Operand* to, const S* from, int64_t count) {
+  if (count == 1 || sizeof(Operand) < sizeof(S)) {
+    for (int64_t k = 0; k < count; ++k) to[k] = Numbers<Operand>::narrow(from[k]);
   } else {
     std::memcpy(to, from, count * sizeof(S));
   }
 }
 
 // Rows of [row0, row0 + rows) that are inside their sequence at time t.
-template <typename S>
-TT_INLINE int64_t active_rows(const WalkInput<S>& in, int64_t t, int64_t row0, int64_t rows) {
+template <typename Input>
+TT_INLINE int64_t active_rows(const Input& in, int64_t t, int64_t row0, int64_t rows) {
   if (in.lengths)
     while (rows > 0 && in.lengths[row0 + rows - 1] <= t) --rows;
   return rows;

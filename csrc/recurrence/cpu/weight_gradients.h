@@ -14,7 +14,7 @@
 namespace throughtime {
 namespace {
 
-template <typename Cell>
+template <typename Cell, typename Operand>
 class WeightGradients {
   using S = typename Cell::Number;
   static constexpr int G = Cell::kGates;
@@ -32,9 +32,10 @@ class WeightGradients {
         columns_(shape_.R + shape_.I + 1),
         most_rows_(divide_up(shape_.B, plan.groups)) {
     if (!wanted()) return;
-    hx_ = scratch->template reserve<S>(schedule.lanes, hx_size());
-    dw_ = scratch->template reserve<S>(plan.groups, dw_size());
-    dw_r_ = scratch->template reserve<S>(projected() ? plan.groups : 0, dw_r_size());
+    hx_ = scratch->template reserve<Operand>(schedule.lanes, plan.chunk, most_rows_,
+                                             columns_ + kRegisterRows);
+    dw_ = scratch->template reserve<S>(plan.groups, blocks_, columns_, kGates);
+    dw_r_ = scratch->template reserve<S>(projected() ? plan.groups : 0, blocks_, shape_.R, L);
   }
 
   bool wanted() const { return p_.dweight_hh != nullptr; }
@@ -45,12 +46,13 @@ class WeightGradients {
       std::memset(sums + part.blocks.begin * size, 0,
                   (part.blocks.end - part.blocks.begin) * size * sizeof(S));
     };
-    clear_blocks(dw_() + group * dw_size(), columns_ * kGates);
-    if (projected()) clear_blocks(dw_r_() + group * dw_r_size(), shape_.R * L);
+    clear_blocks(dw_(group), columns_ * kGates);
+    if (projected()) clear_blocks(dw_r_(group), shape_.R * L);
   }
 
   // Left operands of the weight gradient of one chunk, in the order in which its steps are walked.
   void gather(const GroupPart& part, const Chunk& chunk) {
+    const Timing timing(part.member.watch, kGather);
     const Share own = part.own(chunk.steps * part.rows);
     const S one = 1;
     int64_t row = own.begin % part.rows, s = chunk.step + chunk.steps - 1 - own.begin / part.rows;
@@ -74,31 +76,32 @@ class WeightGradients {
   }
 
   // Adds a chunk's sum da^T [h, x, 1] to the group's own sums.
-  void add(const GroupPart& part, int64_t group, const Chunk& chunk, const Ring<S>& da) {
+  void add(const GroupPart& part, int64_t group, const Chunk& chunk, const Ring<Operand>& da) {
+    const Timing timing(part.member.watch, kWeights);
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
       for (int64_t column = 0; column < columns_; column += kRegisterRows)
-        with_constant<kRegisterRows>(
-            columns_ - column < kRegisterRows ? columns_ - column : kRegisterRows, [&](auto count) {
-              S* to = dw_() + group * dw_size() + (block * columns_ + column) * kGates;
-              Sum<S, decltype(count)::value, G> sum(to, kGates, chunk.n > 0);
-              if (chunk.n > 0)
-                for (int v = 0; v < decltype(count)::value * G; ++v) __builtin_prefetch(to + v * L);
-              for_runs(in_, part, chunk, da.slots, [&](int64_t slot, int64_t index, int64_t rows) {
-                const int64_t last = rows - 1;
-                sum.multiply(hx_at(part, index + last, column), 1, -kRegisterRows,
-                             da.at(block, slot, last), rows, -kGates);
-              });
-              sum.put();
-            });
+        with_constant<kRegisterRows>(least(columns_ - column, kRegisterRows), [&](auto count) {
+          S* to = dw_(group) + (block * columns_ + column) * kGates;
+          Sum<S, decltype(count)::value, G> sum(to, kGates, chunk.n > 0);
+          if (chunk.n > 0)
+            for (int v = 0; v < decltype(count)::value * G; ++v) __builtin_prefetch(to + v * L);
+          for_runs(in_, part, chunk, da.slots, [&](int64_t slot, int64_t index, int64_t rows) {
+            const int64_t last = rows - 1;
+            sum.multiply(hx_at(part, index + last, column), 1, -kRegisterRows,
+                         da.at(block, slot, last), rows, -kGates);
+          });
+          sum.put();
+        });
   }
 
-  // The same for the projection: sum dr^T u, u = o tanh(c).
-  void add_projection(const GroupPart& part, int64_t group, const Chunk& chunk, const Ring<S>& dr,
-                      const Ring<S>& u) {
+  // The same for the projection: sum dr^T u, u the output of the cell.
+  void add_projection(const GroupPart& part, int64_t group, const Chunk& chunk,
+                      const Ring<Operand>& dr, const Ring<Operand>& u) {
+    const Timing timing(part.member.watch, kWeights);
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
       for_row_tiles(0, shape_.R, [&](int64_t output, int64_t height) {
         with_constant<kRegisterRows>(height, [&](auto count) {
-          S* to = dw_r_() + group * dw_r_size() + (block * shape_.R + output) * L;
+          S* to = dw_r_(group) + (block * shape_.R + output) * L;
           Sum<S, decltype(count)::value, 1> sum(to, L, chunk.n > 0);
           for_runs(in_, part, chunk, u.slots, [&](int64_t slot, int64_t, int64_t rows) {
             sum.multiply(dr.at(0, slot, rows - 1) + output, 1, -dr.width,
@@ -121,15 +124,12 @@ class WeightGradients {
 
  private:
   bool projected() const { return in_.weight_hr != nullptr; }
-  int64_t hx_size() const { return times(plan_.chunk, most_rows_, columns_ + kRegisterRows); }
-  int64_t dw_size() const { return times(blocks_, columns_, kGates); }
-  int64_t dw_r_size() const { return times(blocks_, shape_.R, L); }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
 
   // Tiles of kRegisterRows columns: the tile's k loop reads one contiguous piece.
-  S* hx_at(const GroupPart& part, int64_t row, int64_t column) const {
+  Operand* hx_at(const GroupPart& part, int64_t row, int64_t column) const {
     const int64_t tile = column / kRegisterRows * plan_.chunk * part.rows + row;
-    return hx_() + part.member.lane * hx_size() + tile * kRegisterRows + column % kRegisterRows;
+    return hx_(part.member.lane) + tile * kRegisterRows + column % kRegisterRows;
   }
 
   // Columns [column, column + count) of a row; zeros where there is no source.
@@ -138,15 +138,15 @@ class WeightGradients {
     constexpr int64_t width = kRegisterRows;
     const int64_t to_next_tile = plan_.chunk * part.rows * width;
     const int64_t first = column % width;
-    S* to = hx_at(part, row, column - first);
+    Operand* to = hx_at(part, row, column - first);
     const auto piece = [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) to[k] = from ? *from++ : S(0);
+      for (int64_t k = begin; k < end; ++k) to[k] = Numbers<Operand>::narrow(from ? *from++ : S(0));
       to += to_next_tile;
       count -= end - begin;
     };
     if (first > 0) piece(first, least(width, first + count));
     for (; from && count >= width; count -= width, from += width, to += to_next_tile)
-      std::memcpy(to, from, width * sizeof(S));  // of constant size: a move or two
+      copy_row(to, from, width);  // of constant size: a move or two
     while (count > 0) piece(0, least(width, count));
   }
 
@@ -162,7 +162,7 @@ class WeightGradients {
           const S* from = sums + (column + k) * kGates + gate * L;
           v[k] = column + k < count ? load(from) : Vec<S>{};
           for (int64_t group = 1; column + k < count && group < plan_.groups; ++group)
-            v[k] += load(from + group * dw_size());
+            v[k] += load(from + (dw_(group) - dw_()));
         }
         transpose<S>(v);
         S* row = to + (gate * shape_.H + block * L) * count + column;
@@ -175,8 +175,7 @@ class WeightGradients {
     for (int64_t output = 0; output < shape_.R; ++output) {
       const int64_t at = (block * shape_.R + output) * L;
       Vec<S> sum = load(dw_r_() + at);
-      for (int64_t group = 1; group < plan_.groups; ++group)
-        sum += load(dw_r_() + group * dw_r_size() + at);
+      for (int64_t group = 1; group < plan_.groups; ++group) sum += load(dw_r_(group) + at);
       store_part(p_.dweight_hr + output * shape_.H + block * L, sum, tail(block));
     }
   }
@@ -186,9 +185,9 @@ class WeightGradients {
   const WalkShape shape_;
   const WalkPlan& plan_;
   const int64_t blocks_, columns_, most_rows_;
-  Span<S> hx_;    // per lane: [columns / kRegisterRows, chunk * rows, kRegisterRows]
-  Span<S> dw_;    // per group: [blocks, columns, G L]
-  Span<S> dw_r_;  // per group: [blocks, R, L]
+  Span<Operand> hx_;  // per lane: [columns / kRegisterRows, chunk * rows, kRegisterRows]
+  Span<S> dw_;        // per group: [blocks, columns, G L]
+  Span<S> dw_r_;      // per group: [blocks, R, L]
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 // From the last step to the first, with ds_{t+1} known:
 //
 //   do_t = ds_{t+1} / 2        dh_t = dy_t + ds_{t+1} / 2, the latter unless step t+1 is detached
-//   attention (../relevancy/cpu_backward.h): dq_t, and to every candidate j its part of du_j, dh_j
+//   attention (relevancy/cpu/backward.h): dq_t, and to every candidate j its part of du_j, dh_j
 //   no later query attends key t, so du_t is whole:   dh_t += du_t U_a + (what attention gave h_t)
 //   cell: da_t before the nonlinearities, dc_{t-1}    ds_t = [da_t, dq_t] [W_hh; V_a]
 //   [dW_hh; dV_a] = sum [da, dq]^T s      dW_ih, db = sum da^T [x, 1]      dU_a = sum du^T h
@@ -79,8 +79,8 @@ class RelLstmBackwardPass {
       return scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, count);
     };
     ended_ = positions(screen_.T);
-    kept_ = positions(screen_.S());
-    slot_of_ = positions(screen_.S());
+    kept_ = positions(screen_.positions());
+    slot_of_ = positions(screen_.positions());
     free_ = positions(slots_);
     slots_of_row_ = scratch_.template reserve<Slots>(schedule_.lanes, most_rows_);
     replay_ = scratch_.template reserve<Replay>(schedule_.lanes, most_rows_);
@@ -89,6 +89,9 @@ class RelLstmBackwardPass {
     dkeys_of_ = scratch_.template reserve<S*>(schedule_.lanes, most_);
     dhidden_of_ = scratch_.template reserve<S*>(schedule_.lanes, most_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
   }
@@ -96,15 +99,16 @@ class RelLstmBackwardPass {
   int64_t blocks() const { return at_.stacked; }
 
   void prepare(Share blocks) {
-    const auto part = [&](int64_t count) { return part_of(count, blocks, this->blocks()); };
-    const Share own = part(stacked().count()), own_keys = part(key().count());
-    pack_rows(stacked(), shape_.H, own, [&](int64_t n) { return at_.stacked_row(in_, n); });
-    pack_rows(key(), shape_.H, own_keys, [&](int64_t n) { return in_.weight_key + n * shape_.H; });
-    if (p_.dx) {
-      const Share own_inputs = part(inputs().count());
-      pack_rows(inputs(), shape_.I, own_inputs,
+    const auto own = [&](const Panels<S>& panels) {
+      return blocks.of(panels.count(), this->blocks());
+    };
+    pack_rows(stacked(), shape_.H, own(stacked()),
+              [&](int64_t n) { return at_.stacked_row(in_, n); });
+    pack_rows(key(), shape_.H, own(key()),
+              [&](int64_t n) { return in_.weight_key + n * shape_.H; });
+    if (p_.dx)
+      pack_rows(inputs(), shape_.I, own(inputs()),
                 [&](int64_t n) { return at_.gate_row(in_.weight_ih, shape_.I, n); });
-    }
     if (blocks.begin > 0 || blocks.end == 0) return;  // for one worker
     load_row(score_(), in_.weight_score, shape_.A, at_.attention);
   }
@@ -133,7 +137,7 @@ class RelLstmBackwardPass {
   }
 
  private:
-  struct Walk {
+  struct Group {
     int64_t lane, group, row0, rows;
     Slots* slots;
     Replay* replay;
@@ -158,63 +162,60 @@ class RelLstmBackwardPass {
     return p_.saved + (position * shape_.B + row) * at_.key;
   }
   const S* step_row(int64_t t, int64_t row) const {
-    return p_.saved + screen_.S() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
+    return p_.saved + screen_.positions() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
   }
 
   void walk_group(const Member& member, int64_t group, Share rows) {
     const int64_t lane = member.lane;
     const int64_t first = lane * most_rows_, chunk = lane * plan_.chunk_rows, n = at_.units;
-    Walk w{lane,
-           group,
-           rows.begin,
-           rows.end - rows.begin,
-           slots_of_row_() + first,
-           replay_() + first,
-           da_() + chunk * at_.stacked,
-           sx_() + chunk * (n + at_.inputs),
-           keys_() + chunk * at_.key,
-           p_.dx ? dx_() + first * at_.inputs : nullptr,
-           dh_() + first * n,
-           ds_() + first * n,
-           direct_() + first * n,
-           context_() + first * n,
-           dc_() + first * n,
-           slot_() + first * slots_ * at_.key,
-           weights_() + lane * most_,
-           grad_() + lane * most_,
-           tanh_() + lane * slots_ * at_.attention,
-           lost_score_() + lane * at_.attention,
-           member.watch};
+    const Group w{.lane = lane,
+                  .group = group,
+                  .row0 = rows.begin,
+                  .rows = rows.end - rows.begin,
+                  .slots = slots_of_row_() + first,
+                  .replay = replay_() + first,
+                  .da = da_() + chunk * at_.stacked,
+                  .sx = sx_() + chunk * (n + at_.inputs),
+                  .keys = keys_() + chunk * at_.key,
+                  .dx = p_.dx ? dx_() + first * at_.inputs : nullptr,
+                  .dh = dh_() + first * n,
+                  .ds = ds_() + first * n,
+                  .direct = direct_() + first * n,
+                  .context = context_() + first * n,
+                  .dc = dc_() + first * n,
+                  .slot = slot_() + first * slots_ * at_.key,
+                  .weights = weights_() + lane * most_,
+                  .grad = grad_() + lane * most_,
+                  .tanh = tanh_() + lane * slots_ * at_.attention,
+                  .lost_score = lost_score_() + lane * at_.attention,
+                  .watch = member.watch};
     begin(w);
-    w.watch->lap(kOther);
     int64_t active = 0, filled = 0;
     for (int64_t t = screen_.T - 1; t >= 0; --t) {
       for (; active < w.rows && in_.length(w.row0 + active) > t; ++active) enter(w, active);
       if (active == 0) continue;
       if (filled + active > plan_.chunk_rows) {
         add_weights(w, filled);
-        w.watch->lap(kWeights);
         filled = 0;
       }
       retreat(w, t, active, filled);
       filled += active;
     }
     add_weights(w, filled);
-    w.watch->lap(kWeights);
     for (int64_t row = 0; row < w.rows; ++row) leave(w, row, row < active);
     for (int64_t j = 0; j < screen_.P; ++j) leave_memory(w, j);
   }
 
-  void begin(const Walk& w) {
+  void begin(const Group& w) {
     const int64_t first = w.lane * most_rows_;
     for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
-      w.replay[row] =
-          Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
-                 ended_() + (first + row) * screen_.T, kept_() + (first + row) * screen_.S());
-      w.slots[row] = {slot_of_() + (first + row) * screen_.S(), free_() + (first + row) * slots_,
-                      slots_};
-      for (int64_t j = 0; j < screen_.S(); ++j) w.slots[row].of[j] = -1;
+      w.replay[row] = Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
+                             ended_() + (first + row) * screen_.T,
+                             kept_() + (first + row) * screen_.positions());
+      w.slots[row] = {slot_of_() + (first + row) * screen_.positions(),
+                      free_() + (first + row) * slots_, slots_};
+      for (int64_t j = 0; j < screen_.positions(); ++j) w.slots[row].of[j] = -1;
       for (int64_t k = 0; k < slots_; ++k) w.slots[row].free[k] = k;
     }
     std::memset(sum_score_() + w.group * at_.attention, 0, at_.attention * sizeof(S));
@@ -229,7 +230,7 @@ class RelLstmBackwardPass {
   }
 
   // The last step of a row gets the gradients of the final state.
-  void enter(const Walk& w, int64_t row) {
+  void enter(const Group& w, int64_t row) {
     const int64_t from = in_.order[w.row0 + row] * shape_.H, to = row * at_.units;
     const auto load_or_zero = [&](S* into, const S* grad) {
       load_row(into + to, grad ? grad + from : nullptr, shape_.H, at_.units);
@@ -239,21 +240,22 @@ class RelLstmBackwardPass {
     load_or_zero(w.context, p_.dcontext_n);
   }
 
-  void retreat(const Walk& w, int64_t t, int64_t active, int64_t filled) {
+  void retreat(const Group& w, int64_t t, int64_t active, int64_t filled) {
     const int64_t n = at_.units;
+    Timing timing(w.watch, kGather);
     S* da = w.da + filled * at_.stacked;
     S* keys = w.keys + filled * at_.key;
     for (int64_t row = 0; row < active; ++row) {
       attend(w, t, row, da + row * at_.stacked + at_.gates);
       take_slot(w, screen_.P + t, row, w.dh + row * n, keys + row * at_.key);
-      w.watch->lap(kGather);
     }
+    timing.turn(kRecurrent);
     multiply<S>({keys + n, at_.key, shape_.A}, active, key(), {w.dh, n, true});
-    w.watch->lap(kRecurrent);
+    timing.turn(kPointwise);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, da + row * at_.stacked);
-    w.watch->lap(kPointwise);
+    timing.turn(kRecurrent);
     multiply<S>({da, at_.stacked, at_.stacked}, active, stacked(), {w.ds, n});
-    w.watch->lap(kRecurrent);
+    timing.turn(kGather);
     for (int64_t row = 0; row < active; ++row) {
       const bool detached = p_.detaches(t, w.row0 + row);
       for (int64_t k = row * n; k < (row + 1) * n; k += L) {
@@ -263,15 +265,13 @@ class RelLstmBackwardPass {
       }
       gather(t, w.row0 + row, w.sx + (filled + row) * (n + at_.inputs));
     }
-    w.watch->lap(kGather);
-    if (p_.dx) {
-      input_gradients(w, t, active, da);
-      w.watch->lap(kInputGradients);
-    }
+    timing.turn(kInputGradients);
+    if (p_.dx) input_gradients(w, t, active, da);
   }
 
   // Gradients of one query: dq, and the parts of its candidates' gradients, in their slots.
-  void attend(const Walk& w, int64_t t, int64_t row, S* dq) {
+  void attend(const Group& w, int64_t t, int64_t row, S* dq) {
+    Timing timing(w.watch, kScreening);
     const int64_t n = at_.units, at = w.row0 + row;
     const int64_t first = w.lane * most_;
     const S** keys = keys_of_() + first;
@@ -288,7 +288,7 @@ class RelLstmBackwardPass {
     });
     const S* q = step_row(t, at) + 6 * n;
     const S* grad_context = w.context + row * n;
-    w.watch->lap(kScreening);
+    timing.turn(kScores);
     const ScoreAdditive<S> score{at_.attention, score_()};
     score.scores(q, keys, count, w.weights, [&](int64_t d, int64_t, int64_t c, Vec<S> t) {
       store(w.tanh + c * at_.attention + d, t);
@@ -296,18 +296,17 @@ class RelLstmBackwardPass {
     softmax(w.weights, count);
     dot_products(grad_context, n, hidden, count, w.grad);
     softmax_gradient(w.weights, w.grad, count);
-    w.watch->lap(kScores);
+    timing.turn(kSums);
     add_to_rows(w.weights, S(1), grad_context, n, dhidden, count);
-    w.watch->lap(kSums);
+    timing.turn(kScores);
     std::memset(dq, 0, at_.attention * sizeof(S));
     score.gradients(
         count, w.grad, {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score},
         [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
-    w.watch->lap(kScores);
   }
 
   // The slot of a key, cleared when the key first needs one.
-  S* slot_of(const Walk& w, int64_t position, int64_t row) {
+  S* slot_of(const Group& w, int64_t position, int64_t row) {
     Slots& slots = w.slots[row];
     int64_t slot = slots.of[position];
     S* base = w.slot + row * slots_ * at_.key;
@@ -319,7 +318,7 @@ class RelLstmBackwardPass {
   }
 
   // Gives a key's slot back: dh of attention, and [h, du] for the weight gradient.
-  void take_slot(const Walk& w, int64_t position, int64_t row, S* dh, S* h_du) {
+  void take_slot(const Group& w, int64_t position, int64_t row, S* dh, S* h_du) {
     Slots& slots = w.slots[row];
     const int64_t slot = slots.of[position], n = at_.units;
     const S* from = w.slot + (row * slots_ + slot) * at_.key;
@@ -329,7 +328,7 @@ class RelLstmBackwardPass {
     slots.free[slots.free_count++] = slot;
   }
 
-  void cells(const Walk& w, int64_t t, int64_t row, S* da) {
+  void cells(const Group& w, int64_t t, int64_t row, S* da) {
     const int64_t n = at_.units, at = w.row0 + row, sample = in_.order[at];
     const S* saved = step_row(t, at);
     const S* c_before = t > 0 ? step_row(t - 1, at) + 4 * n : c_0_() + w.lane * n;
@@ -359,7 +358,7 @@ class RelLstmBackwardPass {
     to[shape_.I] = 1;
   }
 
-  void input_gradients(const Walk& w, int64_t t, int64_t active, const S* da) {
+  void input_gradients(const Group& w, int64_t t, int64_t active, const S* da) {
     multiply<S>({da, at_.stacked, at_.gates}, active, inputs(), {w.dx, at_.inputs});
     for (int64_t row = 0; row < active; ++row)
       store_row(p_.dx + (t * shape_.B + in_.order[w.row0 + row]) * shape_.I,
@@ -367,8 +366,9 @@ class RelLstmBackwardPass {
   }
 
   // Adds the products of the rows collected so far to the group's own sums.
-  void add_weights(const Walk& w, int64_t rows) {
+  void add_weights(const Group& w, int64_t rows) {
     if (!p_.dweight_hh) return;
+    const Timing timing(w.watch, kWeights);
     const int64_t n = at_.units, ld = n + at_.inputs;
     add_outer_products<S>(w.da, at_.stacked, at_.stacked, w.sx, ld, n / L, rows,
                           sum_s_() + w.group * at_.stacked * n, n);
@@ -377,7 +377,7 @@ class RelLstmBackwardPass {
     add_key_weights(w, rows);
   }
 
-  void add_key_weights(const Walk& w, int64_t rows) {
+  void add_key_weights(const Group& w, int64_t rows) {
     const int64_t n = at_.units;
     add_outer_products<S>(w.keys + n, at_.key, at_.attention, w.keys, at_.key, n / L, rows,
                           sum_key_() + w.group * at_.attention * n, n);
@@ -385,7 +385,7 @@ class RelLstmBackwardPass {
 
   // What is left before the first step goes to the initial state; a row without any step hands
   // its gradients straight through.
-  void leave(const Walk& w, int64_t row, bool walked) {
+  void leave(const Group& w, int64_t row, bool walked) {
     if (!walked) enter(w, row);
     const int64_t to = in_.order[w.row0 + row] * shape_.H, from = row * at_.units;
     store_row(p_.dh0 + to, w.direct + from, shape_.H);
@@ -394,7 +394,7 @@ class RelLstmBackwardPass {
   }
 
   // Gradients of the hidden states of an earlier call, at one position.
-  void leave_memory(const Walk& w, int64_t position) {
+  void leave_memory(const Group& w, int64_t position) {
     const int64_t n = at_.units;
     for (int64_t row = 0; row < w.rows; ++row) {
       if (w.slots[row].of[position] >= 0) {
@@ -427,7 +427,7 @@ class RelLstmBackwardPass {
   const ScreeningShape screen_;
   const RelLstmLayout<S> at_;
   const RelLstmPlan plan_;
-  const RelLstmSchedule schedule_;
+  const WalkSchedule schedule_;
   const int64_t most_rows_, slots_, most_;
   Scratch scratch_;
   Span<S> stacked_, key_, inputs_, score_;

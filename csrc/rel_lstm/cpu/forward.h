@@ -44,15 +44,18 @@ class RelLstmForwardPass {
     h_0_ = per_lane(times(most_rows_, at_.units));
     context_ = per_lane(times(most_rows_, at_.units));
     scores_ = per_lane(most_);
-    relevance_ = per_lane(times(most_rows_, screen_.S()));
+    relevance_ = per_lane(times(most_rows_, screen_.positions()));
     kept_ = scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, kept_size());
     screenings_ = scratch_.template reserve<Screening<S>>(schedule_.lanes, most_rows_);
     keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
     hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
     // Without a backward pass keys must last as long, but of each step only one.
-    keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.S(), shape_.B, at_.key);
+    keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.positions(), shape_.B, at_.key);
     step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.lanes, most_rows_, at_.step);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+  }
+
+  void run(const Runtime& runtime) {
     scratch_.allocate();
     run_workers(runtime, schedule_, barriers_(), *this);
   }
@@ -61,11 +64,9 @@ class RelLstmForwardPass {
 
   void prepare(Share blocks) {
     pack_rows_as_columns(stacked(), blocks, [&](int64_t n) { return at_.stacked_row(in_, n); });
-    const Share own_inputs = part_of(inputs().count(), blocks, this->blocks());
-    pack_rows_as_columns(inputs(), own_inputs,
+    pack_rows_as_columns(inputs(), blocks.of(inputs().count(), this->blocks()),
                          [&](int64_t n) { return at_.gate_row(in_.weight_ih, shape_.I, n); });
-    const Share own_keys = part_of(key().count(), blocks, this->blocks());
-    pack_rows_as_columns(key(), own_keys,
+    pack_rows_as_columns(key(), blocks.of(key().count(), this->blocks()),
                          [&](int64_t n) { return at_.attention_row(in_.weight_key, n); });
     if (blocks.begin > 0 || blocks.end == 0) return;  // for one worker
     for (int64_t n = 0; n < at_.stacked; ++n) {
@@ -83,7 +84,7 @@ class RelLstmForwardPass {
   void finish(Share) {}
 
  private:
-  struct Walk {
+  struct Group {
     int64_t row0, rows;
     S *z, *x, *c, *h_0, *context, *scores, *step;
     Screening<S>* screening;
@@ -102,39 +103,38 @@ class RelLstmForwardPass {
     return base + (position * shape_.B + row) * at_.key;
   }
   // i, f, g, o, c, s, q of the first row of a group; the rows follow.
-  S* step_rows(const Walk& w, int64_t t) const {
+  S* step_rows(const Group& w, int64_t t) const {
     if (!p_.saved) return w.step;
-    return p_.saved + screen_.S() * shape_.B * at_.key + (t * shape_.B + w.row0) * at_.step;
+    return p_.saved + screen_.positions() * shape_.B * at_.key + (t * shape_.B + w.row0) * at_.step;
   }
 
   void walk_group(const Member& member, Share rows) {
     const int64_t lane = member.lane;
     const int64_t m = most_rows_, first = lane * m;
-    Walk w{rows.begin,
-           rows.end - rows.begin,
-           z_() + first * at_.stacked,
-           x_() + first * at_.inputs,
-           c_() + first * at_.units,
-           h_0_() + first * at_.units,
-           context_() + first * at_.units,
-           scores_() + lane * most_,
-           p_.saved ? nullptr : step_() + first * at_.step,
-           screenings_() + first,
-           keys_of_() + lane * most_,
-           hidden_of_() + lane * most_,
-           member.watch};
+    const Group w{.row0 = rows.begin,
+                  .rows = rows.end - rows.begin,
+                  .z = z_() + first * at_.stacked,
+                  .x = x_() + first * at_.inputs,
+                  .c = c_() + first * at_.units,
+                  .h_0 = h_0_() + first * at_.units,
+                  .context = context_() + first * at_.units,
+                  .scores = scores_() + lane * most_,
+                  .step = p_.saved ? nullptr : step_() + first * at_.step,
+                  .screening = screenings_() + first,
+                  .keys = keys_of_() + lane * most_,
+                  .hidden = hidden_of_() + lane * most_,
+                  .watch = member.watch};
     begin(w, lane);
-    w.watch->lap(kOther);
     int64_t active = w.rows;
     for (int64_t t = 0; t < screen_.T; ++t) {
-      while (active > 0 && in_.length(w.row0 + active - 1) <= t) --active;
+      active = active_rows(in_, t, w.row0, active);
       if (active == 0) break;
       advance(w, t, active);
     }
     for (int64_t row = 0; row < w.rows; ++row) end(w, row);
   }
 
-  void begin(const Walk& w, int64_t lane) {
+  void begin(const Group& w, int64_t lane) {
     for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at], scratch = lane * most_rows_ + row;
       load_row(w.h_0 + row * at_.units, p_.h0 + sample * shape_.H, shape_.H, at_.units);
@@ -142,7 +142,7 @@ class RelLstmForwardPass {
       load_row(w.context + row * at_.units, p_.context0 + sample * shape_.H, shape_.H, at_.units);
       w.screening[row] =
           Screening<S>(screen_, in_.length(at), p_.keep_first, {p_.relevance + sample, shape_.B},
-                       {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.S(),
+                       {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.positions(),
                        kept_() + scratch * kept_size());
       for (int64_t j = 0; j < screen_.P; ++j)
         load_row(key_row(j, at), p_.memory + (j * shape_.B + sample) * shape_.H, shape_.H,
@@ -152,14 +152,15 @@ class RelLstmForwardPass {
   }
 
   // U_a h for the rows of one position.
-  void make_keys(const Walk& w, int64_t position, int64_t rows) {
+  void make_keys(const Group& w, int64_t position, int64_t rows) {
     S* first = key_row(position, w.row0);
     multiply<S>({first, at_.key, shape_.H}, rows, key(), {first + at_.units, at_.key});
     for (int64_t row = 0; row < rows; ++row)
       clear_padding(first + row * at_.key + at_.units, shape_.A, at_.attention);
   }
 
-  void advance(const Walk& w, int64_t t, int64_t active) {
+  void advance(const Group& w, int64_t t, int64_t active) {
+    Timing timing(w.watch, kGather);
     S* step = step_rows(w, t);
     S* s = step + 5 * at_.units;
     const int64_t position = screen_.P + t;
@@ -175,19 +176,18 @@ class RelLstmForwardPass {
     // The query has no input; its bias is zero.
     for (int64_t row = 0; row < active; ++row)
       std::memset(w.z + row * at_.stacked + at_.gates, 0, at_.attention * sizeof(S));
-    w.watch->lap(kGather);
+    timing.turn(kInput);
     multiply<S>({w.x, at_.inputs, shape_.I}, active, inputs(), {w.z, at_.stacked, false, bias_()});
-    w.watch->lap(kInput);
+    timing.turn(kRecurrent);
     multiply<S>({s, at_.step, shape_.H}, active, stacked(), {w.z, at_.stacked, true});
-    w.watch->lap(kRecurrent);
+    timing.turn(kPointwise);
     for (int64_t row = 0; row < active; ++row) cells(w, t, row, step + row * at_.step);
-    w.watch->lap(kPointwise);
+    timing.turn(kRecurrent);
     make_keys(w, position, active);
-    w.watch->lap(kRecurrent);
     for (int64_t row = 0; row < active; ++row) attend(w, t, row);
   }
 
-  void cells(const Walk& w, int64_t t, int64_t row, S* step) {
+  void cells(const Group& w, int64_t t, int64_t row, S* step) {
     S* z = w.z + row * at_.stacked;
     const int64_t n = at_.units;
     S* c = w.c + row * n;
@@ -208,25 +208,25 @@ class RelLstmForwardPass {
     std::memcpy(step + 6 * n, z + at_.gates, at_.attention * sizeof(S));
   }
 
-  void attend(const Walk& w, int64_t t, int64_t row) {
+  void attend(const Group& w, int64_t t, int64_t row) {
+    Timing timing(w.watch, kScreening);
     const Candidates& candidates = w.screening[row].candidates(t);
     candidates.each([&](int64_t c, int64_t position) {
       w.hidden[c] = key_row(position, w.row0 + row);
       w.keys[c] = w.hidden[c] + at_.units;
     });
-    w.watch->lap(kScreening);
+    timing.turn(kScores);
     const ScoreAdditive<S> score{at_.attention, score_()};
     score.scores(w.z + row * at_.stacked + at_.gates, w.keys, candidates.count(), w.scores);
     softmax(w.scores, candidates.count());
-    w.watch->lap(kScores);
+    timing.turn(kSums);
     weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),
                  w.context + row * at_.units);
-    w.watch->lap(kSums);
+    timing.turn(kScreening);
     w.screening[row].advance(t, w.scores);
-    w.watch->lap(kScreening);
   }
 
-  void end(const Walk& w, int64_t row) {
+  void end(const Group& w, int64_t row) {
     const int64_t at = w.row0 + row, sample = in_.order[at], length = in_.length(at);
     const S* h = length > 0 ? key_row(screen_.P + length - 1, at) : w.h_0 + row * at_.units;
     store_row(p_.h_n + sample * shape_.H, h, shape_.H);
@@ -244,7 +244,7 @@ class RelLstmForwardPass {
   const ScreeningShape screen_;
   const RelLstmLayout<S> at_;
   const RelLstmPlan plan_;
-  const RelLstmSchedule schedule_;
+  const WalkSchedule schedule_;
   const int64_t most_rows_, most_;
   Scratch scratch_;
   Span<S> stacked_, inputs_, key_, bias_, score_;

@@ -8,12 +8,12 @@ namespace {
 
 template <typename S>
 void forward(const RelLstmForward<S>& args, const Runtime& runtime) {
-  RelLstmForwardPass<S> run(args, runtime);
+  RelLstmForwardPass<S>(args, runtime).run(runtime);
 }
 
 template <typename S>
 void backward(const RelLstmBackward<S>& args, const Runtime& runtime) {
-  RelLstmBackwardPass<S> run(args, runtime);
+  RelLstmBackwardPass<S>(args, runtime).run(runtime);
 }
 
 }  // namespace

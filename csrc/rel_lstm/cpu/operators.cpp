@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forwa
   const int64_t B = s.B, left = s.screening.memory_after();
   const Tensor output = layer.make({s.T(), B, s.H}), h_n = layer.make({B, s.H}),
                c_n = layer.make({B, s.H}), context_n = layer.make({B, s.H}),
-               last = pooled({s.screening.S(), B}, ScalarType::Long),
+               last = pooled({s.screening.positions(), B}, ScalarType::Long),
                memory_index = pooled({left, B}, ScalarType::Long),
                memory_relevance = layer.make({left, B}),
                saved = layer.make({saved_numbers(s)}, call.save);
@@ -199,7 +199,7 @@ backward(BackwardCall& call) {
   check_argument("grad_c_n", call.grad_c_n, {B, H}, layer.dtype);
   check_argument("grad_context_n", call.grad_context_n, {B, H}, layer.dtype);
   check_argument("saved", call.saved, {saved_numbers(s)}, layer.dtype);
-  check_argument("last", call.last, {s.screening.S(), B}, ScalarType::Long);
+  check_argument("last", call.last, {s.screening.positions(), B}, ScalarType::Long);
   operation.checked();
   const bool weights = call.need_weights;
   const Tensor dx = layer.make({s.T(), B, s.I}, call.need_input), dh_0 = layer.make({B, H}),

@@ -6,7 +6,7 @@
 //         w . tanh(V_a s_t + U_a h_j), over the candidates of relevancy screening
 //
 // Shapes: T time steps, B samples, I inputs, H units, A attention units. Positions: see
-// ../relevancy/params.h; those of an earlier call hold its hidden states (`memory`).
+// relevancy/cpu/params.h; those of an earlier call hold its hidden states (`memory`).
 //
 // Rows j of the kernels are samples order[j], ordered by falling length, as in the LSTM.
 #pragma once
@@ -34,10 +34,11 @@ struct RelLstmShape {
 };
 
 // What the forward pass leaves for the backward pass, per row in padded units:
-//   keys   [S][B]: h_j, U_a h_j
+//   keys   [P + T][B]: h_j, U_a h_j
 //   steps  [T][B]: i, f, g, o, c, s, V_a s
 TT_INLINE int64_t saved_numbers(const RelLstmShape& s) {
-  return times(s.B, times(s.screening.S(), s.key_numbers()) + times(s.T(), s.step_numbers()));
+  return times(s.B,
+               times(s.screening.positions(), s.key_numbers()) + times(s.T(), s.step_numbers()));
 }
 
 template <typename S>
@@ -70,7 +71,7 @@ struct RelLstmForward {
   S* h_n;
   S* c_n;
   S* context_n;
-  int64_t* last;          // [S, B]
+  int64_t* last;          // [P + T, B]
   int64_t* memory_index;  // [memory_after, B]
   S* memory_relevance;    // the same
   S* saved;               // saved_numbers, or null
@@ -80,7 +81,7 @@ template <typename S>
 struct RelLstmBackward {
   RelLstmInput<S> in;
   const S* c0;          // [B, H]
-  const int64_t* last;  // [S, B]
+  const int64_t* last;  // [P + T, B]
   const S* saved;
   const S* dy;  // [T, B, H] or null, contiguous units
   int64_t dy_stride_t, dy_stride_b;

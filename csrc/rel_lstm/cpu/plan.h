@@ -2,6 +2,7 @@
 // A pure function of the shape, so that results are bit-equal for every number of threads.
 #pragma once
 
+#include "recurrence/cpu/plan.h"
 #include "rel_lstm/cpu/params.h"
 
 namespace throughtime {
@@ -9,12 +10,6 @@ namespace throughtime {
 struct RelLstmPlan {
   int64_t groups;
   int64_t chunk_rows;  // rows that are collected for one product of the weight gradients
-};
-
-struct RelLstmSchedule {
-  int lanes;  // groups that run at the same time
-  static constexpr int team = 1;
-  TT_INLINE int workers() const { return lanes; }
 };
 
 namespace rel_lstm_plan_detail {
@@ -41,11 +36,11 @@ TT_INLINE RelLstmPlan plan_rel_lstm(const RelLstmShape& s, int64_t scalar_bytes)
   return plan;
 }
 
-TT_INLINE RelLstmSchedule schedule_rel_lstm(const RelLstmShape& s, const RelLstmPlan& plan,
-                                            int threads) {
+TT_INLINE WalkSchedule schedule_rel_lstm(const RelLstmShape& s, const RelLstmPlan& plan,
+                                         int threads) {
   const double operations = 2.0 * s.T() * s.B * (4 * s.H * (s.H + s.I) + 2 * s.A * s.H);
-  if (threads <= 1 || operations < rel_lstm_plan_detail::kOperationsToFork) return {1};
-  return {static_cast<int>(least(threads, plan.groups))};
+  if (threads <= 1 || operations < rel_lstm_plan_detail::kOperationsToFork) return {1, 1};
+  return {static_cast<int>(least(threads, plan.groups)), 1};
 }
 
 }  // namespace throughtime

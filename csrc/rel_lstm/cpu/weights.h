@@ -48,11 +48,6 @@ struct RelLstmLayout {
   }
 };
 
-// A part of [0, count) for the share `blocks` of `of`.
-TT_INLINE Share part_of(int64_t count, Share blocks, int64_t of) {
-  return Share(count, blocks.begin, blocks.end, of);
-}
-
 // `count` numbers and zeros up to `columns`.
 template <typename S>
 TT_INLINE void load_row(S* to, const S* from, int64_t count, int64_t columns) {

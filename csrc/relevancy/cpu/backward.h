@@ -32,14 +32,14 @@ class RelevancyBackwardPass {
     const ScreeningShape& s = shape_.screening;
     int64_t retained = 0;
     for (int64_t n = 0; n < shape_.sequences(); ++n)
-      retained = most(retained,
-                      retained_at_end(s, in_.length(n / shape_.heads), {p_.last + n * s.S(), 1}));
+      retained = most(retained, retained_at_end(s, in_.length(n / shape_.heads),
+                                                {p_.last + n * s.positions(), 1}));
     most_ = padded<S>(s.most_in_window() + retained + 1);
     const auto per_worker = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
     };
     ended_ = per_worker(int64_t(), s.T);
-    kept_ = per_worker(int64_t(), s.S());
+    kept_ = per_worker(int64_t(), s.positions());
     weights_ = per_worker(S(), most_);
     grad_ = per_worker(S(), most_);
     keys_ = per_worker(static_cast<const S*>(nullptr), most_);
@@ -88,8 +88,8 @@ class RelevancyBackwardPass {
     const S* grad_output = p_.grad_output.sequence(b, h);
     const Score score = score_.of_head(h);
     S* grad_query = p_.grad_query + n * s.T * D;
-    S* grad_key = p_.grad_key + n * s.S() * D;
-    S* grad_value = p_.grad_value + n * s.S() * Dv;
+    S* grad_key = p_.grad_key + n * s.positions() * D;
+    S* grad_value = p_.grad_value + n * s.positions() * Dv;
     S* weights = weights_() + worker * most_;
     S* grad = grad_() + worker * most_;
     const S** keys = keys_() + worker * most_;
@@ -98,16 +98,16 @@ class RelevancyBackwardPass {
     S** grad_values = grad_values_() + worker * most_;
     S* grad_w = grad_w_() + n * D;
     std::memset(grad_query, 0, s.T * D * sizeof(S));
-    std::memset(grad_key, 0, s.S() * D * sizeof(S));
-    std::memset(grad_value, 0, s.S() * Dv * sizeof(S));
+    std::memset(grad_key, 0, s.positions() * D * sizeof(S));
+    std::memset(grad_value, 0, s.positions() * Dv * sizeof(S));
     S* lost_w = lost_w_() + worker * D;
     if (Score::kHasWeight) {
       std::memset(grad_w, 0, D * sizeof(S));
       std::memset(lost_w, 0, D * sizeof(S));
     }
 
-    Replay replay(s, length, {p_.last + n * s.S(), 1}, ended_() + worker * s.T,
-                  kept_() + worker * s.S());
+    Replay replay(s, length, {p_.last + n * s.positions(), 1}, ended_() + worker * s.T,
+                  kept_() + worker * s.positions());
     for (int64_t step = length - 1; step >= 0; --step) {
       const Candidates& candidates = replay.candidates(step);
       const int64_t count = candidates.count();

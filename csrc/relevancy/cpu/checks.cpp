@@ -34,7 +34,7 @@ void LastCheck::operator()(const int64_t* last, int64_t stride, int64_t n) {
   while (first < s.P && last[first * stride] < 0) ++first;
   const int64_t window = least(s.window_size, kTooMany);
   const int64_t full = first - s.P + window - 1;  // after this query the first key leaves
-  for (int64_t p = 0; p < s.S(); ++p) {
+  for (int64_t p = 0; p < s.positions(); ++p) {
     const int64_t end = last[p * stride];
     const bool may_be_empty = p < first || p >= s.P + n;
     if (may_be_empty && end == -1) continue;

@@ -17,7 +17,7 @@ class LastCheck {
  public:
   explicit LastCheck(const ScreeningShape& shape) : shape_(shape) {}
 
-  // Raises unless last[0], last[stride], ... [S] fits a sequence of `length` queries.
+  // Raises unless last[0], last[stride], ... [P + T] fits a sequence of `length` queries.
   void operator()(const int64_t* last, int64_t stride, int64_t length);
 
  private:

@@ -41,7 +41,7 @@ class RelevancyForwardPass {
     const auto per_worker = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
     };
-    relevance_ = per_worker(S(), shape_.screening.S());
+    relevance_ = per_worker(S(), shape_.screening.positions());
     kept_ = per_worker(int64_t(), kept_size());
     scores_ = per_worker(S(), most_);
     keys_ = per_worker(static_cast<const S*>(nullptr), most_);
@@ -81,7 +81,7 @@ class RelevancyForwardPass {
     S* output = p_.output + n * s.T * shape_.Dv;
 
     Screening<S> screening(s, length, p_.keep_first, {p_.relevance + n * s.P, 1},
-                           {p_.last + n * s.S(), 1}, relevance_() + worker * s.S(),
+                           {p_.last + n * s.positions(), 1}, relevance_() + worker * s.positions(),
                            kept_() + worker * kept_size());
     for (int64_t step = 0; step < length; ++step) {
       const Candidates& candidates = screening.candidates(step);

@@ -84,7 +84,7 @@ class Attention {
   void check_last(const Tensor& last) const {
     LastCheck check(shape.screening);
     for (int64_t n = 0; n < shape.sequences(); ++n)
-      check(data<int64_t>(last) + n * shape.screening.S(), 1,
+      check(data<int64_t>(last) + n * shape.screening.positions(), 1,
             lengths_ ? data<int64_t>(lengths_)[n / shape.heads] : shape.T());
   }
 
@@ -92,7 +92,7 @@ class Attention {
     return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
   }
 
-  bool empty() const { return shape.sequences() == 0 || shape.screening.S() == 0; }
+  bool empty() const { return shape.sequences() == 0 || shape.screening.positions() == 0; }
 
   template <typename S>
   RelevancyInput<S> as() const {
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
   operation.checked();
   const Tensor output = attention.make({s.B, s.heads, s.T(), s.Dv}),
                lse = attention.make({s.B, s.heads, s.T()}),
-               last = pooled({s.B, s.heads, s.screening.S()}, ScalarType::Long),
+               last = pooled({s.B, s.heads, s.screening.positions()}, ScalarType::Long),
                memory_index = pooled({s.B, s.heads, left}, ScalarType::Long),
                memory_relevance = attention.make({s.B, s.heads, left});
   operation.allocated();
@@ -158,12 +158,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(BackwardCall& call) {
   check_argument("grad_output", call.grad_output, {s.B, s.heads, s.T(), s.Dv}, attention.dtype);
   check_argument("output", call.output, {s.B, s.heads, s.T(), s.Dv}, attention.dtype);
   check_argument("lse", call.lse, {s.B, s.heads, s.T()}, attention.dtype);
-  check_argument("last", call.last, {s.B, s.heads, s.screening.S()}, ScalarType::Long);
+  check_argument("last", call.last, {s.B, s.heads, s.screening.positions()}, ScalarType::Long);
   attention.lay_out();
   operation.checked();
   const Tensor grad_query = attention.make({s.B, s.heads, s.T(), s.D}),
-               grad_key = attention.make({s.B, s.heads, s.screening.S(), s.D}),
-               grad_value = attention.make({s.B, s.heads, s.screening.S(), s.Dv}),
+               grad_key = attention.make({s.B, s.heads, s.screening.positions(), s.D}),
+               grad_value = attention.make({s.B, s.heads, s.screening.positions(), s.Dv}),
                grad_score_weight =
                    attention.make({s.heads, s.D}, call.args.score_weight.has_value());
   operation.allocated();

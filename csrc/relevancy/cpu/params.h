@@ -17,7 +17,7 @@ struct ScreeningShape {
   int64_t window_size;  // >= 1
   int64_t top_k;        // >= 0
 
-  TT_INLINE int64_t S() const { return P + T; }
+  TT_INLINE int64_t positions() const { return P + T; }
   // Sizes of the memory for the next call.
   TT_INLINE int64_t retained_after() const {
     // window_size + top_k would overflow: both may be the largest integer.
@@ -25,8 +25,8 @@ struct ScreeningShape {
   }
   TT_INLINE int64_t window_after() const { return least(window_size - 1, (P - R) + T); }
   TT_INLINE int64_t memory_after() const { return retained_after() + window_after(); }
-  TT_INLINE int64_t most_in_window() const { return least(window_size, S()); }
-  TT_INLINE int64_t most_retained() const { return least(top_k, S()); }
+  TT_INLINE int64_t most_in_window() const { return least(window_size, positions()); }
+  TT_INLINE int64_t most_retained() const { return least(top_k, positions()); }
 };
 
 struct RelevancyShape {
@@ -69,7 +69,7 @@ struct RelevancyForward {
   bool keep_first;        // relevance stays zero, so the first keys are retained
   S* output;              // [B, heads, T, Dv]
   S* lse;                 // [B, heads, T]
-  int64_t* last;          // [B, heads, S]
+  int64_t* last;          // [B, heads, P + T]
   int64_t* memory_index;  // [B, heads, memory_after]
   S* memory_relevance;    // [B, heads, memory_after]
 };
@@ -78,10 +78,10 @@ template <typename S>
 struct RelevancyBackward {
   RelevancyInput<S> in;
   Sequences<S> grad_output;
-  const int64_t* last;   // [B, heads, S]
+  const int64_t* last;   // [B, heads, P + T]
   S* grad_query;         // [B, heads, T, D]
-  S* grad_key;           // [B, heads, S, D]
-  S* grad_value;         // [B, heads, S, Dv]
+  S* grad_key;           // [B, heads, P + T, D]
+  S* grad_value;         // [B, heads, P + T, Dv]
   S* grad_score_weight;  // [heads, D] or null
 };
 

@@ -46,7 +46,7 @@ struct Candidates {
 template <typename S>
 class Screening {
  public:
-  // relevance, kept: scratch for shape.S() numbers and most_retained() + 1 positions.
+  // relevance, kept: scratch for shape.positions() numbers and most_retained() + 1 positions.
   Screening(const ScreeningShape& shape, int64_t length, bool keep_first, Column<const S> before,
             Column<int64_t> last, S* relevance, int64_t* kept)
       : shape_(shape),
@@ -55,7 +55,7 @@ class Screening {
         last_(last),
         relevance_(relevance) {
     candidates_.kept = kept;
-    for (int64_t p = 0; p < shape.S(); ++p) {
+    for (int64_t p = 0; p < shape.positions(); ++p) {
       relevance_[p] = p < shape.P ? before[p] : S(0);
       last_[p] = -1;
     }
@@ -146,7 +146,7 @@ class Screening {
 TT_INLINE int64_t retained_at_end(const ScreeningShape& shape, int64_t length,
                                   Column<const int64_t> last) {
   int64_t count = 0;
-  for (int64_t p = 0; p < shape.S(); ++p) {
+  for (int64_t p = 0; p < shape.positions(); ++p) {
     const bool in_window = p >= shape.R && p > shape.P + length - 1 - shape.window_size;
     count += last[p] == length - 1 && length > 0 && !in_window;
   }
@@ -156,7 +156,7 @@ TT_INLINE int64_t retained_at_end(const ScreeningShape& shape, int64_t length,
 // Lists the candidates of every step, from the last step to the first.
 class Replay {
  public:
-  // ended: scratch for shape.T positions; kept: for shape.S().
+  // ended: scratch for shape.T positions; kept: for shape.positions().
   Replay(const ScreeningShape& shape, int64_t length, Column<const int64_t> last, int64_t* ended,
          int64_t* kept)
       : shape_(shape), ended_(ended) {
@@ -165,7 +165,7 @@ class Replay {
     first_ = shape.R;
     while (first_ < shape.P && last[first_] < 0) ++first_;
     const int64_t window_begin = shape.P + length - shape.window_size;
-    for (int64_t p = 0; p < shape.S(); ++p) {
+    for (int64_t p = 0; p < shape.positions(); ++p) {
       if (last[p] < 0 || last[p] >= length) continue;
       if (last[p] < length - 1) {
         ended[last[p]] = p;  // only the last step is `last` of several keys

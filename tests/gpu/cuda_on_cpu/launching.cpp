@@ -1,5 +1,5 @@
-// The host side of the LSTM's GPU kernels, csrc/lstm/cuda/launch.cu, on the runtime of runtime/: what is asked
-// of a GPU before a launch, and what follows where it says no. Exits 0 if all is as it should be.
+// The host side of the LSTM's GPU kernels, csrc/lstm/cuda/launch.cu, on the fake runtime of runtime/: limits
+// set before a launch, and refused launches. Exits 0 if all checks hold.
 #define TT_SCALAR float
 #define TT_FIRST_SCALAR
 #define TT_ARCHITECTURES "none"
@@ -41,8 +41,8 @@ bool run_forward(const RecurrencePlan& plan) {
   return run_persistent(plan, RecurrenceForward<float>{}, nullptr, nullptr);
 }
 
-// A launch between another thread's question and its launch must not take away what that asked for.
-void shared_memory_is_asked_for_once() {
+// A launch must not lower the limits that another thread has set for its own launch.
+void shared_memory_is_set_once() {
   use_h100();
   most_cluster_blocks(0);
   RecurrencePlan large = forced(Tier::kResident, 128), small = large;
@@ -54,13 +54,13 @@ void shared_memory_is_asked_for_once() {
       expect(has_room(*plan) && run_forward(*plan), "a plan with shared memory does not run");
     }
   }
-  expect(!fake.shared.empty(), "nothing was asked for");
-  for (const auto& [where, asked] : fake.shared) {
-    expect(asked == std::make_pair(kMost, 1), "shared memory was asked for twice, or not all");
+  expect(!fake.shared.empty(), "no limit was set");
+  for (const auto& [where, limit] : fake.shared) {
+    expect(limit == std::make_pair(kMost, 1), "shared memory was set twice, or not to the most");
   }
 }
 
-void a_launch_without_room_is_told() {
+void a_launch_without_room_returns_false() {
   use_h100();
   for (const auto& [tier, status] :
        {std::make_pair(Tier::kGrid, cudaErrorCooperativeLaunchTooLarge),
@@ -101,8 +101,8 @@ void plans_fit_the_room() {
 }  // namespace
 
 int main() {
-  shared_memory_is_asked_for_once();
-  a_launch_without_room_is_told();
+  shared_memory_is_set_once();
+  a_launch_without_room_returns_false();
   plans_fit_the_room();
   return wrong == 0 ? 0 : 1;
 }

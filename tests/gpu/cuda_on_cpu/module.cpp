@@ -24,22 +24,6 @@ struct Arguments {
   int64_t number(const char* name) const { return numbers[name].cast<int64_t>(); }
 };
 
-RecurrencePlan plan_of(const Arguments& from) {
-  RecurrencePlan plan{};
-  plan.tier = static_cast<Tier>(from.number("tier"));
-  plan.partition.ranks = static_cast<int>(from.number("ranks"));
-  plan.partition.units = static_cast<int>(from.number("units"));
-  plan.partition.parts = static_cast<int>(from.number("parts"));
-  plan.partition.grid = plan.tier == Tier::kGrid;
-  plan.tiles_n = static_cast<int>(from.number("tiles_n"));
-  plan.held = static_cast<int>(from.number("held"));
-  plan.directions = static_cast<int>(from.number("D"));
-  plan.partition.groups = static_cast<int>(from.number("groups"));
-  plan.threads = static_cast<int>(from.number("threads"));
-  plan.shared_bytes = static_cast<int>(from.number("shared_bytes"));
-  return plan;
-}
-
 template <typename S>
 RecurrenceInput<S> input_of(const Arguments& from) {
   RecurrenceInput<S> in{};
@@ -55,15 +39,8 @@ RecurrenceInput<S> input_of(const Arguments& from) {
   return in;
 }
 
-template <typename Params>
-void start(const Arguments& from, const Params& p) {
-  const RecurrencePlan plan = plan_of(from);
-  py::gil_scoped_release release;
-  if (!run(plan, p)) throw std::runtime_error("no such instance of the kernel");
-}
-
 template <typename S>
-void forward(const Arguments& from) {
+RecurrenceForward<S> forward(const Arguments& from) {
   RecurrenceForward<S> p{};
   p.in = input_of<S>(from);
   p.projected = from.pointer<float>("projected");
@@ -74,11 +51,11 @@ void forward(const Arguments& from) {
   p.c_n = from.pointer<float>("c_n");
   p.gates = from.pointer<SavedGate<S>>("gates");
   p.cells = from.pointer<float>("cells");
-  start(from, p);
+  return p;
 }
 
 template <typename S>
-void backward(const Arguments& from) {
+RecurrenceBackward<S> backward(const Arguments& from) {
   RecurrenceBackward<S> p{};
   p.in = input_of<S>(from);
   p.gates = from.pointer<SavedGate<S>>("gates");
@@ -93,61 +70,53 @@ void backward(const Arguments& from) {
   p.dgates = from.pointer<S>("grad_gates");
   p.dh0 = from.pointer<float>("grad_h_0");
   p.dc0 = from.pointer<float>("grad_c_0");
-  start(from, p);
+  return p;
 }
 
-void run_dtype(const std::string& dtype, bool is_backward, py::dict addresses, py::dict numbers) {
-  const Arguments from{std::move(addresses), std::move(numbers)};
-  const auto with = [&](auto scalar) {
-    using S = decltype(scalar);
-    is_backward ? backward<S>(from) : forward<S>(from);
-  };
-  if (dtype == "float32") return with(float{});
-  if (dtype == "bfloat16") return with(device::BFloat16{});
-  if (dtype == "float16") return with(device::Float16{});
+template <typename Visit>
+auto with_scalar(const std::string& dtype, const Visit& visit) {
+  if (dtype == "float32") return visit(float{});
+  if (dtype == "bfloat16") return visit(device::BFloat16{});
+  if (dtype == "float16") return visit(device::Float16{});
   throw std::invalid_argument("dtype " + dtype);
 }
 
-// What the backward finds of a gate, r of i, f, g, o, whose sum the forward had.
+void run_dtype(const std::string& dtype, const RecurrencePlan& plan, bool is_backward,
+               py::dict addresses, py::dict numbers) {
+  const Arguments from{std::move(addresses), std::move(numbers)};
+  const auto start = [&](const auto& p) {
+    py::gil_scoped_release release;
+    if (!run(plan, p)) throw std::runtime_error("no such instance of the kernel");
+  };
+  with_scalar(dtype, [&](auto scalar) {
+    using S = decltype(scalar);
+    is_backward ? start(backward<S>(from)) : start(forward<S>(from));
+  });
+}
+
+// Gate r of i, f, g, o in the backward, from its sum in the forward.
 float saved_gate(const std::string& dtype, int r, float sum) {
-  const auto as = [&](auto scalar) {
+  return with_scalar(dtype, [&](auto scalar) {
     using S = decltype(scalar);
     const float saved = cell_forward<S>({sum, sum, sum, sum}, 0, false).saved[r];
     return restored_gate<S>(r, device::to_float(device::from_float<SavedGate<S>>(saved)));
-  };
-  if (dtype == "float32") return as(float{});
-  return dtype == "bfloat16" ? as(device::BFloat16{}) : as(device::Float16{});
+  });
 }
 
-// plan() of plan.h, with its reason and what it counts.
-py::dict make_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes, bool backward,
-                   int compute, int multiprocessors, int shared_bytes, int cluster, double ghz,
-                   double memory_gbs, int tier) {
+RecurrencePlan make_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes,
+                         bool backward, int compute, int multiprocessors, int shared_bytes,
+                         int cluster, double ghz, double memory_gbs, int tier) {
+  return plan({T, B, D, H, scalar_bytes, backward},
+              {compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs},
+              static_cast<Tier>(tier));
+}
+
+// A plan by hand: plan() does not divide so few units among several blocks.
+RecurrencePlan hand_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes,
+                         bool backward, int tier, int ranks, int tiles_n, int held, int parts,
+                         int warps) {
   const RecurrenceShape shape{T, B, D, H, scalar_bytes, backward};
-  const Gpu gpu{compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs};
-  const RecurrencePlan plan = throughtime::plan(shape, gpu, static_cast<Tier>(tier));
-  py::dict found;
-  found["tier"] = static_cast<int>(plan.tier);
-  found["ranks"] = plan.partition.ranks;
-  found["units"] = plan.partition.units;
-  found["parts"] = plan.partition.parts;
-  found["tiles_n"] = plan.tiles_n;
-  found["held"] = plan.held;
-  found["groups"] = plan.partition.groups;
-  found["threads"] = plan.threads;
-  found["shared_bytes"] = plan.shared_bytes;
-  found["reason"] = plan.reason ? plan.reason : "";
-  found["most_threads"] = most_threads(plan.tiles_n, plan.held);
-  found["exists"] = instance_exists(scalar_bytes, backward, plan.tiles_n, plan.held);
-  return found;
-}
-
-int shared_bytes(bool backward, int H, int units, int ranks, int parts, int warps, bool grid,
-                 int tiles_n, int held, int scalar_bytes) {
-  return backward
-             ? backward_layout(H, units, ranks, parts, warps, grid, tiles_n, held, scalar_bytes)
-                   .bytes
-             : forward_layout(H, units, parts, grid, tiles_n, held, scalar_bytes).bytes;
+  return plan_by_hand(shape, static_cast<Tier>(tier), ranks, tiles_n, held, parts, warps);
 }
 
 }  // namespace
@@ -160,12 +129,31 @@ std::pair<int64_t, int64_t> take_work() {
 }
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
+  const auto of_partition = [](int Partition::* member) {
+    return [=](const RecurrencePlan& plan) { return plan.partition.*member; };
+  };
+  py::class_<RecurrencePlan>(m, "Plan")
+      .def_property_readonly("tier",
+                             [](const RecurrencePlan& p) { return static_cast<int>(p.tier); })
+      .def_property_readonly("reason", [](const RecurrencePlan& p) { return p.reason; })
+      .def_property_readonly("groups", of_partition(&Partition::groups))
+      .def_property_readonly("ranks", of_partition(&Partition::ranks))
+      .def_property_readonly("units", of_partition(&Partition::units))
+      .def_property_readonly("parts", of_partition(&Partition::parts))
+      .def_readonly("tiles_n", &RecurrencePlan::tiles_n)
+      .def_readonly("held", &RecurrencePlan::held)
+      .def_readonly("threads", &RecurrencePlan::threads)
+      .def_readonly("shared_bytes", &RecurrencePlan::shared_bytes);
   m.def("take_work", &take_work);
   m.def("run", &run_dtype);
   m.def("saved_gate", &saved_gate);
+  m.def("most_threads", &most_threads);
+  m.def("instance_exists", &instance_exists);
   m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
         py::arg("scalar_bytes"), py::arg("backward"), py::arg("compute"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster"),
         py::arg("ghz") = 1.7, py::arg("memory_gbs") = 3350, py::arg("tier") = 0);
-  m.def("shared_bytes", &shared_bytes);
+  m.def("hand_plan", &hand_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
+        py::arg("scalar_bytes"), py::arg("backward"), py::arg("tier"), py::arg("ranks") = 1,
+        py::arg("tiles_n") = 1, py::arg("held") = 0, py::arg("parts") = 1, py::arg("warps") = 0);
 }

@@ -43,8 +43,8 @@ void multiply(const Left& a, int64_t rows, int64_t inner, int64_t columns, const
   }
 }
 
-// Threads of a step share nothing, so one after the other they do the same, and a thousand steps take a
-// second. The thread sanitizer watches whether they share nothing.
+// Threads of a step share nothing, so they may run one after the other: a thousand steps take a second.
+// Under the thread sanitizer they run at once, which proves that they share nothing.
 inline auto launch_steps(int64_t threads) {
   return [=](auto kernel, const auto& arguments) {
     const auto blocks = static_cast<int>((threads + kStepThreads - 1) / kStepThreads);
@@ -78,10 +78,8 @@ void run_stepwise(const RecurrenceBackward<S>& p) {
   launch_stepwise(
       p, product.data(),
       [&](int64_t d, int64_t t) {
-        if (!p.detach) return true;
         for (int64_t n = 0; n < B; ++n) {
-          const int64_t at = d * p.detach_stride_d + t * p.detach_stride_t + n * p.detach_stride_b;
-          if (!p.detach[at]) return true;
+          if (!p.is_detached(d, t, n)) return true;
         }
         return false;
       },
@@ -94,7 +92,21 @@ void run_stepwise(const RecurrenceBackward<S>& p) {
       launch_steps(D * B * H));
 }
 
-// By the plan's tier; false where the plan's instance does not exist. The stepwise tier finds the
+// plan_with() for every tier; in the backward a block has a warp for every 8 units unless `warps` says
+// otherwise. Weights of float are not held in registers.
+inline RecurrencePlan plan_by_hand(const RecurrenceShape& s, Tier tier, int ranks, int tiles_n,
+                                   int held, int parts, int warps) {
+  if (tier == Tier::kStepwise) {
+    RecurrencePlan plan{};
+    plan.tier = tier;
+    return plan;
+  }
+  const int held_here = s.scalar_bytes == 2 ? held : 0;
+  if (warps == 0) warps = static_cast<int>(divide_up(divide_up(s.H, ranks), kSlabUnits));
+  return plan_with(s, tier, ranks, tiles_n, held_here, parts, warps);
+}
+
+// Runs the plan's tier; false if the plan's instance does not exist. The stepwise tier begins with the
 // state in h_n and c_n, or in dh0 and dc0.
 template <typename Params>
 bool run(const RecurrencePlan& plan, const Params& p) {

@@ -1,5 +1,5 @@
-// What csrc/lstm/cuda/launch.cu and gpu.cpp ask of CUDA's runtime, answered by a GPU of numbers: nothing is
-// launched, and every limit that was set is remembered.
+// A fake of the part of CUDA's runtime that csrc/lstm/cuda/launch.cu and gpu.cpp call. It launches nothing and
+// records every limit that is set.
 #pragma once
 
 #include <cstddef>
@@ -55,7 +55,7 @@ struct cudaLaunchConfig_t {
 };
 struct cudaFuncAttributes {};
 struct cudaDeviceProp {
-  const char* name = "a GPU of numbers";
+  const char* name = "a fake GPU";
   int major = 9, minor = 0;
 };
 
@@ -64,17 +64,17 @@ struct FakeGpu {
   std::map<cudaDeviceAttr, int> attributes;
   int blocks_at_once = 1;              // on a multiprocessor
   int most_cluster = 16;               // blocks of a cluster that finds room
-  cudaError_t launched = cudaSuccess;  // what a launch says
+  cudaError_t launched = cudaSuccess;  // the status of a launch
   cudaError_t last = cudaSuccess;
   int launches = 0;
-  // By kernel and device: the shared memory that a block may have, and how often that was set.
+  // By kernel and device: the shared memory that a block may have, and how often it was set.
   std::map<std::pair<const void*, int>, std::pair<int, int>> shared;
 };
 inline FakeGpu fake;
 
 inline cudaError_t cudaGetDevice(int* device) { return *device = fake.device, cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return std::exchange(fake.last, cudaSuccess); }
-inline const char* cudaGetErrorString(cudaError_t) { return "an error of numbers"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "a fake error"; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int) { return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
   return *value = fake.attributes[name], cudaSuccess;
