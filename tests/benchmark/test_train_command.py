@@ -23,7 +23,6 @@ from bench.train.folder import RunFolder
 
 import throughtime
 from throughtime import _install
-from train_runs import TIMES
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "sequences_per_s")

@@ -16,7 +16,6 @@ from bench.train.trainer import Epoch, Trainer, TrainingError, best
 
 import throughtime
 from closeness import assert_close
-from train_runs import SCREENING, TINY, trained, without_times
 
 TINY = Config(
     "copying",
