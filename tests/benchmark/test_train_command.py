@@ -20,7 +20,6 @@ import torch
 from bench.__main__ import main
 from bench.train import command, demo, memory, recall
 from bench.train.folder import RunFolder
-from train_runs import TIMES
 
 import throughtime
 from throughtime import _install

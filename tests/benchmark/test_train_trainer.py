@@ -13,7 +13,6 @@ from bench.train import attention, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
-from train_runs import SCREENING, TINY, trained, without_times
 
 import throughtime
 from closeness import assert_close
