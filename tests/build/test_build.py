@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "bench", "csrc", "python", "tests", "triton_kernels")
@@ -296,7 +297,7 @@ class TestCompiledWheel:
         info = built.info()
         assert info["flags"].endswith(" -DUSER_FLAG")
         assert info["compiler"]
-        assert info["torch"] == torch_version()
+        assert info["torch"] == torch.__version__
         assert "THROUGHTIME_BUILD=cpu was set" in built.left_out("cuda")
         assert kernels_in(built, tmp_path) == len(info["built"]["cpu"].split(", "))
 
@@ -358,12 +359,6 @@ def kernels_in(built: Built, tmp_path: Path) -> int:
         text=True,
     )
     return int(answer.stdout)
-
-
-def torch_version() -> str:
-    import torch
-
-    return torch.__version__
 
 
 def test_sdist_has_all_that_a_build_needs(build: Build, checkout: Path, tmp_path: Path) -> None:
