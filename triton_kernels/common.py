@@ -21,12 +21,12 @@ def on_its_gpu(run: _Run) -> _Run:
     """Makes the GPU of the tensors current during ``run``: Triton launches on the current GPU."""
 
     @functools.wraps(run)
-    def guarded(*args: object) -> tuple[Tensor, ...]:
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    def guarded(call: tuple[object, ...]) -> tuple[Tensor, ...]:
+        device = next(arg.device for arg in call if isinstance(arg, Tensor))
         if device.type == "cpu":  # the interpreter
-            return run(*args)
+            return run(call)
         with torch.cuda.device(device):
-            return run(*args)
+            return run(call)
 
     return guarded  # type: ignore[return-value]
 

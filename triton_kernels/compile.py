@@ -47,8 +47,7 @@ _INTEGERS = {
     "reset": "*u8",
     "detach_mask": "*u8",
 }
-_SIZES = ("T", "S", "R", "W", "K", "CAPACITY", "HEADS", "D", "DV", "B", "H", "A", "t",
-          "detach_step", "detach_sample")  # fmt: skip
+_SIZES = ("T", "S", "R", "W", "K", "CAPACITY", "HEADS", "D", "DV", "B", "H", "A", "t")
 # Pointers of the LSTM's kernels at the dtype of sums; the others are at S, or integers.
 _SUMS = ("projected", "c_0", "c_n", "cells", "grad_h", "grad_c")
 _OPTIONAL = ("bias", "reset", "detach_mask", "grad_output")

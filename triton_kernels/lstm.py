@@ -47,13 +47,13 @@ from throughtime.triton_kernels.lstm_steps import (
 )
 from torch import Tensor
 
-from throughtime.ops.lstm.recurrence import saved_gates
+from throughtime.ops.lstm.recurrence import BackwardArguments, ForwardArguments, saved_gates
 
 # Units of a walk by the bytes of S. Twice as many spill registers with any number of warps.
 WALKED_UNITS = {2: 128, 4: 128, 8: 64}
 SAMPLES = 16  # of a program of a walk: the least that a matrix unit takes
 
-_RUN_TIME = ["T", "B", "t", "detach_step", "detach_sample"]
+_RUN_TIME = ["T", "B", "t"]
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -134,7 +134,7 @@ def one_step_forward(
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def walk_backward(
-    grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask, detach_step, detach_sample,
+    grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask,
     grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, HELD: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -155,7 +155,7 @@ def walk_backward(
     for step in range(longest):
         t = tl.zeros_like(end) + (step if REVERSE else longest - 1 - step)
         row, active, carries = step_of(t, b, end, reset, B)
-        flows = open_samples(carries, detach_mask, t, b, detach_step, detach_sample)
+        flows = open_samples(carries, detach_mask, t, b, B)
         ai, af, ag, ao, dc_before = step_backward(dh, dc, t, b, row, end, n, active, carries,
             grad_output, c_0, gates, cells, grad_gates, B, H, REVERSE)  # fmt: skip
         given = tl.zeros_like(dh)
@@ -179,8 +179,8 @@ def walk_backward(
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def one_step_backward(
-    t, grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask, detach_step,
-    detach_sample, grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
+    t, grad_output, c_0, weight_hh, ends, gates, cells, reset, detach_mask,
+    grad_gates, grad_h, grad_c, B, H, REVERSE: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Step t of a tile of samples and units, after the product of the step that follows in travel.
@@ -198,7 +198,7 @@ def one_step_backward(
     t = tl.zeros_like(end) + t
     later = t - 1 if REVERSE else t + 1
     row, followed, carries = step_of(later, b, end, reset, B)
-    flows = open_samples(carries, detach_mask, later, b, detach_step, detach_sample)
+    flows = open_samples(carries, detach_mask, later, b, B)
     given = tl.zeros_like(dh)
     if tl.max(flows.to(tl.int32), axis=0) > 0:  # else h-detach spares the product
         given = add_rows_times_weight(given, grad_gates + row * (4 * H), flows, weight_hh, n, H,
@@ -257,104 +257,63 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
 
 
 @on_its_gpu
-def recurrence_forward(
-    projected: Tensor,
-    bias: Tensor | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_hh: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """All steps of the LSTM after its input projection. Arguments are contiguous and not checked.
+def recurrence_forward(call: ForwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All steps of one direction after its input projection.
 
-    Args:
-        projected: A ``[T, B, 4H]``, x W_ih^T; anything past a sample's end.
-        bias: S ``[4H]`` or None.
-        h_0: S ``[B, H]``.
-        c_0: A ``[B, H]``.
-        weight_hh: S ``[4H, H]``, gate rows i, f, g, o.
-        lengths: int64 ``[B]`` or None.
-        reset: bool ``[T, B]`` or None.
-        reverse: travel from the last position to the first.
-        save: for the backward pass.
-
-    Returns:
-        output S ``[T, B, H]``, h_n S, c_n A ``[B, H]``, gates ``[T, B, 4H]`` of dtype
-        :func:`throughtime.ops.lstm.gpu.saved_gates`, cells A ``[T, B, H]``; the last two hold
-        anything past a sample's end, and are empty without ``save``.
+    The arguments of ``lstm_recurrence_forward`` without the axis of directions, contiguous and not
+    checked. ``gates`` and ``cells`` hold anything past a sample's end.
     """
-    (T, B, _), H, dtype = projected.shape, weight_hh.size(1), weight_hh.dtype
-    output = h_0.new_empty(T, B, H) if lengths is None else h_0.new_zeros(T, B, H)
-    h_n, c_n = h_0.clone(), c_0.clone()
-    gates = h_0.new_empty((T if save else 0, B, 4 * H), dtype=saved_gates(dtype))
-    cells = c_0.new_empty(T if save else 0, B, H)
+    (T, B, _), H, dtype = call.projected.shape, call.weight_hh.size(1), call.weight_hh.dtype
+    output = call.h_0.new_empty(T, B, H) if call.lengths is None else call.h_0.new_zeros(T, B, H)
+    h_n, c_n = call.h_0.clone(), call.c_0.clone()
+    gates = call.h_0.new_empty((T if call.save else 0, B, 4 * H), dtype=saved_gates(dtype))
+    cells = call.c_0.new_empty(T if call.save else 0, B, H)
     if B > 0:
+        ends = ends_of(call.lengths, T, B, call.h_0.device)
         arguments = (
-            projected, bias, h_0, weight_hh, ends_of(lengths, T, B, h_0.device), _bytes(reset),
+            call.projected, call.bias, call.h_0, call.weight_hh, ends, _bytes(call.reset),
             output, h_n, c_n, gates, cells, B, H,
         )  # fmt: skip
-        chosen = {"REVERSE": reverse, "SAVE": save, **options(B, H, dtype, h_0.device)}
+        chosen = {"REVERSE": call.reverse, "SAVE": call.save}
+        chosen |= options(B, H, dtype, call.h_0.device)
         samples = triton.cdiv(B, chosen["BLOCK_B"])
         if fused(H, dtype):
             walk_forward[(samples,)](*arguments, **chosen)
         else:
             grid = (samples, triton.cdiv(H, chosen["BLOCK_N"]))
-            for t in reversed(range(T)) if reverse else range(T):
+            for t in reversed(range(T)) if call.reverse else range(T):
                 one_step_forward[grid](t, *arguments, **chosen)
     return output, h_n, c_n, gates, cells
 
 
 @on_its_gpu
-def recurrence_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    c_0: Tensor,
-    weight_hh: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    detach_mask: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients through all steps. Arguments are contiguous and not checked.
+def recurrence_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients through all steps of one direction.
 
-    Args:
-        grad_output: S ``[T, B, H]`` or None; anything past a sample's end.
-        grad_h_n: S ``[B, H]`` or None.
-        grad_c_n: A ``[B, H]`` or None.
-        c_0, weight_hh, lengths, reset, reverse: as given to :func:`recurrence_forward`.
-        gates, cells: what it saved.
-        detach_mask: bool ``[T]`` or ``[T, B]``, True stops the gradient into the h that enters
-            step t; or None.
-
-    Returns:
-        grad_gates S ``[T, B, 4H]``, before the nonlinearities and zero past a sample's end;
-        grad_h_0 and grad_c_0 A ``[B, H]``.
+    The arguments of ``lstm_recurrence_backward`` without the axis of directions, contiguous and not
+    checked. ``grad_gates`` is zero past a sample's end.
     """
-    (T, B, H), dtype = cells.shape, weight_hh.dtype
-    unset = weight_hh.new_empty if lengths is None else weight_hh.new_zeros
+    (T, B, H), dtype = call.cells.shape, call.weight_hh.dtype
+    unset = call.weight_hh.new_empty if call.lengths is None else call.weight_hh.new_zeros
     grad_gates = unset(T, B, 4 * H)
-    grad_h = torch.zeros_like(c_0) if grad_h_n is None else grad_h_n.to(c_0.dtype, copy=True)
-    grad_c = torch.zeros_like(c_0) if grad_c_n is None else grad_c_n.clone()
+    grad_h, grad_c = (
+        torch.zeros_like(call.c_0) if grad is None else grad.to(call.c_0.dtype, copy=True)
+        for grad in (call.grad_h_n, call.grad_c_n)
+    )
     if B > 0:
-        per_sample = detach_mask is not None and detach_mask.dim() == 2
+        ends = ends_of(call.lengths, T, B, call.c_0.device)
         arguments = (
-            grad_output, c_0, weight_hh, ends_of(lengths, T, B, c_0.device), gates, cells,
-            _bytes(reset), _bytes(detach_mask), B if per_sample else 1, int(per_sample),
+            call.grad_output, call.c_0, call.weight_hh, ends, call.gates, call.cells,
+            _bytes(call.reset), _bytes(call.detach_mask),
             grad_gates, grad_h, grad_c, B, H,
         )  # fmt: skip
-        chosen = {"REVERSE": reverse, **options(B, H, dtype, c_0.device)}
+        chosen = {"REVERSE": call.reverse, **options(B, H, dtype, call.c_0.device)}
         samples = triton.cdiv(B, chosen["BLOCK_B"])
         if fused(H, dtype):
             walk_backward[(samples,)](*arguments, **chosen)
         else:
             grid = (samples, triton.cdiv(H, chosen["BLOCK_N"]))
             # One launch more than steps: the product of the last step gives dh_0.
-            for t in range(T + 1) if reverse else range(T - 1, -2, -1):
+            for t in range(T + 1) if call.reverse else range(T - 1, -2, -1):
                 one_step_backward[grid](t, *arguments, **chosen)
     return grad_gates, grad_h, grad_c

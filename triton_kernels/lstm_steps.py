@@ -98,9 +98,9 @@ def step_backward(
 
 
 @triton.jit
-def open_samples(carries, detach_mask, t, b, detach_step, detach_sample):
+def open_samples(carries, detach_mask, t, b, B):
     """Which samples pass the gradient of the gates of step t on to h_{t-1}."""
     if detach_mask is not None:
-        at = detach_mask + t * detach_step + b * detach_sample
+        at = detach_mask + t * B + b
         carries = carries & (tl.load(at, mask=carries, other=1) == 0)
     return carries

@@ -19,6 +19,8 @@ and ``dh`` of its own samples: no atomics, bit-equal repeats.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -384,6 +386,12 @@ def _views(saved: Tensor, T: int, B: int, S: int, H: int, A: int) -> list[Tensor
     return [x.view(shape) for x, shape in zip(saved.split(sizes), shapes, strict=True)]
 
 
+def _weights(call: Any) -> list[Tensor]:
+    """The weights of the walk, contiguous."""
+    names = ("weight_hh", "weight_query", "weight_key", "weight_score")
+    return [getattr(call, name).contiguous() for name in names]
+
+
 def blocks(H: int, A: int, W: int, capacity: int) -> dict[str, int]:
     widest = max(H, A)
     return {
@@ -396,138 +404,96 @@ def blocks(H: int, A: int, W: int, capacity: int) -> dict[str, int]:
 
 
 @on_its_gpu
-def forward(
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    context_0: Tensor,
-    memory: Tensor | None,
-    relevance: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_query: Tensor,
-    weight_key: Tensor,
-    weight_score: Tensor,
-    lengths: Tensor | None,
-    detach_mask: Tensor | None,
-    retained: int,
-    window_size: int,
-    top_k: int,
-    keep_first: bool,
-    save: bool,
-) -> tuple[Tensor, ...]:
+def forward(call: Any) -> tuple[Tensor, ...]:
     """``throughtime::rel_lstm_forward``: see :mod:`throughtime.ops.rel_lstm`."""
-    (T, B, _), H, A = input.shape, weight_hh.size(1), weight_score.size(0)
-    P = 0 if memory is None else memory.size(0)
-    S, device = P + T, input.device
-    W = min(window_size, S + 1)  # of S positions none leaves a longer window
-    capacity = max(1, min(top_k, S))
-    ends = ends_of(lengths, T, B, device)
+    (T, B, _), H, A = call.input.shape, call.weight_hh.size(1), call.weight_score.size(0)
+    P = 0 if call.memory is None else call.memory.size(0)
+    S, device = P + T, call.input.device
+    W = min(call.window_size, S + 1)  # of S positions none leaves a longer window
+    capacity = max(1, min(call.top_k, S))
+    ends = ends_of(call.lengths, T, B, device)
     alive = torch.arange(T, device=device).unsqueeze(1) < ends
-    x = torch.where(alive.unsqueeze(2), input, 0.0)  # padding may hold anything
+    x = torch.where(alive.unsqueeze(2), call.input, 0.0)  # padding may hold anything
     # Rows past a sample's end stay zero: the weight gradients sum over all rows.
-    saved = input.new_zeros(saved_numbers(T, B, P, H, A))
+    saved = call.input.new_zeros(saved_numbers(T, B, P, H, A))
     hidden, keys, gates, states, queries = _views(saved, T, B, S, H, A)
-    before = input.new_zeros(0, B) if relevance is None else relevance
-    if memory is not None:
+    before = call.input.new_zeros(0, B) if call.relevance is None else call.relevance
+    if call.memory is not None:
         unattended = (before < 0) | (ends == 0)
-        hidden[:P] = torch.where(unattended.unsqueeze(2), 0.0, memory)
-        keys[:P] = hidden[:P] @ weight_key.T
-    taken = (~(before[retained:] < 0)).sum(0)
+        hidden[:P] = torch.where(unattended.unsqueeze(2), 0.0, call.memory)
+        keys[:P] = hidden[:P] @ call.weight_key.T
+    taken = (~(before[call.retained :] < 0)).sum(0)
     first = P - taken
-    cells, context = c_0.clone(), context_0.clone(memory_format=torch.contiguous_format)
+    cells, context = call.c_0.clone(), call.context_0.clone(memory_format=torch.contiguous_format)
     cells = cells.contiguous()
     last = torch.full((S, B), -1, dtype=torch.int64, device=device)
     final = torch.full((B, capacity), -1, dtype=torch.int64, device=device)
-    final_relevance = input.new_full((B, capacity), -1.0)
+    final_relevance = call.input.new_full((B, capacity), -1.0)
     rings = torch.cat([before.T, before.new_zeros(B, T)], 1)
-    initial = h_0.contiguous()
+    initial = call.h_0.contiguous()
     if B > 0:
-        x_gates = x @ weight_ih.T
-        for bias in (bias_ih, bias_hh):
+        x_gates = x @ call.weight_ih.T
+        for bias in (call.bias_ih, call.bias_hh):
             x_gates = x_gates if bias is None else x_gates + bias
         walk_forward[(triton.cdiv(B, SAMPLES),)](
-            x_gates, initial, cells, context, weight_hh.contiguous(), weight_query.contiguous(),
-            weight_key.contiguous(), weight_score.contiguous(), before.contiguous(), first, ends,
+            x_gates, initial, cells, context, *_weights(call), before.contiguous(), first, ends,
             hidden, keys, gates, states, queries, last, final, final_relevance, rings, T, S,
-            retained, W, min(top_k, capacity), capacity, B, H, A, KEEP_FIRST=keep_first,
-            **blocks(H, A, W, capacity), num_warps=WARPS,
+            call.retained, W, min(call.top_k, capacity), capacity, B, H, A,
+            KEEP_FIRST=call.keep_first, **blocks(H, A, W, capacity), num_warps=WARPS,
         )  # fmt: skip
     output = hidden[P:].clone()
     at = (P + ends - 1).clamp(min=0).view(1, B, 1).expand(1, B, H)
     h_n = torch.where((ends > 0).unsqueeze(1), hidden.gather(0, at)[0], initial)
-    sizes = memory_sizes(T, P, retained, window_size, top_k)
+    sizes = memory_sizes(T, P, call.retained, call.window_size, call.top_k)
     index, left = memory_after(final, final_relevance, rings, first, P + ends, *sizes)
     index, left = index.T.contiguous(), left.T.contiguous()
-    saved = saved if save else input.new_empty(0)
+    saved = saved if call.save else call.input.new_empty(0)
     return output, h_n, cells, context, last, index, left, saved
 
 
 @on_its_gpu
-def backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_context_n: Tensor | None,
-    input: Tensor,
-    c_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    weight_query: Tensor,
-    weight_key: Tensor,
-    weight_score: Tensor,
-    lengths: Tensor | None,
-    detach_mask: Tensor | None,
-    last: Tensor,
-    saved: Tensor,
-    retained: int,
-    window_size: int,
-    need_input: bool,
-    need_weights: bool,
-) -> tuple[Tensor, ...]:
+def backward(call: Any) -> tuple[Tensor, ...]:
     """``throughtime::rel_lstm_backward``: see :mod:`throughtime.ops.rel_lstm`."""
-    (T, B, I), H, A = input.shape, weight_hh.size(1), weight_score.size(0)  # noqa: E741
-    S, device = last.size(0), input.device
+    (T, B, I), H, A = call.input.shape, call.weight_hh.size(1), call.weight_score.size(0)  # noqa: E741
+    S, device = call.last.size(0), call.input.device
     P = S - T
-    W = min(window_size, S + 1)
-    ends = ends_of(lengths, T, B, device)
-    hidden, keys, gates, states, queries = _views(saved, T, B, S, H, A)
+    W = min(call.window_size, S + 1)
+    ends = ends_of(call.lengths, T, B, device)
+    hidden, keys, gates, states, queries = _views(call.saved, T, B, S, H, A)
 
     def initial(grad: Tensor | None, *shape: int) -> Tensor:
         if grad is None:
-            return input.new_zeros(shape)
+            return call.input.new_zeros(shape)
         return grad.clone(memory_format=torch.contiguous_format)
 
-    direct, cells, context = (initial(g, B, H) for g in (grad_h_n, grad_c_n, grad_context_n))
-    grad = input.new_zeros(T, B, H) if grad_output is None else grad_output.contiguous()
-    if detach_mask is None:
-        detached = torch.zeros(T, B, dtype=torch.int32, device=device)
-    else:
-        mask = detach_mask if detach_mask.dim() == 2 else detach_mask.unsqueeze(1)
-        detached = mask.expand(T, B).to(torch.int32).contiguous()
-    da, dq = input.new_zeros(T, B, 4 * H), input.new_zeros(T, B, A)
-    du, dh = input.new_zeros(S, B, A), input.new_zeros(S, B, H)
+    states_after = (call.grad_h_n, call.grad_c_n, call.grad_context_n)
+    direct, cells, context = (initial(grad, B, H) for grad in states_after)
+    grad = initial(call.grad_output, T, B, H)
+    mask = call.detach_mask
+    detached = torch.zeros(T, B, dtype=torch.bool, device=device) if mask is None else mask
+    detached = detached.to(torch.int32).contiguous()
+    da, dq = call.input.new_zeros(T, B, 4 * H), call.input.new_zeros(T, B, A)
+    du, dh = call.input.new_zeros(S, B, A), call.input.new_zeros(S, B, H)
     programs = triton.cdiv(B, SAMPLES)
-    dw = input.new_zeros(programs, A)
+    dw = call.input.new_zeros(programs, A)
     if B > 0:
-        first = P - (last[retained:P] >= 0).sum(0)
+        first = P - (call.last[call.retained : P] >= 0).sum(0)
         # A key without a query has none before it in the window either.
-        kept = retained_positions(last.T.contiguous(), ends, T, retained, window_size)
+        kept = retained_positions(
+            call.last.T.contiguous(), ends, T, call.retained, call.window_size
+        )
         walk_backward[(programs,)](
-            grad, weight_hh.contiguous(), weight_query.contiguous(), weight_key.contiguous(),
-            weight_score.contiguous(), first, ends, detached, c_0.contiguous(), hidden, keys, gates,
-            queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, kept.size(2), B, H,
+            grad, *_weights(call), first, ends, detached, call.c_0.contiguous(), hidden, keys,
+            gates, queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, kept.size(2), B, H,
             A, **blocks(H, A, W, kept.size(2)), num_warps=WARPS,
         )  # fmt: skip
-    none = input.new_empty(0)
-    grads = [da @ weight_ih if need_input else none, direct, cells, context]
-    grads.append(dh[:P] + du[:P] @ weight_key)
-    if not need_weights:
+    none = call.input.new_empty(0)
+    grads = [da @ call.weight_ih if call.need_input else none, direct, cells, context]
+    grads.append(dh[:P] + du[:P] @ call.weight_key)
+    if not call.need_weights:
         return (*grads, *[none] * 7)
     alive = torch.arange(T, device=device).unsqueeze(1) < ends
-    x = torch.where(alive.unsqueeze(2), input, 0.0).reshape(T * B, I)
+    x = torch.where(alive.unsqueeze(2), call.input, 0.0).reshape(T * B, I)
     rows, s = da.view(T * B, 4 * H), states.view(T * B, H)
     bias = rows.sum(0)
     return (

@@ -21,6 +21,8 @@ Offsets are 64-bit. Cost per query: (W + K) (D + Dv) multiply-adds, thrice that 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -292,30 +294,23 @@ def key_gradient(
     tl.store(grad_value + at * DV + dv, dvalue, mask=outputs)
 
 
-class _Call:
+class _Sequences:
     """The sizes of a call, its tensors as sequences, and where each one begins and ends."""
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        score_weight: Tensor | None,
-        lengths: Tensor | None,
-        window_size: int,
-        scale: float,
-    ) -> None:
+    def __init__(self, call: Any) -> None:
+        query, weight = call.query, call.score_weight
         self.B, self.heads, self.T, self.D = query.shape
-        self.S, self.Dv = key.size(2), value.size(3)
+        self.S, self.Dv = call.key.size(2), call.value.size(3)
         self.N = self.B * self.heads
-        self.W = min(window_size, self.S + 1)  # of S positions none leaves a longer window
+        self.W = min(call.window_size, self.S + 1)  # of S positions none leaves a longer window
         # Scaled once, here: a float argument of a kernel would be rounded to float32.
-        query = query * scale if score_weight is None else query
-        self.query, self.key, self.value = (x.contiguous() for x in (query, key, value))
-        self.weight = None if score_weight is None else score_weight.contiguous()
-        self.ends = ends_of(lengths, self.T, self.B, query.device).repeat_interleave(self.heads)
+        query = query * call.scale if weight is None else query
+        self.query, self.key, self.value = (x.contiguous() for x in (query, call.key, call.value))
+        self.weight = None if weight is None else weight.contiguous()
+        ends = ends_of(call.lengths, self.T, self.B, query.device)
+        self.ends = ends.repeat_interleave(self.heads)
         self.warps = warps(max(self.D, self.Dv))
-        score = SCORES_BY_NAME["dot" if score_weight is None else "additive"]
+        score = SCORES_BY_NAME["dot" if weight is None else "additive"]
         self.scores = {"SCORES": score["SCORES"], "BLOCK_D": block(self.D), "num_warps": self.warps}
         self.gradients = {**self.scores, **score, "BLOCK_Q": QUERIES, "BLOCK_DV": block(self.Dv)}
         self.grid = programs(self.N, self.T)
@@ -327,28 +322,16 @@ class _Call:
 
 
 @on_its_gpu
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    score_weight: Tensor | None,
-    lengths: Tensor | None,
-    relevance: Tensor | None,
-    retained: int,
-    window_size: int,
-    top_k: int,
-    scale: float,
-    keep_first: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``throughtime::relevancy_forward``: see :mod:`throughtime.ops.relevancy`."""
-    c = _Call(query, key, value, score_weight, lengths, window_size, scale)
+    c, query = _Sequences(call), call.query
     P = c.S - c.T
-    before = query.new_zeros(c.N, 0) if relevance is None else relevance.reshape(c.N, P)
-    capacity = max(1, min(top_k, c.S))
+    before = query.new_zeros(c.N, 0) if call.relevance is None else call.relevance.reshape(c.N, P)
+    capacity = max(1, min(call.top_k, c.S))
     output = query.new_zeros(c.B, c.heads, c.T, c.Dv)
     lse = query.new_zeros(c.B, c.heads, c.T)
     last = torch.full((c.N, c.S), -1, dtype=torch.int64, device=query.device)
-    first = c.first(~(before < 0), retained)
+    first = c.first(~(before < 0), call.retained)
     # A sequence without a query keeps the memory of the earlier call.
     final = torch.full((c.N, capacity), -1, dtype=torch.int64, device=query.device)
     final_relevance = query.new_full((c.N, capacity), -1.0)
@@ -360,13 +343,13 @@ def forward(
         prefix = before.contiguous()
         if c.T > 0:
             window_scores[c.grid](
-                c.query, c.key, c.weight, first, c.ends, scores, c.T, c.S, retained, c.W,
+                c.query, c.key, c.weight, first, c.ends, scores, c.T, c.S, call.retained, c.W,
                 c.heads, c.D, BLOCK_Q=QUERIES, **c.scores,
             )  # fmt: skip
         select[(c.N,)](
             c.query, c.key, c.weight, prefix, first, c.ends, scores, kept_scores, kept_positions,
-            lse, last, final, final_relevance, rings, c.T, c.S, retained, c.W,
-            min(top_k, capacity), capacity, c.heads, c.D, KEEP_FIRST=keep_first,
+            lse, last, final, final_relevance, rings, c.T, c.S, call.retained, c.W,
+            min(call.top_k, capacity), capacity, c.heads, c.D, KEEP_FIRST=call.keep_first,
             BLOCK_W=block(c.W), BLOCK_K=block(capacity), **c.scores,
         )  # fmt: skip
         if c.T > 0:
@@ -374,7 +357,7 @@ def forward(
                 c.value, first, c.ends, scores, kept_scores, kept_positions, lse, output, c.T, c.S,
                 c.W, capacity, c.Dv, BLOCK_Q=QUERIES, BLOCK_DV=block(c.Dv), num_warps=c.warps,
             )  # fmt: skip
-    sizes = memory_sizes(c.T, P, retained, window_size, top_k)
+    sizes = memory_sizes(c.T, P, call.retained, call.window_size, call.top_k)
     index, left = memory_after(final, final_relevance, rings, first, P + c.ends, *sizes)
     shape = (c.B, c.heads)
     return (
@@ -387,42 +370,29 @@ def forward(
 
 
 @on_its_gpu
-def backward(
-    grad_output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    score_weight: Tensor | None,
-    lengths: Tensor | None,
-    output: Tensor,
-    lse: Tensor,
-    last: Tensor,
-    retained: int,
-    window_size: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``throughtime::relevancy_backward``: see :mod:`throughtime.ops.relevancy`."""
-    c = _Call(query, key, value, score_weight, lengths, window_size, scale)
+    c = _Sequences(call)
     grads = [torch.zeros_like(x) for x in (c.query, c.key, c.value)]
-    parts = query.new_zeros(c.N, triton.cdiv(c.T, QUERIES), c.D)
+    parts = call.query.new_zeros(c.N, triton.cdiv(c.T, QUERIES), c.D)
     if c.N > 0 and c.T > 0:
-        grad, lse = grad_output.contiguous(), lse.contiguous()
-        until = last.reshape(c.N, c.S).contiguous()
-        first = c.first(until[:, : c.S - c.T] >= 0, retained)
+        grad, lse = call.grad_output.contiguous(), call.lse.contiguous()
+        until = call.last.reshape(c.N, c.S).contiguous()
+        first = c.first(until[:, : c.S - c.T] >= 0, call.retained)
         delta = torch.where(  # padding may hold anything
-            torch.arange(c.T, device=query.device) < c.ends.unsqueeze(1),
-            (grad * output).sum(-1).view(c.N, c.T),
+            torch.arange(c.T, device=call.query.device) < c.ends.unsqueeze(1),
+            (grad * call.output).sum(-1).view(c.N, c.T),
             0.0,
         )
         query_gradient[c.grid](
             grad, c.query, c.key, c.value, c.weight, first, c.ends, until, lse, delta, grads[0],
-            parts, c.T, c.S, retained, c.W, c.heads, c.D, c.Dv, **c.gradients,
+            parts, c.T, c.S, call.retained, c.W, c.heads, c.D, c.Dv, **c.gradients,
         )  # fmt: skip
         key_gradient[(c.N * c.S,)](
             grad, c.query, c.key, c.value, c.weight, lse, delta, until, grads[1], grads[2],
             c.T, c.S, c.heads, c.D, c.Dv, **c.gradients,
         )  # fmt: skip
-    if score_weight is None:
-        grads[0] *= scale
-        return (*grads, query.new_zeros(0))  # type: ignore[return-value]
+    if call.score_weight is None:
+        grads[0] *= call.scale
+        return (*grads, call.query.new_zeros(0))  # type: ignore[return-value]
     return (*grads, parts.sum(1).view(c.B, c.heads, c.D).sum(0))  # type: ignore[return-value]

@@ -1,7 +1,6 @@
 // recurrence/cpu/pack.h: the order of gates. The panels of a product are tested with matrix.h.
-#include "recurrence/cpu/pack.h"
-
 #include "export.h"
+#include "recurrence/cpu/pack.h"
 
 using namespace throughtime;
 

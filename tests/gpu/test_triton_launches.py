@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -60,33 +61,41 @@ def launched_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.device]]
     return found
 
 
+def call(op: str, **given: Any) -> Any:
+    """The arguments of an operator by name; tensors that are not given are None."""
+    schema = getattr(torch.ops.throughtime, op).default._schema
+    names = [argument.name for argument in schema.arguments]
+    return namedtuple("Call", names)(**{name: given.pop(name, None) for name in names})
+
+
 def run_lstm(made: Callable[..., Tensor], units: int) -> None:
-    states, weight = (made(B, units), made(B, units)), made(4 * units, units)
-    output, h_n, c_n, gates, cells = lstm.recurrence_forward(
-        made(T, B, 4 * units), None, *states, weight, None, None, False, True
-    )
-    lstm.recurrence_backward(
-        output, h_n, c_n, states[1], weight, gates, cells, None, None, None, False
-    )
+    given = {"h_0": made(B, units), "c_0": made(B, units), "weight_hh": made(4 * units, units)}
+    given |= {"projected": made(T, B, 4 * units), "reverse": False}
+    found = lstm.recurrence_forward(call("lstm_recurrence_forward", **given, save=True))
+    output, h_n, c_n, gates, cells = found
+    grads = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n}
+    given |= {"gates": gates, "cells": cells, **grads}
+    lstm.recurrence_backward(call("lstm_recurrence_backward", **given))
 
 
 def run_relevancy(made: Callable[..., Tensor]) -> None:
-    given = tuple(made(B, 2, T, H) for _ in range(3))
-    output, lse, last, *_ = relevancy.forward(*given, None, None, None, 0, 2, 2, 1.0, False)
-    relevancy.backward(output, *given, None, None, output, lse, last, 0, 2, 1.0)
+    given: dict[str, Any] = {name: made(B, 2, T, H) for name in ("query", "key", "value")}
+    given |= {"retained": 0, "window_size": 2, "top_k": 2, "scale": 1.0, "keep_first": False}
+    output, lse, last, *_ = relevancy.forward(call("relevancy_forward", **given))
+    given |= {"output": output, "lse": lse, "last": last, "grad_output": output}
+    relevancy.backward(call("relevancy_backward", **given))
 
 
 def run_rel_lstm(made: Callable[..., Tensor]) -> None:
-    x, state = made(T, B, 2), made(B, H)
-    gates, attention = (made(4 * H, 2), made(4 * H, H)), (made(H, H), made(H, H), made(H))
-    *_, last, _, _, saved = rel_lstm.forward(
-        x, state, state, state, None, None, *gates, None, None, *attention, None, None, 0, 2, 2,
-        False, True,
-    )  # fmt: skip
-    rel_lstm.backward(
-        made(T, B, H), None, None, None, x, state, *gates, *attention, None, None, last, saved, 0,
-        2, True, True,
-    )  # fmt: skip
+    given: dict[str, Any] = {name: made(B, H) for name in ("h_0", "c_0", "context_0")}
+    given |= {"input": made(T, B, 2), "weight_ih": made(4 * H, 2), "weight_hh": made(4 * H, H)}
+    given |= {name: made(H, H) for name in ("weight_query", "weight_key")}
+    given |= {"weight_score": made(H), "retained": 0, "window_size": 2, "top_k": 2}
+    given["keep_first"] = False
+    *_, last, _, _, saved = rel_lstm.forward(call("rel_lstm_forward", **given, save=True))
+    given |= {"last": last, "saved": saved, "grad_output": made(T, B, H)}
+    given |= {"need_input": True, "need_weights": True}
+    rel_lstm.backward(call("rel_lstm_backward", **given))
 
 
 def test_every_kernel_is_launched_on_the_gpu_of_its_tensors(

@@ -27,6 +27,8 @@ if importlib.util.find_spec("triton") is None:
 from throughtime.triton_kernels import lstm
 from triton.runtime import interpreter
 
+from throughtime.ops.lstm.recurrence import BackwardArguments, ForwardArguments
+
 # Relative to the largest entry. The interpreter truncates to bfloat16 where a GPU rounds.
 LOW_PRECISION = {torch.float16: 4e-3, torch.bfloat16: 6e-2}
 
@@ -78,13 +80,25 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+def forward(*args: Any) -> tuple[Tensor, ...]:
+    return lstm.recurrence_forward(ForwardArguments(*args))
+
+
+def backward(*args: Any) -> tuple[Tensor, ...]:
+    call = BackwardArguments(*args)
+    mask = call.detach_mask
+    if mask is not None and mask.dim() == 1:
+        mask = mask.unsqueeze(1).expand(call.gates.shape[:2]).contiguous()
+    return lstm.recurrence_backward(call._replace(detach_mask=mask))
+
+
 def run(case: Case, given: Given) -> dict[str, Tensor]:
     bias = random(4 * case.H, seed=20, dtype=case.dtype)
-    output, h_n, c_n, gates, cells = lstm.recurrence_forward(
+    output, h_n, c_n, gates, cells = forward(
         given.projected - bias, bias, given.h_0, given.c_0, given.weight_hh, given.lengths,
         given.reset, case.reverse, True,
     )  # fmt: skip
-    da, dh, dc = lstm.recurrence_backward(
+    da, dh, dc = backward(
         *given.grads, given.c_0, given.weight_hh, gates, cells, given.lengths, given.reset,
         given.detach_mask, case.reverse,
     )  # fmt: skip
@@ -142,9 +156,9 @@ def test_a_step_detached_in_all_samples_has_no_product(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = inputs(Case(4, 3, 5))
-    forward = lstm.recurrence_forward(
+    saved = forward(
         given.projected, None, given.h_0, given.c_0, given.weight_hh, None, None, False, True
-    )
+    )[3:]
     made, product = [], interpreter.InterpreterBuilder.create_dot
     monkeypatch.setattr(
         interpreter.InterpreterBuilder,
@@ -154,9 +168,7 @@ def test_a_step_detached_in_all_samples_has_no_product(
 
     def products(reset: Tensor | None, mask: Tensor | None) -> int:
         made.clear()
-        lstm.recurrence_backward(
-            *given.grads, given.c_0, given.weight_hh, *forward[3:], None, reset, mask, False
-        )
+        backward(*given.grads, given.c_0, given.weight_hh, *saved, None, reset, mask, False)
         return len(made)
 
     whole = torch.ones(4, dtype=torch.bool)
@@ -171,7 +183,7 @@ def test_a_step_detached_in_all_samples_has_no_product(
 def test_without_save_and_with_an_empty_batch() -> None:
     case = Case(3, 3, 5)
     given = inputs(case)
-    found = lstm.recurrence_forward(
+    found = forward(
         given.projected, None, given.h_0, given.c_0, given.weight_hh, None, None, False, False
     )
     assert found[3].numel() == found[4].numel() == 0

@@ -26,15 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found; ``str()`` of it is a Markdown table.
+    """Result of :func:`throughtime.explain`; ``str()`` of it is a Markdown table.
 
     Attributes:
-        request: what was asked about.
-        source: where the choice comes from: argument, context, environment or "auto".
-        reasons: per backend, None if it can run, otherwise why not.
-        chosen: the backend that would run, or None if the explicit choice cannot.
-        gpu_plan: how the CUDA kernels would cut the work, a line each; empty without a GPU.
-        workers: how many workers the CPU kernels run on now, and why; None if they would not run.
+        request: operation, sizes, device and dtype that were asked about.
+        source: origin of the choice: argument, context, environment or "auto".
+        reasons: for each backend None if it can run, otherwise the reason why not.
+        chosen: the backend that would run, or None if the explicit choice cannot run.
+        gpu_plan: lines on how the CUDA kernels would partition the work; empty without a GPU.
+        workers: present number of workers of the CPU kernels, with the reason; None if they would
+            not run.
+
+    Example:
+        >>> import throughtime
+        >>> table = throughtime.explain("lstm", hidden_size=128, backend="reference")
+        >>> assert table.chosen == "reference" and table.reasons["reference"] is None
     """
 
     request: Request
@@ -81,23 +87,23 @@ def explain(
 ) -> Explanation:
     """Tell which backend would run a layer, and why the others would not.
 
-    For an LSTM on a GPU, here or named by ``gpu``, also how the CUDA kernels would cut the work:
-    tier, blocks, shared memory, barriers. Where the CPU kernels would run, on how many workers: not
-    more than torch has threads, nor than the process may use CPUs (affinity, control groups), and
-    fewer for a moment after other processes were seen to need one.
+    For an LSTM on a GPU, present or named by ``gpu``, the table also says how the CUDA kernels
+    would partition the work: tier, blocks, shared memory, barriers. For the CPU kernels it gives
+    the number of workers: at most torch's threads, at most the CPUs that the process may use
+    (affinity, control groups), and fewer for a moment after another process needed one.
 
     Args:
         module_or_op: a layer of this package, or the name of an operator: ``"lstm"``,
             ``"rel_lstm"`` or ``"relevancy_attention"``.
-        hidden_size: H, or D of a head; required for an operator, taken from a module.
-        proj_size: P, 0 without projection.
+        hidden_size: H, or the size D of a head. Required for an operator; a module has its own.
+        proj_size: P; 0 without projection.
         dtype: dtype of the input; by default the module's, or torch's default dtype.
         device: device of the input; by default the module's, or the CPU.
         backend: the ``backend=`` argument; by default the module's, or ``"auto"``.
-        steps: T, of the GPU plan.
-        batch_size: B, of the GPU plan.
-        gpu: a GPU to plan for that need not be here: "H100", "H200", "B200", "A100",
-            "RTX 4090" or "RTX 5090"; by default the one that the device is.
+        steps: T of the GPU plan.
+        batch_size: B of the GPU plan.
+        gpu: a GPU to plan for, which need not be present: "H100", "H200", "B200", "A100",
+            "RTX 4090" or "RTX 5090"; by default the GPU that ``device`` names.
 
     Returns:
         An object whose ``str()`` is the table and whose ``chosen`` is the name.

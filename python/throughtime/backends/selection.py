@@ -56,9 +56,9 @@ _warned: set[str] = set()
 
 
 class backend:
-    """Choose the backend of every layer called inside a ``with`` block of this thread.
+    """Chooses the backend of every layer that this thread calls inside a ``with`` block.
 
-    A ``backend=`` argument of a layer other than ``"auto"`` wins over it.
+    A layer's own ``backend=`` argument, other than ``"auto"``, has precedence.
 
     Args:
         name: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.

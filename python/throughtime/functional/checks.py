@@ -14,7 +14,22 @@ _CAST = (torch.float32, *LOW_PRECISION)  # what autocast casts: not float64, int
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype that autocast wants ``input`` in, None if it leaves it as it is."""
+    """The dtype in which autocast runs a layer.
+
+    Args:
+        input: the input of the layer.
+
+    Returns:
+        The autocast dtype of the input's device. None if autocast is off there, or leaves the
+        input's dtype alone (float64, for one).
+
+    Example:
+        >>> import torch
+        >>> from throughtime.functional import autocast_dtype
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     assert autocast_dtype(torch.zeros(1)) == torch.bfloat16
+        >>> assert autocast_dtype(torch.zeros(1)) is None
+    """
     if input.dtype not in _CAST or not _autocast_enabled(input.device.type):
         return None
     return torch.get_autocast_dtype(input.device.type)

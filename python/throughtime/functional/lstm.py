@@ -50,13 +50,13 @@ def lstm(
 ) -> tuple[Tensor, States]:
     """Run one LSTM layer in one direction; only its gradient can differ from ``nn.LSTM``'s.
 
-    T is the number of steps, B the batch, I the input size, H the hidden size, P the projection
-    size. Where ``detach_mask`` is True at position t, the ``h`` that enters the gates of that step
-    is detached; the cell path and the outputs are never cut, and ``weight_hh`` keeps its full
-    gradient. With ``reverse`` the mask at position t cuts the ``h`` that arrives from t + 1.
+    T is the number of time steps, B the batch size, I the input size, H the hidden size, P the
+    projection size. If ``detach_mask`` is True at position t, the ``h`` that enters the gates of
+    that step is detached: ``h_{t-1}``, or ``h_{t+1}`` with ``reverse``. Gradients through the cell
+    state and the outputs always pass, and ``weight_hh`` keeps its full gradient.
 
-    Under autocast everything but float64 is cast to the autocast dtype, as ``nn.LSTM`` does on
-    CUDA; gate sums and c are float32 for float16 and bfloat16.
+    Autocast casts everything but float64 to its dtype, as it does for ``nn.LSTM`` on CUDA. For
+    float16 and bfloat16, gate sums and c are float32.
 
     Args:
         input: ``[T, B, I]``, T >= 1, any strides.
@@ -67,11 +67,11 @@ def lstm(
         bias_hh: ``[4H]`` or None.
         weight_hr: projection ``[P, H]`` or None.
         detach_mask: bool ``[T]`` or ``[T, B]``.
-        lengths: int64 ``[B]``, 0 <= length <= T, in any order, on the CPU or beside the input.
-            Past its length the state of a sample is frozen, its output zero and its input unread.
-            The range is checked when the lengths are on the CPU and nothing is being compiled.
+        lengths: int64 ``[B]``, 0 <= length <= T, in any order, on the CPU or the input's device.
+            Past a sample's length its state stays, its output is zero, and its input is not read.
+            The range is checked if the lengths are on the CPU, and not inside ``torch.compile``.
         reset: bool ``[T, B]``; True sets h and c to zero before step t, in the direction of travel.
-        reverse: travel from the last position (of each sample) to the first.
+        reverse: True travels from each sample's last position to its first.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
@@ -112,13 +112,13 @@ def bidirectional_lstm(
     reset: PerDirection = (None, None),
     backend: BackendName = "auto",
 ) -> tuple[Tensor, States]:
-    """Run both directions of one LSTM layer; side by side in one launch on backend ``"cuda"``.
+    """Run both directions of one LSTM layer; backend ``"cuda"`` runs them in one launch.
 
     Args:
         input: ``[T, B, I]``, T >= 1, any strides.
         hx: ``(h_0 [2, B, H or P], c_0 [2, B, H])``, zeros if None.
-        weights: per direction ``(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)``, as in
-            :func:`lstm`; the second direction travels from the last position to the first.
+        weights: for each direction ``(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)``, as in
+            :func:`lstm`. The second direction travels from the last position to the first.
         detach_mask: per direction, bool ``[T]`` or ``[T, B]``, or None.
         lengths: as in :func:`lstm`.
         reset: per direction, bool ``[T, B]``, or None.

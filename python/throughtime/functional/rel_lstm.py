@@ -62,7 +62,7 @@ def rel_lstm(
     lengths: Tensor | None = None,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, RelState]:
-    """Run one RelLSTM layer: the state that enters the gates is mixed with attention over the past.
+    """Run one RelLSTM layer, whose gates see the mean of h and of attention over the past.
 
     ::
 
@@ -70,14 +70,14 @@ def rel_lstm(
         gates_t = W_ih x_t + b + W_hh s_t;   c_t, h_t as in an LSTM
         o_t = sum over j of softmax_j(w . tanh(V_a s_t + U_a h_j)) h_j
 
-    where j runs over the last ``window_size`` steps and the ``top_k`` most relevant before them, as
-    in :func:`throughtime.functional.relevancy_attention`. Where ``detach_mask`` is True at step t
-    the h_{t-1} in s_t is detached, the attention never is.
+    Here j runs over the last ``window_size`` steps and the ``top_k`` most relevant ones before
+    them, as in :func:`throughtime.functional.relevancy_attention`. If ``detach_mask`` is True at
+    step t, ``h_{t-1}`` in ``s_t`` is detached; the attention never is.
 
     Args:
         input: ``[T, B, I]``, T >= 1, any strides.
-        hx: None (zeros), ``(h_0, c_0)``, each ``[B, H]``, or the state of an earlier call, which
-            goes on with its window, retained set and relevance.
+        hx: None (zeros), ``(h_0, c_0)``, each ``[B, H]``, or the state of an earlier call with its
+            window, retained set and relevance.
         weight_ih: ``[4H, I]``, gate rows i, f, g, o; ``[H, I]`` for ``cell="tanh"``.
         weight_hh: ``[4H, H]``, or ``[H, H]``.
         bias_ih, bias_hh: ``[4H]``, or ``[H]``; or None.

@@ -107,12 +107,12 @@ def relevancy_attention(
     """Causal attention over a short window and the ``top_k`` most relevant keys before it.
 
     Query i attends the last ``window_size`` keys, its own included, and the retained set. A key's
-    relevance is the attention that it receives in its ``window_size`` steps; when it then leaves
-    the window it joins the retained set, replaces the least relevant member, or is forgotten (among
-    equals the earlier key stays). Time is O(T (window_size + top_k)), memory O(T).
+    relevance is the attention that it receives while it is in the window. A key that leaves the
+    window joins the retained set, replaces its least relevant member, or is dropped for good; of
+    two equally relevant keys the earlier stays. Time is O(T (window_size + top_k)), memory O(T).
 
-    Which keys are attended is not differentiated; everything else is. With
-    ``window_size >= T`` this is full causal attention, with ``top_k=0`` a sliding window.
+    The selection of keys has no gradient; everything else has. ``window_size >= T`` is full causal
+    attention, ``top_k=0`` a sliding window.
 
     Args:
         query: ``[B, heads, T, D]``, any strides.
@@ -123,17 +123,18 @@ def relevancy_attention(
         score: ``"dot"``: ``scale * q . k``; ``"additive"``: ``w . tanh(q + k)``.
         score_weight: w, ``[D]`` or ``[heads, D]``; for the additive score only.
         scale: factor of the dot product, 1 / sqrt(D) by default.
-        lengths: int64 ``[B]``, 0 <= length <= T. Past its length a sample is unread, its output
-            zero.
-        cache: what earlier calls on the same sequences left; it is updated.
-        retain: ``"relevant"``, or ``"first"``: the first ``top_k`` keys, a baseline.
-        return_retained: also tell which keys were retained.
+        lengths: int64 ``[B]``, 0 <= length <= T. Past its length a sample is not read, and its
+            output is zero.
+        cache: state of earlier calls on the same sequences; this call updates it.
+        retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
+        return_retained: True also returns which keys were retained.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
-        output ``[B, heads, T, Dv]``. With ``return_retained`` also int64 ``[B, heads, T]``: for
-        every key the last query that attends it, -1 past the length: key j is in the retained set
-        of query i if ``j + window_size <= i <= last[j]``. :func:`retained_positions` lists them.
+        The output ``[B, heads, T, Dv]``. With ``return_retained`` also ``last``, int64
+        ``[B, heads, T]``, which holds the last query that attends each key, and -1 past the length.
+        Key j is in the retained set of query i if ``j + window_size <= i <= last[j]``;
+        :func:`retained_positions` lists these sets.
 
     Raises:
         RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.

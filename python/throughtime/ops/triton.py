@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -14,15 +13,13 @@ from torch import Tensor
 def implementation(module: str, name: str) -> Callable[[Any], tuple[Tensor, ...]]:
     """The function ``name`` of ``throughtime.triton_kernels.module``, as an implementation.
 
-    The function takes those arguments of the operator that it names. Its module is imported when
-    it is first called: Triton may be missing.
+    Its module is imported when it is first called: Triton may be missing.
     """
 
     def run(call: Any) -> tuple[Tensor, ...]:
         check_runnable(call)
         function = getattr(import_module(f"throughtime.triton_kernels.{module}"), name)
-        names = inspect.signature(function).parameters
-        return function(*[getattr(call, name) for name in names])  # type: ignore[no-any-return]
+        return function(call)  # type: ignore[no-any-return]
 
     return run
 

@@ -5,7 +5,7 @@
     h_t = o * tanh(c_t)                        (W_hr times that, with a projection)
 
     h~_{t-1} = h_{t-1}.detach()  where detach_mask[t], else h_{t-1}
-    dL/dW_hh = sum over t of dgates_t^T h_{t-1}, detached steps included: W_hh itself is not cut
+    dL/dW_hh = sum over t of dgates_t^T h_{t-1}, detached steps included: W_hh is never detached
 
 Source: Kanuparthi et al., "h-detach: Modifying the LSTM Gradient Towards Better Optimization",
 ICLR 2019, arXiv 1810.03023, Algorithm 1.
@@ -47,7 +47,7 @@ def lstm(
         bias_ih: ``[4H]`` or None.
         bias_hh: ``[4H]`` or None.
         weight_hr: projection ``[P, H]`` or None.
-        detach_mask: bool ``[T]`` or ``[T, B]``; True cuts the gradient into ``h_{t-1}`` at step t.
+        detach_mask: bool ``[T]`` or ``[T, B]``; True detaches ``h_{t-1}`` at step t.
         lengths: int64 ``[B]``, 0 <= length <= T.
         reset: bool ``[T, B]``; True sets the state to zero before step t.
         reverse: travel from the last position to the first.

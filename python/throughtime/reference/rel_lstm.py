@@ -93,7 +93,12 @@ def rel_lstm(
         top_k: >= 0; None keeps every key.
         keep_first: retain the first ``top_k`` keys, whatever their relevance.
         cell: ``"lstm"`` or ``"tanh"``.
-        need_weights: also return the attention weights; O(T^2) memory.
+        need_weights: True also returns the attention weights, in O(T^2) memory.
+
+    Returns:
+        A named tuple of ``output [T, B, H]``; the last ``h_n``, ``c_n`` and ``context_n``, each
+        ``[B, H]``; ``last``, int64 ``[P + T, B]``, the last step that attends each position or -1;
+        ``memory`` for the next call; and ``attention [B, T, P + T]`` or None.
 
     Example:
         >>> import torch

@@ -69,10 +69,10 @@ def relevancy_attention(
 ) -> RelevancyResult:
     """Attend step by step, in plain PyTorch.
 
-    The first P = S - T keys and values are those that an earlier call's memory points at.
-    :func:`throughtime.functional.relevancy_attention` checks the arguments and makes them; nothing
-    is checked here. float16 and bfloat16 are computed in float32 and rounded once, at the end;
-    relevance stays float32.
+    The first P = S - T keys and values belong to the memory of an earlier call.
+    :func:`throughtime.functional.relevancy_attention` makes and checks the arguments; this function
+    checks nothing. float16 and bfloat16 are computed in float32 and rounded once, at the end.
+    Relevance stays float32.
 
     Args:
         query: ``[B, heads, T, D]``.
@@ -86,6 +86,10 @@ def relevancy_attention(
         top_k: >= 0.
         scale: factor of the dot product.
         keep_first: retain the first ``top_k`` keys, whatever their relevance.
+
+    Returns:
+        A named tuple of ``output [B, heads, T, Dv]``; ``last``, int64 ``[B, heads, S]``, the last
+        query that attends each position or -1; and ``memory`` for the next call.
 
     Example:
         >>> import torch
