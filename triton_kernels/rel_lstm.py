@@ -484,8 +484,8 @@ def backward(call: Any) -> tuple[Tensor, ...]:
         )
         walk_backward[(programs,)](
             grad, *_weights(call), first, ends, detached, call.c_0.contiguous(), hidden, keys,
-            gates, queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W, kept.size(2), B, H,
-            A, **blocks(H, A, W, kept.size(2)), num_warps=WARPS,
+            gates, queries, kept, direct, cells, context, da, dq, du, dh, dw, T, S, W,
+            kept.size(2), B, H, A, **blocks(H, A, W, kept.size(2)), num_warps=WARPS,
         )  # fmt: skip
     none = call.input.new_empty(0)
     grads = [da @ call.weight_ih if call.need_input else none, direct, cells, context]

@@ -235,18 +235,19 @@ def test_triton_operators_take_any_strides(reverse: bool) -> None:
     forward = torch.ops.throughtime.lstm_recurrence_forward_triton
     backward = torch.ops.throughtime.lstm_recurrence_backward_triton
     bias, h_0, c_0, weight_hh = (
-        random(*shape, seed=k) for k, shape in enumerate(((4 * H,), (B, H), (B, H), (4 * H, H)))
+        random(1, *shape, seed=k) for k, shape in enumerate(((4 * H,), (B, H), (B, H), (4 * H, H)))
     )
-    whole = random(T, 1, 4 * H, seed=5).expand(T, B, -1)
-    mask = MASK[:, :1].expand(T, B)
+    whole = random(T, 1, 1, 4 * H, seed=5).expand(T, B, 1, -1)
+    mask = MASK[:, :1].expand(1, T, B)
     given = (whole, bias, h_0, c_0, weight_hh, LENGTHS, mask)
     assert not (whole.is_contiguous() or mask.is_contiguous())
     dense = forward(*(x.contiguous() for x in given), reverse, True)
     strided = forward(*given[:1], *map(spread, given[1:]), reverse, True)
     valid = torch.arange(T).unsqueeze(1) < LENGTHS
     for one, other in zip(dense, strided, strict=True):
-        assert torch.equal(*((x[valid] if x.dim() == 3 else x) for x in (one, other)))
-    grads = (random(B, T, H, seed=6).transpose(0, 1), random(B, H, seed=7), random(B, H, seed=8))
+        assert torch.equal(*((x[valid] if x.dim() == 4 else x) for x in (one, other)))
+    states = (random(1, B, H, seed=seed) for seed in (7, 8))
+    grads = (random(B, T, 1, H, seed=6).transpose(0, 1), *states)
     after = (*grads, c_0, weight_hh, *(x.nan_to_num() for x in dense[3:]), LENGTHS, mask, mask)
     found = backward(*after[:1], *map(spread, after[1:]), reverse)
     for one, other in zip(backward(*(x.contiguous() for x in after), reverse), found, strict=True):
@@ -259,14 +260,15 @@ def test_triton_operators_pass_opcheck(lengths: Tensor | None) -> None:
     forward = torch.ops.throughtime.lstm_recurrence_forward_triton.default
     backward = torch.ops.throughtime.lstm_recurrence_backward_triton.default
     T, B, H = 4, 3, 5
-    states = (random(B, H, seed=2), random(B, H, seed=3), random(4 * H, H, seed=4))
-    projected, bias = random(T, B, 4 * H, seed=1), random(4 * H, seed=5)
+    states = (random(1, B, H, seed=2), random(1, B, H, seed=3), random(1, 4 * H, H, seed=4))
+    projected, bias = random(T, B, 1, 4 * H, seed=1), random(1, 4 * H, seed=5)
+    reset, mask = RESET.unsqueeze(0), MASK.unsqueeze(0)
     # Fakes and schemas; gradients are lstm_gpu_forward's.
     checks = ("test_schema", "test_faketensor")
-    args = (projected, bias, *states, lengths, RESET, True, True)
+    args = (projected, bias, *states, lengths, reset, True, True)
     torch.library.opcheck(forward, args, test_utils=checks)
     output, h_n, c_n, gates, cells = forward(*args)
     # Past the end they are unset; opcheck compares all elements.
     gates, cells = gates.nan_to_num(), cells.nan_to_num()
-    grads = (output, h_n, c_n, *states[1:], gates, cells, lengths, RESET, MASK, True)
+    grads = (output, h_n, c_n, *states[1:], gates, cells, lengths, reset, mask, True)
     torch.library.opcheck(backward, grads, test_utils=checks)
