@@ -82,10 +82,9 @@ CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
 CUDA_KERNEL_SOURCES = ["csrc/lstm/cuda/launch.cu"]
 CUDA_SCALARS = ["float", "device::BFloat16", "device::Float16"]
 
-CPP_STANDARD = "-std=c++20"
 FLAGS = [
     "-O3",
-    CPP_STANDARD,
+    "-std=c++20",
     "-fPIC",
     "-pthread",
     "-fvisibility=hidden",
@@ -97,6 +96,7 @@ FLAGS = [
     "-Wextra",
     "-Wno-psabi",  # wide vectors cross no public interface, so their changing ABI is no news
 ]
+STANDARD = next(flag for flag in FLAGS if flag.startswith("-std="))
 NVCC_FLAGS = [
     "-O3",
     "-std=c++17",
@@ -177,11 +177,11 @@ def plan_cpu(plan: Plan) -> None:
     toolchain.find_python_headers()
     toolchain.find_ninja()
     for name, flags in INSTRUCTION_SETS[machine]:
-        if plan.compiler.takes([CPP_STANDARD, *flags]):
+        if plan.compiler.takes([STANDARD, *flags]):
             plan.instruction_sets.append((name, flags))
         else:
             plan.left_out[name] = (
-                f"{plan.compiler.name} does not take {shlex.join([CPP_STANDARD, *flags])}"
+                f"{plan.compiler.name} does not take {shlex.join([STANDARD, *flags])}"
             )
     if not plan.instruction_sets:
         smallest = INSTRUCTION_SETS[machine][0][0]

@@ -12,7 +12,6 @@
 #include "common/cpu/cpus.h"
 #include "common/cpu/isa.h"
 #include "common/cpu/pool.h"
-#include "common/cpu/subnormals.h"
 #include "lstm/cpu/kernels.h"
 #include "lstm/cuda/plan.h"
 #include "recurrence/cpu/plan.h"
@@ -93,8 +92,8 @@ PyObject* lstm_plan(PyObject*, PyObject* args) {
   const WalkSchedule schedule = schedule_walk(shape, kLstmGates, plan, threads);
   return Py_BuildValue("{s:n,s:n,s:O,s:i,s:i}", "groups", static_cast<Py_ssize_t>(plan.groups),
                        "chunk", static_cast<Py_ssize_t>(plan.chunk), "fuse_input",
-                       plan.fuse_input ? Py_True : Py_False, "lanes", schedule.lanes, "team",
-                       schedule.team);
+                       plan.fuse_input ? Py_True : Py_False, "teams", schedule.teams, "members",
+                       schedule.members);
 }
 
 PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
@@ -173,21 +172,6 @@ PyObject* multiply_adds(PyObject*, PyObject* args) {
   return PyLong_FromLongLong(context.done);
 }
 
-PyObject* nonlinearity(PyObject*, PyObject* args) {
-  unsigned long long address;
-  Py_ssize_t count;
-  int is_double, is_tanh;
-  if (!PyArg_ParseTuple(args, "Knpp", &address, &count, &is_double, &is_tanh)) return nullptr;
-  void* values = reinterpret_cast<void*>(static_cast<uintptr_t>(address));
-  const FlushSubnormals flush;  // as in a kernel
-  if (is_double) {
-    lstm_kernels().nonlinearity_f64(static_cast<double*>(values), count, is_tanh);
-  } else {
-    lstm_kernels().nonlinearity_f32(static_cast<float*>(values), count, is_tanh);
-  }
-  Py_RETURN_NONE;
-}
-
 PyMethodDef methods[] = {
     {"isa", name_of_isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
     {"runnable_isas", runnable_isas, METH_NOARGS,
@@ -204,14 +188,13 @@ PyMethodDef methods[] = {
     {"cgroup_quota", quota_below, METH_VARARGS,
      "cgroup_quota(root): CPUs that the control groups described below that folder grant, 0: all."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
-     "lstm_plan(T, B, I, H, scalar_bytes, threads): how the CPU kernels cut that work."},
+     "lstm_plan(T, B, I, H, scalar_bytes, threads): how the CPU kernels divide that work."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
-     "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tier, gpu): how the GPU kernels cut that "
+     "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tier, gpu): how the GPU kernels divide "
+     "that "
      "work on a GPU (compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs)."},
-    {"nonlinearity", nonlinearity, METH_VARARGS,
-     "nonlinearity(address, count, is_double, is_tanh): the kernels' sigmoid or tanh, in place."},
     {"set_profile", set_profile, METH_VARARGS,
-     "set_profile(on): start to tell the operators' phases apart, from zero, or stop."},
+     "set_profile(on): start to time the phases of operators, from zero, or stop."},
     {"profile", profile, METH_VARARGS,
      "profile(operator): sums over its calls since set_profile(True); times in ticks, those of "
      "phases over all workers."},

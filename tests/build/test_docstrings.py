@@ -78,24 +78,7 @@ def test_public_names_are_found() -> None:
 
 
 # Docstrings that another branch mends; goes when both are merged.
-UNFINISHED = {
-    *(
-        "throughtime.Explanation",
-        "throughtime.empty_cache",
-        "throughtime.functional.autocast_dtype",
-    ),
-    *("throughtime.reference.rel_lstm", "throughtime.reference.relevancy_attention"),
-}
-UNFINISHED_MARK = pytest.mark.xfail(reason="a section of the docstring is missing", strict=False)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=UNFINISHED_MARK if name in UNFINISHED else ())
-        for name in [*PUBLIC, *METHODS]
-    ],
-)
+@pytest.mark.parametrize("name", [*PUBLIC, *METHODS])
 def test_docstring_is_whole(name: str) -> None:
     thing = {**PUBLIC, **METHODS}[name]
     parts = sections(thing)

@@ -80,7 +80,7 @@ from cases import Shape, results, tensors
 from throughtime.functional import lstm
 from throughtime import _ext
 named = tensors(Shape(20, 4, 3, 300))
-assert _ext.extension.lstm_plan(20, 4, 3, 300, 8, 4)["team"] > 1
+assert _ext.extension.lstm_plan(20, 4, 3, 300, 8, 4)["members"] > 1
 _ext.extension.pretend_cpus(4)
 torch.set_num_threads(1)
 alone = results(lstm, named, backend="cpu")
@@ -104,11 +104,11 @@ def test_plan_is_the_same_for_every_number_of_threads(bytes_each: int) -> None:
         for plan, threads in zip(plans, (1, 2, 7, 64), strict=True):
             assert {plan[key] for key in ("groups",)} == {plans[0]["groups"]}
             assert plan["chunk"] == plans[0]["chunk"]
-            assert 1 <= plan["lanes"] * plan["team"] <= threads
-            assert plan["lanes"] <= plan["groups"] <= B
+            assert 1 <= plan["teams"] * plan["members"] <= threads
+            assert plan["teams"] <= plan["groups"] <= B
             assert 1 <= plan["chunk"] <= T
             # No worker without a block of units, not even with the widest vectors.
-            assert plan["team"] <= math.ceil(H / 16)
+            assert plan["members"] <= math.ceil(H / 16)
 
 
 def test_plan_bounds_the_memory_of_weight_gradients() -> None:
@@ -123,13 +123,13 @@ def test_plan_uses_the_threads_where_there_is_work() -> None:
         "groups": 4,
         "chunk": 0,
         "fuse_input": True,
-        "lanes": 2,
-        "team": 1,
+        "teams": 2,
+        "members": 1,
     }
     large = kernels.lstm_plan(100, 16, 1024, 1024, 4, 2)
-    assert large["groups"] == 1 and large["team"] == 2 and not large["fuse_input"]
+    assert large["groups"] == 1 and large["members"] == 2 and not large["fuse_input"]
     tiny = kernels.lstm_plan(10, 1, 8, 8, 4, 16)
-    assert tiny["lanes"] * tiny["team"] == 1
+    assert tiny["teams"] * tiny["members"] == 1
 
 
 @pytest.mark.parametrize("option", ["plain", "all", "all-reverse"])

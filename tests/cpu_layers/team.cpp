@@ -75,15 +75,15 @@ void run_on_threads(int workers, void (*body)(void*, int, int), void* context) {
 void* acquire(size_t bytes) { return std::aligned_alloc(64, bytes); }
 
 struct Schedule {
-  int lanes, team;
-  int workers() const { return lanes * team; }
+  int teams, members;
+  int workers() const { return teams * members; }
 };
 
 // Counts what run_workers calls, and what is called too early.
 struct Pass {
   int64_t *prepared, *walked, *finished;
   int64_t count, members, steps;
-  std::vector<int64_t> arrived;  // by lane and step
+  std::vector<int64_t> arrived;  // by team and step
   int64_t early = 0;
 
   int64_t blocks() const { return count; }
@@ -99,13 +99,13 @@ struct Pass {
     for (int64_t block = 0; block < count; ++block)
       expect(__atomic_load_n(&prepared[block], __ATOMIC_RELAXED) == 1);
     for (int64_t step = 0; step < steps; ++step) {
-      int64_t* here = &arrived[member.lane * steps + step];
+      int64_t* here = &arrived[member.team * steps + step];
       __atomic_fetch_add(here, member.end - member.begin, __ATOMIC_RELAXED);
       member.wait();
       expect(__atomic_load_n(here, __ATOMIC_RELAXED) == members);
     }
     for (int64_t i = member.begin; i < member.end; ++i)
-      __atomic_fetch_add(&walked[member.lane * members + i], 1, __ATOMIC_RELAXED);
+      __atomic_fetch_add(&walked[member.team * members + i], 1, __ATOMIC_RELAXED);
   }
   void finish(Share own) {
     for (size_t i = 0; i < arrived.size() / steps * members; ++i)
@@ -115,21 +115,21 @@ struct Pass {
 };
 
 // Counts of prepare and finish by block, of walk by worker; returns how many calls were too early.
-int64_t run_all(int64_t lanes, int64_t team, const int64_t* ends, int64_t blocks, int64_t steps,
+int64_t run_all(int64_t teams, int64_t team, const int64_t* ends, int64_t blocks, int64_t steps,
                 int64_t* prepared, int64_t* walked, int64_t* finished) {
   thread_ends = ends;
   const Runtime runtime{0, run_on_threads, nullptr, nullptr, nullptr};
-  const Schedule schedule{static_cast<int>(lanes), static_cast<int>(team)};
-  std::vector<Barrier> barriers(lanes + 1);
-  Pass pass{prepared, walked, finished, blocks, team, steps, std::vector<int64_t>(lanes * steps)};
+  const Schedule schedule{static_cast<int>(teams), static_cast<int>(team)};
+  std::vector<Barrier> barriers(teams + 1);
+  Pass pass{prepared, walked, finished, blocks, team, steps, std::vector<int64_t>(teams * steps)};
   run_workers(runtime, schedule, barriers.data(), pass);
   return pass.early;
 }
 
-int64_t run(int64_t lanes, int64_t team, const int64_t* ends, int64_t blocks, int64_t steps,
+int64_t run(int64_t teams, int64_t team, const int64_t* ends, int64_t blocks, int64_t steps,
             int64_t* prepared, int64_t* walked, int64_t* finished) {
   return within_a_minute(
-      [=] { return run_all(lanes, team, ends, blocks, steps, prepared, walked, finished); });
+      [=] { return run_all(teams, team, ends, blocks, steps, prepared, walked, finished); });
 }
 
 // Offsets of spans of `counts` numbers from the first, in bytes.

@@ -46,26 +46,26 @@ def test_the_share_of_several_workers_is_that_of_each_together(layer: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("lanes", "team", "ends"),
+    ("teams", "team", "ends"),
     [
         (1, 1, [1]),
         (1, 4, [1, 2, 3, 4]),
         (1, 4, [4]),  # one thread stands for the team
         (1, 5, [2, 5]),
         (3, 1, [1, 2, 3]),
-        (3, 1, [3]),  # one thread takes all lanes, one after the other
+        (3, 1, [3]),  # one thread takes all teams, one after the other
         (2, 3, [3, 6]),
         (2, 3, [2, 3, 5, 6]),
-        (2, 3, [2, 5, 6]),  # the second thread belongs to both lanes
-        (3, 2, [4, 6]),  # whole lanes beside a whole lane
+        (2, 3, [2, 5, 6]),  # the second thread belongs to both teams
+        (3, 2, [4, 6]),  # whole teams beside a whole team
     ],
     ids=str,
 )
-def test_run_workers(layer: Any, lanes: int, team: int, ends: list[int]) -> None:
+def test_run_workers(layer: Any, teams: int, team: int, ends: list[int]) -> None:
     for blocks in (0, 1, 7, 20):
         prepared, finished = torch.zeros(2, blocks, dtype=torch.int64).unbind()
-        walked = torch.zeros(lanes * team, dtype=torch.int64)
-        early = layer("run", lanes, team, numbers(*ends), blocks, 50, prepared, walked, finished)
+        walked = torch.zeros(teams * team, dtype=torch.int64)
+        early = layer("run", teams, team, numbers(*ends), blocks, 50, prepared, walked, finished)
         assert early == 0
         assert all((x == 1).all() for x in (prepared, walked, finished))
 

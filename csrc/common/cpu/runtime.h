@@ -18,7 +18,7 @@ struct Runtime {
   void (*parallel)(int workers, void (*body)(void* context, int begin, int end), void* context);
   void* (*acquire)(size_t bytes);  // 64-byte aligned, contents undefined; throws std::bad_alloc
   void (*release)(void* memory);
-  Profile* profile;  // null: nobody wants to know
+  Profile* profile;  // null: nothing is timed
 };
 
 }  // namespace throughtime

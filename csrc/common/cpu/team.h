@@ -62,9 +62,9 @@ class alignas(64) Barrier {
   alignas(64) uint32_t phase_ = 0;
 };
 
-// A thread's place: members [begin, end) of the team of one lane.
+// A thread's place: members [begin, end) of one team.
 struct Member {
-  int64_t lane, begin, end;
+  int64_t team, begin, end;
   Barrier* barrier;
   Stopwatch* watch;
   TT_INLINE void wait() const {
@@ -125,7 +125,7 @@ class Scratch {
 };
 
 // Runs pass.prepare(share of blocks), pass.walk(member) and pass.finish(share of blocks) on all
-// workers of a schedule, a barrier between them. `barriers` holds one per lane and one for all.
+// workers of a schedule, a barrier between them. `barriers` holds one per team and one for all.
 template <typename Schedule, typename Pass>
 void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barriers, Pass& pass) {
   struct Context {
@@ -135,13 +135,13 @@ void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barr
     Profile* profile;
   } context{schedule, barriers, pass, runtime.profile};
   if (runtime.profile) runtime.profile->workers += schedule.workers();
-  for (int lane = 0; lane < schedule.lanes; ++lane) barriers[lane].reset(schedule.team);
-  barriers[schedule.lanes].reset(schedule.workers());
+  for (int team = 0; team < schedule.teams; ++team) barriers[team].reset(schedule.members);
+  barriers[schedule.teams].reset(schedule.workers());
   const auto body = [](void* raw, int begin, int end) {
     auto& [schedule, barriers, pass, profile] = *static_cast<Context*>(raw);
     Stopwatch watch(profile);
-    const int workers = schedule.workers(), team = schedule.team;
-    Barrier& all = barriers[schedule.lanes];
+    const int workers = schedule.workers(), members = schedule.members;
+    Barrier& all = barriers[schedule.teams];
     const auto wait_for_all = [&] {
       const Timing timing(&watch, kWait);
       all.arrive_and_wait(end - begin);
@@ -152,10 +152,10 @@ void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barr
       pass.prepare(own_blocks());
     }
     wait_for_all();
-    for (int lane = begin / team; lane * team < end; ++lane) {
-      const int first = begin > lane * team ? begin - lane * team : 0;
-      const int last = end < (lane + 1) * team ? end - lane * team : team;
-      pass.walk(Member{lane, first, last, &barriers[lane], &watch});
+    for (int team = begin / members; team * members < end; ++team) {
+      const int first = begin > team * members ? begin - team * members : 0;
+      const int last = end < (team + 1) * members ? end - team * members : members;
+      pass.walk(Member{team, first, last, &barriers[team], &watch});
     }
     wait_for_all();
     const Timing timing(&watch, kFinish);

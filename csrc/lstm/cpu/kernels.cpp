@@ -19,14 +19,6 @@ void backward(const LstmBackward<S>& args, const Runtime& runtime) {
   BackwardWalk<LstmCell<S>>(args, runtime).run(runtime);
 }
 
-template <typename S>
-void nonlinearity(S* values, int64_t count, bool is_tanh) {
-  for (int64_t at = 0; at < count; at += kLanes<S>) {
-    const Vec<S> x = load_part(values + at, count - at);
-    store_part(values + at, is_tanh ? tanh<S>(x) : sigmoid<S>(x), count - at);
-  }
-}
-
 int64_t multiply_adds(int64_t repeats) {
   constexpr int64_t kDepth = 32, kColumns = kPanelVectors * kLanes<float>;
   alignas(kVectorBytes) float a[kRegisterRows * kDepth] = {};
@@ -46,10 +38,7 @@ int64_t multiply_adds(int64_t repeats) {
 }  // namespace
 
 extern const LstmKernels TT_KERNELS(lstm);
-const LstmKernels TT_KERNELS(lstm) = {{forward<float>, forward<double>},
-                                      {backward<float>, backward<double>},
-                                      nonlinearity<float>,
-                                      nonlinearity<double>,
-                                      multiply_adds};
+const LstmKernels TT_KERNELS(lstm) = {
+    {forward<float>, forward<double>}, {backward<float>, backward<double>}, multiply_adds};
 
 }  // namespace throughtime

@@ -9,9 +9,6 @@ namespace throughtime {
 struct LstmKernels {
   Kernel<LstmForward> forward;
   Kernel<LstmBackward> backward;
-  // For tests of accuracy: the kernels' own sigmoid and tanh on `count` numbers, in place.
-  void (*nonlinearity_f32)(float* values, int64_t count, bool is_tanh);
-  void (*nonlinearity_f64)(double* values, int64_t count, bool is_tanh);
   // The machine's rate, for `bench profile`: multiplies register tiles that lie in the first-level
   // cache and returns the number of multiply-adds.
   int64_t (*multiply_adds)(int64_t repeats);

@@ -58,12 +58,12 @@ class BackwardWalk {
         p_.dx ? Panels<Operand>::numbers(blocks_ * kGates, divide_up(shape_.I, L)) : 0);
     panel_r_ =
         scratch_.template reserve<Operand>(projected_, Panels<Operand>::numbers(shape_.R, blocks_));
-    const int64_t lanes = schedule_.lanes, projecting = projected_ ? lanes : 0;
-    da_ = scratch_.template reserve<Operand>(lanes, blocks_, slots_, most_rows_, kGates);
-    dc_ = scratch_.template reserve<S>(Cell::kCarriesCell ? lanes : 0, blocks_, most_rows_, L);
+    const int64_t teams = schedule_.teams, projecting = projected_ ? teams : 0;
+    da_ = scratch_.template reserve<Operand>(teams, blocks_, slots_, most_rows_, kGates);
+    dc_ = scratch_.template reserve<S>(Cell::kCarriesCell ? teams : 0, blocks_, most_rows_, L);
     dr_ = scratch_.template reserve<Operand>(projecting, slots_, most_rows_, ld_dr_);
     u_ = scratch_.template reserve<Operand>(projecting, blocks_, slots_, most_rows_, L);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
   void run(const Runtime& runtime) {
@@ -85,7 +85,7 @@ class BackwardWalk {
   }
 
   void walk(const Member& member) {
-    for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
+    for (int64_t group = member.team; group < plan_.groups; group += schedule_.teams)
       walk_group(member, group, Share(shape_.B, group, plan_.groups));
   }
 
@@ -111,7 +111,7 @@ class BackwardWalk {
   // Blocks of units per panel of W_hh: wide tiles, but at least one panel for every worker.
   int64_t panel_width() const {
     int64_t width = kPanelVectors;
-    while (width > 1 && divide_up(blocks_, width) < schedule_.team) width /= 2;
+    while (width > 1 && divide_up(blocks_, width) < schedule_.members) width /= 2;
     return width;
   }
   Panels<Operand> panel_h() const { return {panel_h_(), blocks_ * kGates, outputs_, width_}; }
@@ -121,18 +121,18 @@ class BackwardWalk {
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
   void walk_group(const Member& member, int64_t group, Share group_rows) {
-    const int64_t lane = member.lane, rows = group_rows.end - group_rows.begin;
-    const Share panels(panels_, member.begin, member.end, schedule_.team);
+    const int64_t team = member.team, rows = group_rows.end - group_rows.begin;
+    const Share panels(panels_, member.begin, member.end, schedule_.members);
     Share blocks = panels;
     blocks.begin = panels.begin * width_;
     blocks.end = least(panels.end * width_, blocks_);
-    const Group g{{member, schedule_.team, group_rows.begin, rows, blocks},
+    const Group g{{member, schedule_.members, group_rows.begin, rows, blocks},
                   panels,
-                  Share(panels_out_, member.begin, member.end, schedule_.team),
-                  {da_(lane), slots_, rows, kGates},
-                  dc_(lane),
-                  {projected_ ? dr_(lane) : nullptr, slots_, rows, ld_dr_},
-                  {projected_ ? u_(lane) : nullptr, slots_, rows, L}};
+                  Share(panels_out_, member.begin, member.end, schedule_.members),
+                  {da_(team), slots_, rows, kGates},
+                  dc_(team),
+                  {projected_ ? dr_(team) : nullptr, slots_, rows, ld_dr_},
+                  {projected_ ? u_(team) : nullptr, slots_, rows, L}};
     const int64_t longest = in_.length(g.row0);
     if (weights_.wanted() && longest == 0) weights_.clear(g, group);
     pass_through_empty(g);

@@ -58,14 +58,14 @@ class ForwardWalk {
     panel_r_ = scratch_.template reserve<Operand>(projected_,
                                                   Panels<Operand>::numbers(shape_.H, outputs_));
     bias_ = scratch_.template reserve<S>(blocks_, kGates);
-    x_ = scratch_.template reserve<Operand>(schedule_.lanes, plan_.chunk, most_rows_, ld_x_);
-    gates_x_ = scratch_.template reserve<S>(plan_.fuse_input ? 0 : schedule_.lanes, blocks_,
+    x_ = scratch_.template reserve<Operand>(schedule_.teams, plan_.chunk, most_rows_, ld_x_);
+    gates_x_ = scratch_.template reserve<S>(plan_.fuse_input ? 0 : schedule_.teams, blocks_,
                                             plan_.chunk, most_rows_, kGates);
-    h_ = scratch_.template reserve<Operand>(2 * schedule_.lanes, most_rows_, ld_h_);
-    c_ = scratch_.template reserve<S>(Cell::kCarriesCell ? schedule_.lanes : 0, blocks_, most_rows_,
+    h_ = scratch_.template reserve<Operand>(2 * schedule_.teams, most_rows_, ld_h_);
+    c_ = scratch_.template reserve<S>(Cell::kCarriesCell ? schedule_.teams : 0, blocks_, most_rows_,
                                       L);
-    u_ = scratch_.template reserve<Operand>(projected_ ? schedule_.lanes : 0, most_rows_, ld_u_);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    u_ = scratch_.template reserve<Operand>(projected_ ? schedule_.teams : 0, most_rows_, ld_u_);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
   void run(const Runtime& runtime) {
@@ -90,7 +90,7 @@ class ForwardWalk {
   int64_t blocks() const { return blocks_; }
 
   void walk(const Member& member) {
-    for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
+    for (int64_t group = member.team; group < plan_.groups; group += schedule_.teams)
       walk_group(member, Share(shape_.B, group, plan_.groups));
   }
 
@@ -102,7 +102,7 @@ class ForwardWalk {
   // Saved activations beyond this are not read again before they have left every cache.
   static constexpr int64_t kStreamBytes = 64 << 20;
 
-  // What one member of a lane needs while its group walks through time.
+  // What one member of a team needs while its group walks through time.
   struct Group {
     const Member& member;
     Share blocks;        // own blocks of units
@@ -122,17 +122,17 @@ class ForwardWalk {
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
   void walk_group(const Member& member, Share rows) {
-    const int64_t lane = member.lane;
+    const int64_t team = member.team;
     const Group g{.member = member,
-                  .blocks = Share(blocks_, member.begin, member.end, schedule_.team),
-                  .outputs = Share(outputs_, member.begin, member.end, schedule_.team),
+                  .blocks = Share(blocks_, member.begin, member.end, schedule_.members),
+                  .outputs = Share(outputs_, member.begin, member.end, schedule_.members),
                   .row0 = rows.begin,
                   .rows = rows.end - rows.begin,
-                  .x = x_(lane),
-                  .gates_x = gates_x_(lane),
-                  .h = {h_(2 * lane), h_(2 * lane + 1)},
-                  .c = c_(lane),
-                  .u = projected_ ? u_(lane) : nullptr};
+                  .x = x_(team),
+                  .gates_x = gates_x_(team),
+                  .h = {h_(2 * team), h_(2 * team + 1)},
+                  .c = c_(team),
+                  .u = projected_ ? u_(team) : nullptr};
     begin_state(g);
     int64_t longest = in_.length(g.row0);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
@@ -179,7 +179,7 @@ class ForwardWalk {
 
   void zero_padding(const Group& g) {
     if (!in_.lengths) return;
-    const Share own(g.rows, g.member.begin, g.member.end, schedule_.team);
+    const Share own(g.rows, g.member.begin, g.member.end, schedule_.members);
     for (int64_t row = own.begin; row < own.end; ++row)
       for (int64_t t = in_.length(g.row0 + row); t < shape_.T; ++t)
         std::memset(p_.y + (t * shape_.B + in_.order[g.row0 + row]) * shape_.R, 0,
@@ -188,7 +188,7 @@ class ForwardWalk {
 
   void gather_inputs(const Group& g, int64_t step, int64_t steps) {
     const Timing timing(g.member.watch, kGather);
-    const Share own(steps * g.rows, g.member.begin, g.member.end, schedule_.team);
+    const Share own(steps * g.rows, g.member.begin, g.member.end, schedule_.members);
     for (int64_t r = own.begin; r < own.end; ++r) {
       const int64_t t = in_.time(step + r / g.rows), sample = in_.order[g.row0 + r % g.rows];
       copy_row(g.x + r * ld_x_, in_.x + t * in_.x_stride_t + sample * in_.x_stride_b, shape_.I);
@@ -294,7 +294,7 @@ class ForwardWalk {
     const int64_t active = active_rows(in_, t, g.row0, g.rows);
     const Timing timing(g.member.watch, kProjection);
     const Panels<Operand> weight = panel_r();
-    const Share own(weight.count(), g.member.begin, g.member.end, schedule_.team);
+    const Share own(weight.count(), g.member.begin, g.member.end, schedule_.members);
     for (int64_t q = own.begin; q < own.end; ++q) {
       const int64_t vectors = weight.width_of(q);
       for_row_tiles(0, active, [&](int64_t row, int64_t height) {

@@ -17,9 +17,9 @@ struct WalkPlan {
 };
 
 struct WalkSchedule {
-  int lanes;  // groups that run at the same time
-  int team;   // workers of a lane: they split the units and meet at a barrier every step
-  TT_INLINE int workers() const { return lanes * team; }
+  int teams;    // groups that run at the same time
+  int members;  // workers of a team: they split the units and meet at a barrier every step
+  TT_INLINE int workers() const { return teams * members; }
 };
 
 namespace walk_plan_detail {
@@ -56,14 +56,14 @@ TT_INLINE WalkSchedule schedule_walk(const WalkShape& s, int64_t gates, const Wa
   const double step = 2.0 * gates * s.B * s.H * (s.R + s.I);  // operations
   WalkSchedule schedule{1, 1};
   if (threads <= 1 || step * s.T < kOperationsToFork) return schedule;
-  schedule.lanes = static_cast<int>(plan.groups < threads ? plan.groups : threads);
-  const double per_lane = step / plan.groups;
-  const int64_t most = threads / schedule.lanes;
-  const int64_t worth = static_cast<int64_t>(per_lane / kOperationsPerWorker) + 1;
+  schedule.teams = static_cast<int>(plan.groups < threads ? plan.groups : threads);
+  const double per_team = step / plan.groups;
+  const int64_t most = threads / schedule.teams;
+  const int64_t worth = static_cast<int64_t>(per_team / kOperationsPerWorker) + 1;
   const int64_t units = divide_up(s.H, kSavedUnits);
-  int64_t team = most < worth ? most : worth;
-  if (team > units) team = units;
-  schedule.team = static_cast<int>(team);
+  int64_t members = most < worth ? most : worth;
+  if (members > units) members = units;
+  schedule.members = static_cast<int>(members);
   return schedule;
 }
 

@@ -32,7 +32,7 @@ class WeightGradients {
         columns_(shape_.R + shape_.I + 1),
         most_rows_(divide_up(shape_.B, plan.groups)) {
     if (!wanted()) return;
-    hx_ = scratch->template reserve<Operand>(schedule.lanes, plan.chunk, most_rows_,
+    hx_ = scratch->template reserve<Operand>(schedule.teams, plan.chunk, most_rows_,
                                              columns_ + kRegisterRows);
     dw_ = scratch->template reserve<S>(plan.groups, blocks_, columns_, kGates);
     dw_r_ = scratch->template reserve<S>(projected() ? plan.groups : 0, blocks_, shape_.R, L);
@@ -129,7 +129,7 @@ class WeightGradients {
   // Tiles of kRegisterRows columns: the tile's k loop reads one contiguous piece.
   Operand* hx_at(const GroupPart& part, int64_t row, int64_t column) const {
     const int64_t tile = column / kRegisterRows * plan_.chunk * part.rows + row;
-    return hx_(part.member.lane) + tile * kRegisterRows + column % kRegisterRows;
+    return hx_(part.member.team) + tile * kRegisterRows + column % kRegisterRows;
   }
 
   // Columns [column, column + count) of a row; zeros where there is no source.
@@ -185,7 +185,7 @@ class WeightGradients {
   const WalkShape shape_;
   const WalkPlan& plan_;
   const int64_t blocks_, columns_, most_rows_;
-  Span<Operand> hx_;  // per lane: [columns / kRegisterRows, chunk * rows, kRegisterRows]
+  Span<Operand> hx_;  // per team: [columns / kRegisterRows, chunk * rows, kRegisterRows]
   Span<S> dw_;        // per group: [blocks, columns, G L]
   Span<S> dw_r_;      // per group: [blocks, R, L]
 };

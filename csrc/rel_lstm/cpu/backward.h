@@ -45,8 +45,8 @@ class RelLstmBackwardPass {
         slots_(count_slots()),
         most_(padded<S>(slots_)),
         scratch_(runtime) {
-    const auto per_lane = [&](int64_t count) {
-      return scratch_.template reserve<S>(schedule_.lanes, count);
+    const auto per_team = [&](int64_t count) {
+      return scratch_.template reserve<S>(schedule_.teams, count);
     };
     const auto per_group = [&](int64_t count) {
       return scratch_.template reserve<S>(p_.dweight_hh ? plan_.groups : 0, count);
@@ -56,39 +56,39 @@ class RelLstmBackwardPass {
     inputs_ = scratch_.template reserve<S>(
         p_.dx ? Panels<S>::numbers(at_.gates, divide_up(shape_.I, L)) : 0);
     score_ = scratch_.template reserve<S>(at_.attention);
-    da_ = per_lane(times(plan_.chunk_rows, at_.stacked));
-    sx_ = per_lane(times(plan_.chunk_rows, at_.units + at_.inputs));
-    keys_ = per_lane(times(plan_.chunk_rows, at_.key));
-    dx_ = per_lane(p_.dx ? times(most_rows_, at_.inputs) : 0);
-    dh_ = per_lane(times(most_rows_, at_.units));
-    ds_ = per_lane(times(most_rows_, at_.units));
-    direct_ = per_lane(times(most_rows_, at_.units));
-    context_ = per_lane(times(most_rows_, at_.units));
-    dc_ = per_lane(times(most_rows_, at_.units));
-    c_0_ = per_lane(at_.units);
-    slot_ = per_lane(times(most_rows_, slots_, at_.key));
-    weights_ = per_lane(most_);
-    grad_ = per_lane(most_);
-    tanh_ = per_lane(times(slots_, at_.attention));
-    lost_score_ = per_lane(at_.attention);
+    da_ = per_team(times(plan_.chunk_rows, at_.stacked));
+    sx_ = per_team(times(plan_.chunk_rows, at_.units + at_.inputs));
+    keys_ = per_team(times(plan_.chunk_rows, at_.key));
+    dx_ = per_team(p_.dx ? times(most_rows_, at_.inputs) : 0);
+    dh_ = per_team(times(most_rows_, at_.units));
+    ds_ = per_team(times(most_rows_, at_.units));
+    direct_ = per_team(times(most_rows_, at_.units));
+    context_ = per_team(times(most_rows_, at_.units));
+    dc_ = per_team(times(most_rows_, at_.units));
+    c_0_ = per_team(at_.units);
+    slot_ = per_team(times(most_rows_, slots_, at_.key));
+    weights_ = per_team(most_);
+    grad_ = per_team(most_);
+    tanh_ = per_team(times(slots_, at_.attention));
+    lost_score_ = per_team(at_.attention);
     sum_s_ = per_group(times(at_.stacked, at_.units));
     sum_x_ = per_group(times(at_.gates, at_.inputs));
     sum_key_ = per_group(times(at_.attention, at_.units));
     sum_score_ = scratch_.template reserve<S>(plan_.groups, at_.attention);
     const auto positions = [&](int64_t count) {
-      return scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, count);
+      return scratch_.template reserve<int64_t>(schedule_.teams, most_rows_, count);
     };
     ended_ = positions(screen_.T);
     kept_ = positions(screen_.positions());
     slot_of_ = positions(screen_.positions());
     free_ = positions(slots_);
-    slots_of_row_ = scratch_.template reserve<Slots>(schedule_.lanes, most_rows_);
-    replay_ = scratch_.template reserve<Replay>(schedule_.lanes, most_rows_);
-    keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
-    hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
-    dkeys_of_ = scratch_.template reserve<S*>(schedule_.lanes, most_);
-    dhidden_of_ = scratch_.template reserve<S*>(schedule_.lanes, most_);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    slots_of_row_ = scratch_.template reserve<Slots>(schedule_.teams, most_rows_);
+    replay_ = scratch_.template reserve<Replay>(schedule_.teams, most_rows_);
+    keys_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
+    hidden_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
+    dkeys_of_ = scratch_.template reserve<S*>(schedule_.teams, most_);
+    dhidden_of_ = scratch_.template reserve<S*>(schedule_.teams, most_);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
   void run(const Runtime& runtime) {
@@ -114,7 +114,7 @@ class RelLstmBackwardPass {
   }
 
   void walk(const Member& member) {
-    for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
+    for (int64_t group = member.team; group < plan_.groups; group += schedule_.teams)
       walk_group(member, group, Share(shape_.B, group, plan_.groups));
   }
 
@@ -138,7 +138,7 @@ class RelLstmBackwardPass {
 
  private:
   struct Group {
-    int64_t lane, group, row0, rows;
+    int64_t team, group, row0, rows;
     Slots* slots;
     Replay* replay;
     S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *tanh;
@@ -166,9 +166,9 @@ class RelLstmBackwardPass {
   }
 
   void walk_group(const Member& member, int64_t group, Share rows) {
-    const int64_t lane = member.lane;
-    const int64_t first = lane * most_rows_, chunk = lane * plan_.chunk_rows, n = at_.units;
-    const Group w{.lane = lane,
+    const int64_t team = member.team;
+    const int64_t first = team * most_rows_, chunk = team * plan_.chunk_rows, n = at_.units;
+    const Group w{.team = team,
                   .group = group,
                   .row0 = rows.begin,
                   .rows = rows.end - rows.begin,
@@ -184,10 +184,10 @@ class RelLstmBackwardPass {
                   .context = context_() + first * n,
                   .dc = dc_() + first * n,
                   .slot = slot_() + first * slots_ * at_.key,
-                  .weights = weights_() + lane * most_,
-                  .grad = grad_() + lane * most_,
-                  .tanh = tanh_() + lane * slots_ * at_.attention,
-                  .lost_score = lost_score_() + lane * at_.attention,
+                  .weights = weights_() + team * most_,
+                  .grad = grad_() + team * most_,
+                  .tanh = tanh_() + team * slots_ * at_.attention,
+                  .lost_score = lost_score_() + team * at_.attention,
                   .watch = member.watch};
     begin(w);
     int64_t active = 0, filled = 0;
@@ -207,7 +207,7 @@ class RelLstmBackwardPass {
   }
 
   void begin(const Group& w) {
-    const int64_t first = w.lane * most_rows_;
+    const int64_t first = w.team * most_rows_;
     for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
       w.replay[row] = Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
@@ -273,7 +273,7 @@ class RelLstmBackwardPass {
   void attend(const Group& w, int64_t t, int64_t row, S* dq) {
     Timing timing(w.watch, kScreening);
     const int64_t n = at_.units, at = w.row0 + row;
-    const int64_t first = w.lane * most_;
+    const int64_t first = w.team * most_;
     const S** keys = keys_of_() + first;
     const S** hidden = hidden_of_() + first;
     S** dkeys = dkeys_of_() + first;
@@ -331,8 +331,8 @@ class RelLstmBackwardPass {
   void cells(const Group& w, int64_t t, int64_t row, S* da) {
     const int64_t n = at_.units, at = w.row0 + row, sample = in_.order[at];
     const S* saved = step_row(t, at);
-    const S* c_before = t > 0 ? step_row(t - 1, at) + 4 * n : c_0_() + w.lane * n;
-    if (t == 0) load_row(c_0_() + w.lane * n, p_.c0 + sample * shape_.H, shape_.H, n);
+    const S* c_before = t > 0 ? step_row(t - 1, at) + 4 * n : c_0_() + w.team * n;
+    if (t == 0) load_row(c_0_() + w.team * n, p_.c0 + sample * shape_.H, shape_.H, n);
     const S* dy = p_.dy ? p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b : nullptr;
     const S* direct = w.direct + row * n;
     const S* dh = w.dh + row * n;

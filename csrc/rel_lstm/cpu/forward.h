@@ -30,29 +30,29 @@ class RelLstmForwardPass {
         most_rows_(divide_up(shape_.B, plan_.groups)),
         most_(padded<S>(screen_.most_in_window() + screen_.most_retained())),
         scratch_(runtime) {
-    const auto per_lane = [&](int64_t count) {
-      return scratch_.template reserve<S>(schedule_.lanes, count);
+    const auto per_team = [&](int64_t count) {
+      return scratch_.template reserve<S>(schedule_.teams, count);
     };
     stacked_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.stacked / L));
     inputs_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.I, at_.gates / L));
     key_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.attention / L));
     bias_ = scratch_.template reserve<S>(at_.stacked);
     score_ = scratch_.template reserve<S>(at_.attention);
-    z_ = per_lane(times(most_rows_, at_.stacked));
-    x_ = per_lane(times(most_rows_, at_.inputs));
-    c_ = per_lane(times(most_rows_, at_.units));
-    h_0_ = per_lane(times(most_rows_, at_.units));
-    context_ = per_lane(times(most_rows_, at_.units));
-    scores_ = per_lane(most_);
-    relevance_ = per_lane(times(most_rows_, screen_.positions()));
-    kept_ = scratch_.template reserve<int64_t>(schedule_.lanes, most_rows_, kept_size());
-    screenings_ = scratch_.template reserve<Screening<S>>(schedule_.lanes, most_rows_);
-    keys_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
-    hidden_of_ = scratch_.template reserve<const S*>(schedule_.lanes, most_);
+    z_ = per_team(times(most_rows_, at_.stacked));
+    x_ = per_team(times(most_rows_, at_.inputs));
+    c_ = per_team(times(most_rows_, at_.units));
+    h_0_ = per_team(times(most_rows_, at_.units));
+    context_ = per_team(times(most_rows_, at_.units));
+    scores_ = per_team(most_);
+    relevance_ = per_team(times(most_rows_, screen_.positions()));
+    kept_ = scratch_.template reserve<int64_t>(schedule_.teams, most_rows_, kept_size());
+    screenings_ = scratch_.template reserve<Screening<S>>(schedule_.teams, most_rows_);
+    keys_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
+    hidden_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
     // Without a backward pass keys must last as long, but of each step only one.
     keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.positions(), shape_.B, at_.key);
-    step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.lanes, most_rows_, at_.step);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.teams, most_rows_, at_.step);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
   void run(const Runtime& runtime) {
@@ -77,7 +77,7 @@ class RelLstmForwardPass {
   }
 
   void walk(const Member& member) {
-    for (int64_t group = member.lane; group < plan_.groups; group += schedule_.lanes)
+    for (int64_t group = member.team; group < plan_.groups; group += schedule_.teams)
       walk_group(member, Share(shape_.B, group, plan_.groups));
   }
 
@@ -109,8 +109,8 @@ class RelLstmForwardPass {
   }
 
   void walk_group(const Member& member, Share rows) {
-    const int64_t lane = member.lane;
-    const int64_t m = most_rows_, first = lane * m;
+    const int64_t team = member.team;
+    const int64_t m = most_rows_, first = team * m;
     const Group w{.row0 = rows.begin,
                   .rows = rows.end - rows.begin,
                   .z = z_() + first * at_.stacked,
@@ -118,13 +118,13 @@ class RelLstmForwardPass {
                   .c = c_() + first * at_.units,
                   .h_0 = h_0_() + first * at_.units,
                   .context = context_() + first * at_.units,
-                  .scores = scores_() + lane * most_,
+                  .scores = scores_() + team * most_,
                   .step = p_.saved ? nullptr : step_() + first * at_.step,
                   .screening = screenings_() + first,
-                  .keys = keys_of_() + lane * most_,
-                  .hidden = hidden_of_() + lane * most_,
+                  .keys = keys_of_() + team * most_,
+                  .hidden = hidden_of_() + team * most_,
                   .watch = member.watch};
-    begin(w, lane);
+    begin(w, team);
     int64_t active = w.rows;
     for (int64_t t = 0; t < screen_.T; ++t) {
       active = active_rows(in_, t, w.row0, active);
@@ -134,9 +134,9 @@ class RelLstmForwardPass {
     for (int64_t row = 0; row < w.rows; ++row) end(w, row);
   }
 
-  void begin(const Group& w, int64_t lane) {
+  void begin(const Group& w, int64_t team) {
     for (int64_t row = 0; row < w.rows; ++row) {
-      const int64_t at = w.row0 + row, sample = in_.order[at], scratch = lane * most_rows_ + row;
+      const int64_t at = w.row0 + row, sample = in_.order[at], scratch = team * most_rows_ + row;
       load_row(w.h_0 + row * at_.units, p_.h0 + sample * shape_.H, shape_.H, at_.units);
       load_row(w.c + row * at_.units, p_.c0 + sample * shape_.H, shape_.H, at_.units);
       load_row(w.context + row * at_.units, p_.context0 + sample * shape_.H, shape_.H, at_.units);

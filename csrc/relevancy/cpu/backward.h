@@ -36,7 +36,7 @@ class RelevancyBackwardPass {
                                                 {p_.last + n * s.positions(), 1}));
     most_ = padded<S>(s.most_in_window() + retained + 1);
     const auto per_worker = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
+      return scratch_.template reserve<decltype(number)>(schedule_.teams, count);
     };
     ended_ = per_worker(int64_t(), s.T);
     kept_ = per_worker(int64_t(), s.positions());
@@ -48,7 +48,7 @@ class RelevancyBackwardPass {
     grad_values_ = per_worker(static_cast<S*>(nullptr), most_);
     grad_w_ = scratch_.template reserve<S>(Score::kHasWeight ? shape_.sequences() : 0, shape_.D);
     lost_w_ = per_worker(S(), Score::kHasWeight ? shape_.D : 0);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
   void run(const Runtime& runtime) {
@@ -60,7 +60,7 @@ class RelevancyBackwardPass {
   void prepare(Share) {}
 
   void walk(const Member& member) {
-    const Share own(shape_.sequences(), member.lane, schedule_.lanes);
+    const Share own(shape_.sequences(), member.team, schedule_.teams);
     for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
   }
 
@@ -77,7 +77,7 @@ class RelevancyBackwardPass {
 
  private:
   void walk_sequence(const Member& member, int64_t n) {
-    const int64_t worker = member.lane;
+    const int64_t worker = member.team;
     Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t D = shape_.D, Dv = shape_.Dv;

@@ -13,9 +13,9 @@ namespace {
 
 // Every worker takes sequences of its own; workers meet only at the end.
 struct SequenceSchedule {
-  int lanes;
-  static constexpr int team = 1;
-  TT_INLINE int workers() const { return lanes; }
+  int teams;
+  static constexpr int members = 1;
+  TT_INLINE int workers() const { return teams; }
 };
 
 TT_INLINE SequenceSchedule schedule_sequences(const RelevancyShape& shape, int threads) {
@@ -39,14 +39,14 @@ class RelevancyForwardPass {
         most_(padded<S>(shape_.screening.most_in_window() + shape_.screening.most_retained())),
         scratch_(runtime) {
     const auto per_worker = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.lanes, count);
+      return scratch_.template reserve<decltype(number)>(schedule_.teams, count);
     };
     relevance_ = per_worker(S(), shape_.screening.positions());
     kept_ = per_worker(int64_t(), kept_size());
     scores_ = per_worker(S(), most_);
     keys_ = per_worker(static_cast<const S*>(nullptr), most_);
     values_ = per_worker(static_cast<const S*>(nullptr), most_);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.lanes + 1);
+    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
   void run(const Runtime& runtime) {
@@ -59,7 +59,7 @@ class RelevancyForwardPass {
   void finish(Share) {}
 
   void walk(const Member& member) {
-    const Share own(shape_.sequences(), member.lane, schedule_.lanes);
+    const Share own(shape_.sequences(), member.team, schedule_.teams);
     for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
   }
 
@@ -67,7 +67,7 @@ class RelevancyForwardPass {
   int64_t kept_size() const { return shape_.screening.most_retained() + 1; }
 
   void walk_sequence(const Member& member, int64_t n) {
-    const int64_t worker = member.lane;
+    const int64_t worker = member.team;
     Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);

@@ -269,8 +269,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         length, batch, _ = input.shape
         self._check_states(hx, batch)
         masks.check_reset(reset, length, batch)
-        cuts = self._masks(detach_mask, length, batch, input.device, generator)
-        output, (h_n, c_n) = self._run(input, hx, cuts, reset, None)
+        detach_masks = self._masks(detach_mask, length, batch, input.device, generator)
+        output, (h_n, c_n) = self._run(input, hx, detach_masks, reset, None)
         if not batched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
@@ -291,17 +291,17 @@ class LSTM(BackendChoice, nn.RNNBase):
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         self._check_states(hx, batch)
         masks.check_reset(reset, length, batch)
-        cuts = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        detach_masks = self._masks(detach_mask, length, batch, packed.data.device, generator)
         order = packed.sorted_indices
         if order is not None:
             hx = None if hx is None else _permute(hx, order)
             reset = None if reset is None else reset.index_select(1, order)
-            cuts = [
-                cut.index_select(1, order) if cut is not None and cut.dim() == 2 else cut
-                for cut in cuts
+            detach_masks = [
+                mask.index_select(1, order) if mask is not None and mask.dim() == 2 else mask
+                for mask in detach_masks
             ]
         padded, lengths = unpack(packed)
-        output, states = self._run(padded, hx, cuts, reset, lengths)
+        output, states = self._run(padded, hx, detach_masks, reset, lengths)
         if packed.unsorted_indices is not None:
             states = _permute(states, packed.unsorted_indices)
         return repack(output, lengths, like=packed), states
@@ -310,7 +310,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         self,
         x: Tensor,
         hx: States | None,
-        cuts: Sequence[Tensor | None],
+        detach_masks: Sequence[Tensor | None],
         reset: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, States]:
@@ -322,13 +322,13 @@ class LSTM(BackendChoice, nn.RNNBase):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             if self.bidirectional:
-                x, (h, c) = self._run_both(layer, x, hx, cuts, reset, ends)
+                x, (h, c) = self._run_both(layer, x, hx, detach_masks, reset, ends)
             else:
                 x, (h, c) = functional.lstm(
                     x,
                     None if hx is None else (hx[0][layer], hx[1][layer]),
                     *self._weights(layer, 0),
-                    detach_mask=cuts[layer],
+                    detach_mask=detach_masks[layer],
                     lengths=ends,
                     reset=reset,
                     backend=self.backend,
@@ -346,7 +346,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         layer: int,
         x: Tensor,
         hx: States | None,
-        cuts: Sequence[Tensor | None],
+        detach_masks: Sequence[Tensor | None],
         reset: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, States]:
@@ -356,7 +356,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             x,
             None if hx is None else (hx[0][k : k + 2], hx[1][k : k + 2]),
             (self._weights(layer, 0), self._weights(layer, 1)),
-            detach_mask=(cuts[k], cuts[k + 1]),
+            detach_mask=(detach_masks[k], detach_masks[k + 1]),
             lengths=lengths,
             reset=(reset, masks.reverse_reset(reset)),
             backend=self.backend,

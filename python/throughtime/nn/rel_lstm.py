@@ -251,8 +251,8 @@ class RelLSTM(BackendChoice, nn.Module):
         self._check_input(input)
         length, batch, _ = input.shape
         self._check_states(hx, batch)
-        cuts = self._masks(detach_mask, length, batch, input.device, generator)
-        output, state = self._run(input, self._per_layer(hx), cuts, None)
+        detach_masks = self._masks(detach_mask, length, batch, input.device, generator)
+        output, state = self._run(input, self._per_layer(hx), detach_masks, None)
         if not batched:
             return output.squeeze(1), state
         return output.transpose(0, 1) if self.batch_first else output, state
@@ -272,19 +272,19 @@ class RelLSTM(BackendChoice, nn.Module):
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         _check_kind(hx)
         self._check_states(hx, batch)  # before sorting, which would hide a batch that is too large
-        cuts = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        detach_masks = self._masks(detach_mask, length, batch, packed.data.device, generator)
         order = packed.sorted_indices
         if order is not None:
             if isinstance(hx, RelState):
                 hx = hx.index_select(order)
             elif hx is not None:
                 hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
-            cuts = [
-                cut.index_select(1, order) if cut is not None and cut.dim() == 2 else cut
-                for cut in cuts
+            detach_masks = [
+                mask.index_select(1, order) if mask is not None and mask.dim() == 2 else mask
+                for mask in detach_masks
             ]
         padded, lengths = unpack(packed)
-        output, state = self._run(padded, self._per_layer(hx), cuts, lengths)
+        output, state = self._run(padded, self._per_layer(hx), detach_masks, lengths)
         if packed.unsorted_indices is not None:
             state = state.index_select(packed.unsorted_indices)
         return repack(output, lengths, like=packed), state
@@ -293,7 +293,7 @@ class RelLSTM(BackendChoice, nn.Module):
         self,
         x: Tensor,
         hx: Sequence[RelState | States | None],
-        cuts: Sequence[Tensor | None],
+        detach_masks: Sequence[Tensor | None],
         lengths: Tensor | None,
     ) -> tuple[Tensor, RelState]:
         states = []
@@ -313,7 +313,7 @@ class RelLSTM(BackendChoice, nn.Module):
                 self.top_k,
                 cell=self.cell,
                 retain=self.retain,
-                detach_mask=cuts[layer],
+                detach_mask=detach_masks[layer],
                 lengths=lengths,
                 backend=self.backend,
             )

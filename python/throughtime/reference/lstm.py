@@ -85,16 +85,16 @@ def lstm(
 
     # Indexing x[t] would add a full-sized gradient per step; unbind's backward is one stack.
     x_gates = F.linear(input, weight_ih, _sum_bias(bias_ih, bias_hh, input.dtype)).unbind(0)
-    cuts = _steps(detach_mask, length)
+    detached_at = _steps(detach_mask, length)
     resets = _steps(reset, length)
     valids = (None,) * length if valid is None else valid.unbind(0)
 
     outputs: list[Tensor] = [h] * length
     for t in reversed(range(length)) if reverse else range(length):
-        cut, restart, alive = cuts[t], resets[t], valids[t]
+        detached, restart, alive = detached_at[t], resets[t], valids[t]
         if restart is not None:
             h, c = torch.where(restart, 0.0, h), torch.where(restart, 0.0, c)
-        h_in, c_in = h if cut is None else torch.where(cut, h.detach(), h), c
+        h_in, c_in = h if detached is None else torch.where(detached, h.detach(), h), c
         if alive is not None:
             h_in, c_in = torch.where(alive, h_in, 0.0), torch.where(alive, c_in, 0.0)
         i, f, g, o = (x_gates[t] + F.linear(h_in, weight_hh)).chunk(4, dim=1)

@@ -141,8 +141,8 @@ def rel_lstm(
     for t in range(length):
         direct = h
         if detach_mask is not None:
-            cut = detach_mask[t].unsqueeze(-1) if detach_mask.dim() == 2 else detach_mask[t]
-            direct = torch.where(cut, h.detach(), h)
+            detached = detach_mask[t].unsqueeze(-1) if detach_mask.dim() == 2 else detach_mask[t]
+            direct = torch.where(detached, h.detach(), h)
         # Zero gradients of an infinite state are NaN: that of an ended sample stays out.
         keep = alive[t].unsqueeze(1)
         s = torch.where(keep, 0.5 * (direct + context), 0.0)
