@@ -154,6 +154,8 @@ def _raw(op: str, family: Callable[[Sizes, Options], dict[str, str]]) -> Target:
         values = family(s, o)
         if op == "relevancy":
             values["scale"] = "0.5"
+        elif o["mask"]:  # of operators they have one form, [T, B]
+            values["detach_mask"] = f"(torch.rand({s['T']}, {s['B']}) < 0.5)"
         yield from _operator(f"{op}_forward", values, "result")
         for name in ("output", "h_n", "c_n", "context_n"):
             wanted = name in values and (o["grads"] or name == "output")
@@ -165,7 +167,7 @@ def _raw(op: str, family: Callable[[Sizes, Options], dict[str, str]]) -> Target:
 
 def _raw_gpu(s: Sizes, o: Options) -> Steps:
     """The operators of GPUs on the CPU, which has no implementation of them, or on meta tensors."""
-    B, H, front = s["B"], s["H"], (1,) if o["reference"] else ()
+    B, H, front = s["B"], s["H"], (1,)
     values = _common(s, o) | {
         "projected": _random(o, s["T"], B, *front, 4 * H),
         "bias": _if(o["bias"], _random(o, *front, 4 * H)), "h_0": _random(o, *front, B, H),
@@ -175,7 +177,8 @@ def _raw_gpu(s: Sizes, o: Options) -> Steps:
     for name, text in values.items():
         if text.startswith("torch.randn") and o["train"]:
             values[name] = text + ".to('meta')"
-    yield from _operator(f"lstm_recurrence_forward{'' if front else '_triton'}", values, "result")
+    suffix = "" if o["reference"] else "_triton"
+    yield from _operator(f"lstm_recurrence_forward{suffix}", values, "result")
 
 
 def _finish() -> Steps:

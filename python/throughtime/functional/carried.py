@@ -53,6 +53,7 @@ def check_state(
     input: Tensor,
     hidden: int,
     sizes: tuple[int, int | None],
+    autocast: torch.dtype | None,
 ) -> None:
     """Check that one layer's state fits the input; ``sizes`` are window_size and top_k.
 
@@ -62,7 +63,7 @@ def check_state(
     check_state_sizes(op, state, (), input.size(1), hidden)
     named = {f"hx.{name}": getattr(state, name) for name in ("h", "c", "context", "memory")}
     check_devices(input, "hidden", named)
-    check_dtypes(op, input, {}, named)
+    check_dtypes(op, input, {}, named, autocast)
     slots = state.memory.size(0)
     _check_screening(op, "hx", "states", state, slots, input, sizes, _NEW_STATE)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from throughtime.backends.backend import Backend, BackendName, Request
 from throughtime.backends.selection import chosen
 from throughtime.functional.checks import (
+    autocast_dtype,
     check_flag,
     check_lengths,
     check_mask,
@@ -21,11 +22,11 @@ from throughtime.functional.recurrent import (
     check_states,
     check_tensors,
     check_weights,
-    in_autocast_dtype,
     per_sample,
     without_autocast,
 )
 from throughtime.ops.lstm import LstmArguments, LstmResults
+from throughtime.ops.precision import cast
 
 States = tuple[Tensor, Tensor]
 
@@ -96,8 +97,8 @@ def lstm(
     Source: arXiv 1810.03023, Algorithm 1.
     """
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    args = _arguments(input, hx, weights, lengths, reset, detach_mask, reverse)
-    with without_autocast(input):
+    args, autocast = _arguments(input, hx, weights, lengths, reset, detach_mask, reverse)
+    with without_autocast(input, autocast):
         output, h_n, c_n = _backend(backend, args).run(args)
     return output, (h_n, c_n)
 
@@ -142,7 +143,7 @@ def bidirectional_lstm(
     Source: arXiv 1810.03023, Algorithm 1, once per direction.
     """
     _check_directions(hx, weights, detach_mask, reset)
-    one, other = (
+    (one, autocast), (other, _) = (
         _arguments(
             input, None if hx is None else (hx[0][d], hx[1][d]), weights[d], lengths, reset[d],
             detach_mask[d], d == 1,
@@ -158,7 +159,7 @@ def bidirectional_lstm(
                 f"{_BOTH}: both directions should have the same biases and projections, or none"
             )
     runs = _backend(backend, one)
-    with without_autocast(input):
+    with without_autocast(input, autocast):
         if runs.run_both is not None:
             output, h_n, c_n = runs.run_both(one, other)
             return output, (h_n, c_n)
@@ -217,8 +218,11 @@ def _arguments(
     reset: Tensor | None,
     detach_mask: Tensor | None,
     reverse: bool,
-) -> LstmArguments:
+) -> tuple[LstmArguments, torch.dtype | None]:
     """The record of one direction: checked, in the dtype that it runs in, masks ``[T, B]``.
+
+    Returns:
+        The record, and autocast's dtype if that is the one.
 
     Raises:
         RuntimeError, TypeError, ValueError: as :func:`lstm` says.
@@ -248,14 +252,15 @@ def _arguments(
     if lengths is not None:
         check_lengths("lstm", lengths, batch, length, input.device)
         lengths = lengths.to(input.device)
-    check_dtypes("lstm", input, named, states)
+    autocast = autocast_dtype(input)
+    check_dtypes("lstm", input, named, states, autocast)
     if hx is None:
         h_0, c_0 = input.new_zeros(batch, output_size), input.new_zeros(batch, hidden_size)
     else:
         h_0, c_0 = hx
     mask = per_sample(detach_mask, length, batch)
     args = LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse)
-    return in_autocast_dtype(args)
+    return args if autocast is None else cast(args, autocast), autocast
 
 
 def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:

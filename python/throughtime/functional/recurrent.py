@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from throughtime.functional.checks import (
-    autocast_dtype,
     check_cast,
     check_state_dtype,
     check_weight_dtype,
     wrong_shape,
 )
-from throughtime.ops.precision import cast
 
 Named = Mapping[str, Tensor | None]
 Shapes = Mapping[str, tuple[int, ...]]
-Record = TypeVar("Record", bound=tuple[object, ...])
 
 
 def check_tensors(op: str, named: Named, optional: tuple[str, ...]) -> None:
@@ -88,13 +84,15 @@ def check_devices(input: Tensor, kind: str, named: Named) -> None:
             )
 
 
-def check_dtypes(op: str, input: Tensor, weights: Named, states: Named) -> None:
+def check_dtypes(
+    op: str, input: Tensor, weights: Named, states: Named, autocast: torch.dtype | None
+) -> None:
     """Check that everything has the dtype of the input, or that autocast casts it.
 
     Raises:
         RuntimeError, ValueError: if something has not, under autocast and without.
     """
-    if autocast_dtype(input) is not None:
+    if autocast is not None:
         check_cast(op, {name: x for name, x in {**weights, **states}.items() if x is not None})
         return
     for name, x in states.items():
@@ -105,14 +103,6 @@ def check_dtypes(op: str, input: Tensor, weights: Named, states: Named) -> None:
             check_weight_dtype(input, x, name)
 
 
-def in_autocast_dtype(args: Record) -> Record:
-    """The record in the dtype that autocast wants."""
-    input = args[0]
-    assert isinstance(input, Tensor)
-    dtype = autocast_dtype(input)
-    return args if dtype is None else cast(args, dtype)
-
-
 def per_sample(mask: Tensor | None, length: int, batch: int) -> Tensor | None:
     """A mask ``[T]`` or ``[T, B]`` as ``[T, B]``, without a copy."""
     if mask is None or mask.dim() == 2:
@@ -120,8 +110,8 @@ def per_sample(mask: Tensor | None, length: int, batch: int) -> Tensor | None:
     return mask.unsqueeze(1).expand(length, batch)
 
 
-def without_autocast(input: Tensor) -> AbstractContextManager[object]:
-    """Turn autocast off where :func:`in_autocast_dtype` did what it wants."""
-    if autocast_dtype(input) is None:
+def without_autocast(input: Tensor, autocast: torch.dtype | None) -> AbstractContextManager[object]:
+    """Turn autocast off where the arguments are in its dtype already."""
+    if autocast is None:
         return nullcontext()
     return torch.autocast(input.device.type, enabled=False)

@@ -11,6 +11,7 @@ from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import chosen
 from throughtime.functional.carried import check_state
 from throughtime.functional.checks import (
+    autocast_dtype,
     check_choice,
     check_lengths,
     check_mask,
@@ -25,12 +26,11 @@ from throughtime.functional.recurrent import (
     check_states,
     check_tensors,
     check_weights,
-    in_autocast_dtype,
     per_sample,
     without_autocast,
 )
 from throughtime.functional.relevancy import Retain
-from throughtime.ops.precision import LOW_PRECISION
+from throughtime.ops.precision import LOW_PRECISION, cast
 from throughtime.ops.rel_lstm import RelLstmArguments, RelLstmResults
 from throughtime.states import RelState
 
@@ -126,13 +126,16 @@ def rel_lstm(
         "weight_score": weight_score,
     }
     _check(input, weights, 4 if cell == "lstm" else 1)
+    autocast = autocast_dtype(input)
+    check_dtypes(_OP, input, weights, {}, autocast)
     length, batch, _ = input.shape
     check_mask(_OP, "detach_mask", detach_mask, input, ((length,), (length, batch)))
     detach_mask = per_sample(detach_mask, length, batch)
     if lengths is not None:
         check_lengths(_OP, lengths, batch, length, input.device)
         lengths = lengths.to(input.device)
-    state = _initial(hx, input, weight_hh.size(1), detach_mask, (window_size, top_k))
+    sizes = (window_size, top_k)
+    state = _initial(hx, input, weight_hh.size(1), detach_mask, sizes, autocast)
     has_memory = state.memory.size(0) > 0
     args = RelLstmArguments(
         input=input,
@@ -149,7 +152,8 @@ def rel_lstm(
         top_k=EVERY_KEY if top_k is None else top_k,
         keep_first=retain == "first",
     )
-    args = in_autocast_dtype(args)
+    if autocast is not None:
+        args = cast(args, autocast)
     request = Request(
         op=_OP,
         hidden_size=weight_hh.size(1),
@@ -158,7 +162,7 @@ def rel_lstm(
         cell=cell,
     )
     runs = chosen(backend, request)
-    with without_autocast(input):
+    with without_autocast(input, autocast):
         results: RelLstmResults = runs.run(args)
         return results.output, _next_state(state, args, results)
 
@@ -194,17 +198,18 @@ def _initial(
     hidden: int,
     detach_mask: Tensor | None,
     sizes: tuple[int, int | None],
+    autocast: torch.dtype | None,
 ) -> RelState:
     """The state to begin with, checked; a fresh one has no memory and h_0 as its context."""
     batch = input.size(1)
     if isinstance(hx, RelState):
-        check_state(_OP, hx, input, hidden, sizes)
+        check_state(_OP, hx, input, hidden, sizes, autocast)
         return hx
     check_pair(_OP, hx, "a RelState, ")
     check_states(input, hx, hidden, hidden)
     given = {} if hx is None else {"hx[0]": hx[0], "hx[1]": hx[1]}
     check_devices(input, "hidden", given)
-    check_dtypes(_OP, input, {}, given)
+    check_dtypes(_OP, input, {}, given, autocast)
     h, c = (input.new_zeros(batch, hidden),) * 2 if hx is None else hx
     context = h
     if detach_mask is not None:
@@ -259,4 +264,3 @@ def _check(input: Tensor, weights: dict[str, Tensor | None], gates: int) -> None
         "weight_score": (attention,),
     }
     check_weights(_OP, weights, shapes)
-    check_dtypes(_OP, input, weights, {})
