@@ -301,7 +301,7 @@ class BackwardBlock {
   const RecurrenceBackward<S>& p_;
   const Partition& partition_;
   const int slabs_, warps_;
-  const Share<S, kTiles> share_;
+  const WarpShare<S, kTiles> share_;
   const int T_, H_, stride_;
   const Jobs jobs_;
   const SharedLayout layout_;

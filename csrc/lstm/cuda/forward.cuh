@@ -269,7 +269,7 @@ class ForwardBlock {
   const RecurrenceForward<S>& p_;
   const Partition& partition_;
   const int slabs_, slab_, part_;
-  const Share<S, kTiles> share_;
+  const WarpShare<S, kTiles> share_;
   const int T_, H_, stride_;
   const SharedLayout layout_;
   const GroupBarrier barrier_;

@@ -14,7 +14,7 @@ constexpr int kPrefetchSteps = 6;
 
 // The units and samples of one warp.
 template <typename S, int kTiles>
-struct Share {
+struct WarpShare {
   const RecurrenceInput<S>& in;
   int T, H, rank, group, direction, unit0;
   int64_t sample0;  // the group's first
@@ -22,7 +22,7 @@ struct Share {
   Fragment<int, kTiles> length;
 
   // `slab`: which 8 of the block's units.
-  TT_DEVICE Share(const RecurrenceInput<S>& input, int slab)
+  TT_DEVICE WarpShare(const RecurrenceInput<S>& input, int slab)
       : in(input),
         T(static_cast<int>(in.T)),
         H(static_cast<int>(in.H)),
