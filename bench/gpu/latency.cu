@@ -2,7 +2,7 @@
 // constant that it corrects and the value assumed there. Never run on a GPU so far.
 //
 //     nvcc -O3 -std=c++17 --expt-relaxed-constexpr -arch=native -Icsrc bench/gpu/latency.cu -o latency
-//     ./latency > latency.csv      CUDA_VISIBLE_DEVICES picks the GPU
+//     ./latency [FILE]      to FILE, or to the standard output; CUDA_VISIBLE_DEVICES picks the GPU
 //
 // A value is the median of 15 runs after 2 more, `spread` the distance of the quartiles. Cycles are
 // those of the slowest block. A row whose kernel computes something wrong says FAILED, and the exit code
@@ -90,13 +90,17 @@ std::vector<Measurement> measurements(int sm) {
 }  // namespace
 }  // namespace throughtime::latency
 
-int main() {
+int main(int argc, char** argv) {
   using namespace throughtime::latency;
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     std::fprintf(stderr, "latency: needs an NVIDIA GPU, and there is none: %s\n",
                  error != cudaSuccess ? cudaGetErrorString(error) : "no device");
+    return 1;
+  }
+  if (argc > 1 && !std::freopen(argv[1], "w", stdout)) {
+    std::fprintf(stderr, "latency: %s cannot be written\n", argv[1]);
     return 1;
   }
   Bench bench;

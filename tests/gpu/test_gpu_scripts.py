@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench.__main__ import main
 
 from cases import Shape
 from cases_gpu import TIERS, force, plan_of
@@ -42,7 +44,7 @@ def test_a_dry_run_prints_every_stage_in_order_and_writes_nothing(tmp_path: Path
     assert done.returncode == 0 and not done.stderr and list(tmp_path.iterdir()) == []
     assert re.findall(r"^== (\w+)$", done.stdout, re.MULTILINE) == list(STAGES)
     commands = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
-    assert "THROUGHTIME_BUILD=cuda" in commands[1] and "--no-build-isolation" in commands[1]
+    assert "THROUGHTIME_BUILD=cuda" in commands[0] and "--no-build-isolation" in commands[0]
     tests = [line for line in commands if "-m pytest" in line]
     # Else conftest.py would have Triton's kernels interpreted on the CPU.
     assert len(tests) == 4 and all("TRITON_INTERPRET=0" in line for line in tests)
@@ -53,7 +55,14 @@ def test_a_dry_run_prints_every_stage_in_order_and_writes_nothing(tmp_path: Path
     assert [(int(h), int(b)) for b, h in shapes] == [
         (128, 16), (256, 64), (768, 16), (1024, 64), (200, 33),
     ]  # fmt: skip
-    assert r"some\ where/latency.csv" in done.stdout and r"some\ where/lstm.csv" in done.stdout
+    assert r"some\ where/latency.csv" in done.stdout
+    assert r"--csv " + str(tmp_path) + r"/some\ where/lstm-H128-B16.csv" in done.stdout
+
+
+def test_bench_knows_the_options_of_its_stage() -> None:
+    commands = re.findall(r"-m bench (.*)", gpu_sh("--dry-run", "bench").stdout)
+    assert len(commands) == 5
+    assert main([*shlex.split(commands[0]), "--dry-run"]) == 0
 
 
 def test_stages_in_the_order_asked_for_and_arguments_of_pytest() -> None:
@@ -109,14 +118,10 @@ FAKE_PYTHON = """#!/bin/sh
 case "$*" in
   *"torch.cuda.get_device_name"*) echo "Fake GPU (80 GB)" ;;
   *"import throughtime"*|*"import pytest"*|*torch.ones*) ;;
-  *find_spec*flashrnn*) ;;
-  *find_spec*) exit 1 ;;
-  *"bench lstm --help") echo "--device DEVICE --backends NAME --peers {torch,flashrnn,haste}" ;;
   *"bench lstm"*"--H 768"*) echo "this shape broke"; exit 3 ;;
   *"bench lstm"*)
     for file; do :; done
-    echo H,peers > "$file"
-    echo "$*" | sed 's/.*--H \\([0-9]*\\).*--peers \\(.*\\) --csv.*/\\1,\\2/' >> "$file"
+    echo "$*" > "$file"
     ;;
   *"-m throughtime env") echo "GPU: fake"; exit 4 ;;
   *) echo "unexpected: $*"; exit 9 ;;
@@ -131,7 +136,7 @@ def fake(tmp_path: Path) -> Path:
     folder.mkdir()
     for name, text in {
         "python": FAKE_PYTHON,
-        "nvcc": '#!/bin/sh\nfor file; do :; done\nprintf "#!/bin/sh\\necho a,b" > "$file"\n'
+        "nvcc": '#!/bin/sh\nfor file; do :; done\nprintf "#!/bin/sh\\necho a,b > \\$1" > "$file"\n'
         'chmod +x "$file"\n',
         "compute-sanitizer": '#!/bin/sh\necho "Error: Device not supported"\nexit 1\n',
         "nvidia-smi": "#!/bin/sh\necho the driver\n",
@@ -164,11 +169,11 @@ def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
         "env": "FAILED (4)", "latency": "passed", "sanitize": "skipped", "bench": "FAILED (1)",
     }  # fmt: skip
     assert "skipped: compute-sanitizer cannot watch a GPU here: Error: Device" in done.stdout
-    assert "haste: Python package haste_pytorch is not installed" in done.stdout
-    assert (out / "latency.csv").read_text() == "a,b\n"
-    # One header, and the shapes after the one that broke as well.
-    lines = [f"{h},torch flashrnn" for h in (128, 256, 1024, 200)]
-    assert (out / "lstm.csv").read_text().splitlines() == ["H,peers", *lines]
+    assert (out / "latency.csv").read_text() == "a,b\n" and "\na,b\n" in done.stdout
+    # The shapes after the one that broke as well.
+    files = [f"lstm-{shape}.csv" for shape in ("H1024-B64", "H128-B16", "H200-B33", "H256-B64")]
+    assert sorted(path.name for path in out.glob("lstm-*")) == files
+    assert "--peers torch flashrnn haste" in (out / files[0]).read_text()
     log = (out / "gpu.log").read_text()
     for text in ("Fake GPU (80 GB)", "the driver", "GPU: fake", "this shape broke", "FAILED (4)"):
         assert text in log, text
