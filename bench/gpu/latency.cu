@@ -51,37 +51,40 @@ double elements(const Launch& l) { return 64.0 * l.warps; }
 
 // `sm`: most shared memory of a block. A block that uses it fills an SM.
 std::vector<Measurement> measurements(int sm) {
-  using Q = Quantity;
   constexpr int kVectors = 4096;  // 64 KB
   const Words* const zeros = Bench::on_device<Words>(64 * kVectors);
-  // name, constant, unit, quantity, kernel, rounds, work, launches, what is read
+  // name, constant, unit, value, kernel, rounds, work, launches, what is read
   // clang-format off
   return {
-      {"clock", "Gpu::ghz", 0, "GHz", Q::kGigahertz, exchange, 1 << 18, one, {blocks(8)}},
-      {"block_barrier", OF_PLAN(kBlockBarrier), "cycles", Q::kCycles, exchange, 4096, one,
+      {"clock", "Gpu::ghz", 0, "GHz", gigahertz, exchange, 1 << 18, one, {blocks(8)}},
+      {"block_barrier", OF_PLAN(kBlockBarrier), "cycles", cycles_of_work, exchange, 4096, one,
        {blocks(1), blocks(4), blocks(8), blocks(16)}},
-      {"message", OF_PLAN(kRemoteStore), "cycles", Q::kCycles, exchange, 2048, one,
+      {"message", OF_PLAN(kRemoteStore), "cycles", cycles_of_work, exchange, 2048, one,
        {clusters(1, 1, 2, 1), clusters(1, 1, 8, 1), clusters(1, 1, 16, 1), clusters(1, kAll, 16, 1)}},
-      {"message_bytes", OF_PLAN(kRemoteBytesPerCycle), "bytes/cycle/SM", Q::kPerCycle, exchange, 1024,
-       bytes_sent, {clusters(8, 1, 4, 4), clusters(8, 1, 16, 4), clusters(8, kAll, 16, 4)}},
-      {"grid_barrier", OF_PLAN(kGridBarrier), "cycles", Q::kCycles, exchange, 1024, one,
+      {"message_bytes", OF_PLAN(kRemoteBytesPerCycle), "bytes/cycle/SM", work_per_cycle, exchange,
+       1024, bytes_sent, {clusters(8, 1, 4, 4), clusters(8, 1, 16, 4), clusters(8, kAll, 16, 4)}},
+      {"grid_barrier", OF_PLAN(kGridBarrier), "cycles", cycles_of_work, exchange, 1024, one,
        {grid(2), grid(8), grid(32), grid(kAll)}},
-      {"active_clusters", "9/10 of the SMs in time()", 0.9, "clusters", Q::kClusters, exchange, 1, one,
-       {filling(2, sm), filling(4, sm), filling(8, sm), filling(16, sm)}},
-      {"shared_read", OF_PLAN(kSharedBytesPerCycle), "bytes/cycle/SM", Q::kPerCycle, read<true>, 64,
-       bytes_read, {blocks(16, 1, kVectors, 16 * kVectors)}},
-      {"l2_read", OF_PLAN(kL2BytesPerCycle), "bytes/cycle/SM", Q::kPerCycle, read<false>, 16, bytes_read,
+      {"active_clusters", "9/10 of the SMs in time()", 0.9, "clusters", groups_at_once, exchange,
+       1, one, {filling(2, sm), filling(4, sm), filling(8, sm), filling(16, sm)}},
+      {"shared_read", OF_PLAN(kSharedBytesPerCycle), "bytes/cycle/SM", work_per_cycle, read<true>,
+       64, bytes_read, {blocks(16, 1, kVectors, 16 * kVectors)}},
+      {"l2_read", OF_PLAN(kL2BytesPerCycle), "bytes/cycle/SM", work_per_cycle, read<false>, 16,
+       bytes_read,
        {blocks(16, 1, kVectors), blocks(16, kAll, kVectors), blocks(16, kAll, 64 * kVectors)}, zeros},
-      {"l2_latency", OF_PLAN(kL2Latency), "cycles", Q::kCycles, chase, kLoads, one, {blocks(1)}, chain()},
-      {"mma_rate", OF_PLAN(kMatrixFlopsPerCycle), "FLOP/cycle/SM", Q::kPerCycle, mma<4>, 4096, mma_flops,
+      {"l2_latency", OF_PLAN(kL2Latency), "cycles", cycles_of_work, chase, kLoads, one,
+       {blocks(1)}, chain()},
+      {"mma_rate", OF_PLAN(kMatrixFlopsPerCycle), "FLOP/cycle/SM", work_per_cycle, mma<4>, 4096,
+       mma_flops, {blocks(4), blocks(8), blocks(16)}},
+      {"mma_latency", OF_PLAN(kMatrixLatency), "cycles", cycles_of_work, mma<1>, 4096, one,
+       {blocks(1)}},
+      {"fma_rate", OF_PLAN(kFmasPerCycle), "FMA/cycle/SM", work_per_cycle, fma, 4096, fmas,
        {blocks(4), blocks(8), blocks(16)}},
-      {"mma_latency", OF_PLAN(kMatrixLatency), "cycles", Q::kCycles, mma<1>, 4096, one, {blocks(1)}},
-      {"fma_rate", OF_PLAN(kFmasPerCycle), "FMA/cycle/SM", Q::kPerCycle, fma, 4096, fmas,
-       {blocks(4), blocks(8), blocks(16)}},
-      {"cell_latency", OF_PLAN(kStepLatency), "cycles", Q::kCycles, pointwise, 4096, one, {blocks(1)}},
-      {"cell_rate", OF_PLAN(kPointwisePerUnit), "cycles per unit and sample", Q::kCycles, pointwise, 4096,
-       elements, {blocks(8), blocks(16)}},
-      {"launch", OF_PLAN(kKernelMicroseconds), "us", Q::kMicroseconds, exchange, 0, one,
+      {"cell_latency", OF_PLAN(kStepLatency), "cycles", cycles_of_work, pointwise, 4096, one,
+       {blocks(1)}},
+      {"cell_rate", OF_PLAN(kPointwisePerUnit), "cycles per unit and sample", cycles_of_work,
+       pointwise, 4096, elements, {blocks(8), blocks(16)}},
+      {"launch", OF_PLAN(kKernelMicroseconds), "us", microseconds, exchange, 0, one,
        {blocks(8), blocks(8, kAll)}},
   };
   // clang-format on

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -38,22 +39,27 @@ struct Launch {
   bool in_cluster() const { return !grid && ranks != 1; }
 };
 
-enum class Quantity {
-  kCycles,        // of a unit of work
-  kPerCycle,      // units of work in a cycle, of an SM
-  kMicroseconds,  // of a launch
-  kGigahertz,
-  kClusters  // that run at once
+// What a run of a kernel took.
+struct Run {
+  double cycles;  // of its slowest block
+  double work;    // of a block
+  double microseconds;
+  int at_once;  // blocks, or clusters, that the GPU holds
 };
+inline double cycles_of_work(const Run& r) { return r.cycles / r.work; }
+inline double work_per_cycle(const Run& r) { return r.work / r.cycles; }
+inline double microseconds(const Run& r) { return r.microseconds; }
+inline double gigahertz(const Run& r) { return r.cycles / r.microseconds / 1e3; }
+inline double groups_at_once(const Run& r) { return r.at_once; }
 
 struct Measurement {
   const char* name;
   const char* constant;  // of plan.h, which the number corrects
   double assumed;        // its value; 0: queried from the GPU
   const char* unit;
-  Quantity quantity;
+  double (*value)(const Run&);
   void (*kernel)(Probe);
-  int rounds;
+  int rounds;                     // 0: a thousand launches of nothing
   double (*work)(const Launch&);  // of a block in a round
   std::vector<Launch> launches;
   const Words* from = nullptr;
@@ -82,31 +88,27 @@ class Bench {
     return data;
   }
 
-  // One row per launch.
+  // One row per launch. The value is NaN where the note says why there is none.
   void measure(const Measurement& m) {
     for (const Launch& asked : m.launches) {
       Launch launch = asked;
-      const std::string refused = prepare(m, launch);
-      if (!refused.empty()) {
-        row(m, asked, "", 0, "skipped: " + refused);
-        continue;
+      std::string note = prepare(m, launch);
+      std::vector<double> values(kRepeats, std::nan(""));
+      for (int i = -kWarmUps; note.empty() && i < kRepeats; ++i) {
+        Run run{};
+        if (once(m, launch, run)) {
+          if (i >= 0) values[i] = m.value(run);
+        } else {
+          note = "FAILED: a kernel computed something wrong";
+          any_failed_ = true;
+          values.assign(kRepeats, std::nan(""));
+        }
       }
-      std::vector<double> values;
-      bool right = true;
-      for (int i = 0; right && i < kWarmUps + kRepeats; ++i) {
-        double value = 0;
-        right = once(m, launch, &value);
-        if (i >= kWarmUps) values.push_back(value);
-      }
-      if (!right) {
-        any_failed_ = true;
-        row(m, asked, "", 0, "FAILED: a kernel computed something wrong");
-        continue;
-      }
-      std::sort(values.begin(), values.end());
-      char median[32];
-      std::snprintf(median, sizeof median, "%.6g", values[kRepeats / 2]);
-      row(m, asked, median, values[3 * kRepeats / 4] - values[kRepeats / 4], "");
+      if (note.empty()) std::sort(values.begin(), values.end());
+      const double spread = values[3 * kRepeats / 4] - values[kRepeats / 4];
+      std::printf("%s,%s,%.6g,%s,%.3g,%s,%g,%s\n", m.name, asked.text().c_str(),
+                  values[kRepeats / 2], m.unit, spread, m.constant, m.assumed, note.c_str());
+      std::fflush(stdout);  // a crash or a timeout leaves the rows before it
     }
   }
 
@@ -114,20 +116,13 @@ class Bench {
   bool any_failed() const { return any_failed_; }
 
  private:
-  static constexpr int kRepeats = 15, kWarmUps = 2, kMostBlocks = 4096, kLaunches = 1000;
+  static constexpr int kRepeats = 15, kWarmUps = 2, kMostBlocks = 4096;
 
   template <typename T>
   static std::vector<T> copy(const T* from, int count) {
     std::vector<T> to(count);
     check(cudaMemcpy(to.data(), from, count * sizeof(T), cudaMemcpyDefault), "cudaMemcpy");
     return to;
-  }
-
-  static void row(const Measurement& m, const Launch& launch, const char* value, double spread,
-                  const std::string& note) {
-    std::printf("%s,%s,%s,%s,%.3g,%s,%g,%s\n", m.name, launch.text().c_str(), value, m.unit, spread,
-                m.constant, m.assumed, note.c_str());
-    std::fflush(stdout);  // a crash or a timeout leaves the rows before it
   }
 
   // Sets what all launches of the row share; the reason if this GPU cannot run it.
@@ -174,9 +169,8 @@ class Bench {
   }
 
   // False if a block saw something wrong.
-  bool once(const Measurement& m, const Launch& launch, double* value) {
-    const int blocks = launch.groups * launch.ranks;
-    const int launches = m.quantity == Quantity::kMicroseconds ? kLaunches : 1;
+  bool once(const Measurement& m, const Launch& launch, Run& run) {
+    const int blocks = launch.groups * launch.ranks, launches = m.rounds == 0 ? 1000 : 1;
     check(cudaMemset(arrivals_, 0, sizeof(unsigned)), "cudaMemset");
     check(cudaMemset(probe_.wrong, 0, blocks * sizeof(unsigned)), "cudaMemset");
     check(cudaEventRecord(begin_), "cudaEventRecord");
@@ -189,25 +183,8 @@ class Bench {
     check(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
     const auto cycles = copy(probe_.cycles, blocks);
     const auto wrong = copy(probe_.wrong, blocks);
-    const auto slowest = static_cast<double>(*std::max_element(cycles.begin(), cycles.end()));
-    const double work = m.rounds * m.work(launch);
-    switch (m.quantity) {
-      case Quantity::kCycles:
-        *value = slowest / work;
-        break;
-      case Quantity::kPerCycle:
-        *value = work / slowest;
-        break;
-      case Quantity::kMicroseconds:
-        *value = 1e3 * milliseconds / launches;
-        break;
-      case Quantity::kGigahertz:
-        *value = slowest / (1e6 * milliseconds);
-        break;
-      case Quantity::kClusters:
-        *value = at_once_;
-        break;
-    }
+    run = {static_cast<double>(*std::max_element(cycles.begin(), cycles.end())),
+           m.rounds * m.work(launch), 1e3 * milliseconds / launches, at_once_};
     return std::count(wrong.begin(), wrong.end(), 0u) == blocks;
   }
 
