@@ -1,9 +1,8 @@
-// Host side of latency.cu: errors, repeats, CSV rows, memory of the device, launches of clusters.
+// Host side of latency.cu: a measurement, its launches, and its rows of the CSV.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -11,7 +10,9 @@
 
 #include <cuda_runtime.h>
 
-namespace latency {
+#include "kernels.cuh"
+
+namespace throughtime::latency {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -20,173 +21,181 @@ inline void check(cudaError_t error, const char* what) {
   std::exit(1);
 }
 
-__attribute__((format(printf, 1, 2))) inline std::string text(const char* format, ...) {
-  char buffer[160];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(buffer, sizeof buffer, format, arguments);
-  va_end(arguments);
-  return buffer;
-}
+constexpr int kAll = 0;  // as many blocks, or clusters, as run at once
 
-// Whether a kernel gave up waiting, or read what it should not have: such rows say so, and the
-// program's exit code is 1.
-inline bool any_failed = false;
+struct Launch {
+  int warps, groups;  // of a block; blocks, or clusters of `ranks` blocks
+  int ranks;
+  bool grid;
+  int size;          // Probe::size
+  int shared_bytes;  // of a block
 
-inline void header() { std::puts("name,parameter,value,unit,spread,note"); }
-
-inline void print(const char* name, const std::string& parameter, const std::string& rest) {
-  std::printf("%s,%s,%s\n", name, parameter.c_str(), rest.c_str());
-  std::fflush(stdout);  // what was measured before a crash or a timeout counts
-}
-inline void row(const char* name, const std::string& parameter, double value, const char* unit,
-                double spread = 0) {
-  print(name, parameter, text("%.6g,%s,%.3g,", value, unit, spread));
-}
-inline void skipped(const char* name, const std::string& parameter, const std::string& why) {
-  print(name, parameter, ",,,\"skipped: " + why + "\"");
-}
-inline void failed(const char* name, const std::string& parameter, const std::string& why) {
-  any_failed = true;
-  print(name, parameter, ",,,\"FAILED: " + why + "\"");
-}
-
-constexpr int kRepeats = 15, kWarmUps = 2;
-
-// Median and distance of the quartiles of once(), a number per call.
-template <typename Once>
-void measure(const char* name, const std::string& parameter, const char* unit, const Once& once) {
-  std::vector<double> values;
-  for (int i = 0; i < kWarmUps + kRepeats; ++i) {
-    const double value = once();
-    if (std::isnan(value)) return failed(name, parameter, "gave up waiting, or wrong data");
-    if (i >= kWarmUps) values.push_back(value);
+  std::string text() const {
+    const std::string many = groups == kAll ? "all" : std::to_string(groups);
+    const std::string of = ranks == kAll ? "all" : std::to_string(ranks);
+    return "warps=" + std::to_string(warps) + ";groups=" + many + ";ranks=" + of +
+           ";size=" + std::to_string(size);
   }
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  row(name, parameter, values[n / 2], unit, values[3 * n / 4] - values[n / 4]);
-}
+  bool in_cluster() const { return !grid && ranks != 1; }
+};
 
-template <typename T>
-class OnDevice {
+// What a run of a kernel took.
+struct Run {
+  double cycles;  // of its slowest block
+  double work;    // of a block
+  double microseconds;
+  int at_once;  // blocks, or clusters, that the GPU holds
+};
+inline double cycles_of_work(const Run& r) { return r.cycles / r.work; }
+inline double work_per_cycle(const Run& r) { return r.work / r.cycles; }
+inline double microseconds(const Run& r) { return r.microseconds; }
+inline double gigahertz(const Run& r) { return r.cycles / r.microseconds / 1e3; }
+inline double groups_at_once(const Run& r) { return r.at_once; }
+
+struct Measurement {
+  const char* name;
+  const char* constant;  // of plan.h, which the number corrects
+  double assumed;        // its value; 0: queried from the GPU
+  const char* unit;
+  double (*value)(const Run&);
+  void (*kernel)(Probe);
+  int rounds;                     // 0: a thousand launches of nothing
+  double (*work)(const Launch&);  // of a block in a round
+  std::vector<Launch> launches;
+  const Words* from = nullptr;
+};
+
+class Bench {
  public:
-  explicit OnDevice(size_t count) : count_(count) {
-    check(cudaMalloc(&data_, count * sizeof(T)), "cudaMalloc");
-    clear();
+  Bench() {
+    check(cudaGetDeviceProperties(&properties_, 0), "cudaGetDeviceProperties");
+    for (cudaEvent_t* event : {&begin_, &end_}) check(cudaEventCreate(event), "cudaEventCreate");
+    probe_.half = 0.5f;
+    probe_.cycles = on_device<long long>(kMostBlocks);
+    probe_.wrong = on_device<unsigned>(kMostBlocks);
+    arrivals_ = on_device<unsigned>(1);
+    std::puts("name,parameter,value,unit,spread,constant,assumed,note");
+    std::printf("gpu,%s sm_%d%d,%d,SM,,,,\n", properties_.name, properties_.major,
+                properties_.minor, properties_.multiProcessorCount);
   }
-  ~OnDevice() { cudaFree(data_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
 
-  void clear() { check(cudaMemset(data_, 0, count_ * sizeof(T)), "cudaMemset"); }
-  void copy_from(const std::vector<T>& from) {
-    check(cudaMemcpy(data_, from.data(), from.size() * sizeof(T), cudaMemcpyDefault), "cudaMemcpy");
+  // Zeros on the GPU.
+  template <typename T>
+  static T* on_device(size_t count) {
+    T* data = nullptr;
+    check(cudaMalloc(&data, count * sizeof(T)), "cudaMalloc");
+    check(cudaMemset(data, 0, count * sizeof(T)), "cudaMemset");
+    return data;
   }
-  // Waits for the kernels before it.
-  std::vector<T> copy(size_t count) const {
+
+  // One row per launch. The value is NaN where the note says why there is none.
+  void measure(const Measurement& m) {
+    for (const Launch& asked : m.launches) {
+      Launch launch = asked;
+      std::string note = prepare(m, launch);
+      std::vector<double> values(kRepeats, std::nan(""));
+      for (int i = -kWarmUps; note.empty() && i < kRepeats; ++i) {
+        Run run{};
+        if (once(m, launch, run)) {
+          if (i >= 0) values[i] = m.value(run);
+        } else {
+          note = "FAILED: a kernel computed something wrong";
+          any_failed_ = true;
+          values.assign(kRepeats, std::nan(""));
+        }
+      }
+      if (note.empty()) std::sort(values.begin(), values.end());
+      const double spread = values[3 * kRepeats / 4] - values[kRepeats / 4];
+      std::printf("%s,%s,%.6g,%s,%.3g,%s,%g,%s\n", m.name, asked.text().c_str(),
+                  values[kRepeats / 2], m.unit, spread, m.constant, m.assumed, note.c_str());
+      std::fflush(stdout);  // a crash or a timeout leaves the rows before it
+    }
+  }
+
+  const cudaDeviceProp& properties() const { return properties_; }
+  bool any_failed() const { return any_failed_; }
+
+ private:
+  static constexpr int kRepeats = 15, kWarmUps = 2, kMostBlocks = 4096;
+
+  template <typename T>
+  static std::vector<T> copy(const T* from, int count) {
     std::vector<T> to(count);
-    check(cudaMemcpy(to.data(), data_, count * sizeof(T), cudaMemcpyDefault), "a kernel");
+    check(cudaMemcpy(to.data(), from, count * sizeof(T), cudaMemcpyDefault), "cudaMemcpy");
     return to;
   }
-  T* get() const { return data_; }
 
- private:
-  size_t count_;
-  T* data_ = nullptr;
-};
-
-// What every kernel reports, one entry per block.
-struct Report {
-  long long* cycles;
-  unsigned* wrong;  // waits given up and words that are not what was sent
-  unsigned* sink;   // where results go, so that nothing is optimised away
-};
-
-class Gpu {
- public:
-  explicit Gpu(int device)
-      : cycles_(kMostBlocks), wrong_(kMostBlocks), sink_(kMostBlocks), scratch_(kScratch) {
-    check(cudaGetDeviceProperties(&properties_, device), "cudaGetDeviceProperties");
-  }
-  static constexpr size_t kMostBlocks = 4096, kScratch = size_t{1} << 26;
-
-  int compute() const { return 10 * properties_.major + properties_.minor; }
-  int multiprocessors() const { return properties_.multiProcessorCount; }
-  int shared_bytes() const { return static_cast<int>(properties_.sharedMemPerBlockOptin); }
-  const cudaDeviceProp& properties() const { return properties_; }
-  char* scratch() const { return scratch_.get(); }
-  unsigned sink() const { return sink_.copy(1)[0]; }
-  Report report() const { return {cycles_.get(), wrong_.get(), sink_.get()}; }
-
-  // The slowest block's cycles of launch(report()); NaN if a block saw something wrong.
-  template <typename Launch>
-  double cycles(int blocks, const Launch& launch) {
-    wrong_.clear();
-    check(launch(), "a launch");
-    const std::vector<long long> cycles = cycles_.copy(blocks);
-    for (const unsigned wrong : wrong_.copy(blocks)) {
-      if (wrong != 0) return std::nan("");
+  // Sets what all launches of the row share; the reason if this GPU cannot run it.
+  std::string prepare(const Measurement& m, Launch& launch) {
+    if (launch.shared_bytes > static_cast<int>(properties_.sharedMemPerBlockOptin)) {
+      return "a block has less shared memory";
     }
-    return static_cast<double>(*std::max_element(cycles.begin(), cycles.end()));
-  }
-
- private:
-  cudaDeviceProp properties_;
-  OnDevice<long long> cycles_;
-  OnDevice<unsigned> wrong_, sink_;
-  OnDevice<char> scratch_;
-};
-
-// A grid of `clusters` clusters.
-template <typename... P>
-class Clusters {
- public:
-  Clusters(void (*kernel)(P...), int size, int threads, int shared_bytes)
-      : kernel_(kernel), size_(size) {
-    attribute_.id = cudaLaunchAttributeClusterDimension;
-    attribute_.val.clusterDim.x = size;
-    attribute_.val.clusterDim.y = attribute_.val.clusterDim.z = 1;
-    config_.blockDim = dim3(threads);
-    config_.dynamicSmemBytes = shared_bytes;
+    if (launch.in_cluster() && properties_.major < 9) return "no clusters before sm_90";
+    if (launch.grid && !properties_.cooperativeLaunch) return "no cooperative launch";
+    if (launch.ranks == kAll) launch.ranks = properties_.multiProcessorCount;
+    attribute_ = {};
+    config_ = {};
+    config_.blockDim = dim3(32 * launch.warps);
+    config_.gridDim = dim3(launch.ranks);
+    config_.dynamicSmemBytes = launch.shared_bytes;
     config_.attrs = &attribute_;
-    config_.numAttrs = 1;
-    config_.gridDim = dim3(size);
-    error_ =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error_ == cudaSuccess && size > 8) {
-      error_ = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    config_.numAttrs = launch.ranks > 1 ? 1 : 0;
+    check(cudaFuncSetAttribute(m.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               launch.shared_bytes),
+          "cudaFuncSetAttribute");
+    at_once_ = properties_.multiProcessorCount;
+    if (launch.grid) {
+      attribute_.id = cudaLaunchAttributeCooperative;
+      attribute_.val.cooperative = 1;
+    } else if (launch.in_cluster()) {
+      attribute_.id = cudaLaunchAttributeClusterDimension;
+      attribute_.val.clusterDim = {static_cast<unsigned>(launch.ranks), 1, 1};
+      check(cudaFuncSetAttribute(m.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "cudaFuncSetAttribute");
+      const cudaError_t error = cudaOccupancyMaxActiveClusters(&at_once_, m.kernel, &config_);
+      cudaGetLastError();  // a cluster too large is an answer, not an error to keep
+      if (error != cudaSuccess || at_once_ == 0) return "no such cluster fits this GPU";
+      at_once_ = std::min(at_once_, kMostBlocks / launch.ranks);
     }
-    if (error_ == cudaSuccess) {
-      error_ = cudaOccupancyMaxActiveClusters(&most_, kernel, &config_);
+    if (launch.groups == kAll) launch.groups = at_once_;
+    config_.gridDim = dim3(launch.groups * launch.ranks);
+    probe_.rounds = m.rounds;
+    probe_.size = launch.size;
+    probe_.from = m.from;
+    probe_.partition.ranks = launch.ranks;
+    probe_.partition.grid = launch.grid;
+    probe_.partition.arrivals = arrivals_;
+    return "";
+  }
+
+  // False if a block saw something wrong.
+  bool once(const Measurement& m, const Launch& launch, Run& run) {
+    const int blocks = launch.groups * launch.ranks, launches = m.rounds == 0 ? 1000 : 1;
+    check(cudaMemset(arrivals_, 0, sizeof(unsigned)), "cudaMemset");
+    check(cudaMemset(probe_.wrong, 0, blocks * sizeof(unsigned)), "cudaMemset");
+    check(cudaEventRecord(begin_), "cudaEventRecord");
+    for (int i = 0; i < launches; ++i) {
+      check(cudaLaunchKernelEx(&config_, m.kernel, probe_), "a launch");
     }
-    cudaGetLastError();  // a size that this GPU does not have is an answer, not an error to keep
-  }
-  Clusters(const Clusters&) = delete;
-  Clusters& operator=(const Clusters&) = delete;
-
-  int most() const { return error_ == cudaSuccess ? most_ : 0; }
-  std::string why_not() const {
-    return error_ == cudaSuccess ? "no such cluster fits this GPU" : cudaGetErrorString(error_);
-  }
-  template <typename... A>
-  cudaError_t launch(int clusters, A... arguments) {
-    config_.gridDim = dim3(clusters * size_);
-    return cudaLaunchKernelEx(&config_, kernel_, arguments...);
+    check(cudaEventRecord(end_), "cudaEventRecord");
+    check(cudaEventSynchronize(end_), "a kernel");
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
+    const auto cycles = copy(probe_.cycles, blocks);
+    const auto wrong = copy(probe_.wrong, blocks);
+    run = {static_cast<double>(*std::max_element(cycles.begin(), cycles.end())),
+           m.rounds * m.work(launch), 1e3 * milliseconds / launches, at_once_};
+    return std::count(wrong.begin(), wrong.end(), 0u) == blocks;
   }
 
- private:
-  void (*kernel_)(P...);
-  int size_, most_ = 0;
-  cudaError_t error_;
-  cudaLaunchAttribute attribute_{};
-  cudaLaunchConfig_t config_{};
+  cudaDeviceProp properties_;
+  cudaEvent_t begin_, end_;
+  Probe probe_{};
+  unsigned* arrivals_;
+  cudaLaunchAttribute attribute_;
+  cudaLaunchConfig_t config_;
+  int at_once_;
+  bool any_failed_ = false;
 };
 
-inline bool has_clusters(const Gpu& gpu, const char* name) {
-  if (gpu.compute() >= 90) return true;
-  skipped(name, "",
-          text("compute capability %d.%d has no clusters", gpu.compute() / 10, gpu.compute() % 10));
-  return false;
-}
-
-}  // namespace latency
+}  // namespace throughtime::latency

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench.__main__ import main
 
 from cases import Shape
 from cases_gpu import TIERS, force, plan_of
+from host_kernels import compile_program
 from throughtime import _ext
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +44,7 @@ def test_a_dry_run_prints_every_stage_in_order_and_writes_nothing(tmp_path: Path
     assert done.returncode == 0 and not done.stderr and list(tmp_path.iterdir()) == []
     assert re.findall(r"^== (\w+)$", done.stdout, re.MULTILINE) == list(STAGES)
     commands = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
-    assert "THROUGHTIME_BUILD=cuda" in commands[1] and "--no-build-isolation" in commands[1]
+    assert "THROUGHTIME_BUILD=cuda" in commands[0] and "--no-build-isolation" in commands[0]
     tests = [line for line in commands if "-m pytest" in line]
     # Else conftest.py would have Triton's kernels interpreted on the CPU.
     assert len(tests) == 4 and all("TRITON_INTERPRET=0" in line for line in tests)
@@ -52,7 +55,14 @@ def test_a_dry_run_prints_every_stage_in_order_and_writes_nothing(tmp_path: Path
     assert [(int(h), int(b)) for b, h in shapes] == [
         (128, 16), (256, 64), (768, 16), (1024, 64), (200, 33),
     ]  # fmt: skip
-    assert r"some\ where/latency.csv" in done.stdout and r"some\ where/lstm.csv" in done.stdout
+    assert r"some\ where/latency.csv" in done.stdout
+    assert r"--csv " + str(tmp_path) + r"/some\ where/lstm-H128-B16.csv" in done.stdout
+
+
+def test_bench_knows_the_options_of_its_stage() -> None:
+    commands = re.findall(r"-m bench (.*)", gpu_sh("--dry-run", "bench").stdout)
+    assert len(commands) == 5
+    assert main([*shlex.split(commands[0]), "--dry-run"]) == 0
 
 
 def test_stages_in_the_order_asked_for_and_arguments_of_pytest() -> None:
@@ -108,14 +118,10 @@ FAKE_PYTHON = """#!/bin/sh
 case "$*" in
   *"torch.cuda.get_device_name"*) echo "Fake GPU (80 GB)" ;;
   *"import throughtime"*|*"import pytest"*|*torch.ones*) ;;
-  *find_spec*flashrnn*) ;;
-  *find_spec*) exit 1 ;;
-  *"bench lstm --help") echo "--device DEVICE --backends NAME --peers {torch,flashrnn,haste}" ;;
   *"bench lstm"*"--H 768"*) echo "this shape broke"; exit 3 ;;
   *"bench lstm"*)
     for file; do :; done
-    echo H,peers > "$file"
-    echo "$*" | sed 's/.*--H \\([0-9]*\\).*--peers \\(.*\\) --csv.*/\\1,\\2/' >> "$file"
+    echo "$*" > "$file"
     ;;
   *"-m throughtime env") echo "GPU: fake"; exit 4 ;;
   *) echo "unexpected: $*"; exit 9 ;;
@@ -130,7 +136,7 @@ def fake(tmp_path: Path) -> Path:
     folder.mkdir()
     for name, text in {
         "python": FAKE_PYTHON,
-        "nvcc": '#!/bin/sh\nfor file; do :; done\nprintf "#!/bin/sh\\necho a,b" > "$file"\n'
+        "nvcc": '#!/bin/sh\nfor file; do :; done\nprintf "#!/bin/sh\\necho a,b > \\$1" > "$file"\n'
         'chmod +x "$file"\n',
         "compute-sanitizer": '#!/bin/sh\necho "Error: Device not supported"\nexit 1\n',
         "nvidia-smi": "#!/bin/sh\necho the driver\n",
@@ -163,11 +169,11 @@ def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
         "env": "FAILED (4)", "latency": "passed", "sanitize": "skipped", "bench": "FAILED (1)",
     }  # fmt: skip
     assert "skipped: compute-sanitizer cannot watch a GPU here: Error: Device" in done.stdout
-    assert "haste: Python package haste_pytorch is not installed" in done.stdout
-    assert (out / "latency.csv").read_text() == "a,b\n"
-    # One header, and the shapes after the one that broke as well.
-    lines = [f"{h},torch flashrnn" for h in (128, 256, 1024, 200)]
-    assert (out / "lstm.csv").read_text().splitlines() == ["H,peers", *lines]
+    assert (out / "latency.csv").read_text() == "a,b\n" and "\na,b\n" in done.stdout
+    # The shapes after the one that broke as well.
+    files = [f"lstm-{shape}.csv" for shape in ("H1024-B64", "H128-B16", "H200-B33", "H256-B64")]
+    assert sorted(path.name for path in out.glob("lstm-*")) == files
+    assert "--peers torch flashrnn haste" in (out / files[0]).read_text()
     log = (out / "gpu.log").read_text()
     for text in ("Fake GPU (80 GB)", "the driver", "GPU: fake", "this shape broke", "FAILED (4)"):
         assert text in log, text
@@ -184,7 +190,8 @@ def nvcc(*arguments: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
     source = str(ROOT / "bench/gpu/latency.cu")
-    flags = ["-O3", "-std=c++17", "-Werror", "all-warnings"]
+    flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
+    flags += ["-Werror", "all-warnings"]
     return subprocess.run(["nvcc", *flags, *arguments, source], capture_output=True, text=True)
 
 
@@ -194,21 +201,24 @@ def test_latency_compiles_without_warnings(arch: str, tmp_path: Path) -> None:
     done = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
-    assert len(re.findall(r"Compiling entry function", text)) >= 13
+    assert len(re.findall(r"Compiling entry function", text)) == 8
     spilled = re.findall(r"[1-9]\d* bytes spill", text)
     assert not spilled, "what is spilled is measured too"
 
 
 # Kernel, instruction, how many at least: what is measured has to be left by the compiler.
 MEASURED = (
-    ("fma_kernel", "FFMA", 64),
-    ("mma_kernel", "HMMA", 4),
-    ("l2_read_kernel", "LDG.E.128", 8),
-    ("block_barrier_kernel", "BAR.SYNC", 8),
-    ("exchange_kernelILi4E", "STAS", 1),
-    ("exchange_kernelILi8E", "STAS", 1),
-    ("stream_kernel", "ST.E.128", 8),
-    ("grid_barrier_kernel", "REDG", 1),
+    ("latency3fma", "FFMA", 64),
+    ("latency3mmaILi4E", "HMMA", 4),
+    ("latency3mmaILi1E", "HMMA", 1),
+    ("latency4readILb0E", "LDG.E.128", 8),
+    ("latency4readILb1E", "LDS.128", 8),
+    ("latency5chase", "LDG.E", 1),
+    ("latency9pointwise", "MUFU.TANH", 4),
+    ("latency8exchange", "STAS", 1),
+    ("latency8exchange", "SYNCS.PHASECHK", 1),
+    ("latency8exchange", "REDG", 1),
+    ("latency8exchange", "BAR.SYNC", 3),
 )
 
 
@@ -223,10 +233,21 @@ def test_latency_measures_what_it_names(tmp_path: Path) -> None:
     assert nvcc("-cubin", "-arch=sm_90", "-o", str(tmp_path / "cubin")).returncode == 0
     code = subprocess.check_output([cuobjdump, "-sass", str(tmp_path / "cubin")], text=True)
     for kernel, instruction, least in MEASURED:
-        bodies = [body for body in code.split("Function : ") if kernel in body.split("\n")[0]]
-        assert bodies, kernel
-        for body in bodies:
-            assert body.count(f" {instruction}") >= least, (kernel, instruction)
+        (body,) = [body for body in code.split("Function : ") if kernel in body.split("\n")[0]]
+        assert body.count(f" {instruction}") >= least, (kernel, instruction)
+
+
+def test_latency_names_every_measurable_constant_of_the_plan() -> None:
+    plan = (ROOT / "csrc/lstm/cuda/plan.h").read_text("utf-8")
+    constants = set(re.findall(r"\b(k\w+) = [\d.]+[,;]", plan))
+    table = (ROOT / "bench/gpu/latency.cu").read_text("utf-8")
+    assert len(constants) == 13 and set(re.findall(r"OF_PLAN\((k\w+)\)", table)) == constants
+
+
+def test_latency_kernels_compute_what_they_should_on_the_cpu(tmp_path: Path) -> None:
+    program = compile_program([f"-I{ROOT / 'bench/gpu'}"], "latency.cpp", tmp_path / "latency")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
