@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,6 +59,16 @@ def command_line() -> str:
     if spec is not None:
         program = ["python", "-m", spec.name.removesuffix(".__main__")]
     return shlex.join([*program, *sys.argv[1:]])
+
+
+def columns(device: str = "cpu") -> dict[str, Any]:
+    """The columns of a table that say where and how something was measured."""
+    return {
+        "threads": torch.get_num_threads(),
+        "machine": name(device),
+        "torch": torch.__version__,
+        "command": command_line(),
+    }
 
 
 def header(devices: Sequence[str] = ("cpu",)) -> list[str]:

@@ -14,15 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 import throughtime
-from bench import machine, plots, table
-from bench.errors import UsageError, require
+from bench import arguments, machine, plots, table
+from bench.errors import require
 from bench.measure import engine, memory, timing
 from bench.operations import OPERATIONS
 from bench.operations.operation import OURS, Contestant
@@ -125,52 +124,51 @@ class Series:
         return fit(self.costs(cost), float(self.rows[COSTS[cost]].iloc[0]))
 
     @property
-    def verdicts(self) -> dict[str, str]:
-        """What the fits say; too few sizes are unclear."""
-        fits = {cost: self.fit(cost) for cost in COSTS}
-        return {cost: one.verdict if one else "unclear" for cost, one in fits.items()}
-
-    @property
     def verdict(self) -> str:
-        """One word if time and memory agree, and nothing for an axis that is not judged."""
-        words = self.verdicts
+        """What the fits say; too few sizes are unclear. Nothing for an axis that is not judged."""
         if self.axis != "T":
             return ""
+        fits = {cost: self.fit(cost) for cost in COSTS}
+        words = {cost: one.verdict if one else "unclear" for cost, one in fits.items()}
         same = len(set(words.values())) == 1
         return words["time"] if same else ", ".join(f"{c} {v}" for c, v in words.items())
+
+    @property
+    def failure(self) -> str | None:
+        """A sentence if ours is not linear in T, or if the control is not more than that."""
+        wanted = "more than linear" if self.contestant == str(CONTROL) else "linear"
+        if self.verdict in ("", wanted):
+            return None
+        return f"FAILED: {self.op} by {self.contestant}: {self.verdict} in T, wanted {wanted}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench scaling``."""
     parser.description = __doc__
     add = parser.add_argument
-    add("ops", nargs="*", metavar="OP", help=f"{', '.join(OPERATIONS)} (all)")
+    add("--ops", choices=OPERATIONS, nargs="+", default=list(OPERATIONS), help="(all)")
     add("--axis", choices=AXES, nargs="+", default=AXES, help="sizes that grow (T B H)")
     add("--quick", action="store_true", help="fewer sizes, shorter: about 20 s")
-    add("--csv", type=Path, metavar="FILE", help="write every measurement")
-    add("--plot", type=Path, metavar="FILE", help="draw them with their fits, as svg and png")
+    arguments.add_files(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns 1 if a cost is not linear in T, or if the check cannot tell."""
-    unknown = [op for op in args.ops if op not in OPERATIONS]
-    if unknown:
-        raise UsageError(f"OP wants {', '.join(OPERATIONS)}, got {unknown[0]!r}")
     for module in ("tqdm", "scipy.stats", *(["matplotlib"] if args.plot is not None else [])):
         require(module)
     print("\n".join(machine.header()))
-    found = measure(args.ops or list(OPERATIONS), args.axis, quick=args.quick)
-    print(f"\n{report(found)}\n")
-    print("\n".join(conclusions(found)))
+    found = measure(args.ops, args.axis, quick=args.quick)
+    failures = [one.failure for one in found if one.failure]
+    print("\n".join(["", report(found), "", RULE, *failures]))
     rows = pd.concat([one.rows for one in found])
     if args.csv is not None:
         table.write_csv(args.csv, rows)
-        print(f"\nmeasurements: {args.csv}")
+        print(f"measurements: {args.csv}")
     if args.plot is not None:
         for path in plots.save_both(draw(rows), args.plot.with_suffix("")):
             print(f"plot: {path}")
-    return 0 if passed(found) else 1
+    return 1 if failures else 0
 
 
 def measure(ops: Sequence[str], axes: Sequence[str], *, quick: bool) -> list[Series]:
@@ -215,7 +213,7 @@ def measure_one(op: str, axis: str, *, quick: bool) -> pd.DataFrame:
         rows = [
             engine.row(contestant, case, note=NOTE)
             | engine.times(samples[case], case)
-            | {"peak_mb": memory.peak_mb(contestant, case, 1)}
+            | {"peak_mb": memory.peak_mb(contestant, case)}
             for case in cases
         ]
     finally:
@@ -243,14 +241,6 @@ def series(rows: pd.DataFrame) -> Iterator[Series]:
             yield Series(str(own["op"].iloc[0]), axis, table.contestant(own.iloc[0]), name, own)
 
 
-def passed(found: Sequence[Series]) -> bool:
-    """Whether all of ours are linear in T, and the control is not."""
-    wanted = {str(CONTROL): "more than linear"}
-    return all(
-        one.verdict == wanted.get(one.contestant, "linear") for one in found if one.axis == "T"
-    )
-
-
 def report(found: Sequence[Series]) -> str:
     """One line per series."""
     lines = []
@@ -260,26 +250,6 @@ def report(found: Sequence[Series]) -> str:
         lines.append([one.op, one.contestant, one.name, *texts, one.verdict])
     header = ["operation", "contestant", "size", "time exponent (sizes)"]
     return table.markdown(lines, [*header, "memory exponent (sizes)", "in T"])
-
-
-def conclusions(found: Sequence[Series]) -> list[str]:
-    """What the table means, in sentences."""
-    lines = [RULE]
-    for one in found:
-        if one.axis != "T":
-            continue
-        if one.contestant == str(CONTROL):
-            seen = one.verdict == "more than linear"
-            failed = f"CONTROL FAILED: full attention is quadratic, but here {one.verdict}."
-            passed = "Control: full attention is more than linear, as it must be."
-            lines.append(passed if seen else failed)
-            continue
-        for cost, verdict in one.verdicts.items():
-            if verdict == "more than linear":
-                lines.append(f"NOT LINEAR: {cost} of {one.op} grows faster than T.")
-            elif verdict == "unclear":
-                lines.append(f"UNCLEAR: {cost} of {one.op} scatters too much: measure again.")
-    return lines
 
 
 def draw(rows: pd.DataFrame) -> Any:

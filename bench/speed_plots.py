@@ -60,7 +60,10 @@ def speed(found: pd.DataFrame) -> Any:
     if across is None and several and own[RATIO].nunique() > 1:
         canvas = sweep(own)
     else:
-        heights = [3.6 if across else bars_height(group) for _, group in groups]
+        heights = [
+            3.6 if across else 1.2 + 0.2 * len(group) + 0.2 * _cases(group).nunique()
+            for _, group in groups
+        ]
         canvas, panels = plots.figure(len(columns), heights)
         for k, (setting, group) in enumerate(groups):
             row = panels[k * len(columns) : (k + 1) * len(columns)]
@@ -69,7 +72,8 @@ def speed(found: pd.DataFrame) -> Any:
             else:
                 draw_bars(row, group, columns)
             row[0].set_title(setting, fontsize="small", loc="left")
-        plots.legend_below(canvas, panels[0], columns=4)
+        look = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": "small"}
+        canvas.legend(*panels[0].get_legend_handles_labels(), **look)
     canvas.suptitle(title(own), fontsize="small")
     return canvas
 
@@ -117,41 +121,27 @@ def draw_lines(panels: Sequence[Any], own: pd.DataFrame, across: str, columns: l
         plots.plain_log(panel)
 
 
-def bars_height(own: pd.DataFrame) -> float:
-    """Inches that ``draw_bars`` needs."""
-    return float(1.2 + 0.2 * len(own) + 0.2 * _cases(own).nunique())
-
-
 def _cases(own: pd.DataFrame) -> pd.Series:
     return own["sizes"] + own["p"].map(lambda p: f"\np = {p:g}" if p > 0 else "")
 
 
 def draw_bars(panels: Sequence[Any], own: pd.DataFrame, columns: Sequence[str]) -> None:
-    """One column into each panel, a group of bars for every case."""
-    names = _cases(own)
-    cases, labels = list(names.unique()), list(own["label"].unique())
-    thickness = 0.8 / len(labels)
+    """One column into each panel, a group of bars for every case; ratios start at 1."""
+    cases = _cases(own)
     for panel, column in zip(panels, columns, strict=True):
-        for k, name in enumerate(labels):
-            rows = own[(own["label"] == name) & own[column].notna()]
-            rows = rows[rows[column] != 1] if column == RATIO else rows  # ours itself has no bar
-            left = 1 if column == RATIO else 0  # a ratio's bar goes to the side of the faster one
-            places = [cases.index(names[i]) + (k - (len(labels) - 1) / 2) * thickness
-                      for i in rows.index]  # fmt: skip
-            panel.barh(
-                places, rows[column] - left, left=left, height=thickness * 0.9,
-                color=plots.COLOURS[k % len(plots.COLOURS)], edgecolor="white",
-                hatch=plots.HATCHES[k % len(plots.HATCHES)], label=name,
-            )  # fmt: skip
-            for place, value in zip(places, rows[column], strict=True):  # right of the bar
-                look = {"xytext": (3, 0), "textcoords": "offset points", "fontsize": "x-small"}
-                panel.annotate(table.digits(value), (max(value, left), place), va="center", **look)
-        panel.set(xscale="log" if own[column].max() > 0 else "linear", xlabel=TITLES[column])
-        panel.margins(x=0.25)
+        values = own.assign(case=cases).drop_duplicates(["case", "label"])
+        values = values.pivot(index="case", columns="label", values=column)
+        values = values.loc[cases.unique(), own["label"].unique()]
+        ratio = column == RATIO
+        if not values.notna().any(axis=None):
+            panel.set_visible(False)
+            continue
+        plots.bars(panel, values.where(values != 1) if ratio else values, left=int(ratio))
+        panel.set_xlabel(TITLES[column])
         plots.plain_log(panel, "x")
-        panel.set_yticks(range(len(cases)), cases if panel is panels[0] else [""] * len(cases))
-        panel.set_ylim(len(cases) - 0.5, -0.5)
-        if column == RATIO:
+        if panel is not panels[0]:
+            panel.set_yticklabels([])
+        if ratio:
             panel.axvline(1, color="black", linewidth=0.8)
     panels[0].set_ylabel(OPERATIONS[own["op"].iloc[0]].heading)
 

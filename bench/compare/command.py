@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from bench.compare import trees, worker
 from bench.compare.cases import DEFAULT, QUICK, chosen
 from bench.compare.stats import LEAST_LIMIT, Verdict, judge, median_interval
 from bench.errors import UsageError, require
+from bench.operations.operation import Case
 
 ROLES = ("base", "tree", "twin")
 ROUNDS = 31  # finds a tenth of 6 cases in 19 of 20 runs, see the tests
 MOST_ROUNDS, MOST_SECONDS = 201, 20.0  # until chance is small; a quiet machine needs no more
 SAMPLE_SECONDS = 0.01
 HEADER = ("case", "base ms", "tree ms", "tree / base (95 %)", "base / base", "p", "verdict")
-Cases = Mapping[str, Mapping[str, Any]]
+Cases = Mapping[str, Case]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"an operation, or one with sizes: {QUICK[1]}; others as in the default list"
     add("--cases", nargs="+", default=[], metavar="CASE", help=text)
     add("--quick", action="store_true", help="small cases only: about half a minute")
-    add("--threads", type=arguments.positive, help="threads of each process (as torch has them)")
+    arguments.add_threads(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Build, measure and print; returns 1 if a case has become slower."""
     for module in ("tqdm", "scipy.stats"):
         require(module)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     cases = chosen(args.cases, QUICK if args.quick else DEFAULT)
     repo = trees.repository(Path.cwd())
     revision = trees.commit(repo, args.base)
@@ -136,18 +136,18 @@ def _measure(
     with ExitStack() as stack:
         workers = {role: stack.enter_context(Worker(places[role], threads)) for role in ROLES}
         bar = require("tqdm").tqdm(cases.items(), unit="case", file=sys.stderr, disable=None)
-        for case, sizes in bar:
-            bar.set_postfix_str(case)
+        for text, case in bar:
+            bar.set_postfix_str(text)
             try:
-                rounds[case] = _alternate(workers, sizes)
+                rounds[text] = _alternate(workers, case)
             except CannotRun as error:
-                notes.append(f"{case}: not compared: {error}")
+                notes.append(f"{text}: not compared: {error}")
     return rounds, notes
 
 
-def _alternate(workers: Mapping[str, Worker], sizes: Mapping[str, Any]) -> pd.DataFrame:
+def _alternate(workers: Mapping[str, Worker], case: Case) -> pd.DataFrame:
     """One sample per role and round; the order rotates, as the caches depend on what ran before."""
-    seconds = {role: worker.ask({"case": dict(sizes)}) for role, worker in workers.items()}
+    seconds = {role: worker.ask({"case": asdict(case)}) for role, worker in workers.items()}
     repeats = math.ceil(SAMPLE_SECONDS / max(seconds["base"], 1e-7))
     samples: list[dict[str, float]] = []
     begun = time.perf_counter()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import throughtime
-from bench.operations.operation import OURS, Peer
+from bench.operations.operation import Peer
 from throughtime import masks
 
 States = tuple[Tensor, tuple[Tensor, Tensor]]
@@ -153,25 +153,3 @@ PEERS = {
     ),
     "haste": Peer("Haste", make=HasteLSTM, why_not=_needs("haste_pytorch", "float32", "float64")),
 }
-
-
-def build(
-    name: str, input_size: int, hidden_size: int, *, detach_prob: float = 0.0, backend: Any = None
-) -> nn.Module:
-    """One layer, ours or a key of ``PEERS``; the weights depend on torch's random state alone.
-
-    Raises:
-        ValueError: if the implementation has no h-detach and ``detach_prob`` is not 0.
-    """
-    if name == OURS:
-        return throughtime.LSTM(
-            input_size, hidden_size, detach_prob=detach_prob, backend=backend or "auto"
-        )
-    peer = PEERS[name]
-    assert peer.make is not None
-    if detach_prob and not peer.detaches:
-        raise ValueError(f"{peer.label} has no h-detach: detach_prob must be 0, got {detach_prob}")
-    layer = peer.make(input_size, hidden_size)
-    if isinstance(layer, LoopLSTM):
-        layer.detach_prob = detach_prob
-    return layer

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import throughtime
+from bench import plots
 from bench.errors import UsageError, require
 from bench.train.config import Config
 from bench.train.trainer import Trainer, best
@@ -109,11 +110,8 @@ class RunFolder:
 
     def write_figure(self, stem: str, figure: Any) -> Path:
         """Writes a figure as png and svg; returns the svg."""
-        for suffix in ("png", "svg"):
-            content = io.BytesIO()
-            figure.savefig(content, format=suffix, dpi=150)
-            path = self.write(f"{stem}.{suffix}", content.getbuffer())
-        require("matplotlib.pyplot").close(figure)
+        for suffix, content in plots.rendered(figure).items():
+            path = self.write(f"{stem}.{suffix}", content)
         return path
 
     def write(self, name: str, content: bytes | memoryview) -> Path:

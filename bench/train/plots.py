@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import require
-from bench.plots import COLOURS, DASHES, HATCHES, figure, plain_log
+from bench.plots import COLOURS, DASHES, bars, figure, plain_log
 from bench.train.trainer import Epoch
 
 
@@ -46,14 +46,9 @@ def demo(runs: Mapping[str, Sequence[Epoch]], speed: Path, title: str) -> Any:
     for panel, ((T, B, I, H), rows) in zip(panels[3:], shapes, strict=False):  # noqa: E741
         times = rows.pivot(index="impl", columns="p", values="median_ms").loc[rows["impl"].unique()]
         times.columns = [f"p = {p:g}" for p in times.columns]
-        times.iloc[::-1].plot.barh(ax=panel, color=COLOURS[: times.shape[1]], edgecolor="white")
-        for bars, hatch in zip(panel.containers, HATCHES, strict=False):
-            panel.bar_label(bars, fmt=" {:.4g}", fontsize="small")
-            for bar in bars:
-                bar.set_hatch(hatch)
-        panel.set(ylabel="", xlabel="ms, forward + backward", title=f"T {T}, B {B}, I {I}, H {H}")
-        panel.margins(x=0.2)
-        panel.legend(frameon=False, fontsize="small", loc="upper right", reverse=True)
+        bars(panel, times)
+        panel.set(xlabel="ms, forward + backward", title=f"T {T}, B {B}, I {I}, H {H}")
+        panel.legend(frameon=False, fontsize="small", loc="lower right")
     canvas.suptitle(title, fontsize="medium")
     return canvas
 

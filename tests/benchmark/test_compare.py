@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def make_tree(folder: Path, seconds: float | str) -> Path:
     return folder
 
 
-LSTM = {"lstm:T=5": {"op": "lstm", "T": 5, "B": 1, "I": 1, "H": 1, "p": 0.0, "dtype": "float32"}}
+LSTM = cases.chosen(["lstm:T=5,B=1,I=1,H=1"], ())
+LSTM = {"lstm:T=5": next(iter(LSTM.values()))}
 
 
 def compare_trees_of(tmp_path: Path, seconds: float | str) -> command.Outcome:
@@ -212,7 +214,7 @@ def test_a_process_that_dies_says_why(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, 0.0)
     (tree / "throughtime" / "__init__.py").write_text("raise SystemExit('no kernels here')")
     with command.Worker(tree, 1) as worker, pytest.raises(UsageError, match="no kernels here"):
-        worker.ask({"case": LSTM["lstm:T=5"]})
+        worker.ask({"case": asdict(LSTM["lstm:T=5"])})
 
 
 def test_a_worker_refuses_another_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,14 +222,14 @@ def test_a_worker_refuses_another_tree(tmp_path: Path, monkeypatch: pytest.Monke
     empty = tmp_path / "empty"
     empty.mkdir()
     with command.Worker(empty, 1) as worker, pytest.raises(UsageError, match="not from"):
-        worker.ask({"case": LSTM["lstm:T=5"]})
+        worker.ask({"case": asdict(LSTM["lstm:T=5"])})
 
 
 @pytest.mark.parametrize("case", ["lstm:T=4,B=2,I=3,H=5,p=0.5", "rel-lstm:T=4", "relevancy:T=9"])
 def test_worker_measures_every_operation(case: str) -> None:
-    ((_, sizes),) = cases.chosen([case], ()).items()
-    gradients = worker.make(sizes)()
-    assert len(gradients) == {"lstm": 4, "rel-lstm": 7, "relevancy": 3}[sizes["op"]]
+    (chosen,) = cases.chosen([case], ()).values()
+    gradients = worker.make(asdict(chosen))()
+    assert len(gradients) == {"lstm": 4, "rel-lstm": 7, "relevancy": 3}[chosen.op]
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
@@ -235,11 +237,10 @@ def test_worker_measures_every_operation(case: str) -> None:
     ("text", "words"),
     [
         ("gru", "--cases wants one of lstm, rel-lstm, relevancy before a colon, got 'gru'"),
-        ("lstm:W=3", "lstm has the sizes T, B, I, H, p, dtype, got 'W=3': write it as in lstm:"),
+        ("lstm:W=3", "lstm has the sizes T, B, I, H, p, got 'W=3': write it as in lstm:"),
         ("lstm:T=0", "T: wanted a whole number of 1 or more, got '0'"),
         ("lstm:p=2", "p: wanted a number from 0 to 1, got '2'"),
         ("relevancy:top_k=-1", "top_k: wanted a whole number of 0 or more, got '-1'"),
-        ("lstm:dtype=int8", "dtype: wanted one of float32, float64, bfloat16, float16"),
     ],
 )
 def test_a_wrong_case_is_a_sentence(text: str, words: str) -> None:
@@ -253,7 +254,7 @@ def test_cases_of_both_groups_are_cases() -> None:
     everything = cases.chosen([], cases.DEFAULT)
     assert quick.items() <= everything.items() and len(everything) == len(cases.DEFAULT)
     only = cases.chosen(["rel-lstm"], cases.DEFAULT)
-    assert {sizes["op"] for sizes in only.values()} == {"rel-lstm"} and len(only) == 2
+    assert {case.op for case in only.values()} == {"rel-lstm"} and len(only) == 2
 
 
 @pytest.fixture

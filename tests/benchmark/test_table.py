@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -46,7 +47,9 @@ def _close() -> Iterator[None]:
 
 def test_the_columns_keep_their_names_and_order_and_have_a_meaning() -> None:
     assert ",".join(table.COLUMNS) == COLUMNS
-    assert list(report.meanings()) == list(table.COLUMNS)
+    text = (RESULTS.parent / "README.md").read_text("utf-8")
+    found = re.findall(r"^\| `(\w+)` \| .* \|$", text, re.MULTILINE)
+    assert found[-len(table.COLUMNS) :] == list(table.COLUMNS)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -162,7 +165,12 @@ def test_bars_where_several_sizes_vary() -> None:
     rows = [row for k in (5, 9) for row in (ours(T=k, B=k), peer(T=k, B=k, ratio=0.5))]
     time, ratio = speed_plots.speed(table.frame(rows)).axes
     assert [bar.get_width() for bar in time.patches] == [2.0, 2.0, 6.0, 6.0]
-    assert [(bar.get_x(), bar.get_width()) for bar in ratio.patches] == [(1, -0.5)] * 2
+    assert [(bar.get_x(), bar.get_width()) for bar in ratio.patches] == [
+        (1, 0),
+        (1, 0),
+        (1, -0.5),
+        (1, -0.5),
+    ]
     assert len({bar.get_hatch() for bar in time.patches}) == 2
     assert [label.get_text() for label in time.get_yticklabels()] == ["5, 5, 4, 4", "9, 9, 4, 4"]
 
@@ -222,7 +230,7 @@ def test_plot_draws_stored_tables(tmp_path: Path, capsys: pytest.CaptureFixture[
         head = (tmp_path / "new" / name).read_bytes()[:5]
         assert head == (b"<?xml" if name.endswith("svg") else b"\x89PNG\r")
     (first, *_) = plot.draw(table.frame([ours()]), tmp_path / "v1.2")
-    assert first.name == "v1.2.svg"
+    assert first.name == "v1.2.png"
     with pytest.raises(UsageError, match="none of the 1 rows has a time"):
         plot.draw(table.frame([ours(median_ms=None)]), tmp_path / "x")
 
@@ -274,14 +282,9 @@ def test_page_holds_plots_tables_and_meanings(html: str) -> None:
     for words in ("a.csv", "b & c.csv", "a <machine>, 2 cores", "torch 2.13", "bench lstm --T 5"):
         assert words in tree.text
     assert "it <takes>" not in html and "takes" in html
-    images = [attributes for tag, attributes in tree.elements if tag == "img"]
-    assert [image["alt"] for image in images if "alt" in image] == [
-        "lstm, file 1", "lstm-roofline, file 1",
-        "relevancy, file 2", "relevancy-roofline, file 2",
-    ]  # fmt: skip
+    assert sum(tag == "figure" for tag, _ in tree.elements) == 4  # speed and roofline of each
     assert len({attributes.get("id") for tag, attributes in tree.elements if tag == "table"}) >= 2
-    assert sum(tag == "dt" for tag, _ in tree.elements) == len(table.COLUMNS)
-    assert "All rows: B 3, I 4, H 4, dtype float32" in tree.text
+    assert "All rows: op lstm, B 3, I 4, H 4, dtype float32" in tree.text
     for tag, attributes in tree.elements:
         assert tag != "link" or not str(attributes.get("href")).startswith("http")
         assert not str(attributes.get("src") or "data:").startswith("http")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -183,30 +182,6 @@ def test_memory_that_runs_out_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     trainer.model.layer.register_forward_hook(fail)
     with pytest.raises(TrainingError, match=r"out of memory in epoch 1: make --hidden, --batch"):
         trainer.run(lambda epoch: None)
-
-
-def test_interrupt_waits_for_the_end_of_an_update_and_of_saving() -> None:
-    trainer = Trainer(TINY)
-    finished = []
-
-    def save(epoch: Epoch) -> None:
-        signal.raise_signal(signal.SIGINT)
-        finished.append(epoch.epoch)
-
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run(save)
-    assert finished == [1] and len(trainer.history) == 1
-
-    def press(*arguments: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    before = trainer.model.head.weight.clone()
-    trainer.model.head.register_forward_hook(press)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run(lambda epoch: None)
-    assert not torch.equal(before, trainer.model.head.weight), "the update was finished"
-    assert len(trainer.history) == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_best_epoch_is_chosen_by_validation_alone() -> None:
