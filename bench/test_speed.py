@@ -40,7 +40,7 @@ def entries() -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:throughtime runs its slow:RuntimeWarning")
-@pytest.mark.parametrize("entry", entries())
+@pytest.mark.parametrize("entry", list(entries()))
 def test_speed(benchmark: Any, entry: Entry) -> None:
     operation, case = OPERATIONS[entry.case.op], entry.case
     errors = verifier(operation.name, case).check(entry.contestant)

@@ -13,11 +13,10 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +73,21 @@ class Outcome:
     """Seconds per case, one row per round and one column per role, and what follows from them."""
 
     rounds: Mapping[str, pd.DataFrame]
-    limit: float
     verdicts: dict[str, Verdict]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def slower(self) -> list[str]:
-        """The cases that have become slower."""
         return [case for case, verdict in self.verdicts.items() if verdict.word == "slower"]
 
     def table(self) -> str:
         """One line per case, both trees side by side."""
         lines = []
-        for case, verdict in self.verdicts.items():
-            ms = self.rounds[case].median() * 1e3
-            word = verdict.word.upper() if verdict.word == "slower" else verdict.word
-            ratio = f"{verdict.ratio:.3f} ({verdict.low:.3f}-{verdict.high:.3f})"
-            times = [table.digits(ms["base"]), table.digits(ms["tree"])]
-            lines.append([case, *times, ratio, f"{verdict.twin:.3f}", f"{verdict.p:.2g}", word])
+        for case, one in self.verdicts.items():
+            ms = [table.digits(self.rounds[case][role].median() * 1e3) for role in ROLES[:2]]
+            ratio = f"{one.ratio:.3f} ({one.low:.3f}-{one.high:.3f})"
+            word = one.word.replace("slower", "SLOWER")
+            lines.append([case, *ms, ratio, f"{one.twin:.3f}", f"{one.p:.2g}", word])
         return table.markdown(lines, HEADER)
 
 
@@ -103,13 +99,13 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
     rounds, notes = _measure(places, cases, threads)
     if not rounds:
         raise UsageError("no case runs in both trees:\n" + "\n".join(notes))
-    limit, verdicts = judge(_ratios(rounds, "tree"), _ratios(rounds, "twin"))
-    outcome = Outcome(rounds, limit, verdicts, notes)
+    limit, verdicts = _judged(rounds)
+    outcome = Outcome(rounds, verdicts, notes)
     suspects = {case: cases[case] for case in outcome.slower}
     if suspects:
         again, _ = _measure(places, suspects, threads)
         earlier = [verdict.twin for verdict in verdicts.values()]
-        second_limit, second = judge(_ratios(again, "tree"), _ratios(again, "twin"), earlier)
+        second_limit, second = _judged(again, earlier)
         for case, verdict in second.items():
             if verdict.word != "slower":
                 verdicts[case] = replace(verdicts[case], word="unclear")
@@ -124,8 +120,14 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
     return outcome
 
 
-def _ratios(rounds: Mapping[str, pd.DataFrame], role: str) -> dict[str, list[float]]:
-    return {case: (own[role] / own["base"]).tolist() for case, own in rounds.items()}
+def _judged(
+    rounds: Mapping[str, pd.DataFrame], earlier: Sequence[float] = ()
+) -> tuple[float, dict[str, Verdict]]:
+    trees, twins = (
+        {case: (own[role] / own["base"]).tolist() for case, own in rounds.items()}
+        for role in ROLES[1:]
+    )
+    return judge(trees, twins, earlier)
 
 
 def _measure(
@@ -176,11 +178,9 @@ class Worker:
 
     def __init__(self, tree: Path, threads: int) -> None:
         self._tree = tree
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, worker.__file__, str(tree), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-        )  # fmt: skip
+        command = [sys.executable, worker.__file__, str(tree), str(threads)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def __enter__(self) -> Worker:
         return self
@@ -188,7 +188,6 @@ class Worker:
     def __exit__(self, *exception: object) -> None:
         self._process.kill()  # it holds nothing that must be saved
         self._process.communicate()
-        self._errors.close()
 
     def ask(self, request: Mapping[str, Any]) -> float:
         """The seconds that it answers; raises ``CannotRun``, or ``UsageError`` if it has died."""
@@ -200,9 +199,7 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            self._errors.seek(0)
-            last = "\n".join(self._errors.read().strip().splitlines()[-5:])
-            raise UsageError(f"the process that measures {self._tree} has died:\n{last}")
+            raise UsageError(f"the process that measures {self._tree} has died, see above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise CannotRun(f"{self._tree.name}: {answer['error'].splitlines()[0]}")
