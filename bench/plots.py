@@ -20,6 +20,13 @@ LEAST_RANGE = 8.0  # of a logarithmic axis
 MARKERS = ("o", "s", "^", "D", "v")
 
 
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a line; a second round of them has hollow markers."""
+    k = number % len(COLOURS)
+    fill = "full" if number < len(COLOURS) else "none"
+    return {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k], "fillstyle": fill}
+
+
 def figure(
     columns: int, heights: Sequence[float] = (3.6,), *, width: float = 4.6
 ) -> tuple[Any, list[Any]]:
@@ -90,7 +97,7 @@ def linear_guide(panel: Any) -> None:
 def bars(panel: Any, values: pd.DataFrame, *, left: float = 0) -> None:
     """A group of bars for each row, one bar for each column, from ``left`` to the value."""
     (values - left).plot.barh(
-        ax=panel, left=left, width=0.8, color=COLOURS, edgecolor="white", legend=False
+        ax=panel, left=left, width=0.8, color=COLOURS, edgecolor="white", legend=False, grid=True
     )
     looks = zip(panel.containers, values, cycle(HATCHES), strict=False)
     for group, name, hatch in looks:
