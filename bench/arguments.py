@@ -35,7 +35,6 @@ above_zero = _kind("a number above 0", float, lambda value: 0 < value < math.inf
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """``--threads``."""
     text = "threads of each contestant (as torch has them)"
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help=text)
 
@@ -51,7 +50,6 @@ def _writable(text: str) -> Path:
 
 
 def add_files(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
-    """``--csv`` and ``--plot``."""
     add = parser.add_argument_group("files").add_argument
     add("--csv", type=_writable, metavar="FILE", help="write every measurement")
     if plot:

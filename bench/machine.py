@@ -21,7 +21,6 @@ BUSY_LOAD_PER_CORE = 0.5
 
 
 def cpu_model() -> str:
-    """The name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -48,7 +47,6 @@ def name(device: str = "cpu") -> str:
 
 
 def slug() -> str:
-    """Processor and cores as the name of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", f"{cpu_model()} {cores()}core".lower()).strip("-")
 
 
@@ -62,7 +60,6 @@ def command_line() -> str:
 
 
 def columns(device: str = "cpu") -> dict[str, Any]:
-    """The columns of a table that say where and how something was measured."""
     return {
         "threads": torch.get_num_threads(),
         "machine": name(device),

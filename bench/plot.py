@@ -13,7 +13,6 @@ from bench.errors import UsageError, require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench plot``."""
     add = parser.add_argument
     add("csv", type=Path, nargs="+", metavar="CSV", help="of `bench OP --csv`")
     text = "writes FILE.svg, FILE.png and the same with -roofline; of several operations by name"
@@ -22,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw; returns 0."""
     require("matplotlib")
     for path in draw(pd.concat([table.read_csv(path) for path in args.csv]), args.out):
         print(f"plot: {path}")

@@ -22,16 +22,7 @@ from bench.errors import UsageError
 from bench.measure import gpu
 from bench.measure.command import add_shapes, choose_cases
 from bench.operations import OPERATIONS
-from bench.operations.operation import (
-    DEVICES,
-    DTYPES,
-    MODES,
-    OURS,
-    Case,
-    Contestant,
-    Operation,
-    fixed_mask,
-)
+from bench.operations.operation import DEVICES, DTYPES, MODES, OURS, Case, Contestant, fixed_mask
 from throughtime import _ext
 
 COLUMNS = [
@@ -52,7 +43,6 @@ Amounts = Mapping[tuple[str, str], tuple[float, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench profile``, one subcommand per operation."""
     parser.description = __doc__
     operations = parser.add_subparsers(title="operations", required=True, metavar="OPERATION")
     for name, operation in OPERATIONS.items():
@@ -67,11 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = "iterations, the fastest counts (9)"
         add("--repeats", type=arguments.positive, default=9, help=text)
         arguments.add_files(sub, plot=False)
-        sub.set_defaults(run=partial(run, operation), quick=False)
+        sub.set_defaults(run=partial(run, name), quick=False)
 
 
-def run(operation: Operation, args: argparse.Namespace) -> int:
-    """Profile every combination of the sizes and print one table."""
+def run(op: str, args: argparse.Namespace) -> int:
     kernels, on_cpu = _ext.extension, args.device == "cpu"
     if not on_cpu and gpu.why_not() is not None:
         raise UsageError(f"--device cuda: {gpu.why_not()}")
@@ -83,7 +72,7 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
     torch.set_num_threads(args.threads)
     setting = {"p": getattr(args, "p", None), "device": args.device, "dtype": args.dtype}
-    cases = [replace(case, **setting) for case in choose_cases(operation, args)]
+    cases = [replace(case, **setting) for case in choose_cases(OPERATIONS[op], args)]
     print("\n".join(machine.header([args.device])))
     if on_cpu:
         rates = measure_rates(kernels)

@@ -38,7 +38,6 @@ HIDDEN = ["q1_ms", "q3_ms", "date"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench report``."""
     parser.description = __doc__
     add = parser.add_argument
     add("files", type=Path, nargs="+", metavar="CSV", help="what --csv of a benchmark has written")
@@ -47,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the files and write the page; returns 0."""
     for module in ("itables", "matplotlib"):
         require(module)
     text = page({str(path): table.read_csv(path) for path in args.files})

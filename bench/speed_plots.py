@@ -47,7 +47,6 @@ def prepared(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def title(own: pd.DataFrame) -> str:
-    """Operation, machines and versions."""
     first = own.iloc[0]
     machines = " / ".join(own["machine"].unique())
     return f"{first.op}; {machines}\ntorch {first.torch}, throughtime {first.version}"

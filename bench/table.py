@@ -95,7 +95,6 @@ def contestant(row: Any) -> str:
 
 
 def markdown(rows: Iterable[Iterable[str]], header: Iterable[str]) -> str:
-    """A Markdown table of texts."""
     return str(tabulate(rows, list(header), tablefmt="github", disable_numparse=True))
 
 

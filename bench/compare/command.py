@@ -39,7 +39,6 @@ Cases = Mapping[str, Case]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench compare``."""
     parser.description = __doc__
     add = parser.add_argument
     add("--base", required=True, metavar="REVISION", help="what to compare with, such as main")

@@ -19,7 +19,6 @@ from throughtime.backends import NAMES
 
 
 def add_shapes(parser: argparse.ArgumentParser, operation: Operation) -> None:
-    """The options of the sizes of an operation, and of its score."""
     add = parser.add_argument_group("shapes (all combinations)").add_argument
     for size, text in operation.sizes.items():
         kind = arguments.natural if size == "top_k" else arguments.positive
@@ -30,7 +29,6 @@ def add_shapes(parser: argparse.ArgumentParser, operation: Operation) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options of ``bench OP``."""
     operation = OPERATIONS[name]
     add_shapes(parser, operation)
     add = parser.add_argument_group("what is measured").add_argument
@@ -81,7 +79,6 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
 
 
 def choose_cases(operation: Operation, args: argparse.Namespace) -> Sequence[Case]:
-    """The shapes that the options ask for."""
     given = {name: getattr(args, name) for name in operation.sizes if getattr(args, name)}
     score = getattr(args, "score", None)
     if getattr(args, "sweep", False):

@@ -238,7 +238,6 @@ def row(contestant: Contestant, case: Case, **more: Any) -> dict[str, Any]:
 
 
 def times(taken: pd.Series, case: Case) -> dict[str, Any]:
-    """The columns of the time from seconds per iteration."""
     q1, median, q3 = timing.quartiles(taken * 1e3)
     found = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "runs": len(taken)}
     return found | {"us_per_query": median * 1e3 / case.queries}
@@ -253,6 +252,5 @@ class Rates:
         self.copy = timing.copy_rate(device=device, timer=self.timer)
 
     def __call__(self) -> None:
-        """Sample both."""
         self.matmul()
         self.copy()

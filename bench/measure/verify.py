@@ -36,7 +36,6 @@ class Errors:
 
     @property
     def largest(self) -> float:
-        """The largest error."""
         return self.relative[self.worst]
 
     @property
@@ -73,7 +72,6 @@ class Verifier:
         self._truth: tuple[dict[str, Tensor], float] | None = None
 
     def check(self, contestant: Contestant) -> Errors:
-        """Errors of one contestant."""
         if not self._operation.same_function(contestant.impl):
             exact = self._exact(contestant)
             return Errors(relative_errors(self._results(contestant), exact), math.inf)

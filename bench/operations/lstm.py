@@ -53,7 +53,6 @@ def gbyte(impl: str, case: Case) -> float:
 
 
 def shortened(case: Case) -> Case:
-    """At most ``VERIFIED_STEPS`` steps and ``VERIFIED_GFLOP``."""
     case = replace(case, T=min(case.T, VERIFIED_STEPS))
     while case.T > 2 and gflop(OURS, replace(case, p=0)) > VERIFIED_GFLOP:
         case = replace(case, T=case.T - 1)
@@ -61,7 +60,6 @@ def shortened(case: Case) -> Case:
 
 
 def work(contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-    """Weights from seed 0."""
     assert case.I and case.H
     torch.manual_seed(0)
     if contestant.ours:

@@ -70,7 +70,6 @@ class CompiledLoopLSTM(LoopLSTM):
 
     @staticmethod
     def step(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
-        """``lstm_step``, compiled."""
         new: tuple[Tensor, Tensor] = _compiled_step()(gates_x, h, c, weight_hh)
         return new
 

@@ -54,7 +54,6 @@ class Case:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element."""
         return int(DTYPES[self.dtype].itemsize)
 
     @property
@@ -86,7 +85,6 @@ class Contestant:
 
     @property
     def ours(self) -> bool:
-        """Whether this package computes."""
         return self.impl == OURS
 
 
@@ -116,7 +114,6 @@ class Work:
     output_grad: Tensor
 
     def iterate(self, mode: str) -> object:
-        """Run one measured iteration of a mode of ``MODES``."""
         if mode == "inference":
             with torch.inference_mode():
                 return self.call()
@@ -212,7 +209,6 @@ class Operation:
 
     @property
     def heading(self) -> str:
-        """The head of a column of cases."""
         return ", ".join(self.sizes).replace("window_size", "window")
 
     def combinations(
@@ -234,7 +230,6 @@ class Operation:
         return Case(op=self.name, **columns)
 
     def detaches(self, impl: str) -> bool:
-        """Whether an implementation has h-detach."""
         return self.ps is not None and (impl == OURS or self.peers[impl].detaches)
 
     def same_function(self, impl: str) -> bool:
@@ -242,7 +237,6 @@ class Operation:
         return impl == OURS or self.peers[impl].same_function
 
     def why_not(self, contestant: Contestant, case: Case) -> str | None:
-        """Why a contestant is not measured, or None."""
         peer = None if contestant.ours else self.peers[contestant.impl]
         missing = peer and peer.why_not(case.dtype, case.device)
         return missing or self.too_long(contestant, case)

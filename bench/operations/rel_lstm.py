@@ -11,16 +11,7 @@ from torch import nn
 import throughtime
 from bench.operations import lstm
 from bench.operations.authors_rel_lstm import AuthorsRelLSTM
-from bench.operations.operation import (
-    OURS,
-    REFERENCE,
-    Case,
-    Contestant,
-    Operation,
-    Peer,
-    Work,
-    layer_work,
-)
+from bench.operations.operation import Case, Contestant, Operation, Peer, Work, layer_work
 
 LOOP_ROWS = 20_000  # B * T beyond which a call of a Python loop takes many seconds
 REPLACED_STEPS, MOST_STEPS = 32, 1024
@@ -45,8 +36,8 @@ def screened(case: Case) -> Case:
 
 
 def too_long(contestant: Contestant, case: Case) -> str | None:
-    """The Python loops take long."""
-    if (contestant.impl == "loop" or contestant == REFERENCE) and case.queries > LOOP_ROWS:
+    loops = contestant.impl == "loop" or contestant.backend == "reference"
+    if loops and case.queries > LOOP_ROWS:
         return "not measured: a Python loop, one call would take many seconds"
     return None
 
@@ -73,12 +64,11 @@ def gbyte(impl: str, case: Case) -> float:
 
 
 def work(contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-    """Weights from seed 0."""
     torch.manual_seed(0)
     if contestant.impl == "torch":
         layer: nn.Module = nn.LSTM(case.I, case.H)
     else:
-        kind = throughtime.RelLSTM if contestant.impl == OURS else AuthorsRelLSTM
+        kind = throughtime.RelLSTM if contestant.ours else AuthorsRelLSTM
         options: Any = {"window_size": case.window_size, "top_k": case.top_k}
         layer = kind(case.I, case.H, **options, backend=contestant.backend or "auto")
     return layer_work(layer, case, masked=REL_LSTM.detaches(contestant.impl), exact=exact)

@@ -23,13 +23,11 @@ TRANSFER_SEQUENCES, TRANSFER_BATCH = 500, 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The tasks, one subcommand each."""
     commands = parser.add_subparsers(title="tasks", required=True, metavar="TASK", dest="task")
     for task, text in TASKS.items():
         command = commands.add_parser(task, help=text, description=text)
         add_options(command, task)
         add = command.add_argument
-        add("--quick", action="store_true", help="a short look instead of a full run")
         add("--plot", choices=("attention",), help="also draw what a rel-* or mem-* layer attends")
         add("--out", type=Path, metavar="DIR", help="folder of the run (runs/TASK-LAYER-...)")
         add("--resume", action="store_true", help="continue after the last finished epoch")

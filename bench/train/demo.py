@@ -32,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``demo``."""
     default = Path("throughtime-demo")
     parser.add_argument("--out", type=Path, default=default, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs, not {EPOCHS}")

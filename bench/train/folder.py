@@ -104,12 +104,10 @@ class RunFolder:
         self.write_table("log.csv", state["history"])
 
     def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> Path:
-        """Writes a CSV file, numbers with six digits."""
         table = require("pandas").DataFrame(rows)
         return self.write(name, table.to_csv(index=False, float_format="%.6g").encode())
 
     def write_figure(self, stem: str, figure: Any) -> Path:
-        """Writes a figure as png and svg; returns the svg."""
         for suffix, content in plots.rendered(figure).items():
             path = self.write(f"{stem}.{suffix}", content)
         return path

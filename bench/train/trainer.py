@@ -51,7 +51,6 @@ class Epoch:
     sequences_per_s: float
 
     def line(self, epochs: int) -> str:
-        """The summary that is printed after the epoch."""
         return (
             f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  loss {self.loss:.4f}  accuracy: "
             f"train {self.train_accuracy:.3f} validation {self.validation_accuracy:.3f} "

@@ -153,7 +153,7 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("operation", "sizes"),
-    [("rel-lstm", ["--T", "6", "--B", "2", "--H", "8"]), ("relevancy", ["--T", "20", "--D", "8"])],
+    [("rel-lstm", ["--T", "60", "--B", "2", "--H", "8"]), ("relevancy", ["--T", "20", "--D", "8"])],
 )
 def test_other_operations(
     operation: str, sizes: list[str], capsys: pytest.CaptureFixture[str]

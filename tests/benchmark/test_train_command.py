@@ -103,13 +103,6 @@ def test_train_digits(layer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told == (layer == "torch")
 
 
-def test_quick_fills_only_what_is_not_given() -> None:
-    assert main(["train", "copying", *SHORT, "--quick", "--updates-per-epoch", "2"]) == 0
-    (folder,) = Path("runs").iterdir()
-    assert folder.name == "copying-T3-throughtime-p0.5-seed0"
-    assert [row["updates"] for row in read_csv(folder / "log.csv")] == ["2", "4", "6"]
-
-
 def test_preset_transfer_and_attention(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "copying", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
     words += ["--epochs", "1", "--transfer", "6", "9", "--plot", "attention", "--out", "run"]
@@ -392,7 +385,6 @@ def test_a_second_run_in_the_folder_is_refused_at_once(
         ("--layer mem-rnn --window-size 3", "--window-size makes no difference"),
         ("--layer torch --plot attention", "got attention: leave it out, or use one of rel-lstm,"),
         ("--anneal 4 --epochs 3", "--anneal must be at most --epochs (3), got 4"),
-        ("--quick --preset quick", "give one of them"),
         ("--device cuda:99", "--device cuda:99"),
         ("--device nonsense", "--device nonsense"),
         ("--backend nonsense", "--backend nonsense"),
