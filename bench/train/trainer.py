@@ -51,13 +51,10 @@ class Epoch:
     sequences_per_s: float
 
     def line(self, epochs: int) -> str:
-        return (
-            f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  loss {self.loss:.4f}  accuracy: "
-            f"train {self.train_accuracy:.3f} validation {self.validation_accuracy:.3f} "
-            f"test {self.test_accuracy:.3f}  gradient norm: median {self.grad_norm_median:.3g} "
-            f"max {self.grad_norm_max:.3g}  p {self.p:g}  "
-            f"{self.sequences_per_s:.0f} sequences/s  {self.seconds:.1f} s"
-        )
+        """The summary that is printed after the epoch."""
+        rest = {name: value for name, value in asdict(self).items() if name != "epoch"}
+        words = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in rest.items()]
+        return f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  {'  '.join(words)}"
 
 
 def best(history: Iterable[Epoch]) -> Epoch:
