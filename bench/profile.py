@@ -123,7 +123,6 @@ def amounts(case: Case) -> Amounts:
     """
     if case.op == "relevancy":
         return {}
-    assert case.I and case.H
     rows, inputs, hidden = case.T * case.B, case.I, case.H
     if case.op == "rel-lstm":
         recurrent = 12.0 * rows * hidden * hidden  # gates, query and key

@@ -190,7 +190,6 @@ class Worker:
 
     def ask(self, request: Mapping[str, Any]) -> float:
         """The seconds that it answers; raises ``CannotRun``, or ``UsageError`` if it has died."""
-        assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()

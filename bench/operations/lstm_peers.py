@@ -38,13 +38,9 @@ class LoopLSTM(throughtime.LSTM):
     Source: Kanuparthi et al., ICLR 2019 (arXiv 1810.03023), Algorithm 1.
     """
 
-    bias_ih_l0: Tensor
-    bias_hh_l0: Tensor
     step = staticmethod(lstm_step)
 
-    def forward(  # type: ignore[override]
-        self, input: Tensor, *, detach_mask: Tensor | None = None
-    ) -> States:
+    def forward(self, input: Tensor, *, detach_mask: Tensor | None = None) -> States:
         """Input ``[T, B, I]``, mask bool ``[T]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
         steps, batch, _ = input.shape
         draws = self.training and self.detach_prob > 0 and torch.is_grad_enabled()
@@ -77,12 +73,7 @@ class CompiledLoopLSTM(LoopLSTM):
 class FlashLSTM(nn.LSTM):
     """FlashRNN's fused LSTM (Poeppel, Beck, Hochreiter, ICLR 2025, arXiv 2412.07752)."""
 
-    weight_ih_l0: Tensor
-    weight_hh_l0: Tensor
-    bias_ih_l0: Tensor
-    bias_hh_l0: Tensor
-
-    def forward(self, input: Tensor) -> States:  # type: ignore[override]
+    def forward(self, input: Tensor) -> States:
         """Input ``[T, B, I]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
         steps, batch, _ = input.shape
         units = self.hidden_size
@@ -107,7 +98,7 @@ class HasteLSTM(nn.LSTM):
         # In a list, so that its parameters, which every call replaces, are not ours.
         self._haste = [importlib.import_module("haste_pytorch").LSTM(input_size, hidden_size)]
 
-    def forward(self, input: Tensor) -> States:  # type: ignore[override]
+    def forward(self, input: Tensor) -> States:
         """Input ``[T, B, I]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
         reordered = {}
         for name, weight in self.named_parameters():

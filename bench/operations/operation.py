@@ -162,7 +162,6 @@ def placed(thing: Placed, case: Case, *, exact: bool) -> Placed:
 
 def layer_work(layer: nn.Module, case: Case, *, masked: bool, exact: bool) -> Work:
     """The work of a recurrent layer: input from seed 2, gradient of the output from seed 3."""
-    assert case.I and case.H
     layer = placed(layer, case, exact=exact)
     x = placed(random(case.T, case.B, case.I, seed=2), case, exact=exact)
     x.requires_grad_(case.input_grad)

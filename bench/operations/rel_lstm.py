@@ -48,7 +48,6 @@ def gflop(impl: str, case: Case) -> float:
     h-detach spares nothing: a detached step passes its gradient to the attention, which needs the
     product.
     """
-    assert case.H and case.window_size and case.top_k is not None
     own = lstm.gflop(impl, replace(case, p=0))
     projections = 2 * 2 * case.H**2 * case.B * (case.T - 1)
     attention = 4 * case.H * case.B * pairs(case.T - 1, case.window_size, case.top_k)
@@ -58,7 +57,6 @@ def gflop(impl: str, case: Case) -> float:
 
 def gbyte(impl: str, case: Case) -> float:
     """An LSTM's, and the weights of the attention: read, with a backward pass also written."""
-    assert case.H
     elements = 0 if impl == "torch" else (2 * case.H**2 + case.H) * (3 if case.trains else 1)
     return lstm.gbyte(impl, case) + 1e-9 * case.itemsize * elements
 

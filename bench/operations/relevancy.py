@@ -42,7 +42,6 @@ def gflop(impl: str, case: Case) -> float:
 
     Scores that a backward pass computes anew are not counted, as they could be kept.
     """
-    assert case.heads and case.D and case.window_size and case.top_k is not None
     full = not RELEVANCY.same_function(impl)
     window, top_k = (case.T, 0) if full else (case.window_size, case.top_k)
     attended = case.B * case.heads * pairs(case.T, window, top_k)
@@ -51,14 +50,12 @@ def gflop(impl: str, case: Case) -> float:
 
 def gbyte(impl: str, case: Case) -> float:
     """Query, key and value read, output written; backward these, its gradient, and theirs."""
-    assert case.D
     tensors = 4 + (7 if case.trains else 0)
     return 1e-9 * case.itemsize * case.queries * case.D * tensors
 
 
 def work(contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
     """Query, key and value from seeds 0 to 2, gradient of the output from seed 4."""
-    assert case.heads and case.D
     shape = (case.B, case.heads, case.T, case.D)
     made = {name: random(*shape, seed=k) for k, name in enumerate(("query", "key", "value"))}
     if case.score == "additive":

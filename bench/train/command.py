@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import arguments
 from bench.errors import require
-from bench.train import attention, memory, plots, recall
+from bench.train import memory, plots, recall
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             _transfer(trainer, delays, folder)
             if args.plot == "attention":
                 title = f"{config.title}, one test sequence"
-                figure = attention.picture(*attention.weights(trainer), title)
+                figure = plots.attended(*plots.attention(trainer), title)
                 print(f"attention: {folder.write_figure('attention', figure)}")
             return 0
         except TrainingError as error:

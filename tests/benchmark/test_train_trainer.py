@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench.train import attention, recall
+from bench.train import plots, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
@@ -198,7 +198,7 @@ def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
     trainer = Trainer(dataclasses.replace(TINY, **SCREENING | {"layer": layer}))
     with torch.no_grad():  # so far from uniform that later keys win over the first ones
         trainer.model.layer.weight_score_l0.mul_(-30)  # type: ignore[operator,union-attr]
-    _, retained = attention.weights(trainer)
+    _, retained = plots.attention(trainer)
     x, _ = trainer.task.test.batch(torch.tensor([0]))
     with torch.no_grad():
         _, state = trainer.model.layer(x[:-1])
@@ -209,7 +209,7 @@ def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
 
 def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
     trainer = Trainer(dataclasses.replace(TINY, **SCREENING))
-    weights, retained = attention.weights(trainer)
+    weights, retained = plots.attention(trainer)
     assert weights.shape == retained.shape == (23, 23)
     assert_close(weights.sum(1), torch.ones(23))
     assert not weights.triu(1).any()
@@ -218,7 +218,7 @@ def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
     assert (weights[retained] > 0).all()
     assert torch.equal((weights > 0).sum(1), torch.arange(1, 24).clamp(max=2) + per_query)
 
-    panel = attention.picture(weights, retained, "a title").axes[0]
+    panel = plots.attended(weights, retained, "a title").axes[0]
     (marks,) = panel.lines
     drawn_marks = {(int(query), int(key)) for key, query in zip(*marks.get_data(), strict=True)}
     assert drawn_marks == {tuple(cell) for cell in retained.nonzero().tolist()} != set()
