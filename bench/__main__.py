@@ -13,7 +13,6 @@ COMMANDS = {
     "lstm": ("measure an LSTM layer beside nn.LSTM and others", "bench.measure.command"),
     "rel-lstm": ("measure a RelLSTM layer beside its authors' loop", "bench.measure.command"),
     "relevancy": ("measure relevancy attention beside full attention", "bench.measure.command"),
-    "last-step": ("measure a loss on the last step alone", "bench.last_step"),
     "scaling": ("fit the powers with which time and memory grow", "bench.scaling"),
     "compare": ("say whether the working tree is slower than a revision", "bench.compare.command"),
     "profile": ("say where the time of the kernels goes", "bench.profile"),

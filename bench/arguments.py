@@ -1,55 +1,56 @@
-"""Types of command line options; what argparse cannot accept becomes a sentence that says why."""
+"""Types of command line options, and options that several commands have."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
 
 
-def positive(text: str) -> int:
-    """A whole number of 1 or more.
+def _kind(
+    wanted: str, convert: Callable[[str], Any], fits: Callable[[Any], bool]
+) -> Callable[[str], Any]:
+    """The type of an option; what does not fit is a sentence."""
 
-    Example:
-        >>> positive("3")
-        3
-    """
-    return _at_least(text, 1)
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"wanted {wanted}, got {text!r}")
+        return value
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """A whole number of 0 or more."""
-    return _at_least(text, 0)
+positive = _kind("a whole number of 1 or more", int, lambda value: value >= 1)
+natural = _kind("a whole number of 0 or more", int, lambda value: value >= 0)
+probability = _kind("a number from 0 to 1", float, lambda value: 0 <= value <= 1)
+above_zero = _kind("a number above 0", float, lambda value: 0 < value < math.inf)
 
 
-def _at_least(text: str, least: int) -> int:
-    wanted = f"wanted a whole number of {least} or more, got {text!r}"
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    text = "threads of each contestant (as torch has them)"
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help=text)
+
+
+def _writable(text: str) -> Path:
+    """A file whose folder exists from now on, not only after minutes of measuring."""
+    path = Path(text)
     try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(wanted) from None
-    if value < least:
-        raise argparse.ArgumentTypeError(wanted)
-    return value
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {path}: {error.strerror}") from error
+    return path
 
 
-def probability(text: str) -> float:
-    """A number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"wanted a number from 0 to 1, got {text!r}")
-    return value
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"wanted a number above 0, got {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"wanted a number, got {text!r}") from None
+def add_files(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
+    add = parser.add_argument_group("files").add_argument
+    add("--csv", type=_writable, metavar="FILE", help="write every measurement")
+    if plot:
+        add("--plot", type=_writable, metavar="FILE", help="draw them, as svg and png")

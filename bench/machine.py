@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,6 @@ BUSY_LOAD_PER_CORE = 0.5
 
 
 def cpu_model() -> str:
-    """The name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -47,7 +47,6 @@ def name(device: str = "cpu") -> str:
 
 
 def slug() -> str:
-    """Processor and cores as the name of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", f"{cpu_model()} {cores()}core".lower()).strip("-")
 
 
@@ -58,6 +57,15 @@ def command_line() -> str:
     if spec is not None:
         program = ["python", "-m", spec.name.removesuffix(".__main__")]
     return shlex.join([*program, *sys.argv[1:]])
+
+
+def columns(device: str = "cpu") -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
+        "machine": name(device),
+        "torch": torch.__version__,
+        "command": command_line(),
+    }
 
 
 def header(devices: Sequence[str] = ("cpu",)) -> list[str]:

@@ -13,21 +13,14 @@ from bench.errors import UsageError, require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench plot``."""
-    parser.add_argument("csv", type=Path, nargs="+", metavar="CSV", help="of `bench OP --csv`")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="writes FILE.svg, FILE.png and the same with -roofline; of several operations, each "
-        "with its name",
-    )
+    add = parser.add_argument
+    add("csv", type=Path, nargs="+", metavar="CSV", help="of `bench OP --csv`")
+    text = "writes FILE.svg, FILE.png and the same with -roofline; of several operations by name"
+    add("--out", type=Path, required=True, metavar="FILE", help=text)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw; returns 0."""
     require("matplotlib")
     for path in draw(pd.concat([table.read_csv(path) for path in args.csv]), args.out):
         print(f"plot: {path}")
@@ -38,8 +31,7 @@ def pictures(found: pd.DataFrame) -> dict[str, Any]:
     """Figures by the end of their names: of speed, a roofline, and of a scaling run."""
     measured = found[found["median_ms"].notna()].reset_index(drop=True)
     scaled = measured["note"] == scaling.NOTE
-    end = "" if scaled.all() else "-scaling"
-    drawn = {end: scaling.draw(measured[scaled])} if scaled.any() else {}
+    drawn = {"-scaling": scaling.draw(measured[scaled])} if scaled.any() else {}
     measured = measured[~scaled]
     for operation, own in measured.groupby("op", sort=False):
         name = f"-{operation}" if measured["op"].nunique() > 1 else ""
@@ -56,8 +48,9 @@ def draw(found: pd.DataFrame, out: Path) -> list[Path]:
     if found["median_ms"].isna().all():
         raise UsageError(f"nothing to draw: none of the {len(found)} rows has a time (see notes)")
     stem = out.with_suffix("") if out.suffix in (".svg", ".png") else out
+    drawn = pictures(found).items()
     return [
         path
-        for end, canvas in pictures(found).items()
+        for end, canvas in drawn
         for path in plots.save_both(canvas, stem.with_name(f"{stem.name}{end}"))
     ]

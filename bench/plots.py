@@ -1,10 +1,14 @@
-"""How all pictures look; dashes carry what colours do."""
+"""How all pictures look; dashes, markers and hatches carry what colours do."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from bench.errors import require
 
@@ -14,6 +18,13 @@ DASHES = ("-", "--", "-.", ":", (0, (1, 1)))
 HATCHES = ("", "//", "..", "xx", "\\\\")
 LEAST_RANGE = 8.0  # of a logarithmic axis
 MARKERS = ("o", "s", "^", "D", "v")
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a line; a second round of them has hollow markers."""
+    k = number % len(COLOURS)
+    fill = "full" if number < len(COLOURS) else "none"
+    return {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k], "fillstyle": fill}
 
 
 def figure(
@@ -33,22 +44,28 @@ def figure(
     return canvas, panels
 
 
-def save(canvas: Any, path: Path) -> None:
-    """Writes the figure in the format of the file's ending."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=150)
+def rendered(canvas: Any) -> dict[str, bytes]:
+    """The figure as png and as svg; closes it."""
+    found = {}
+    for suffix in ("png", "svg"):
+        content = io.BytesIO()
+        canvas.savefig(content, format=suffix, dpi=150)
+        found[suffix] = content.getvalue()
+    require("matplotlib.pyplot").close(canvas)
+    return found
 
 
 def save_both(canvas: Any, stem: Path) -> list[Path]:
-    """Writes the figure as svg and as png, closes it, and returns the files."""
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
-    for path in paths:
-        save(canvas, path)
-    require("matplotlib.pyplot").close(canvas)
+    """Writes the figure as png and as svg, and returns the files."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, content in rendered(canvas).items():
+        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
+        paths[-1].write_bytes(content)
     return paths
 
 
-def plain_log(panel: Any, axis: str = "y", *, scientific: bool = False) -> None:
+def plain_log(panel: Any, axis: str = "y") -> None:
     """A logarithmic axis with plain numbers, also where the values stay within one decade."""
     panel.set(**{f"{axis}scale": "log"})
     low, high = getattr(panel, f"get_{axis}lim")()
@@ -58,11 +75,10 @@ def plain_log(panel: Any, axis: str = "y", *, scientific: bool = False) -> None:
         middle = (low * high) ** 0.5
         low, high = middle / LEAST_RANGE**0.5, middle * LEAST_RANGE**0.5
         panel.set(**{f"{axis}lim": (low, high)})
-    subs = (1, 2, 5) if high / low < 300 else (1,)
     ticker = require("matplotlib.ticker")
     own = getattr(panel, f"{axis}axis")
-    own.set_major_locator(ticker.LogLocator(subs=subs))
-    own.set_major_formatter("{x:.1e}" if scientific else "{x:g}")
+    own.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    own.set_major_formatter("{x:g}")
     own.set_minor_formatter(ticker.NullFormatter())
 
 
@@ -74,17 +90,21 @@ def linear_guide(panel: Any) -> None:
     lowest = min(lines, key=lambda line: line[0, 1] / line[0, 0])
     start, end = lowest[0, 0], max(line[:, 0].max() for line in lines)
     below = lowest[0, 1] / 1.6
-    panel.plot(
-        [start, end], [below, below * end / start], color="0.5", linestyle=":", label="linear"
-    )
+    powers = [below, below * end / start]
+    panel.plot([start, end], powers, color="0.5", linestyle=":", label="linear")
 
 
-def legend_below(canvas: Any, panel: Any, *, columns: int) -> None:
-    """One legend for the whole figure, from the lines or bars of one panel."""
-    canvas.legend(
-        *panel.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize="small",
+def bars(panel: Any, values: pd.DataFrame, *, left: float = 0) -> None:
+    """A group of bars for each row, one bar for each column, from ``left`` to the value."""
+    (values - left).plot.barh(
+        ax=panel, left=left, width=0.8, color=COLOURS, edgecolor="white", legend=False, grid=True
     )
+    looks = zip(panel.containers, values, cycle(HATCHES), strict=False)
+    for group, name, hatch in looks:
+        for bar in group:
+            bar.set_hatch(hatch)
+        texts = ["" if pd.isna(value) else f"{value:.3g}" for value in values[name]]
+        panel.bar_label(group, texts, padding=3, fontsize="x-small")
+    panel.invert_yaxis()
+    panel.margins(x=0.25)
+    panel.set_ylabel("")

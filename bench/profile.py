@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +20,7 @@ import throughtime
 from bench import arguments, machine, table
 from bench.errors import UsageError
 from bench.measure import gpu
-from bench.measure.command import choose_cases
+from bench.measure.command import add_shapes, choose_cases
 from bench.operations import OPERATIONS
 from bench.operations.operation import DEVICES, DTYPES, MODES, OURS, Case, Contestant, fixed_mask
 from throughtime import _ext
@@ -44,51 +43,38 @@ Amounts = Mapping[tuple[str, str], tuple[float, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench profile``, one subcommand per operation."""
     parser.description = __doc__
     operations = parser.add_subparsers(title="operations", required=True, metavar="OPERATION")
     for name, operation in OPERATIONS.items():
         sub = operations.add_parser(name, help=f"phases of {name}", description=__doc__)
+        add_shapes(sub, operation)
         add = sub.add_argument
-        for size, text in operation.sizes.items():
-            kind = arguments.natural if size == "top_k" else arguments.positive
-            add(f"--{size.replace('_', '-')}", type=kind, nargs="+", help=f"{text} (as in bench)")
         if operation.ps is not None:
             add("--p", type=arguments.probability, default=0.0, help="detached fraction (0)")
-        if operation.scores:
-            add("--score", choices=operation.scores, default="dot", help="(dot)")
         add("--device", choices=DEVICES, default="cpu", help="(cpu)")
         add("--dtype", choices=DTYPES, default="float32", help="on a GPU (float32)")
-        add("--threads", type=arguments.positive, help="(as torch has them)")
+        arguments.add_threads(sub)
         text = "iterations, the fastest counts (9)"
         add("--repeats", type=arguments.positive, default=9, help=text)
-        add("--csv", type=Path, metavar="FILE", help="write every phase")
-        sub.set_defaults(run=partial(run, name), sweep=False, quick=False)
+        arguments.add_files(sub, plot=False)
+        sub.set_defaults(run=partial(run, name), quick=False)
 
 
 def run(op: str, args: argparse.Namespace) -> int:
-    """Profile every combination of the sizes and print one table."""
-    kernels = _ext.extension
-    reason = gpu.why_not()
-    if args.device == "cuda" and reason is not None:
-        raise UsageError(f"--device cuda: {reason}")
-    if args.device == "cpu" and args.dtype != "float32":
+    kernels, on_cpu = _ext.extension, args.device == "cpu"
+    if not on_cpu and gpu.why_not() is not None:
+        raise UsageError(f"--device cuda: {gpu.why_not()}")
+    if on_cpu and args.dtype != "float32":
         raise UsageError(
             f"--dtype {args.dtype}: the CPU kernels are profiled in float32, others on a GPU"
         )
-    if args.device == "cpu" and kernels is None:
+    if on_cpu and kernels is None:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    p = getattr(args, "p", None)
-    cases = [
-        replace(case, p=p, device=args.device, dtype=args.dtype)
-        for case in choose_cases(OPERATIONS[op], args)
-    ]
+    torch.set_num_threads(args.threads)
+    setting = {"p": getattr(args, "p", None), "device": args.device, "dtype": args.dtype}
+    cases = [replace(case, **setting) for case in choose_cases(OPERATIONS[op], args)]
     print("\n".join(machine.header([args.device])))
-    if args.device == "cuda":
-        found = pd.concat([profile_kernels(case, args.repeats) for case in cases])
-    else:
+    if on_cpu:
         rates = measure_rates(kernels)
         print(
             f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s; "
@@ -96,9 +82,10 @@ def run(op: str, args: argparse.Namespace) -> int:
             flush=True,
         )
         found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
+    else:
+        found = pd.concat([profile_kernels(case, args.repeats) for case in cases])
     print(report(found))
     if args.csv is not None:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
         found.to_csv(args.csv, index=False, float_format="%.6g")
         print(f"\nphases: {args.csv}")
     return 0
@@ -134,11 +121,9 @@ def amounts(case: Case) -> Amounts:
 
     Bytes are those that a perfect cache would leave: every array once.
     """
-    rows = case.T * case.B
     if case.op == "relevancy":
         return {}
-    assert case.I and case.H
-    inputs, hidden = case.I, case.H
+    rows, inputs, hidden = case.T * case.B, case.I, case.H
     if case.op == "rel-lstm":
         recurrent = 12.0 * rows * hidden * hidden  # gates, query and key
         return {
@@ -151,11 +136,11 @@ def amounts(case: Case) -> Amounts:
     detached = 0 if mask is None else int(mask[1:].sum())  # at step 0 there is no product to save
     product = 8.0 * rows * hidden
     saved = SAVED * rows * -(-hidden // SAVED_UNITS) * SAVED_UNITS
-    weights = 4 * hidden * (inputs + hidden)
+    weights = 2 * BYTES * 4 * hidden * (inputs + hidden)
     pointwise = (0, BYTES * (saved + rows * hidden))  # and the outputs or their gradients
     steps = case.T - 1 - detached  # what the first step passes to the initial state is in "other"
     return {
-        ("forward", "pack"): (0, 2 * BYTES * weights),
+        ("forward", "pack"): (0, weights),
         ("forward", "gather"): (0, 2 * BYTES * rows * inputs),
         ("forward", "input"): (product * inputs, 0),
         ("forward", "recurrent"): (product * hidden, 0),
@@ -165,16 +150,15 @@ def amounts(case: Case) -> Amounts:
         ("backward", "recurrent"): (8.0 * case.B * hidden * hidden * steps, 0),
         ("backward", "pointwise"): pointwise,
         ("backward", "weights"): (product * (inputs + hidden + 1), 0),
-        ("backward", "finish"): (0, 2 * BYTES * weights),
+        ("backward", "finish"): (0, weights),
     }
 
 
 def profile(kernels: Any, case: Case, rates: Rates, repeats: int) -> pd.DataFrame:
     """The phases of the fastest of ``repeats`` iterations after two that warm up."""
     work = OPERATIONS[case.op].work(Contestant(OURS, "cpu"), case)
-    operators = [f"{case.op.replace('-', '_')}_{name}" for name in PASSES]
-    fastest, counts = None, {}
-    for turn in range(2 + repeats):
+    taken = []
+    for _ in range(2 + repeats):
         kernels.set_profile(True)
         start = kernels.ticks()
         try:
@@ -182,13 +166,10 @@ def profile(kernels: Any, case: Case, rates: Rates, repeats: int) -> pd.DataFram
             ticks = kernels.ticks() - start
         finally:
             kernels.set_profile(False)
-        if turn >= 2 and (fastest is None or ticks < fastest):
-            fastest = ticks
-            counts = {
-                one: kernels.profile(name) for name, one in zip(operators, PASSES, strict=True)
-            }
-    assert fastest is not None
-    return phases(case, counts, fastest, rates)
+        op = case.op.replace("-", "_")
+        taken.append((ticks, {where: kernels.profile(f"{op}_{where}") for where in PASSES}))
+    ticks, counts = min(taken[2:], key=lambda one: one[0])
+    return phases(case, counts, ticks, rates)
 
 
 def phases(
@@ -223,26 +204,17 @@ def phases(
 
 
 def _row(case: Case, where: str, phase: str, ms: float, share: float) -> dict[str, Any]:
-    return {
-        "op": case.op,
-        "shape": str(case) + (f", p {case.p:g}" if case.p else ""),
-        "threads": torch.get_num_threads(),
-        "where": where,
-        "phase": phase,
-        "ms": ms,
-        "share": share,
-        "machine": machine.name(case.device),
-        "torch": torch.__version__,
-        "command": machine.command_line(),
-    }
+    shape = str(case) + (f", p {case.p:g}" if case.p else "")
+    found = {"op": case.op, "shape": shape, "where": where, "phase": phase, "ms": ms}
+    return found | {"share": share} | machine.columns(case.device)
 
 
 def profile_kernels(case: Case, repeats: int) -> pd.DataFrame:
     """The GPU kernels (on a CPU the operators) of the mean of ``repeats`` iterations, by torch."""
     operation = OPERATIONS[case.op]
-    setting: dict[str, Any] = {"dtype": DTYPES[case.dtype], "device": case.device}
-    hidden_size = operation.hidden_size(case)
-    explained = throughtime.explain(operation.kernel, hidden_size=hidden_size, **setting)
+    explained = throughtime.explain(
+        operation.kernel, hidden_size=case.width, dtype=DTYPES[case.dtype], device=case.device
+    )
     work = operation.work(Contestant(OURS, explained.chosen), case)
     work.iterate(MODES[0])
     with torch.profiler.profile() as profiler:

@@ -5,7 +5,7 @@ All are readable without colours. Every setting (mode, dtype, device, threads) h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,28 +23,30 @@ TITLES = {
     TIME: "ms per iteration (less is better)",
     RATIO: "time / ours (above 1: ours is faster)",
     MEMORY: "peak memory, MB (less is better)",
-    "gflops": "GFLOP/s (more is better)",
 }
 
 
 def prepared(found: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a time, and columns of what a picture names: ``label``, ``sizes``, ``setting``."""
-    own = found[found[TIME].notna()].copy()
-    own["label"] = [label(row) for row in own.itertuples()]
+    """Rows with a time, and columns of what a picture names.
+
+    ``label`` is a contestant, ``line`` also its p, ``case`` the sizes with p, ``setting`` a panel,
+    ``width`` H or D.
+    """
+    own = found[found[TIME].notna()].reset_index(drop=True)
+    own["label"] = [
+        table.contestant(row) if row.impl == OURS else OPERATIONS[row.op].peers[row.impl].label
+        for row in own.itertuples()
+    ]
     own["sizes"] = own.apply(sizes_text, axis=1)
+    p = own["p"].map("p = {:g}".format)
+    own["line"] = own["label"] + (", " + p if own["p"].nunique() > 1 else "")
+    own["case"] = own["sizes"] + ("\n" + p).where(own["p"] > 0, "")
     own["setting"] = own[SETTING].astype(str).agg(", ".join, axis=1) + " thread(s)"
+    own["width"] = own["H"].fillna(own["D"]).astype(float)
     return own
 
 
-def label(row: Any) -> str:
-    """The contestant's name for people."""
-    if row.impl == OURS:
-        return table.contestant(row)
-    return OPERATIONS[row.op].peers[row.impl].label
-
-
 def title(own: pd.DataFrame) -> str:
-    """Operation, machines and versions."""
     first = own.iloc[0]
     machines = " / ".join(own["machine"].unique())
     return f"{first.op}; {machines}\ntorch {first.torch}, throughtime {first.version}"
@@ -55,21 +57,24 @@ def speed(found: pd.DataFrame) -> Any:
     own = prepared(found)
     across = varying(own)
     several = own["sizes"].nunique() > MOST_BARS
-    columns = [name for name in (TIME, RATIO, MEMORY) if own[name].notna().any()]
-    groups = list(own.groupby("setting", sort=False))
     if across is None and several and own[RATIO].nunique() > 1:
-        canvas = sweep(own)
-    else:
-        heights = [3.6 if across else bars_height(group) for _, group in groups]
-        canvas, panels = plots.figure(len(columns), heights)
-        for k, (setting, group) in enumerate(groups):
-            row = panels[k * len(columns) : (k + 1) * len(columns)]
-            if across:
-                draw_lines(row, group, across, columns)
-            else:
-                draw_bars(row, group, columns)
-            row[0].set_title(setting, fontsize="small", loc="left")
-        plots.legend_below(canvas, panels[0], columns=4)
+        return sweep(own)
+    columns = [name for name in TITLES if own[name].notna().any()]
+    groups = list(own.groupby("setting", sort=False))
+    heights = [
+        3.6 if across else 1.2 + 0.2 * len(group) + 0.2 * group["case"].nunique()
+        for _, group in groups
+    ]
+    canvas, panels = plots.figure(len(columns), heights)
+    for k, (setting, group) in enumerate(groups):
+        row = panels[k * len(columns) : (k + 1) * len(columns)]
+        if across:
+            draw_lines(row, group, across, columns)
+        else:
+            draw_bars(row, group, columns)
+        row[0].set_title(setting, fontsize="small", loc="left")
+    look = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": "small"}
+    canvas.legend(*panels[0].get_legend_handles_labels(), **look)
     canvas.suptitle(title(own), fontsize="small")
     return canvas
 
@@ -82,29 +87,18 @@ def varying(own: pd.DataFrame) -> str | None:
     return names[0] if len(names) == 1 and own[names[0]].nunique() >= LEAST_POINTS else None
 
 
-def _series(own: pd.DataFrame) -> Iterable[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Label, look and rows of every contestant at every p."""
-    several = own["p"].nunique() > 1
-    labels, ps = list(own["label"].unique()), sorted(own["p"].dropna().unique())
-    for (name, p), rows in own.groupby(["label", "p"], sort=False, dropna=False):
-        look = {
-            "color": plots.COLOURS[labels.index(name) % len(plots.COLOURS)],
-            "marker": plots.MARKERS[labels.index(name) % len(plots.MARKERS)],
-            "linestyle": plots.DASHES[ps.index(p) % len(plots.DASHES)] if several else "-",
-            "fillstyle": "none" if several and p else "full",
-        }
-        yield f"{name}, p = {p:g}" if several else name, look, rows
-
-
-def draw_lines(panels: Sequence[Any], own: pd.DataFrame, across: str, columns: list[str]) -> None:
+def draw_lines(
+    panels: Sequence[Any], own: pd.DataFrame, across: str, columns: Sequence[str]
+) -> None:
     """One column into each panel, with a guide of slope 1 beside the costs."""
+    lines = list(own["line"].unique())
     for panel, column in zip(panels, columns, strict=True):
-        for name, look, rows in _series(own):
-            rows = rows[rows[column].notna() & (rows[column] > 0)].sort_values(across)
+        for name, rows in own[own[column] > 0].groupby("line", sort=False):
             # Without h-detach its time is that at p = 0, which is drawn already.
             repeated = rows["note"].str.contains(table.NO_DETACH) & (column != RATIO)
+            rows = rows[~repeated].sort_values(across)
             if column != RATIO or (rows[column] != 1).any():
-                panel.plot(rows[across][~repeated], rows[column][~repeated], label=name, **look)
+                panel.plot(rows[across], rows[column], label=name, **plots.look(lines.index(name)))
         ticks = sorted(own[across].unique())
         panel.set(xscale="log", xlabel=across)
         panel.set_ylabel(TITLES[column], fontsize="small")
@@ -117,131 +111,91 @@ def draw_lines(panels: Sequence[Any], own: pd.DataFrame, across: str, columns: l
         plots.plain_log(panel)
 
 
-def bars_height(own: pd.DataFrame) -> float:
-    """Inches that ``draw_bars`` needs."""
-    return float(1.2 + 0.2 * len(own) + 0.2 * _cases(own).nunique())
-
-
-def _cases(own: pd.DataFrame) -> pd.Series:
-    return own["sizes"] + own["p"].map(lambda p: f"\np = {p:g}" if p > 0 else "")
-
-
 def draw_bars(panels: Sequence[Any], own: pd.DataFrame, columns: Sequence[str]) -> None:
-    """One column into each panel, a group of bars for every case."""
-    names = _cases(own)
-    cases, labels = list(names.unique()), list(own["label"].unique())
-    thickness = 0.8 / len(labels)
+    """One column into each panel, a group of bars for every case; ratios start at 1."""
+    once = own.drop_duplicates(["case", "label"])
     for panel, column in zip(panels, columns, strict=True):
-        for k, name in enumerate(labels):
-            rows = own[(own["label"] == name) & own[column].notna()]
-            rows = rows[rows[column] != 1] if column == RATIO else rows  # ours itself has no bar
-            left = 1 if column == RATIO else 0  # a ratio's bar goes to the side of the faster one
-            places = [cases.index(names[i]) + (k - (len(labels) - 1) / 2) * thickness
-                      for i in rows.index]  # fmt: skip
-            panel.barh(
-                places, rows[column] - left, left=left, height=thickness * 0.9,
-                color=plots.COLOURS[k % len(plots.COLOURS)], edgecolor="white",
-                hatch=plots.HATCHES[k % len(plots.HATCHES)], label=name,
-            )  # fmt: skip
-            for place, value in zip(places, rows[column], strict=True):  # right of the bar
-                look = {"xytext": (3, 0), "textcoords": "offset points", "fontsize": "x-small"}
-                panel.annotate(table.digits(value), (max(value, left), place), va="center", **look)
-        panel.set(xscale="log" if own[column].max() > 0 else "linear", xlabel=TITLES[column])
-        panel.margins(x=0.25)
+        values = once.pivot(index="case", columns="label", values=column)
+        values = values.loc[once["case"].unique(), once["label"].unique()]
+        if not values.notna().any(axis=None):
+            panel.set_visible(False)
+            continue
+        ratio = column == RATIO
+        plots.bars(panel, values.where(values != 1) if ratio else values, left=int(ratio))
+        panel.set_xlabel(TITLES[column])
         plots.plain_log(panel, "x")
-        panel.set_yticks(range(len(cases)), cases if panel is panels[0] else [""] * len(cases))
-        panel.set_ylim(len(cases) - 0.5, -0.5)
-        if column == RATIO:
+        if panel is not panels[0]:
+            panel.set_yticklabels([])
+        if ratio:
             panel.axvline(1, color="black", linewidth=0.8)
     panels[0].set_ylabel(OPERATIONS[own["op"].iloc[0]].heading)
-
-
-def _grid(count: int, height: float) -> tuple[Any, list[Any]]:
-    """So many panels, two in a row."""
-    canvas, panels = plots.figure(min(count, 2), [height] * -(-count // 2), width=6)
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    return canvas, panels[:count]
 
 
 def sweep(own: pd.DataFrame) -> Any:
     """The first peer's time / ours of every shape: H across, one marker per B, T by darkness."""
     peer = own.loc[own["impl"] != OURS, "label"].iloc[0]
     points = own[(own["label"] == peer) & own[RATIO].notna()].copy()
-    points["width"] = points["H"].fillna(points["D"])
-    several = points["p"].notna().any()
-    points["kind"] = points["setting"] + (points["p"].map(", p = {:g}".format) if several else "")
-    batches, steps = sorted(points["B"].unique()), sorted(points["T"].unique())
-    widths = sorted(points["width"].unique())
-    kinds = list(points.groupby("kind", sort=False))
-    canvas, panels = _grid(len(kinds), 4.2)
-    for panel, (kind, group) in zip(panels, kinds, strict=True):
-        for k, batch in enumerate(batches):
-            rows = group[group["B"] == batch]
-            # A batch has its own place beside H, so that its points do not hide others.
-            panel.scatter(
-                rows["width"].astype(float) * 1.12 ** (k - (len(batches) - 1) / 2),
-                rows[RATIO],
-                c=[0.25 + 0.75 * (steps.index(t) + 1) / len(steps) for t in rows["T"]],
-                cmap="Greys", vmin=0, vmax=1, marker=plots.MARKERS[k % len(plots.MARKERS)],
-                edgecolor="black", linewidth=0.6, s=34, label=f"B = {batch}",
-            )  # fmt: skip
+    points["kind"] = points["setting"] + points["line"].str.removeprefix(peer)
+    points["place"] = points["width"] * 1.12 ** (points["B"].rank(method="dense") - 1)
+    canvas, panels = _scatter(points, "kind", ("place", RATIO, "T"), points["B"].astype(str))
+    for panel in panels:
         panel.axhline(1, color="black", linewidth=0.8)
-        panel.set(xscale="log", yscale="log", xlabel="H" if group["H"].notna().any() else "D")
-        panel.set_title(kind, fontsize="small")
-        panel.set_xticks(widths, [str(width) for width in widths])
-        panel.minorticks_off()
-        plots.plain_log(panel)
+        panel.set(xlabel="H or D; each B has a place of its own beside it")
         panel.set_ylabel(f"{peer}: {TITLES[RATIO]}", fontsize="small")
-    canvas.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False,
-        fontsize="small", title=f"darker:\nlonger T\n({steps[0]} to {steps[-1]})",
-    )  # fmt: skip
+        plots.plain_log(panel)
+        plots.plain_log(panel, "x")
     return canvas
 
 
 def roofline(found: pd.DataFrame) -> Any:
     """GFLOP/s over arithmetic intensity, under the best rates of the machine in the same minutes.
 
-    Contestants have markers, shapes have colours. The intensity counts the traffic that no
+    Contestants have markers, widths have colours. The intensity counts the traffic that no
     implementation can avoid, so that it is an upper bound.
     """
     own = prepared(found)
     own = own[(own["gflops"] > 0) & (own["gbs"] > 0)]
     own = own[~own["note"].str.contains(table.NO_DETACH)]
     own["intensity"] = own["gflops"] / own["gbs"]
-    many = own["sizes"].nunique() > MOST_BARS
-    own["shape"] = "H = " + own["H"].fillna(own["D"]).astype(str) if many else own["sizes"]
-    shapes, labels = list(own["shape"].unique()), list(own["label"].unique())
-    colours = require("matplotlib").colormaps["viridis"].resampled(len(shapes))
-    groups = list(own.groupby("setting", sort=False))
-    canvas, panels = _grid(len(groups), 5.0)
-    for panel, (setting, group) in zip(panels, groups, strict=True):
-        for row in group.itertuples():
-            look = {"marker": plots.MARKERS[labels.index(row.label) % len(plots.MARKERS)],
-                    "color": colours(shapes.index(row.shape)),
-                    "fillstyle": "none" if row.p > 0 else "full"}  # fmt: skip
-            panel.plot(row.intensity, row.gflops, linestyle="none", **look)
-        _draw_roofs(panel, group, setting)
-        panel.set(xlabel="operations per byte that must be moved",
-                  ylabel="GFLOP/s (more is better)")  # fmt: skip
+    canvas, panels = _scatter(own, "setting", ("intensity", "gflops", "width"), own["line"])
+    for panel, (setting, group) in zip(panels, own.groupby("setting", sort=False), strict=False):
+        _draw_roofs(panel, group, str(setting))
+        panel.set(
+            xlabel="operations per byte that must be moved", ylabel="GFLOP/s (more is better)"
+        )
         plots.plain_log(panel)
         plots.plain_log(panel, "x")
-    marks: Callable[..., Any] = require("matplotlib.lines").Line2D
-    bare = {"linestyle": "none"}
-    handles = [marks([], [], label=name, color="0.3", **bare,
-                     marker=plots.MARKERS[k % len(plots.MARKERS)])
-               for k, name in enumerate(labels)]  # fmt: skip
-    if (own["p"] > 0).any():
-        look = {"color": "0.3", "marker": "o", "fillstyle": "none"}
-        handles.append(marks([], [], label="p > 0", **look, **bare))
-    handles += [marks([], [], label=shape, color=colours(k), marker="s", **bare)
-                for k, shape in enumerate(shapes)]  # fmt: skip
-    heading = "" if many else OPERATIONS[own["op"].iloc[0]].heading
-    canvas.legend(handles=handles, loc="outside right upper", frameon=False, fontsize="x-small",
-                  title=heading, title_fontsize="x-small")  # fmt: skip
-    canvas.suptitle(title(own), fontsize="small")
     return canvas
+
+
+def _scatter(
+    own: pd.DataFrame, panel_by: str, axes: tuple[str, str, str], marker_by: pd.Series
+) -> tuple[Any, list[Any]]:
+    """Points of x, y and darkness: a panel for each value of a column, a marker for another's."""
+    x, y, dark = axes
+    groups, markers = list(own.groupby(panel_by, sort=False)), list(marker_by.unique())
+    canvas, panels = plots.figure(min(len(groups), 2), [4.6] * -(-len(groups) // 2), width=6)
+    norm = require("matplotlib.colors").LogNorm(own[dark].min() / 2, own[dark].max())
+    for panel, (name, group) in zip(panels, groups, strict=False):
+        for marker, rows in group.groupby(marker_by, sort=False):
+            shape = plots.MARKERS[markers.index(marker) % len(plots.MARKERS)]
+            drawn = panel.scatter(
+                rows[x], rows[y], c=rows[dark].astype(float), cmap="Greys", norm=norm, s=34,
+                marker=shape, edgecolor="black", linewidth=0.6, label=f"{marker_by.name} {marker}",
+            )  # fmt: skip
+        panel.set_title(name, fontsize="x-small", loc="left")
+    for panel in panels[len(groups) :]:
+        panel.set_visible(False)
+    canvas.colorbar(drawn, ax=panels, label=dark.replace("width", "H or D"), format="{x:g}")
+    handles = {
+        text: handle
+        for panel in panels
+        for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    look = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": "small"}
+    canvas.legend(handles.values(), [text.removeprefix("line ") for text in handles], **look)
+    canvas.suptitle(title(own), fontsize="small")
+    return canvas, panels[: len(groups)]
 
 
 def _draw_roofs(panel: Any, own: pd.DataFrame, setting: str) -> None:

@@ -38,14 +38,9 @@ NO_DETACH = "no h-detach: timed at p = 0"
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a table with all columns; texts that are not given are empty."""
-    return _typed(pd.DataFrame(list(rows), columns=list(COLUMNS)))
-
-
-def _typed(found: pd.DataFrame) -> pd.DataFrame:
+    found = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(dict(COLUMNS))
     texts = [name for name, kind in COLUMNS.items() if kind == _TEXT]
-    found = found.astype(dict(COLUMNS))
-    found[texts] = found[texts].fillna("")
-    return found
+    return found.fillna(dict.fromkeys(texts, ""))
 
 
 def write_csv(path: Path, found: pd.DataFrame) -> None:
@@ -59,34 +54,23 @@ def read_csv(path: Path) -> pd.DataFrame:
     try:
         found = pd.read_csv(path, dtype="object", keep_default_na=False, na_values=[""])
         if list(found.columns) != list(COLUMNS):
-            raise ValueError(_difference(list(found.columns)))
+            different = ", ".join(sorted(set(found.columns) ^ set(COLUMNS)))
+            raise ValueError(f"lacks or adds {different or 'nothing, but in another order'}")
         for name, kind in COLUMNS.items():
             if kind != _TEXT:
-                found[name] = _numbers(found[name])
-        empty = [name for name in NEVER_EMPTY if found[name].isna().any()]
-        if empty:
-            raise ValueError(f"{', '.join(empty)} is empty somewhere")
-        return _typed(found)
+                numbers = pd.to_numeric(found[name], errors="coerce")
+                wrong = found[name][numbers.isna() & found[name].notna()]
+                if len(wrong):
+                    raise ValueError(f"{name} is {wrong.iloc[0]!r}, not a number")
+                found[name] = numbers
+            if name in NEVER_EMPTY and found[name].isna().any():
+                raise ValueError(f"{name} is empty somewhere")
+        return frame(found.to_dict("records"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path}: {reason}: measure again by the command that wrote it") from error
-
-
-def _numbers(column: pd.Series) -> pd.Series:
-    try:
-        return pd.to_numeric(column)
-    except ValueError as error:
-        raise ValueError(f"{column.name}: {error}") from error
-
-
-def _difference(found: list[str]) -> str:
-    lacking = [name for name in COLUMNS if name not in found]
-    unknown = [name for name in found if name not in COLUMNS]
-    parts = [f"lacks {', '.join(lacking)}"] if lacking else []
-    parts += [f"has {', '.join(unknown)}"] if unknown else []
-    return " and ".join(parts) or "has the columns in another order"
 
 
 def contestant(row: Any) -> str:
@@ -95,7 +79,6 @@ def contestant(row: Any) -> str:
 
 
 def markdown(rows: Iterable[Iterable[str]], header: Iterable[str]) -> str:
-    """A Markdown table of texts."""
     return str(tabulate(rows, list(header), tablefmt="github", disable_numparse=True))
 
 
@@ -106,50 +89,42 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-# Heads of the printed table -> how the text of a row is made; what is empty everywhere is left out.
-_WHERE = ("mode", "p", "dtype", "device")
+# Columns of the printed table after the time; what is empty everywhere is left out.
 _NUMBERS = {
-    "reference /": ("reference_ratio", digits),
-    "best peer /": ("best_peer_ratio", digits),
-    "GFLOP/s": ("gflops", digits),
-    "of matmul": ("share_of_matmul", "{:.0%}".format),
-    "GB/s": ("gbs", digits),
-    "of bandwidth": ("share_of_bandwidth", "{:.0%}".format),
-    "us/query": ("us_per_query", digits),
-    "peak MB": ("peak_mb", digits),
-    "error": ("error", "{:.1e}".format),
+    "reference_ratio": digits,
+    "best_peer_ratio": digits,
+    "gflops": digits,
+    "share_of_matmul": "{:.0%}".format,
+    "gbs": digits,
+    "share_of_bandwidth": "{:.0%}".format,
+    "us_per_query": digits,
+    "peak_mb": digits,
+    "error": "{:.1e}".format,
+    "note": str,
 }
 
 
 def report(found: pd.DataFrame) -> str:
     """The measurements of one operation as Markdown, under a line of what all rows share."""
-    shared = [name for name in ("op", *_WHERE) if found[name].nunique(dropna=False) == 1]
-    values = found.iloc[0]
-    setting = [f"p = {values.p:g}" if name == "p" else values[name] for name in shared]
-    if "p" in shared and pd.isna(values.p):
-        setting.pop(shared.index("p"))
-    shown = pd.DataFrame({OPERATIONS[values.op].heading: found.apply(sizes_text, axis=1)})
-    for name in _WHERE:
-        if name not in shared:
-            shown[name] = found[name].map("{:g}".format if name == "p" else str)
+    shown = pd.DataFrame({OPERATIONS[found["op"].iloc[0]].heading: found.apply(sizes_text, axis=1)})
+    shared = []
+    for name in ("op", "mode", "p", "dtype", "device"):
+        if found[name].nunique(dropna=False) > 1:
+            shown[name] = found[name]
+        elif found[name].notna().any():
+            shared.append(f"{name} {found[name].iloc[0]}")
     shown["implementation"] = found.apply(contestant, axis=1)
-    shown["ms (quartiles; runs)"] = found.apply(_time, axis=1)
-    shown["/ ours (quartiles)"] = found.apply(_ratio, axis=1)
-    for head, (name, form) in _NUMBERS.items():
-        if found[name].notna().any():
-            shown[head] = ["-" if pd.isna(value) else form(value) for value in found[name]]
-    if found["note"].any():
-        shown["note"] = found["note"]
-    return f"{', '.join(setting)}\n\n{markdown(shown.to_numpy().tolist(), shown.columns)}"
-
-
-def _time(row: Any) -> str:
-    if pd.isna(row.median_ms):
-        return "-"
-    return f"{digits(row.median_ms)} ({digits(row.q1_ms)}-{digits(row.q3_ms)}; {row.runs})"
-
-
-def _ratio(row: Any) -> str:
-    if pd.isna(row.ratio):
-        return "-"
-    return f"{digits(row.ratio)} ({digits(row.ratio_q1)}-{digits(row.ratio_q3)})"
+    rows = list(found.itertuples())
+    shown["ms (quartiles; runs)"] = [
+        f"{digits(row.median_ms)} ({digits(row.q1_ms)}-{digits(row.q3_ms)}; {row.runs})"
+        for row in rows
+    ]
+    shown["/ ours (quartiles)"] = [
+        f"{digits(row.ratio)} ({digits(row.ratio_q1)}-{digits(row.ratio_q3)})" for row in rows
+    ]
+    for name, form in _NUMBERS.items():
+        if found[name].replace("", None).notna().any():
+            shown[name] = ["-" if pd.isna(value) else form(value) for value in found[name]]
+    return (
+        f"{', '.join(shared)}\n\n{markdown(shown.astype(str).to_numpy().tolist(), shown.columns)}"
+    )

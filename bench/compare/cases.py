@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from bench import arguments
 from bench.errors import UsageError
-from bench.operations.operation import DTYPES
+from bench.operations import OPERATIONS
+from bench.operations.operation import Case
 
-# The sizes of every operation, and those of a case that does not name them.
-SIZES: Mapping[str, Mapping[str, Any]] = {
-    "lstm": {"T": 100, "B": 64, "I": 64, "H": 256, "p": 0.0},
-    "rel-lstm": {"T": 120, "B": 10, "I": 10, "H": 128, "window_size": 10, "top_k": 15},
-    "relevancy": {"T": 2048, "B": 2, "heads": 4, "D": 64, "window_size": 64, "top_k": 64},
+# The sizes of a case that does not name them.
+TYPICAL: Mapping[str, Case] = {
+    "lstm": replace(OPERATIONS["lstm"].typical, I=64, p=0.0),
+    "rel-lstm": OPERATIONS["rel-lstm"].quick[0],
+    "relevancy": OPERATIONS["relevancy"].typical,
 }
 QUICK = (
     "lstm:T=120,B=100,I=1,H=128",
@@ -36,41 +37,34 @@ DEFAULT = (
 )
 
 
-def chosen(texts: Sequence[str], group: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What is measured: the text of each case -> ``op`` and sizes, as the worker takes it.
+def chosen(texts: Sequence[str], group: Sequence[str]) -> dict[str, Case]:
+    """What is measured, by the text of each case.
 
     An operation alone stands for all cases that the group has of it, no text for the group.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Case] = {}
     for text in texts or group:
         own = [case for case in group if case.partition(":")[0] == text] or [text]
         found |= {case: _parse(case) for case in own}
     return found
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _parse(text: str) -> Case:
     op, _, given = text.partition(":")
-    if op not in SIZES:
-        raise UsageError(f"--cases wants one of {', '.join(SIZES)} before a colon, got {text!r}")
-    sizes = {"op": op, "dtype": "float32", **SIZES[op]}
+    if op not in TYPICAL:
+        raise UsageError(f"--cases wants one of {', '.join(TYPICAL)} before a colon, got {text!r}")
+    names = [*OPERATIONS[op].sizes, *(["p"] if op == "lstm" else [])]
+    kinds = {"p": arguments.probability, "top_k": arguments.natural}
+    sizes = {}
     for part in given.split(",") if given else []:
         name, _, value = part.partition("=")
-        if name not in (*SIZES[op], "dtype"):
+        if name not in names:
             raise UsageError(
-                f"--cases {text}: {op} has the sizes {', '.join(SIZES[op])}, dtype, got {part!r}: "
+                f"--cases {text}: {op} has the sizes {', '.join(names)}, got {part!r}: "
                 f"write it as in {QUICK[1]}"
             )
         try:
-            sizes[name] = _value(name, value)
+            sizes[name] = kinds.get(name, arguments.positive)(value)
         except ArgumentTypeError as error:
             raise UsageError(f"--cases {text}: {name}: {error}") from error
-    return sizes
-
-
-def _value(name: str, value: str) -> Any:
-    if name == "dtype":
-        if value in DTYPES:
-            return value
-        raise ArgumentTypeError(f"wanted one of {', '.join(DTYPES)}, got {value!r}")
-    kinds = {"p": arguments.probability, "top_k": arguments.natural}
-    return kinds.get(name, arguments.positive)(value)
+    return replace(TYPICAL[op], **sizes)

@@ -13,11 +13,10 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +28,24 @@ from bench.compare import trees, worker
 from bench.compare.cases import DEFAULT, QUICK, chosen
 from bench.compare.stats import LEAST_LIMIT, Verdict, judge, median_interval
 from bench.errors import UsageError, require
+from bench.operations.operation import Case
 
 ROLES = ("base", "tree", "twin")
 ROUNDS = 31  # finds a tenth of 6 cases in 19 of 20 runs, see the tests
 MOST_ROUNDS, MOST_SECONDS = 201, 20.0  # until chance is small; a quiet machine needs no more
 SAMPLE_SECONDS = 0.01
 HEADER = ("case", "base ms", "tree ms", "tree / base (95 %)", "base / base", "p", "verdict")
-Cases = Mapping[str, Mapping[str, Any]]
+Cases = Mapping[str, Case]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench compare``."""
     parser.description = __doc__
     add = parser.add_argument
     add("--base", required=True, metavar="REVISION", help="what to compare with, such as main")
     text = f"an operation, or one with sizes: {QUICK[1]}; others as in the default list"
     add("--cases", nargs="+", default=[], metavar="CASE", help=text)
     add("--quick", action="store_true", help="small cases only: about half a minute")
-    add("--threads", type=arguments.positive, help="threads of each process (as torch has them)")
+    arguments.add_threads(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Build, measure and print; returns 1 if a case has become slower."""
     for module in ("tqdm", "scipy.stats"):
         require(module)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     cases = chosen(args.cases, QUICK if args.quick else DEFAULT)
     repo = trees.repository(Path.cwd())
     revision = trees.commit(repo, args.base)
@@ -74,24 +72,21 @@ class Outcome:
     """Seconds per case, one row per round and one column per role, and what follows from them."""
 
     rounds: Mapping[str, pd.DataFrame]
-    limit: float
     verdicts: dict[str, Verdict]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def slower(self) -> list[str]:
-        """The cases that have become slower."""
         return [case for case, verdict in self.verdicts.items() if verdict.word == "slower"]
 
     def table(self) -> str:
         """One line per case, both trees side by side."""
         lines = []
-        for case, verdict in self.verdicts.items():
-            ms = self.rounds[case].median() * 1e3
-            word = verdict.word.upper() if verdict.word == "slower" else verdict.word
-            ratio = f"{verdict.ratio:.3f} ({verdict.low:.3f}-{verdict.high:.3f})"
-            times = [table.digits(ms["base"]), table.digits(ms["tree"])]
-            lines.append([case, *times, ratio, f"{verdict.twin:.3f}", f"{verdict.p:.2g}", word])
+        for case, one in self.verdicts.items():
+            ms = [table.digits(self.rounds[case][role].median() * 1e3) for role in ROLES[:2]]
+            ratio = f"{one.ratio:.3f} ({one.low:.3f}-{one.high:.3f})"
+            word = one.word.replace("slower", "SLOWER")
+            lines.append([case, *ms, ratio, f"{one.twin:.3f}", f"{one.p:.2g}", word])
         return table.markdown(lines, HEADER)
 
 
@@ -103,13 +98,13 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
     rounds, notes = _measure(places, cases, threads)
     if not rounds:
         raise UsageError("no case runs in both trees:\n" + "\n".join(notes))
-    limit, verdicts = judge(_ratios(rounds, "tree"), _ratios(rounds, "twin"))
-    outcome = Outcome(rounds, limit, verdicts, notes)
+    limit, verdicts = _judged(rounds)
+    outcome = Outcome(rounds, verdicts, notes)
     suspects = {case: cases[case] for case in outcome.slower}
     if suspects:
         again, _ = _measure(places, suspects, threads)
         earlier = [verdict.twin for verdict in verdicts.values()]
-        second_limit, second = judge(_ratios(again, "tree"), _ratios(again, "twin"), earlier)
+        second_limit, second = _judged(again, earlier)
         for case, verdict in second.items():
             if verdict.word != "slower":
                 verdicts[case] = replace(verdicts[case], word="unclear")
@@ -124,8 +119,14 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
     return outcome
 
 
-def _ratios(rounds: Mapping[str, pd.DataFrame], role: str) -> dict[str, list[float]]:
-    return {case: (own[role] / own["base"]).tolist() for case, own in rounds.items()}
+def _judged(
+    rounds: Mapping[str, pd.DataFrame], earlier: Sequence[float] = ()
+) -> tuple[float, dict[str, Verdict]]:
+    trees, twins = (
+        {case: (own[role] / own["base"]).tolist() for case, own in rounds.items()}
+        for role in ROLES[1:]
+    )
+    return judge(trees, twins, earlier)
 
 
 def _measure(
@@ -136,18 +137,18 @@ def _measure(
     with ExitStack() as stack:
         workers = {role: stack.enter_context(Worker(places[role], threads)) for role in ROLES}
         bar = require("tqdm").tqdm(cases.items(), unit="case", file=sys.stderr, disable=None)
-        for case, sizes in bar:
-            bar.set_postfix_str(case)
+        for text, case in bar:
+            bar.set_postfix_str(text)
             try:
-                rounds[case] = _alternate(workers, sizes)
+                rounds[text] = _alternate(workers, case)
             except CannotRun as error:
-                notes.append(f"{case}: not compared: {error}")
+                notes.append(f"{text}: not compared: {error}")
     return rounds, notes
 
 
-def _alternate(workers: Mapping[str, Worker], sizes: Mapping[str, Any]) -> pd.DataFrame:
+def _alternate(workers: Mapping[str, Worker], case: Case) -> pd.DataFrame:
     """One sample per role and round; the order rotates, as the caches depend on what ran before."""
-    seconds = {role: worker.ask({"case": dict(sizes)}) for role, worker in workers.items()}
+    seconds = {role: worker.ask({"case": asdict(case)}) for role, worker in workers.items()}
     repeats = math.ceil(SAMPLE_SECONDS / max(seconds["base"], 1e-7))
     samples: list[dict[str, float]] = []
     begun = time.perf_counter()
@@ -176,11 +177,9 @@ class Worker:
 
     def __init__(self, tree: Path, threads: int) -> None:
         self._tree = tree
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, worker.__file__, str(tree), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-        )  # fmt: skip
+        command = [sys.executable, worker.__file__, str(tree), str(threads)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def __enter__(self) -> Worker:
         return self
@@ -188,11 +187,9 @@ class Worker:
     def __exit__(self, *exception: object) -> None:
         self._process.kill()  # it holds nothing that must be saved
         self._process.communicate()
-        self._errors.close()
 
     def ask(self, request: Mapping[str, Any]) -> float:
         """The seconds that it answers; raises ``CannotRun``, or ``UsageError`` if it has died."""
-        assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -200,9 +197,7 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            self._errors.seek(0)
-            last = "\n".join(self._errors.read().strip().splitlines()[-5:])
-            raise UsageError(f"the process that measures {self._tree} has died:\n{last}")
+            raise UsageError(f"the process that measures {self._tree} has died, see above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise CannotRun(f"{self._tree.name}: {answer['error'].splitlines()[0]}")

@@ -71,7 +71,7 @@ def make(case: Mapping[str, Any]) -> Callable[[], Any]:
 
     torch.manual_seed(0)
     dtype = getattr(torch, case["dtype"])
-    screening = {name: case[name] for name in ("window_size", "top_k") if name in case}
+    screening = {name: case[name] for name in ("window_size", "top_k") if case[name] is not None}
     if case["op"] == "relevancy":
         from throughtime.functional import relevancy_attention
 

@@ -1,4 +1,4 @@
-"""The command of every benchmark: options, what would run, the run, table and files."""
+"""The command of every benchmark: options, the run, table and files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -19,9 +18,7 @@ from bench.operations.operation import DEVICES, DTYPES, MODES, Case, Operation
 from throughtime.backends import NAMES
 
 
-def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options of ``bench OP``."""
-    operation = OPERATIONS[name]
+def add_shapes(parser: argparse.ArgumentParser, operation: Operation) -> None:
     add = parser.add_argument_group("shapes (all combinations)").add_argument
     for size, text in operation.sizes.items():
         kind = arguments.natural if size == "top_k" else arguments.positive
@@ -29,10 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         add(f"--{size.replace('_', '-')}", type=kind, nargs="+", help=f"{text} ({typical})")
     if operation.scores:
         add("--score", choices=operation.scores, default=operation.scores[0], help="(%(default)s)")
-    if operation.sweep():
-        add("--sweep", action="store_true", help="a grid over T 10-2000, B 1-256, H 8-2048")
 
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    operation = OPERATIONS[name]
+    add_shapes(parser, operation)
     add = parser.add_argument_group("what is measured").add_argument
+    if operation.sweep:
+        add("--sweep", action="store_true", help="a grid over T 10-2000, B 1-256, H 8-2048")
     peers = "; ".join(f"{name}: {peer.label}" for name, peer in operation.peers.items())
     default = list(operation.default_peers)
     add("--peers", choices=operation.peers, nargs="*", default=default, help=peers)
@@ -45,32 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         text = f"detached fraction of the steps ({' '.join(f'{p:g}' for p in operation.ps)})"
         add("--p", type=arguments.probability, nargs="+", default=list(operation.ps), help=text)
         add("--input-grad", action="store_true", help="the input needs a gradient too")
-    add("--threads", type=arguments.positive, help="threads of each (as torch has them)")
+    arguments.add_threads(parser)
     add("--no-memory", action="store_true", help="leave out peak memory")
     add("--repeats", type=arguments.positive, help="number of rounds (at least 5 and 1.5 s)")
     add("--quick", action="store_true", help="fewer shapes, shorter, no memory: under 30 s")
-    add("--dry-run", action="store_true", help="print what would run and why the rest would not")
-
-    add = parser.add_argument_group("files").add_argument
-    add("--csv", type=Path, metavar="FILE", help="write every measurement (see bench/README.md)")
-    add("--plot", type=Path, metavar="FILE", help="draw them, as svg and png (see bench plot)")
+    arguments.add_files(parser)
     parser.set_defaults(run=functools.partial(run, operation))
 
 
 def run(operation: Operation, args: argparse.Namespace) -> int:
     """Run the benchmark; 1 if one of ours computed something wrong, failed, or could not run."""
+    torch.set_num_threads(args.threads)
     chosen = choose_cases(operation, args)
     bench = _make_bench(operation, args)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if args.dry_run:
-        print(dry_run(bench, chosen))
-        return 0
     for module in ("tqdm", *(["matplotlib"] if args.plot is not None else [])):
         require(module)
     print("\n".join(machine.header(args.device)))
-    if args.csv is not None:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
     found = bench.rows(chosen)
     print(f"\n{table.report(found)}")
     if args.csv is not None:
@@ -88,7 +79,6 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
 
 
 def choose_cases(operation: Operation, args: argparse.Namespace) -> Sequence[Case]:
-    """The shapes that the options ask for."""
     given = {name: getattr(args, name) for name in operation.sizes if getattr(args, name)}
     score = getattr(args, "score", None)
     if getattr(args, "sweep", False):
@@ -97,7 +87,7 @@ def choose_cases(operation: Operation, args: argparse.Namespace) -> Sequence[Cas
             raise UsageError(
                 f"--sweep has its own shapes, got {options} too: leave one of them out"
             )
-        return operation.sweep()
+        return operation.sweep
     if given or score != (operation.scores or (None,))[0]:
         return operation.combinations(given, score)
     return operation.quick if args.quick else operation.default
@@ -120,16 +110,3 @@ def _make_bench(operation: Operation, args: argparse.Namespace) -> Bench:
         memory=not (args.no_memory or short),
         plan=plan,
     )
-
-
-def dry_run(bench: Bench, chosen: Sequence[Case]) -> str:
-    """A table of all that would be measured, and why the rest would not."""
-    entries = [entry for entries in bench.turns(chosen) for entry in entries]
-    lines = [
-        [str(e.case), e.case.dtype, e.case.device, e.case.mode, f"{e.case.p or 0:g}"]
-        + [str(e.contestant), e.why_not or "run"]
-        for e in entries
-    ]
-    header = [bench.operation.heading, "dtype", "device", "mode", "p", "implementation", "would"]
-    running = sum(entry.why_not is None for entry in entries)
-    return f"{table.markdown(lines, header)}\n\n{running} of {len(entries)} would run"

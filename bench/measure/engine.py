@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-import torch
 
 import throughtime
 from bench import machine, table
@@ -100,19 +99,16 @@ class Bench:
     def _entries(self, case: Case) -> list[Entry]:
         """h-detach changes the backward pass only, so other modes run once, at p = 0."""
         entries = []
-        has_p = self.operation.ps is not None
+        operation, has_p = self.operation, self.operation.ps is not None
         for p in self.ps if case.trains and has_p else [0.0]:
             own = replace(case, p=p if has_p else None)
             for contestant, reason in self._contestants(own):
-                timed = own
-                if has_p and not self.operation.detaches(contestant.impl):
-                    timed = replace(own, p=0.0)
+                detaches = operation.detaches(contestant.impl) or not has_p
                 if case.device == "cuda":
                     reason = gpu.why_not() or reason
-                why_not = (
-                    f"cannot run: {reason}" if reason else self.operation.why_not(contestant, own)
-                )
-                entries.append(Entry(contestant, own, timed, why_not))
+                reason = f"cannot run: {reason}" if reason else operation.why_not(contestant, own)
+                timed = own if detaches else replace(own, p=0.0)
+                entries.append(Entry(contestant, own, timed, reason))
         return entries
 
     def _contestants(self, case: Case) -> Iterable[tuple[Contestant, str | None]]:
@@ -120,7 +116,7 @@ class Bench:
         chosen: dict[str, str | None] = {}
         for name in self.backends:
             explained = throughtime.explain(
-                self.operation.kernel, hidden_size=self.operation.hidden_size(case),
+                self.operation.kernel, hidden_size=case.width,
                 dtype=DTYPES[case.dtype], device=case.device, backend=name,
             )  # fmt: skip
             backend = explained.chosen or preferred(name)[0]
@@ -164,29 +160,25 @@ class Bench:
         for entry in entries:
             if entry.why_not is None and entry.key not in runs.keys() | failed.keys():
                 try:
-                    runs[entry.key] = self._prepared(*entry.key)
+                    iterate = self.operation.work(*entry.key).iterate
+                    iterate(entry.timed.mode)
+                    runs[entry.key] = partial(iterate, entry.timed.mode)
                 except CANNOT_RUN as error:  # at this T, though it was verified at a shorter one
                     failed[entry.key] = self._failed(entry.contestant, error)
         entries = [replace(e, why_not=e.why_not or failed.get(e.key)) for e in entries]
+        rows = [self._row(entry) for entry in entries]
         if not runs:
-            return [self._row(entry) for entry in entries]
+            return rows
         rates = self._rates_of(entries[0].case)
         samples = timing.alternate(runs, self.plan, between=rates, timer=rates.timer)
         keys = list(runs)
         runs.clear()  # frees what they hold before other processes are asked for their memory
-        threads = torch.get_num_threads()
-        peaks = {key: memory.peak_mb(*key, threads) for key in keys if self.memory}
-        return [
-            self._row(entry)
-            | ({} if entry.why_not else self._costs(entry, entries, samples, rates))
-            | ({} if entry.why_not else {"peak_mb": peaks.get(entry.key)})
-            for entry in entries
-        ]
-
-    def _prepared(self, contestant: Contestant, case: Case) -> Callable[[], object]:
-        work = self.operation.work(contestant, case)
-        work.iterate(case.mode)
-        return partial(work.iterate, case.mode)
+        peaks = {key: memory.peak_mb(*key) for key in keys if self.memory}
+        for entry, row in zip(entries, rows, strict=True):
+            if entry.why_not is None:
+                row |= self._costs(entry, entries, samples, rates)
+                row["peak_mb"] = peaks.get(entry.key)
+        return rows
 
     def _rates_of(self, case: Case) -> Rates:
         # A CPU has no faster units for the 16-bit types: all arithmetic is float32 there.
@@ -197,17 +189,14 @@ class Bench:
         return self._rates[key]
 
     def _row(self, entry: Entry) -> dict[str, Any]:
-        remarks = [
-            table.NO_DETACH if entry.timed != entry.case else "",
-            "" if self.operation.same_function(entry.contestant.impl) else OTHER_FUNCTION,
-            INPUT_GRAD if self.input_grad else "",
-        ]
-        return row(
-            entry.contestant,
-            entry.case,
-            error=entry.errors.largest if entry.errors and not entry.why_not else None,
-            note=entry.why_not or "; ".join(filter(None, remarks)),
-        )
+        remarks = {
+            table.NO_DETACH: entry.timed != entry.case,
+            OTHER_FUNCTION: not self.operation.same_function(entry.contestant.impl),
+            INPUT_GRAD: self.input_grad,
+        }
+        note = entry.why_not or "; ".join(text for text, applies in remarks.items() if applies)
+        error = entry.errors.largest if entry.errors and not entry.why_not else None
+        return row(entry.contestant, entry.case, error=error, note=note)
 
     def _costs(
         self, entry: Entry, entries: Sequence[Entry], samples: Mapping[Key, pd.Series], rates: Rates
@@ -218,10 +207,10 @@ class Bench:
             for other in entries
             if other.case == entry.case and other.why_not is None
         }
-        taken, operation, impl = samples[entry.key], self.operation, entry.contestant.impl
+        taken, impl = samples[entry.key], entry.contestant.impl
         ours = next((own for other, own in beside.items() if other.ours), None)
         peers = [timing.ratios(own, taken).median() for c, own in beside.items() if not c.ours]
-        found = times(taken, entry.case) | dict.fromkeys(("ratio", "ratio_q1", "ratio_q3"))
+        found = times(taken, entry.case)
         if ours is not None:
             ratios = timing.quartiles(timing.ratios(taken, ours))
             found |= dict(zip(("ratio_q1", "ratio", "ratio_q3"), ratios, strict=True))
@@ -229,8 +218,8 @@ class Bench:
             found["reference_ratio"] = timing.ratios(beside[REFERENCE], taken).median()
         if entry.contestant.ours and peers:
             found["best_peer_ratio"] = min(peers)
-        found["gflops"] = operation.gflop(impl, entry.timed) / found["median_ms"] * 1e3
-        found["gbs"] = operation.gbyte(impl, entry.timed) / found["median_ms"] * 1e3
+        found["gflops"] = self.operation.gflop(impl, entry.timed) / found["median_ms"] * 1e3
+        found["gbs"] = self.operation.gbyte(impl, entry.timed) / found["median_ms"] * 1e3
         found["share_of_matmul"] = found["gflops"] / rates.matmul.median()
         found["share_of_bandwidth"] = found["gbs"] / rates.copy.median()
         return found
@@ -240,20 +229,15 @@ def row(contestant: Contestant, case: Case, **more: Any) -> dict[str, Any]:
     """The columns that say what was measured, where, when and by which command."""
     columns = {name: value for name, value in vars(case).items() if name != "input_grad"}
     return columns | {
-        "impl": contestant.impl,
-        "backend": contestant.backend,
-        "threads": torch.get_num_threads(),
-        "machine": machine.name(case.device),
-        "torch": torch.__version__,
+        **vars(contestant),
         "version": throughtime.__version__,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": machine.command_line(),
+        **machine.columns(case.device),
         **more,
     }
 
 
 def times(taken: pd.Series, case: Case) -> dict[str, Any]:
-    """The columns of the time from seconds per iteration."""
     q1, median, q3 = timing.quartiles(taken * 1e3)
     found = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "runs": len(taken)}
     return found | {"us_per_query": median * 1e3 / case.queries}
@@ -268,6 +252,5 @@ class Rates:
         self.copy = timing.copy_rate(device=device, timer=self.timer)
 
     def __call__(self) -> None:
-        """Sample both."""
         self.matmul()
         self.copy()

@@ -29,7 +29,6 @@ class EventTimer:
         self._flush = torch.empty(FLUSH_MB * 2**20, dtype=torch.int8, device="cuda")
 
     def __call__(self, run: Callable[[], object], repeats: int) -> float:
-        """The sum over ``repeats`` runs."""
         pairs = []
         for _ in range(repeats):
             self._flush.zero_()

@@ -16,7 +16,7 @@ from bench.operations import OPERATIONS
 from bench.operations.operation import Case, Contestant
 
 
-def peak_mb(contestant: Contestant, case: Case, threads: int) -> float | None:
+def peak_mb(contestant: Contestant, case: Case) -> float | None:
     """Growth of memory from before one iteration to its peak, in MB; None if the process failed.
 
     On a CPU the resident set, on a GPU what torch allocated. The process is forked from one that
@@ -26,7 +26,8 @@ def peak_mb(contestant: Contestant, case: Case, threads: int) -> float | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(contestant, case, threads, sender))
+    arguments = contestant, case, torch.get_num_threads(), sender
+    process = context.Process(target=_measure, args=arguments)
     process.start()
     sender.close()
     try:

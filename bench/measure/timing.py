@@ -33,12 +33,10 @@ class Plan:
     exactly: bool = False
 
     def done(self, rounds: int, seconds: float) -> bool:
-        """Whether ``rounds`` rounds in ``seconds`` s are enough."""
         return rounds >= self.rounds and (self.exactly or seconds >= self.seconds)
 
 
 def quartiles(samples: pd.Series) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
     low, middle, high = samples.quantile([0.25, 0.5, 0.75])
     return low, middle, high
 
@@ -140,7 +138,6 @@ class Rate:
 def matmul_rate(
     dtype: torch.dtype, *, device: str = "cpu", timer: Timer | None = None, size: int = GEMM_SIZE
 ) -> Rate:
-    """GFLOP/s of a large matrix product."""
     a, b, out = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(3))
     return Rate(lambda: torch.mm(a, b, out=out), 2.0 * size**3, timer)
 

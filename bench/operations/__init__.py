@@ -1,8 +1,7 @@
 """The operations that can be measured, by their names on the command line."""
 
-from bench.operations.lstm import Lstm
-from bench.operations.operation import Operation
-from bench.operations.rel_lstm import RelLstm
-from bench.operations.relevancy import Relevancy
+from bench.operations.lstm import LSTM
+from bench.operations.rel_lstm import REL_LSTM
+from bench.operations.relevancy import RELEVANCY
 
-OPERATIONS: dict[str, Operation] = {one.name: one for one in (Lstm(), RelLstm(), Relevancy())}
+OPERATIONS = {one.name: one for one in (LSTM, REL_LSTM, RELEVANCY)}

@@ -18,17 +18,7 @@ class AuthorsRelLSTM(throughtime.RelLSTM):
     Source: Kerg, Kanuparthi et al., NeurIPS 2020 (arXiv 2006.09471), the structure of their code.
     """
 
-    weight_ih_l0: Tensor
-    weight_hh_l0: Tensor
-    bias_ih_l0: Tensor
-    bias_hh_l0: Tensor
-    weight_query_l0: Tensor
-    weight_key_l0: Tensor
-    weight_score_l0: Tensor
-
-    def forward(  # type: ignore[override]
-        self, input: Tensor, *, detach_mask: Tensor | None = None
-    ) -> tuple[Tensor, None]:
+    def forward(self, input: Tensor, *, detach_mask: Tensor | None = None) -> tuple[Tensor, None]:
         """Input ``[T, B, I]``, mask bool ``[T]`` -> output ``[T, B, H]``."""
         steps, batch, _ = input.shape
         detached = [False] * steps if detach_mask is None else detach_mask.tolist()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import throughtime
-from bench.operations.operation import OURS, Peer
+from bench.operations.operation import Peer
 from throughtime import masks
 
 States = tuple[Tensor, tuple[Tensor, Tensor]]
@@ -38,13 +38,9 @@ class LoopLSTM(throughtime.LSTM):
     Source: Kanuparthi et al., ICLR 2019 (arXiv 1810.03023), Algorithm 1.
     """
 
-    bias_ih_l0: Tensor
-    bias_hh_l0: Tensor
     step = staticmethod(lstm_step)
 
-    def forward(  # type: ignore[override]
-        self, input: Tensor, *, detach_mask: Tensor | None = None
-    ) -> States:
+    def forward(self, input: Tensor, *, detach_mask: Tensor | None = None) -> States:
         """Input ``[T, B, I]``, mask bool ``[T]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
         steps, batch, _ = input.shape
         draws = self.training and self.detach_prob > 0 and torch.is_grad_enabled()
@@ -70,7 +66,6 @@ class CompiledLoopLSTM(LoopLSTM):
 
     @staticmethod
     def step(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
-        """``lstm_step``, compiled."""
         new: tuple[Tensor, Tensor] = _compiled_step()(gates_x, h, c, weight_hh)
         return new
 
@@ -78,12 +73,7 @@ class CompiledLoopLSTM(LoopLSTM):
 class FlashLSTM(nn.LSTM):
     """FlashRNN's fused LSTM (Poeppel, Beck, Hochreiter, ICLR 2025, arXiv 2412.07752)."""
 
-    weight_ih_l0: Tensor
-    weight_hh_l0: Tensor
-    bias_ih_l0: Tensor
-    bias_hh_l0: Tensor
-
-    def forward(self, input: Tensor) -> States:  # type: ignore[override]
+    def forward(self, input: Tensor) -> States:
         """Input ``[T, B, I]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
         steps, batch, _ = input.shape
         units = self.hidden_size
@@ -108,7 +98,7 @@ class HasteLSTM(nn.LSTM):
         # In a list, so that its parameters, which every call replaces, are not ours.
         self._haste = [importlib.import_module("haste_pytorch").LSTM(input_size, hidden_size)]
 
-    def forward(self, input: Tensor) -> States:  # type: ignore[override]
+    def forward(self, input: Tensor) -> States:
         """Input ``[T, B, I]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
         reordered = {}
         for name, weight in self.named_parameters():
@@ -153,25 +143,3 @@ PEERS = {
     ),
     "haste": Peer("Haste", make=HasteLSTM, why_not=_needs("haste_pytorch", "float32", "float64")),
 }
-
-
-def build(
-    name: str, input_size: int, hidden_size: int, *, detach_prob: float = 0.0, backend: Any = None
-) -> nn.Module:
-    """One layer, ours or a key of ``PEERS``; the weights depend on torch's random state alone.
-
-    Raises:
-        ValueError: if the implementation has no h-detach and ``detach_prob`` is not 0.
-    """
-    if name == OURS:
-        return throughtime.LSTM(
-            input_size, hidden_size, detach_prob=detach_prob, backend=backend or "auto"
-        )
-    peer = PEERS[name]
-    assert peer.make is not None
-    if detach_prob and not peer.detaches:
-        raise ValueError(f"{peer.label} has no h-detach: detach_prob must be 0, got {detach_prob}")
-    layer = peer.make(input_size, hidden_size)
-    if isinstance(layer, LoopLSTM):
-        layer.detach_prob = detach_prob
-    return layer

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 OURS = "throughtime"
-MODES = ("forward+backward", "forward", "inference")
+LAST_STEP = "last-step"  # forward+backward, with a loss on the last step alone
+MODES = ("forward+backward", LAST_STEP, "forward", "inference")
 DEVICES = ("cpu", "cuda")
 DTYPES = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
 SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
@@ -45,11 +45,15 @@ class Case:
     @property
     def trains(self) -> bool:
         """Whether the backward pass is part of the iteration."""
-        return self.mode == MODES[0]
+        return self.mode in (MODES[0], LAST_STEP)
+
+    @property
+    def width(self) -> int:
+        """The size that ``throughtime.explain`` asks for."""
+        return self.H or self.D or 1
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element."""
         return int(DTYPES[self.dtype].itemsize)
 
     @property
@@ -81,7 +85,6 @@ class Contestant:
 
     @property
     def ours(self) -> bool:
-        """Whether this package computes."""
         return self.impl == OURS
 
 
@@ -111,14 +114,17 @@ class Work:
     output_grad: Tensor
 
     def iterate(self, mode: str) -> object:
-        """Run one measured iteration of a mode of ``MODES``."""
         if mode == "inference":
             with torch.inference_mode():
                 return self.call()
         results = self.call()
         if mode == "forward":
             return results
-        return torch.autograd.grad(results["output"], list(self.leaves.values()), self.output_grad)
+        output, grad = results["output"], self.output_grad
+        if mode == LAST_STEP:  # of [T, B, H] or [B, heads, T, D]
+            last = -1 if output.dim() == 3 else (..., -1, slice(None))
+            output, grad = output[last], grad[last]
+        return torch.autograd.grad(output, list(self.leaves.values()), grad)
 
     def results(self) -> dict[str, Tensor]:
         """Every value, every gradient, and the output of inference, in float64 on the CPU."""
@@ -156,7 +162,6 @@ def placed(thing: Placed, case: Case, *, exact: bool) -> Placed:
 
 def layer_work(layer: nn.Module, case: Case, *, masked: bool, exact: bool) -> Work:
     """The work of a recurrent layer: input from seed 2, gradient of the output from seed 3."""
-    assert case.I and case.H
     layer = placed(layer, case, exact=exact)
     x = placed(random(case.T, case.B, case.I, seed=2), case, exact=exact)
     x.requires_grad_(case.input_grad)
@@ -173,28 +178,37 @@ def layer_work(layer: nn.Module, case: Case, *, masked: bool, exact: bool) -> Wo
     return Work(call, ({"input": x} if case.input_grad else {}) | weights, grad)
 
 
-class Operation(ABC):
-    """One operation; every method takes its sizes as a ``Case``."""
+@dataclass
+class Operation:
+    """One operation; every function takes its sizes as a ``Case``.
 
-    name: ClassVar[str]
-    kernel: ClassVar[str]  # its name in throughtime.explain
-    sizes: ClassVar[Mapping[str, str]]  # size -> its meaning
-    typical: ClassVar[Case]  # has the sizes that are not given
-    default: ClassVar[Sequence[Case]]
-    quick: ClassVar[Sequence[Case]]
-    peers: ClassVar[Mapping[str, Peer]]
-    default_peers: ClassVar[Sequence[str]]
-    ps: ClassVar[Sequence[float] | None] = None  # detached fractions; None: nothing to detach
-    scores: ClassVar[Sequence[str]] = ()
+    ``gflop`` and ``gbyte`` of an implementation count 10^9 operations of the products, and 10^9
+    bytes of inputs, weights, outputs and gradients, once per pass, that none can avoid. ``work``
+    gives the same weights and inputs to every contestant (``exact``: see ``placed``).
+    ``shortened`` is a case with a T at which the float64 reference takes seconds at most.
+    ``too_long`` says why a contestant is not measured, or None.
+    """
+
+    name: str
+    kernel: str  # its name in throughtime.explain
+    sizes: Mapping[str, str]  # size -> its meaning
+    default: Sequence[Case]
+    quick: Sequence[Case]
+    typical: Case  # has the sizes that are not given
+    peers: Mapping[str, Peer]
+    default_peers: Sequence[str]
+    gflop: Callable[[str, Case], float]
+    gbyte: Callable[[str, Case], float]
+    work: Callable[..., Work]
+    shortened: Callable[[Case], Case]
+    too_long: Callable[[Contestant, Case], str | None] = lambda contestant, case: None
+    ps: Sequence[float] | None = None  # detached fractions; None: nothing to detach
+    scores: Sequence[str] = ()
+    sweep: Sequence[Case] = ()
 
     @property
     def heading(self) -> str:
-        """The head of a column of cases."""
         return ", ".join(self.sizes).replace("window_size", "window")
-
-    def sweep(self) -> Sequence[Case]:
-        """The cases of ``--sweep``."""
-        return ()
 
     def combinations(
         self, given: Mapping[str, Sequence[int]], score: str | None = None
@@ -208,43 +222,20 @@ class Operation(ABC):
         ]
 
     def case(self, **columns: Any) -> Case:
-        """A case of this operation; ``I`` is ``H`` unless it is given."""
+        """A case of this operation; ``I`` is ``H`` and the score typical unless they are given."""
         if "I" in self.sizes:
             columns.setdefault("I", columns.get("H"))
+        columns["score"] = columns.get("score") or self.typical.score
         return Case(op=self.name, **columns)
 
     def detaches(self, impl: str) -> bool:
-        """Whether an implementation has h-detach."""
         return self.ps is not None and (impl == OURS or self.peers[impl].detaches)
 
     def same_function(self, impl: str) -> bool:
         """Whether an implementation computes what ours does."""
         return impl == OURS or self.peers[impl].same_function
 
-    def hidden_size(self, case: Case) -> int:
-        """The size that ``throughtime.explain`` asks for."""
-        return case.H or case.D or 1
-
     def why_not(self, contestant: Contestant, case: Case) -> str | None:
-        """Why a contestant is not measured, or None."""
-        return (
-            None
-            if contestant.ours
-            else self.peers[contestant.impl].why_not(case.dtype, case.device)
-        )
-
-    @abstractmethod
-    def shortened(self, case: Case) -> Case:
-        """The case at a T at which the float64 reference takes seconds at most."""
-
-    @abstractmethod
-    def gflop(self, impl: str, case: Case) -> float:
-        """10^9 operations of the products that no implementation can avoid, per iteration."""
-
-    @abstractmethod
-    def gbyte(self, impl: str, case: Case) -> float:
-        """10^9 bytes of inputs, weights, outputs and gradients, once per pass."""
-
-    @abstractmethod
-    def work(self, contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-        """The same weights and inputs for every contestant; ``exact``: see ``placed``."""
+        peer = None if contestant.ours else self.peers[contestant.impl]
+        missing = peer and peer.why_not(case.dtype, case.device)
+        return missing or self.too_long(contestant, case)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,24 +11,17 @@ from torch import nn
 import throughtime
 from bench.operations import lstm
 from bench.operations.authors_rel_lstm import AuthorsRelLSTM
-from bench.operations.operation import (
-    OURS,
-    REFERENCE,
-    Case,
-    Contestant,
-    Operation,
-    Peer,
-    Work,
-    layer_work,
-)
+from bench.operations.operation import Case, Contestant, Operation, Peer, Work, layer_work
 
 LOOP_ROWS = 20_000  # B * T beyond which a call of a Python loop takes many seconds
 REPLACED_STEPS, MOST_STEPS = 32, 1024
+SIZES: dict[str, Any] = {"H": 128, "window_size": 10, "top_k": 15, "score": "additive"}
+# T, B, I: copying with T = 300 and 100 (one-hot), pixel by pixel MNIST.
+DEFAULT, QUICK = ((320, 10, 10), (120, 64, 10), (784, 100, 1)), ((120, 10, 10),)
 
 
 def _case(T: int, B: int, I: int) -> Case:  # noqa: E741
-    sizes: dict[str, Any] = {"H": 128, "window_size": 10, "top_k": 15}
-    return Case(op="rel-lstm", T=T, B=B, I=I, score="additive", **sizes)
+    return Case(op="rel-lstm", T=T, B=B, I=I, **SIZES)
 
 
 def pairs(steps: int, window_size: int, top_k: int) -> int:
@@ -43,70 +35,60 @@ def screened(case: Case) -> Case:
     return replace(case, T=min(case.T, window_size + top_k + REPLACED_STEPS, MOST_STEPS))
 
 
-class RelLstm(Operation):
-    """RelLSTM with an attention of H units."""
+def too_long(contestant: Contestant, case: Case) -> str | None:
+    loops = contestant.impl == "loop" or contestant.backend == "reference"
+    if loops and case.queries > LOOP_ROWS:
+        return "not measured: a Python loop, one call would take many seconds"
+    return None
 
-    name = "rel-lstm"
-    kernel = "rel_lstm"
-    sizes = MappingProxyType({
-        "T": "steps", "B": "batch", "I": "features per step", "H": "units",
-        "window_size": "latest states that a step attends",
-        "top_k": "retained states that it attends",
-    })  # fmt: skip
-    # Copying with T = 300 and 100 (one-hot), pixel by pixel MNIST.
-    default = (_case(320, 10, 10), _case(120, 64, 10), _case(784, 100, 1))
-    quick = (_case(120, 10, 10),)
-    typical = default[0]
-    peers = MappingProxyType({
+
+def gflop(impl: str, case: Case) -> float:
+    """An LSTM's; queries and keys; scores (the sum over w . tanh) and contexts.
+
+    h-detach spares nothing: a detached step passes its gradient to the attention, which needs the
+    product.
+    """
+    own = lstm.gflop(impl, replace(case, p=0))
+    projections = 2 * 2 * case.H**2 * case.B * (case.T - 1)
+    attention = 4 * case.H * case.B * pairs(case.T - 1, case.window_size, case.top_k)
+    more = 1e-9 * (projections + attention) * (3 if case.trains else 1)
+    return own if impl == "torch" else own + more
+
+
+def gbyte(impl: str, case: Case) -> float:
+    """An LSTM's, and the weights of the attention: read, with a backward pass also written."""
+    elements = 0 if impl == "torch" else (2 * case.H**2 + case.H) * (3 if case.trains else 1)
+    return lstm.gbyte(impl, case) + 1e-9 * case.itemsize * elements
+
+
+def work(contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
+    torch.manual_seed(0)
+    if contestant.impl == "torch":
+        layer: nn.Module = nn.LSTM(case.I, case.H)
+    else:
+        kind = throughtime.RelLSTM if contestant.ours else AuthorsRelLSTM
+        options: Any = {"window_size": case.window_size, "top_k": case.top_k}
+        layer = kind(case.I, case.H, **options, backend=contestant.backend or "auto")
+    return layer_work(layer, case, masked=REL_LSTM.detaches(contestant.impl), exact=exact)
+
+
+REL_LSTM = Operation(
+    name="rel-lstm",
+    kernel="rel_lstm",
+    sizes=lstm.LSTM.sizes
+    | {"window_size": "latest states attended", "top_k": "retained states attended"},
+    default=[_case(*sizes) for sizes in DEFAULT],
+    quick=[_case(*sizes) for sizes in QUICK],
+    typical=_case(*DEFAULT[0]),
+    peers={
         "loop": Peer("authors' loop", detaches=True),
         "torch": Peer("nn.LSTM", same_function=False),
-    })  # fmt: skip
-    default_peers = ("loop", "torch")
-    ps = (0.0,)
-
-    def case(self, **columns: Any) -> Case:
-        """The score is always additive."""
-        return super().case(**{**columns, "score": "additive"})
-
-    def why_not(self, contestant: Contestant, case: Case) -> str | None:
-        """The Python loops take long."""
-        if (contestant.impl == "loop" or contestant == REFERENCE) and case.queries > LOOP_ROWS:
-            return "not measured: a Python loop, one call would take many seconds"
-        return None
-
-    def shortened(self, case: Case) -> Case:
-        """See ``screened``."""
-        return screened(case)
-
-    def gflop(self, impl: str, case: Case) -> float:
-        """An LSTM's; queries and keys; scores (the sum over w . tanh) and contexts.
-
-        h-detach spares nothing: a detached step passes its gradient to the attention, which needs
-        the product.
-        """
-        assert case.H and case.window_size and case.top_k is not None
-        if impl == "torch":
-            return lstm.gflop(case)
-        projections = 2 * 2 * case.H**2 * case.B * (case.T - 1)
-        attention = 4 * case.H * case.B * pairs(case.T - 1, case.window_size, case.top_k)
-        return lstm.gflop(case) + 1e-9 * (projections + attention) * (3 if case.trains else 1)
-
-    def gbyte(self, impl: str, case: Case) -> float:
-        """An LSTM's, and the weights of the attention: read, with a backward pass also written."""
-        assert case.H
-        elements = 0 if impl == "torch" else (2 * case.H**2 + case.H) * (3 if case.trains else 1)
-        return lstm.gbyte(case) + 1e-9 * case.itemsize * elements
-
-    def work(self, contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-        """Weights from seed 0."""
-        assert case.I and case.H and case.window_size
-        torch.manual_seed(0)
-        layer: nn.Module
-        if contestant.impl == "torch":
-            layer = nn.LSTM(case.I, case.H)
-        else:
-            kind = throughtime.RelLSTM if contestant.impl == OURS else AuthorsRelLSTM
-            backend: Any = contestant.backend or "auto"
-            sizes: Any = {"window_size": case.window_size, "top_k": case.top_k}
-            layer = kind(case.I, case.H, **sizes, backend=backend)
-        return layer_work(layer, case, masked=self.detaches(contestant.impl), exact=exact)
+    },
+    default_peers=("loop", "torch"),
+    gflop=gflop,
+    gbyte=gbyte,
+    work=work,
+    shortened=screened,
+    too_long=too_long,
+    ps=(0.0,),
+)

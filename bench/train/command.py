@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import arguments
 from bench.errors import require
-from bench.train import attention, memory, plots, recall
+from bench.train import memory, plots, recall
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
@@ -23,13 +23,11 @@ TRANSFER_SEQUENCES, TRANSFER_BATCH = 500, 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The tasks, one subcommand each."""
     commands = parser.add_subparsers(title="tasks", required=True, metavar="TASK", dest="task")
     for task, text in TASKS.items():
         command = commands.add_parser(task, help=text, description=text)
         add_options(command, task)
         add = command.add_argument
-        add("--quick", action="store_true", help="a short look instead of a full run")
         add("--plot", choices=("attention",), help="also draw what a rel-* or mem-* layer attends")
         add("--out", type=Path, metavar="DIR", help="folder of the run (runs/TASK-LAYER-...)")
         add("--resume", action="store_true", help="continue after the last finished epoch")
@@ -70,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             _transfer(trainer, delays, folder)
             if args.plot == "attention":
                 title = f"{config.title}, one test sequence"
-                figure = attention.picture(*attention.weights(trainer), title)
+                figure = plots.attended(*plots.attention(trainer), title)
                 print(f"attention: {folder.write_figure('attention', figure)}")
             return 0
         except TrainingError as error:

@@ -36,12 +36,6 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "updates_per_epoch": 1000, "one_hot": True, "window_size": 15,
     },
 }  # fmt: skip
-QUICK: Mapping[str, Mapping[str, Any]] = {
-    "digits": {"epochs": 3},
-    "mnist": {"epochs": 1, "anneal": 0},
-    "copying": {"epochs": 3, "anneal": 1, "updates_per_epoch": 20, "train_size": 2000},
-    "denoise": {"epochs": 3, "updates_per_epoch": 20, "T": 50},
-}
 # Runs of minutes on two cores, the same for every layer; new sequences at every update.
 PRESET: Mapping[str, Any] = {
     "T": 50, "hidden": 64, "batch": 10, "lr": 2e-3, "p": 0.0, "anneal": 0, "epochs": 100,
@@ -93,12 +87,10 @@ class Config:
 
     @property
     def steps(self) -> int:
-        """Length of a sequence."""
         return self.T + 20 if self.task in RECALL else 784 if self.mnist else 64
 
     @property
     def title(self) -> str:
-        """Task, layer, p and seed, for plots."""
         return f"{self.task}, {LAYERS[self.layer].label}, p = {self.p:g}, seed {self.seed}"
 
     @property
@@ -129,7 +121,6 @@ class Config:
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of a field."""
     return "--" + name.replace("_", "-")
 
 
@@ -154,9 +145,7 @@ def from_arguments(args: argparse.Namespace) -> Config:
     given = {e.name: getattr(args, e.name) for e in fields(Config) if hasattr(args, e.name)}
     kind = "mnist" if "mnist" in given else args.task
     preset = getattr(args, "preset", None)
-    if args.quick and preset:
-        raise UsageError("--quick and --preset both say how long to train: give one of them")
-    values = dict(DEFAULTS[kind]) | dict(QUICK[kind] if args.quick else PRESET if preset else {})
+    values = dict(DEFAULTS[kind]) | dict(PRESET if preset else {})
     layer = LAYERS[given.get("layer", "throughtime")]
     if layer.screens or "p" not in layer.options:
         values |= {"p": 0.0, "anneal": 0}

@@ -32,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``demo``."""
     default = Path("throughtime-demo")
     parser.add_argument("--out", type=Path, default=default, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs, not {EPOCHS}")
@@ -73,27 +72,21 @@ def _train(epochs: int) -> dict[str, list[Epoch]]:
     """
     print(f"\n## Digits pixel by pixel, T = 64, H = 128, {epochs} epochs, same seed\n", flush=True)
     trainers = {name: Trainer(replace(run, epochs=epochs)) for name, run in RUNS.items()}
-    with require("tqdm").tqdm(
-        total=epochs * len(RUNS), unit="epoch", file=sys.stderr, disable=None
-    ) as bar:
-        for epoch in range(1, epochs + 1):
-            for name, trainer in trainers.items():
-                bar.set_postfix_str(name)
-                trainer.run(lambda _: bar.update(), until=epoch)
+    for epoch in require("tqdm").trange(1, epochs + 1, unit="epoch", disable=None):
+        for trainer in trainers.values():
+            trainer.run(lambda _: None, until=epoch)
     histories = {name: trainer.history for name, trainer in trainers.items()}
-    header = ["loss, epoch 1", "loss, last", "test accuracy", "sequences/s", "seconds"]
     table = {
-        name: [
-            f"{history[0].loss:.6f}",
-            f"{history[-1].loss:.4f}",
-            f"{best(history).test_accuracy:.3f}",
-            f"{statistics.median(epoch.sequences_per_s for epoch in history):.0f}",
-            f"{sum(epoch.seconds for epoch in history):.1f}",
-        ]
+        name: {
+            "loss, epoch 1": f"{history[0].loss:.6f}",
+            "loss, last": f"{history[-1].loss:.4f}",
+            "test accuracy": f"{best(history).test_accuracy:.3f}",
+            "sequences/s": f"{statistics.median(one.sequences_per_s for one in history):.0f}",
+            "seconds": f"{sum(one.seconds for one in history):.1f}",
+        }
         for name, history in histories.items()
     }
-    frame = require("pandas").DataFrame.from_dict(table, orient="index", columns=header)
-    print(frame.to_string())
+    print(require("pandas").DataFrame(table).T.to_string())
     ours, _, theirs = (history[0].loss for history in histories.values())
     print(
         f"\nAt p = 0 both compute the same: their losses in epoch 1 differ by "

@@ -59,51 +59,42 @@ def make(config: Config) -> Task:
 
 def read_mnist(folder: Path, part: str) -> Sequences:
     """One part of MNIST from its IDX files, checked against each other."""
-    images_path, images = _read(folder, f"{part}-images", 3)
-    labels_path, labels = _read(folder, f"{part}-labels", 1)
-    if images.shape[1:] != (SIDE, SIDE):
-        found = " x ".join(str(n) for n in images.shape[1:])
-        raise _broken(images_path, f"images of {SIDE} x {SIDE} pixels", f"{found} pixels")
-    if len(labels) != len(images):
-        wanted = f"{len(images)} labels, one for each image in {images_path.name}"
-        raise _broken(labels_path, wanted, f"{len(labels)} labels")
-    if len(images) == 0:
-        raise _broken(images_path, "one image or more", "none")
+    images = _read(folder, f"{part}-images", (None, SIDE, SIDE))
+    labels = _read(folder, f"{part}-labels", (len(images),))
     if int(labels.max()) >= CLASSES:
-        raise _broken(labels_path, "labels from 0 to 9", f"a label {int(labels.max())}")
+        raise _broken(folder / f"{part}-labels", "labels from 0 to 9", f"{int(labels.max())}")
     return Sequences(images.flatten(1).float() / 255, labels.unsqueeze(1))
 
 
-def _read(folder: Path, stem: str, dimensions: int) -> tuple[Path, Tensor]:
-    """The IDX file of that stem in any of its usual spellings, plain or gzipped, and its path.
+def _read(folder: Path, stem: str, wanted: tuple[int | None, ...]) -> Tensor:
+    """The values of an IDX file in any of its usual spellings, plain or gzipped; None: any size.
 
     Source: the home page of the MNIST database (LeCun, Cortes, Burges): magic bytes, big-endian
     uint32 sizes, values.
     """
+    dimensions = len(wanted)
     end = f"idx{dimensions}-ubyte"
     names = [f"{stem}{separator}{end}{suffix}" for separator in "-." for suffix in ("", ".gz")]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
-        found = "no such file" if folder.is_dir() else "no such folder"
-        raise _broken(folder, f"one of {', '.join(names)}", found)
+        raise _broken(folder, f"one of {', '.join(names)}", "no such file")
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _broken(path, "a complete gzip file", f"a damaged one ({error})") from error
-    except OSError as error:
-        raise _broken(path, "a readable file", str(error.strerror)) from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise _broken(path, "a file that can be read whole", str(error)) from error
     numpy = require("numpy")
     magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
     if data[:4] != magic or len(data) < header:
-        wanted = f"a header of {header} bytes that starts with {magic.hex(' ')}"
-        raise _broken(path, wanted, f"{data[:header].hex(' ') or 'an empty file'}")
+        wanted_header = f"a header that starts with {magic.hex(' ')} and has {header} bytes"
+        raise _broken(path, wanted_header, data[:header].hex(" ") or "an empty file")
     sizes = numpy.frombuffer(data, ">u4", dimensions, offset=4).tolist()
     values = numpy.frombuffer(data[header:], "u1")
-    if len(values) != math.prod(sizes):
-        shape = " x ".join(str(size) for size in sizes)
-        raise _broken(path, f"{math.prod(sizes)} bytes of values ({shape})", str(len(values)))
-    return path, torch.tensor(values).reshape(sizes)
+    fits = all(size == least or least is None for size, least in zip(sizes, wanted, strict=True))
+    if not fits or len(values) != math.prod(sizes) or len(values) == 0:
+        shape = " x ".join(str(size or "N") for size in wanted)
+        raise _broken(path, f"{shape} bytes", f"{len(values)}, of sizes {sizes}")
+    return torch.tensor(values).reshape(sizes)
 
 
 def _broken(path: Path, wanted: str, found: str) -> UsageError:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import throughtime
+from bench import plots
 from bench.errors import UsageError, require
 from bench.train.config import Config
 from bench.train.trainer import Trainer, best
@@ -103,17 +104,12 @@ class RunFolder:
         self.write_table("log.csv", state["history"])
 
     def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> Path:
-        """Writes a CSV file, numbers with six digits."""
         table = require("pandas").DataFrame(rows)
         return self.write(name, table.to_csv(index=False, float_format="%.6g").encode())
 
     def write_figure(self, stem: str, figure: Any) -> Path:
-        """Writes a figure as png and svg; returns the svg."""
-        for suffix in ("png", "svg"):
-            content = io.BytesIO()
-            figure.savefig(content, format=suffix, dpi=150)
-            path = self.write(f"{stem}.{suffix}", content.getbuffer())
-        require("matplotlib.pyplot").close(figure)
+        for suffix, content in plots.rendered(figure).items():
+            path = self.write(f"{stem}.{suffix}", content)
         return path
 
     def write(self, name: str, content: bytes | memoryview) -> Path:

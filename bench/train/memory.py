@@ -16,22 +16,21 @@ def check(config: Config, delays: Sequence[int] = ()) -> None:
     steps = max([config.steps, *(delay + 20 for delay in delays)])
     batch = config.batch if config.task in RECALL else min(config.batch, 60_000)
     needed = {
-        # float32 weights (3 H^2 at least), gradients and Adam's two moments; but for the gradients
+        # Weights (3 H^2 float32 at least), gradients and Adam's two moments; but for the gradients
         # once more, as the checkpoint is made in memory.
         "--hidden": 7 * 4 * 3 * config.hidden**2,
-        # float32 output, its gradient, and what the backward pass needs.
+        # Output, its gradient, and what the backward pass needs, in float32.
         "--T, --transfer, --batch and --hidden": 6 * 4 * steps * batch * config.hidden,
-        # Answers and inputs; for denoise the random numbers that choose places.
-        "--train-size and --T": config.train_size
-        * (80 + steps * (1 + 4 * (config.task == "denoise"))),
+        # Answers and inputs.
+        "--train-size and --T": config.train_size * (80 + steps),
         "--updates-per-epoch and --batch": 8 * config.updates_per_epoch * batch,
     }
-    free = available()
-    if config.device == "cpu" and sum(needed.values()) > free:
+    free, total = available(), sum(needed.values())
+    if config.device == "cpu" and total > free:
         raise UsageError(
             f"{max(needed, key=lambda name: needed[name])}: wanted a run that fits into "
             f"{free / 2**30:.3g} GiB, the free memory, got one that needs at least "
-            f"{sum(needed.values()) / 2**30:.3g} GiB; give smaller numbers"
+            f"{total / 2**30:.3g} GiB; give smaller numbers"
         )
 
 

@@ -27,7 +27,6 @@ TEST_SIZE = 5000
 
 
 def draw(config: Config, count: int, generator: torch.Generator) -> Sequences:
-    """``count`` random sequences."""
     symbols = torch.randint(1, ALPHABET + 1, (count, SYMBOLS), generator=generator)
     places = torch.arange(SYMBOLS).expand(count, SYMBOLS)
     if config.task == "denoise":

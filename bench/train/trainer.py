@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,13 +52,9 @@ class Epoch:
 
     def line(self, epochs: int) -> str:
         """The summary that is printed after the epoch."""
-        return (
-            f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  loss {self.loss:.4f}  accuracy: "
-            f"train {self.train_accuracy:.3f} validation {self.validation_accuracy:.3f} "
-            f"test {self.test_accuracy:.3f}  gradient norm: median {self.grad_norm_median:.3g} "
-            f"max {self.grad_norm_max:.3g}  p {self.p:g}  "
-            f"{self.sequences_per_s:.0f} sequences/s  {self.seconds:.1f} s"
-        )
+        rest = {name: value for name, value in asdict(self).items() if name != "epoch"}
+        words = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in rest.items()]
+        return f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  {'  '.join(words)}"
 
 
 def best(history: Iterable[Epoch]) -> Epoch:
@@ -102,24 +96,22 @@ class Trainer:
     def run(self, on_epoch: Callable[[Epoch], object], *, until: int | None = None) -> None:
         """Trains the epochs that are left, or those up to ``until``.
 
-        After each epoch it calls ``on_epoch``, which may save the state. Ctrl-C raises
-        KeyboardInterrupt between two updates and never within ``on_epoch``.
+        After each epoch it calls ``on_epoch``, which may save the state.
         """
         last = self.config.epochs if until is None else until
-        with _delayed_interrupt() as check_interrupt:
-            while len(self.history) < last and not self.arrived():
-                try:
-                    self.history.append(self._epoch(check_interrupt))
-                except RuntimeError as error:
-                    reason = str(error).splitlines()[0]
-                    if "allocate" not in reason:  # in torch's words for CPU and GPU
-                        raise
-                    raise TrainingError(
-                        f"out of memory in epoch {len(self.history) + 1}: make --hidden, "
-                        f"--batch or the sequences smaller ({reason})"
-                    ) from error
-                on_epoch(self.history[-1])
-                check_interrupt()
+        while len(self.history) < last and not self.arrived():
+            try:
+                epoch = self._epoch()
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                if "allocate" not in reason:  # in torch's words for CPU and GPU
+                    raise
+                raise TrainingError(
+                    f"out of memory in epoch {len(self.history) + 1}: make --hidden, "
+                    f"--batch or the sequences smaller ({reason})"
+                ) from error
+            self.history.append(epoch)
+            on_epoch(epoch)
 
     def arrived(self) -> bool:
         """Whether two epochs in a row have reached ``stop_at``."""
@@ -127,7 +119,7 @@ class Trainer:
         accuracies = [epoch.validation_accuracy for epoch in self.history[-2:]]
         return wanted is not None and len(accuracies) == 2 and min(accuracies) >= wanted
 
-    def _epoch(self, check_interrupt: Callable[[], None]) -> Epoch:
+    def _epoch(self) -> Epoch:
         before = self.history[-1].updates if self.history else 0
         p = 0.0 if self._schedule is None else self._schedule.get_last_value()[0]
         order = self.task.order(self.config.batch, self._order)
@@ -135,20 +127,14 @@ class Trainer:
         results: list[tuple[float, float, float]] = []
         self.model.train()
         start = time.perf_counter()
-        with require("tqdm").tqdm(
-            total=sum(sizes),
-            desc=f"epoch {len(self.history) + 1}/{self.config.epochs}",
-            unit="seq",
-            file=sys.stderr,
-            leave=False,
-            disable=None if self._bar else True,  # None: unless stderr is a terminal
-        ) as bar:
-            for indices in order:
-                results.append(self._update(indices, before + len(results) + 1))
-                shown = "loss {:.3f}, accuracy {:.3f}, gradient {:.3g}".format(*results[-1])
-                bar.set_postfix_str(shown, refresh=False)
-                bar.update(len(indices))
-                check_interrupt()
+        bar = require("tqdm").tqdm(
+            order, desc=f"epoch {len(self.history) + 1}/{self.config.epochs}", file=sys.stderr,
+            leave=False, disable=None if self._bar else True,  # None: unless stderr is a terminal
+        )  # fmt: skip
+        for indices in bar:
+            results.append(self._update(indices, before + len(results) + 1))
+            shown = "loss {:.3f}, accuracy {:.3f}, gradient {:.3g}".format(*results[-1])
+            bar.set_postfix_str(shown, refresh=False)
         seconds = time.perf_counter() - start
         if self._schedule is not None:
             self._schedule.step()
@@ -232,27 +218,3 @@ class Trainer:
 
 def _mean(values: Iterable[float], weights: list[int]) -> float:
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-
-
-@contextlib.contextmanager
-def _delayed_interrupt() -> Iterator[Callable[[], None]]:
-    """Holds the first Ctrl-C back until the yielded function is called; a second stops at once.
-
-    So a checkpoint that is being written gets finished.
-    """
-    pressed = False
-
-    def hold(number: int, frame: object) -> None:
-        nonlocal pressed
-        check()
-        pressed = True
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGINT, hold)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, previous)

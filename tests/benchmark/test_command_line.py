@@ -95,24 +95,6 @@ def test_other_operations(words: str, contestants: str) -> None:
     assert (rows["median_ms"] > 0).all() and rows["error"].notna().all()
 
 
-def test_bench_dry_run_measures_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bench.measure.engine.Bench.rows", None)
-    words = "--T 5 --B 2 --H 4 --p 0 0.5 --backends cpu cuda --peers torch haste --dry-run"
-    assert main(["lstm", *words.split()]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    texts = [[text.strip() for text in line.strip("|").split("|")] for line in lines[2:10]]
-    assert [line[:6] for line in texts] == [
-        ["5, 2, 4, 4", "float32", "cpu", "forward+backward", p, name]
-        for p in ("0", "0.5")
-        for name in ("throughtime (cpu)", "throughtime (cuda)", "torch", "haste")
-    ]
-    assert texts[0][6] == texts[2][6] == "run"
-    assert texts[1][6].startswith("cannot run: ") and texts[3][6].startswith("not installed: ")
-    assert lines[-1] == "4 of 8 would run"
-
-
 def test_nothing_of_ours_measured_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--T 2 --B 1 --H 2 --p 0 --backends cuda --repeats 1 --no-memory --csv rows.csv"
     assert main(["lstm", *options.split()]) == 1
@@ -148,7 +130,7 @@ def test_mistakes_are_one_sentence(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("lstm --p x", "--p: wanted a number, got 'x'"),
+        ("lstm --p x", "--p: wanted a number from 0 to 1, got 'x'"),
         ("lstm --p 2", "--p: wanted a number from 0 to 1, got '2'"),
         ("lstm --T 0", "--T: wanted a whole number of 1 or more, got '0'"),
         ("gru", "invalid choice: 'gru'"),
@@ -189,8 +171,26 @@ def test_missing_extras_are_one_sentence(
 def test_a_missing_extra_of_a_whole_room_is_one_sentence() -> None:
     program = (
         "import sys; sys.modules['pandas'] = None; from bench.__main__ import main; "
-        "sys.exit(main(['lstm', '--dry-run']))"
+        "sys.exit(main(['lstm', '--quick']))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith("error: this command needs pandas, ")
     assert done.stderr.count("\n") == 1
+
+
+def test_pytest_benchmark_collects_the_quick_cases_and_verifies() -> None:
+    """Ours, the reference and the default peers of each operation; one tiny run."""
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench"]
+    done = subprocess.run(
+        [*pytest_, "--collect-only"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for words in (
+        "lstm-120x100x1x128-p0.5-throughtime(cpu)",
+        "rel-lstm-120x10x10x128x10x15-p0-loop",
+    ):
+        assert f"test_speed[{words}]" in done.stdout
+    for end in ("lstm-300x1x128x128-p0-torch]", "(reference)]", "-sdpa]"):
+        assert f"{end}\n" in done.stdout
+    one = ["--benchmark-disable", "-k", "lstm-300x1x128x128-p0.5 and cpu"]
+    done = subprocess.run([*pytest_, *one], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout

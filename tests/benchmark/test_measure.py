@@ -337,14 +337,14 @@ def test_a_wrong_choice_of_keys_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ours_that_fails_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = type(LSTM).work
+    right = LSTM.work
 
-    def work(self: Any, contestant: Contestant, *rest: Any, **options: Any) -> Any:
+    def work(contestant: Contestant, *rest: Any, **options: Any) -> Any:
         if contestant.backend == "cpu":
             raise RuntimeError("a bug")
-        return right(self, contestant, *rest, **options)
+        return right(contestant, *rest, **options)
 
-    monkeypatch.setattr(type(LSTM), "work", work)
+    monkeypatch.setattr(LSTM, "work", work)
     bench = make()
     assert bench.rows([TINY])["note"][0] == "cannot run: a bug" and bench.red
 
@@ -353,7 +353,7 @@ def test_ours_that_fails_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_measured_once_for_what_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def peak_mb(contestant: Contestant, case: Any, threads: int) -> float:
+    def peak_mb(contestant: Contestant, case: Any) -> float:
         asked.append(f"{contestant}, {case.p:g}")
         return float(len(asked))
 
@@ -371,19 +371,19 @@ def test_peak_memory_sees_what_is_saved_for_backward() -> None:
     case = LSTM.case(T=200, B=64, I=64, H=128, p=0.0)
     outputs_mb = 200 * 64 * 128 * 4 / 2**20
     training, inference = (
-        memory.peak_mb(Contestant("torch"), replace(case, mode=mode), 1)
+        memory.peak_mb(Contestant("torch"), replace(case, mode=mode))
         for mode in ("forward+backward", "inference")
     )
     assert training is not None and inference is not None
     assert outputs_mb < inference < training and 4 * outputs_mb < training < 60 * outputs_mb
     # Quadratic attention at T = 4096 would hold 64 MB of weights per head.
     long = RELEVANCY.case(T=16384, B=1, heads=1, D=32, window_size=16, top_k=16)
-    peak = memory.peak_mb(OUR_CPU, long, 1)
+    peak = memory.peak_mb(OUR_CPU, long)
     assert peak is not None and 0 < peak < 40  # inputs, outputs and gradients are about 18 MB
 
 
 def test_a_failed_memory_process_gives_none() -> None:
-    assert memory.peak_mb(Contestant("haste"), TINY, 1) is None  # it is not installed
+    assert memory.peak_mb(Contestant("haste"), TINY) is None  # it is not installed
 
 
 def test_header_names_what_a_reader_needs(monkeypatch: pytest.MonkeyPatch) -> None:

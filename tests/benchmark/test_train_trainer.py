@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
-from bench.train import attention, recall
+from bench.train import plots, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
@@ -185,30 +184,6 @@ def test_memory_that_runs_out_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         trainer.run(lambda epoch: None)
 
 
-def test_interrupt_waits_for_the_end_of_an_update_and_of_saving() -> None:
-    trainer = Trainer(TINY)
-    finished = []
-
-    def save(epoch: Epoch) -> None:
-        signal.raise_signal(signal.SIGINT)
-        finished.append(epoch.epoch)
-
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run(save)
-    assert finished == [1] and len(trainer.history) == 1
-
-    def press(*arguments: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    before = trainer.model.head.weight.clone()
-    trainer.model.head.register_forward_hook(press)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run(lambda epoch: None)
-    assert not torch.equal(before, trainer.model.head.weight), "the update was finished"
-    assert len(trainer.history) == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_best_epoch_is_chosen_by_validation_alone() -> None:
     rows = [(1, 0.5, 0.9), (2, 0.7, 0.1), (3, 0.7, 0.8)]
     history = [Epoch(n, n, 1.0, 1.0, 1.0, v, t, 1.0, 1.0, 0.0, 1.0) for n, v, t in rows]
@@ -223,7 +198,7 @@ def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
     trainer = Trainer(dataclasses.replace(TINY, **SCREENING | {"layer": layer}))
     with torch.no_grad():  # so far from uniform that later keys win over the first ones
         trainer.model.layer.weight_score_l0.mul_(-30)  # type: ignore[operator,union-attr]
-    _, retained = attention.weights(trainer)
+    _, retained = plots.attention(trainer)
     x, _ = trainer.task.test.batch(torch.tensor([0]))
     with torch.no_grad():
         _, state = trainer.model.layer(x[:-1])
@@ -234,7 +209,7 @@ def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
 
 def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
     trainer = Trainer(dataclasses.replace(TINY, **SCREENING))
-    weights, retained = attention.weights(trainer)
+    weights, retained = plots.attention(trainer)
     assert weights.shape == retained.shape == (23, 23)
     assert_close(weights.sum(1), torch.ones(23))
     assert not weights.triu(1).any()
@@ -243,7 +218,7 @@ def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
     assert (weights[retained] > 0).all()
     assert torch.equal((weights > 0).sum(1), torch.arange(1, 24).clamp(max=2) + per_query)
 
-    panel = attention.picture(weights, retained, "a title").axes[0]
+    panel = plots.attended(weights, retained, "a title").axes[0]
     (marks,) = panel.lines
     drawn_marks = {(int(query), int(key)) for key, query in zip(*marks.get_data(), strict=True)}
     assert drawn_marks == {tuple(cell) for cell in retained.nonzero().tolist()} != set()
