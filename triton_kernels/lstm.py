@@ -274,8 +274,8 @@ def recurrence_forward(call: ForwardArguments) -> tuple[Tensor, Tensor, Tensor, 
             call.projected, call.bias, call.h_0, call.weight_hh, ends, _bytes(call.reset),
             output, h_n, c_n, gates, cells, B, H,
         )  # fmt: skip
-        chosen = {"REVERSE": call.reverse, "SAVE": call.save}
-        chosen |= options(B, H, dtype, call.h_0.device)
+        chosen = options(B, H, dtype, call.h_0.device)
+        chosen = {"REVERSE": call.reverse, "SAVE": call.save, **chosen}
         samples = triton.cdiv(B, chosen["BLOCK_B"])
         if fused(H, dtype):
             walk_forward[(samples,)](*arguments, **chosen)

@@ -463,7 +463,7 @@ def backward(call: Any) -> tuple[Tensor, ...]:
 
     def initial(grad: Tensor | None, *shape: int) -> Tensor:
         if grad is None:
-            return call.input.new_zeros(shape)
+            return torch.zeros(shape, dtype=call.input.dtype, device=device)
         return grad.clone(memory_format=torch.contiguous_format)
 
     states_after = (call.grad_h_n, call.grad_c_n, call.grad_context_n)

@@ -394,5 +394,5 @@ def backward(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         )  # fmt: skip
     if call.score_weight is None:
         grads[0] *= call.scale
-        return (*grads, call.query.new_zeros(0))  # type: ignore[return-value]
-    return (*grads, parts.sum(1).view(c.B, c.heads, c.D).sum(0))  # type: ignore[return-value]
+        return (*grads, call.query.new_zeros(0))
+    return (*grads, parts.sum(1).view(c.B, c.heads, c.D).sum(0))
