@@ -10,8 +10,8 @@ from dataclasses import fields
 
 import torch
 
-from bench import arguments, machine, table
-from bench.errors import UsageError, require
+from bench import arguments, machine, plot, table
+from bench.errors import UsageError
 from bench.measure.engine import Bench
 from bench.measure.timing import Plan
 from bench.operations import OPERATIONS
@@ -62,8 +62,6 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     chosen = choose_cases(operation, args)
     bench = _make_bench(operation, args)
-    for module in ("tqdm", *(["matplotlib"] if args.plot is not None else [])):
-        require(module)
     print("\n".join(machine.header(args.devices)))
     found = bench.rows(chosen)
     print(f"\n{table.report(found)}")
@@ -71,8 +69,6 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
         table.write_csv(args.csv, found)
         print(f"\nmeasurements: {args.csv}")
     if args.plot is not None:
-        from bench import plot
-
         for path in plot.draw(found, args.plot):
             print(f"plot: {path}")
     if found.loc[found["backend"] != "", "median_ms"].isna().all():

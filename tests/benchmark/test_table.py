@@ -8,11 +8,12 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from bench import plot, plots, report, speed_plots, table
 from bench.__main__ import main
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 COLUMNS = (
@@ -42,7 +43,7 @@ def peer(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _close() -> Iterator[None]:
     yield
-    require("matplotlib.pyplot").close("all")
+    plt.close("all")
 
 
 def test_the_columns_keep_their_names_and_order_and_have_a_meaning() -> None:
