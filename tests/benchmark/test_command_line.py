@@ -136,6 +136,7 @@ def test_mistakes_are_one_sentence(
         ("gru", "invalid choice: 'gru'"),
         ("lstm --backends nonsense", "invalid choice: 'nonsense'"),
         ("relevancy --peers torch", "invalid choice: 'torch'"),
+        (f"lstm --csv {__file__}/a.csv", f"--csv: cannot write {__file__}/a.csv: File exists"),
         ("plot a.csv", "required: --out"),
         ("", "required: COMMAND"),
     ],
