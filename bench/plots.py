@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib import ticker
 
+from bench.table import digits
+
 # Okabe and Ito: distinct for most colour visions, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 DASHES = ("-", "--", "-.", ":", (0, (1, 1)))
@@ -103,7 +105,7 @@ def bars(panel: Any, values: pd.DataFrame, *, left: float = 0) -> None:
     for group, name, hatch in looks:
         for bar in group:
             bar.set_hatch(hatch)
-        texts = ["" if pd.isna(value) else f"{value:.3g}" for value in values[name]]
+        texts = ["" if pd.isna(value) else digits(value) for value in values[name]]
         panel.bar_label(group, texts, padding=3, fontsize="x-small")
     panel.invert_yaxis()
     panel.margins(x=0.25)

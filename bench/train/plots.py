@@ -53,7 +53,7 @@ def demo(runs: Mapping[str, Sequence[Epoch]], speed: Path, title: str) -> Any:
         times.columns = [f"p = {p:g}" for p in times.columns]
         bars(panel, times)
         panel.set(xlabel="ms, forward + backward", title=f"T {T}, B {B}, I {I}, H {H}")
-        panel.legend(frameon=False, fontsize="small", loc="lower right")
+        panel.legend(frameon=False, fontsize="small", loc="upper right")
     canvas.suptitle(title, fontsize="medium")
     return canvas
 
