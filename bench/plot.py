@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bench import plots, scaling, speed_plots, table
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    require("matplotlib")
     for path in draw(pd.concat([table.read_csv(path) for path in args.csv]), args.out):
         print(f"plot: {path}")
     return 0

@@ -8,9 +8,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib import ticker
 
-from bench.errors import require
+from bench.table import digits
 
 # Okabe and Ito: distinct for most colour visions, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
@@ -31,8 +34,8 @@ def figure(
     columns: int, heights: Sequence[float] = (3.6,), *, width: float = 4.6
 ) -> tuple[Any, list[Any]]:
     """A figure with rows of panels, drawn without a display; heights and width in inches."""
-    require("matplotlib").use("Agg")
-    canvas, axes = require("matplotlib.pyplot").subplots(
+    matplotlib.use("Agg")
+    canvas, axes = plt.subplots(
         len(heights), columns, figsize=(width * columns, sum(heights)),
         height_ratios=heights, squeeze=False, layout="constrained",
     )  # fmt: skip
@@ -51,7 +54,7 @@ def rendered(canvas: Any) -> dict[str, bytes]:
         content = io.BytesIO()
         canvas.savefig(content, format=suffix, dpi=150)
         found[suffix] = content.getvalue()
-    require("matplotlib.pyplot").close(canvas)
+    plt.close(canvas)
     return found
 
 
@@ -75,7 +78,6 @@ def plain_log(panel: Any, axis: str = "y") -> None:
         middle = (low * high) ** 0.5
         low, high = middle / LEAST_RANGE**0.5, middle * LEAST_RANGE**0.5
         panel.set(**{f"{axis}lim": (low, high)})
-    ticker = require("matplotlib.ticker")
     own = getattr(panel, f"{axis}axis")
     own.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     own.set_major_formatter("{x:g}")
@@ -103,7 +105,7 @@ def bars(panel: Any, values: pd.DataFrame, *, left: float = 0) -> None:
     for group, name, hatch in looks:
         for bar in group:
             bar.set_hatch(hatch)
-        texts = ["" if pd.isna(value) else f"{value:.3g}" for value in values[name]]
+        texts = ["" if pd.isna(value) else digits(value) for value in values[name]]
         panel.bar_label(group, texts, padding=3, fontsize="x-small")
     panel.invert_yaxis()
     panel.margins(x=0.25)

@@ -13,10 +13,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
+from itables import javascript, to_html_datatable
 
 from bench import plot, table
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -46,8 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for module in ("itables", "matplotlib"):
-        require(module)
     text = page({str(path): table.read_csv(path) for path in args.files})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text, encoding="utf-8")
@@ -64,7 +65,6 @@ def page(files: Mapping[str, pd.DataFrame]) -> str:
     sections = [_section(name, own) for name, own in files.items() if len(own)]
     if not sections:
         raise UsageError(f"{', '.join(files)}: no measurement to report: measure some with --csv")
-    javascript = require("itables.javascript")
     bundle = Path(str(javascript.__file__)).parent / "html" / "dt_bundle.js"
     library = javascript.generate_init_offline_itables_html(bundle)
     return PAGE.format(library=library, sections="\n".join(sections))
@@ -80,7 +80,7 @@ def _section(name: str, own: pd.DataFrame) -> str:
     shown = shown.drop(columns=shared)
     for key in shown.select_dtypes("float64"):
         shown[key] = [float(f"{value:.3g}") for value in shown[key]]
-    rows = require("itables").to_html_datatable(
+    rows = to_html_datatable(
         shown, connected=False, paging=False, showIndex=False, maxBytes=0, classes="compact",
         display_logo_when_loading=False,
     )  # fmt: skip
@@ -91,7 +91,7 @@ def _section(name: str, own: pd.DataFrame) -> str:
 
 def _image(canvas: Any) -> str:
     written = io.StringIO()
-    with require("matplotlib").rc_context({"svg.fonttype": "none"}):  # a third of the size
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # a third of the size
         canvas.savefig(written, format="svg", metadata={"Date": None})
-    require("matplotlib.pyplot").close(canvas)
+    plt.close(canvas)
     return written.getvalue().partition("<svg")[2].join(["<figure><svg", "</figure>"])

@@ -18,10 +18,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy import stats
+from tqdm import tqdm
 
 import throughtime
 from bench import arguments, machine, plots, table
-from bench.errors import require
 from bench.measure import engine, memory, timing
 from bench.operations import OPERATIONS
 from bench.operations.operation import OURS, Contestant
@@ -86,7 +87,6 @@ def fit(costs: Mapping[float, float], fixed: float = 0.0) -> Fit | None:
     A T counts if the fixed cost, which is there at any T, is at most a fifth of its cost: below,
     the exponent is that of calling, not of computing.
     """
-    stats = require("scipy.stats")
     used = {size: cost for size, cost in costs.items() if cost > 0 and cost * FIXED_SHARE >= fixed}
     if len(used) < LEAST_POINTS:
         return None
@@ -139,8 +139,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns 1 if a cost is not linear in T, or if the check cannot tell."""
-    for module in ("tqdm", "scipy.stats", *(["matplotlib"] if args.plot is not None else [])):
-        require(module)
     print("\n".join(machine.header()))
     found = measure(args.ops, quick=args.quick)
     failures = [one.failure for one in found if one.failure]
@@ -159,7 +157,7 @@ def measure(ops: Sequence[str], *, quick: bool) -> list[Series]:
     """The series of the operations and of the control, with a progress bar on stderr."""
     found = []
     names = dict.fromkeys([*ops, CONTROL])
-    for name in require("tqdm").tqdm(names, unit="series", file=sys.stderr, disable=None):
+    for name in tqdm(names, unit="series", file=sys.stderr, disable=None):
         for _ in range(ATTEMPTS):
             one = Series(name, measure_one(name, quick=quick))
             if "unclear" not in one.verdict:

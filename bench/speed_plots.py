@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.colors import LogNorm
 
 from bench import plots, table
-from bench.errors import require
 from bench.operations import OPERATIONS
 from bench.operations.operation import OURS, SIZES, sizes_text
 
@@ -175,7 +175,7 @@ def _scatter(
     x, y, dark = axes
     groups, markers = list(own.groupby(panel_by, sort=False)), list(marker_by.unique())
     canvas, panels = plots.figure(min(len(groups), 2), [4.6] * -(-len(groups) // 2), width=6)
-    norm = require("matplotlib.colors").LogNorm(own[dark].min() / 2, own[dark].max())
+    norm = LogNorm(own[dark].min() / 2, own[dark].max())
     for panel, (name, group) in zip(panels, groups, strict=False):
         for marker, rows in group.groupby(marker_by, sort=False):
             shape = plots.MARKERS[markers.index(marker) % len(plots.MARKERS)]

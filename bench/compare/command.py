@@ -22,12 +22,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from bench import arguments, machine, table
 from bench.compare import trees, worker
 from bench.compare.cases import DEFAULT, QUICK, chosen
 from bench.compare.stats import LEAST_LIMIT, Verdict, judge, median_interval
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 from bench.operations.operation import Case
 
 ROLES = ("base", "tree", "twin")
@@ -51,8 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, measure and print; returns 1 if a case has become slower."""
-    for module in ("tqdm", "scipy.stats"):
-        require(module)
     torch.set_num_threads(args.threads)
     cases = chosen(args.cases, QUICK if args.quick else DEFAULT)
     repo = trees.repository(Path.cwd())
@@ -136,7 +135,7 @@ def _measure(
     rounds, notes = {}, []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(Worker(places[role], threads)) for role in ROLES}
-        bar = require("tqdm").tqdm(cases.items(), unit="case", file=sys.stderr, disable=None)
+        bar = tqdm(cases.items(), unit="case", file=sys.stderr, disable=None)
         for text, case in bar:
             bar.set_postfix_str(text)
             try:

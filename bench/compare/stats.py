@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from bench.errors import require
+from scipy import stats
 
 ALPHA = 0.05
 LEAST_LIMIT = 0.03
@@ -47,7 +46,7 @@ class Verdict:
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """Two order statistics that enclose the true median with a probability of 95 % or more."""
-    found = require("scipy.stats").quantile_test(values, p=0.5).confidence_interval(1 - ALPHA)
+    found = stats.quantile_test(values, p=0.5).confidence_interval(1 - ALPHA)
     low, high = float(found.low), float(found.high)
     return (-math.inf, math.inf) if math.isnan(low) or math.isnan(high) else (low, high)
 
@@ -55,7 +54,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def sign_test(values: Sequence[float]) -> float:
     """Two-sided p-value of "the median is not 1"; values of 1 count against it."""
     above, below = (int((np.asarray(values) * sign > sign).sum()) for sign in (1, -1))
-    test = require("scipy.stats").binomtest(max(above, below), len(values), alternative="greater")
+    test = stats.binomtest(max(above, below), len(values), alternative="greater")
     return min(1.0, 2 * float(test.pvalue))
 
 
@@ -74,7 +73,7 @@ def noise_limit(twins: Sequence[float], cases: int) -> float:
     cases stay within the limit, all of them together, with a probability of 95 % or more.
     """
     spread = math.sqrt(np.mean(np.log(twins) ** 2))
-    quantile = float(require("scipy.stats").t.ppf(1 - ALPHA / cases, df=len(twins)))
+    quantile = float(stats.t.ppf(1 - ALPHA / cases, df=len(twins)))
     return max(LEAST_LIMIT, math.expm1(quantile * spread))
 
 

@@ -85,7 +85,7 @@ def install(source: Path, target: Path) -> None:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise UsageError(
@@ -96,8 +96,7 @@ def _run(*command: str) -> None:
 
 def _git(folder: Path, *words: str) -> str | None:
     try:
-        command = ["git", "-C", str(folder), *words]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
     except OSError as error:
         raise UsageError(f"bench compare needs git, which cannot run here: {error}") from error
     return done.stdout.strip() if done.returncode == 0 else None

@@ -6,11 +6,12 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
-from bench import arguments, machine, table
-from bench.errors import UsageError, require
+from bench import arguments, machine, plot, table
+from bench.errors import UsageError
 from bench.measure.engine import Bench
 from bench.measure.timing import Plan
 from bench.operations import OPERATIONS
@@ -39,12 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add("--peers", choices=operation.peers, nargs="*", default=default, help=peers)
     text = "kernels of ours; ratios are to the first that can run (auto reference)"
     add("--backends", choices=NAMES, nargs="+", default=["auto", "reference"], help=text)
-    add("--dtype", choices=DTYPES, nargs="+", default=["float32"], help="(float32)")
+    add("--dtype", dest="dtypes", choices=DTYPES, nargs="+", default=["float32"], help="(float32)")
     add("--modes", choices=MODES, nargs="+", default=MODES[:1], help="(forward+backward)")
-    add("--device", choices=DEVICES, nargs="+", default=["cpu"], help="(cpu)")
+    add("--device", dest="devices", choices=DEVICES, nargs="+", default=["cpu"], help="(cpu)")
     if operation.ps is not None:
         text = f"detached fraction of the steps ({' '.join(f'{p:g}' for p in operation.ps)})"
-        add("--p", type=arguments.probability, nargs="+", default=list(operation.ps), help=text)
+        add(
+            "--p", dest="ps", type=arguments.probability, nargs="+", default=operation.ps, help=text
+        )
         add("--input-grad", action="store_true", help="the input needs a gradient too")
     arguments.add_threads(parser)
     add("--no-memory", action="store_true", help="leave out peak memory")
@@ -59,17 +62,13 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     chosen = choose_cases(operation, args)
     bench = _make_bench(operation, args)
-    for module in ("tqdm", *(["matplotlib"] if args.plot is not None else [])):
-        require(module)
-    print("\n".join(machine.header(args.device)))
+    print("\n".join(machine.header(args.devices)))
     found = bench.rows(chosen)
     print(f"\n{table.report(found)}")
     if args.csv is not None:
         table.write_csv(args.csv, found)
         print(f"\nmeasurements: {args.csv}")
     if args.plot is not None:
-        from bench import plot
-
         for path in plot.draw(found, args.plot):
             print(f"plot: {path}")
     if found.loc[found["backend"] != "", "median_ms"].isna().all():
@@ -94,19 +93,11 @@ def choose_cases(operation: Operation, args: argparse.Namespace) -> Sequence[Cas
 
 
 def _make_bench(operation: Operation, args: argparse.Namespace) -> Bench:
+    """Each field of ``Bench`` that an option has."""
     short = args.quick or getattr(args, "sweep", False)
     plan = Plan(rounds=3, seconds=0.5) if short else Plan()
     if args.repeats is not None:
         plan = Plan(rounds=args.repeats, exactly=True)
-    return Bench(
-        operation,
-        backends=args.backends,
-        peers=list(dict.fromkeys(args.peers)),
-        modes=list(dict.fromkeys(args.modes)),
-        ps=sorted(set(getattr(args, "p", [0.0]))),
-        dtypes=list(dict.fromkeys(args.dtype)),
-        devices=list(dict.fromkeys(args.device)),
-        input_grad=getattr(args, "input_grad", False),
-        memory=not (args.no_memory or short),
-        plan=plan,
-    )
+    given = {one.name: getattr(args, one.name) for one in fields(Bench) if hasattr(args, one.name)}
+    memory = not (args.no_memory or short)
+    return Bench(operation, **given, memory=memory, plan=plan)

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 import throughtime
 from bench import machine, table
-from bench.errors import require
 from bench.measure import gpu, memory, timing
 from bench.measure.verify import Errors, Verifier
 from bench.operations.operation import DTYPES, MODES, OURS, REFERENCE, Case, Contestant, Operation
@@ -89,7 +89,7 @@ class Bench:
     def rows(self, cases: Sequence[Case]) -> pd.DataFrame:
         """The measurements of all cases, with a progress bar on stderr."""
         rows: list[dict[str, Any]] = []
-        bar = require("tqdm").tqdm(self.turns(cases), unit="case", file=sys.stderr, disable=None)
+        bar = tqdm(self.turns(cases), unit="case", file=sys.stderr, disable=None)
         for entries in bar:
             case = entries[0].case
             bar.set_postfix_str(f"{case}, {case.dtype}, {case.mode}")

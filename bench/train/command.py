@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import arguments
-from bench.errors import require
 from bench.train import memory, plots, recall
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
@@ -40,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains; returns 0, 1 if training failed, 130 after Ctrl-C."""
-    for module in ("tqdm", "matplotlib", "pandas", "filelock", "psutil"):
-        require(module)
     config = from_arguments(args)
     preset = PRESET_TRANSFER if getattr(args, "preset", None) else ()
     delays = getattr(args, "transfer", None) or preset

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+from tqdm import trange
+
 from bench import machine
-from bench.errors import require
 from bench.train import plots
 from bench.train.config import Config
 from bench.train.folder import RunFolder
@@ -40,8 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs all parts; returns 1 if a result of ours is wrong."""
-    for module in ("tqdm", "matplotlib", "pandas", "filelock"):
-        require(module)
     start = time.perf_counter()
     with RunFolder(args.out) as folder:
         print("## Every value and gradient, at odd sizes\n", flush=True)
@@ -72,7 +72,7 @@ def _train(epochs: int) -> dict[str, list[Epoch]]:
     """
     print(f"\n## Digits pixel by pixel, T = 64, H = 128, {epochs} epochs, same seed\n", flush=True)
     trainers = {name: Trainer(replace(run, epochs=epochs)) for name, run in RUNS.items()}
-    for epoch in require("tqdm").trange(1, epochs + 1, unit="epoch", disable=None):
+    for epoch in trange(1, epochs + 1, unit="epoch", disable=None):
         for trainer in trainers.values():
             trainer.run(lambda _: None, until=epoch)
     histories = {name: trainer.history for name, trainer in trainers.items()}
@@ -86,7 +86,7 @@ def _train(epochs: int) -> dict[str, list[Epoch]]:
         }
         for name, history in histories.items()
     }
-    print(require("pandas").DataFrame(table).T.to_string())
+    print(pd.DataFrame(table).T.to_string())
     ours, _, theirs = (history[0].loss for history in histories.values())
     print(
         f"\nAt p = 0 both compute the same: their losses in epoch 1 differ by "

@@ -7,10 +7,12 @@ import math
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 from bench.train.config import Config
 from bench.train.task import Sequences, Task
 
@@ -38,7 +40,7 @@ def split(sequences: Sequences, fraction: float) -> tuple[Sequences, Sequences]:
 def make(config: Config) -> Task:
     """The 1797 bundled images of 8 x 8 pixels, or MNIST; the split is the same for every seed."""
     if config.mnist is None:
-        bunch = require("sklearn.datasets").load_digits()
+        bunch = load_digits()
         pixels = torch.tensor(bunch.data, dtype=torch.float32) / 16  # grey values 0 to 16
         bundled = Sequences(pixels, torch.tensor(bunch.target).unsqueeze(1))
         learning, test = split(bundled, BUNDLED_TEST)
@@ -83,13 +85,12 @@ def _read(folder: Path, stem: str, wanted: tuple[int | None, ...]) -> Tensor:
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (EOFError, OSError, zlib.error) as error:
         raise _broken(path, "a file that can be read whole", str(error)) from error
-    numpy = require("numpy")
     magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
     if data[:4] != magic or len(data) < header:
         wanted_header = f"a header that starts with {magic.hex(' ')} and has {header} bytes"
         raise _broken(path, wanted_header, data[:header].hex(" ") or "an empty file")
-    sizes = numpy.frombuffer(data, ">u4", dimensions, offset=4).tolist()
-    values = numpy.frombuffer(data[header:], "u1")
+    sizes = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
+    values = np.frombuffer(data[header:], "u1")
     fits = all(size == least or least is None for size, least in zip(sizes, wanted, strict=True))
     if not fits or len(values) != math.prod(sizes) or len(values) == 0:
         shape = " x ".join(str(size or "N") for size in wanted)

@@ -13,11 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import filelock
+import pandas as pd
 import torch
 
 import throughtime
 from bench import plots
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 from bench.train.config import Config
 from bench.train.trainer import Trainer, best
 
@@ -44,7 +46,6 @@ class RunFolder:
         self.kept = 0  # finished epochs in the checkpoint
 
     def __enter__(self) -> RunFolder:
-        filelock = require("filelock")
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out: wanted a folder, got the file {self.path}; name a folder")
         try:
@@ -104,7 +105,7 @@ class RunFolder:
         self.write_table("log.csv", state["history"])
 
     def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> Path:
-        table = require("pandas").DataFrame(rows)
+        table = pd.DataFrame(rows)
         return self.write(name, table.to_csv(index=False, float_format="%.6g").encode())
 
     def write_figure(self, stem: str, figure: Any) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import UsageError, require
+import psutil
+
+from bench.errors import UsageError
 from bench.train.config import RECALL, Config
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -36,7 +38,7 @@ def check(config: Config, delays: Sequence[int] = ()) -> None:
 
 def available() -> int:
     """Bytes that this process may still take: of the machine, and of its container."""
-    free = int(require("psutil").virtual_memory().available)
+    free = int(psutil.virtual_memory().available)
     try:
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):  # no container, or "max": no limit

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from matplotlib.colors import LogNorm
 from torch import Tensor
 
-from bench.errors import require
 from bench.plots import COLOURS, DASHES, bars, figure, plain_log
 from bench.train.trainer import Epoch, Trainer
 from throughtime import reference
@@ -19,7 +21,7 @@ from throughtime import reference
 def curves(history: Sequence[Epoch], title: str) -> Any:
     """Loss, accuracy of all three sets and gradient norm of one run."""
     canvas, panels = figure(3)
-    table = require("pandas").DataFrame(map(asdict, history)).set_index("epoch")
+    table = pd.DataFrame(map(asdict, history)).set_index("epoch")
     look: dict[str, Any] = {"color": COLOURS[:3], "style": list(DASHES[:3]), "grid": True}
     table["loss"].plot(ax=panels[0], color=COLOURS[0], grid=True)
     names = ["train_accuracy", "validation_accuracy", "test_accuracy"]
@@ -34,25 +36,24 @@ def curves(history: Sequence[Epoch], title: str) -> Any:
 def demo(runs: Mapping[str, Sequence[Epoch]], speed: Path, title: str) -> Any:
     """Training runs above; below, the speed of each shape in the benchmark's CSV file."""
     canvas, panels = figure(3, [3.6, 3.2])
-    pandas = require("pandas")
     look: dict[str, Any]
     for k, (name, history) in enumerate(runs.items()):
         look = {"color": COLOURS[k], "style": DASHES[k], "label": name}
         look |= {"linewidth": 3 - k, "grid": True}  # equal curves show behind each other
-        table = pandas.DataFrame(map(asdict, history)).set_index("epoch")
+        table = pd.DataFrame(map(asdict, history)).set_index("epoch")
         table["loss"].plot(ax=panels[0], **look)
         table.set_index(table["seconds"].cumsum())["test_accuracy"].plot(ax=panels[1], **look)
         table["grad_norm_median"].plot(ax=panels[2], **look)
     _finish(*panels[:3])
     panels[1].set(xlabel="seconds of training", ylabel="test accuracy")
 
-    shapes = pandas.read_csv(speed).groupby(["T", "B", "I", "H"], sort=False)
+    shapes = pd.read_csv(speed).groupby(["T", "B", "I", "H"], sort=False)
     for panel, ((T, B, I, H), rows) in zip(panels[3:], shapes, strict=False):  # noqa: E741
         times = rows.pivot(index="impl", columns="p", values="median_ms").loc[rows["impl"].unique()]
         times.columns = [f"p = {p:g}" for p in times.columns]
         bars(panel, times)
         panel.set(xlabel="ms, forward + backward", title=f"T {T}, B {B}, I {I}, H {H}")
-        panel.legend(frameon=False, fontsize="small", loc="lower right")
+        panel.legend(frameon=False, fontsize="small", loc="upper right")
     canvas.suptitle(title, fontsize="medium")
     return canvas
 
@@ -99,8 +100,8 @@ def attention(trainer: Trainer) -> tuple[Tensor, Tensor]:
 def attended(weights: Tensor, retained: Tensor, title: str) -> Any:
     """Heat map of ``weights`` with the retained keys marked."""
     canvas, (panel,) = figure(1, [4.6])
-    colours = require("matplotlib.colors").LogNorm(vmin=1e-3, vmax=1, clip=True)
-    shown = require("numpy").ma.masked_equal(weights.numpy(), 0)
+    colours = LogNorm(vmin=1e-3, vmax=1, clip=True)
+    shown = np.ma.masked_equal(weights.numpy(), 0)
     image = panel.imshow(shown, cmap="viridis_r", norm=colours, interpolation="none", aspect="auto")
     queries, keys = retained.numpy().nonzero()
     panel.plot(keys, queries, ".", color="#d55e00", markersize=1.5, label="retained")

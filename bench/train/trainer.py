@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 import throughtime
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 from bench.train import digits, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS, SequenceClassifier
@@ -127,7 +128,7 @@ class Trainer:
         results: list[tuple[float, float, float]] = []
         self.model.train()
         start = time.perf_counter()
-        bar = require("tqdm").tqdm(
+        bar = tqdm(
             order, desc=f"epoch {len(self.history) + 1}/{self.config.epochs}", file=sys.stderr,
             leave=False, disable=None if self._bar else True,  # None: unless stderr is a terminal
         )  # fmt: skip

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from bench import plot, plots, report, speed_plots, table
 from bench.__main__ import main
-from bench.errors import UsageError, require
+from bench.errors import UsageError
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 COLUMNS = (
@@ -42,7 +43,7 @@ def peer(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _close() -> Iterator[None]:
     yield
-    require("matplotlib.pyplot").close("all")
+    plt.close("all")
 
 
 def test_the_columns_keep_their_names_and_order_and_have_a_meaning() -> None:
@@ -251,22 +252,6 @@ def test_a_logarithmic_axis_has_plain_numbers(low: float, high: float, labelled:
 # The page
 
 
-class Tree(HTMLParser):
-    """Collects elements as (tag, attributes), and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def html() -> str:
     found = [ours(), peer(), ours(mode="inference", median_ms=1000.0), peer(T=9, peak_mb=4.5)]
@@ -277,18 +262,16 @@ def html() -> str:
     )
 
 
-def test_page_holds_plots_tables_and_meanings(html: str) -> None:
-    tree = Tree(html)
+def test_page_holds_plots_and_tables(html: str) -> None:
+    text = unescape(re.sub(r"<[^>]*>", " ", html))
     assert html.startswith("<!DOCTYPE html>")
     for words in ("a.csv", "b & c.csv", "a <machine>, 2 cores", "torch 2.13", "bench lstm --T 5"):
-        assert words in tree.text
+        assert words in text
     assert "it <takes>" not in html and "takes" in html
-    assert sum(tag == "figure" for tag, _ in tree.elements) == 4  # speed and roofline of each
-    assert len({attributes.get("id") for tag, attributes in tree.elements if tag == "table"}) >= 2
-    assert "All rows: op lstm, B 3, I 4, H 4, dtype float32" in tree.text
-    for tag, attributes in tree.elements:
-        assert tag != "link" or not str(attributes.get("href")).startswith("http")
-        assert not str(attributes.get("src") or "data:").startswith("http")
+    assert html.count("<figure>") == 4  # speed and roofline of each
+    assert len(set(re.findall(r"<table id=\W?([\w-]+)", html))) >= 2
+    assert "All rows: op lstm, B 3, I 4, H 4, dtype float32" in text
+    assert not re.search(r'<(script|link|img)[^>]*(src|href)="?http', html)
 
 
 def test_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,6 @@ from bench.train import command, demo, memory, recall
 from bench.train.folder import RunFolder
 
 import throughtime
-from throughtime import _install
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "sequences_per_s")
@@ -438,29 +437,3 @@ def test_non_finite_loss_ends_with_a_sentence(capsys: pytest.CaptureFixture[str]
     )
     assert "the loss is " in error and "update 2 (epoch 1); try a smaller --lr" in error
     assert list(files("run")) == ["config.json"]
-
-
-@pytest.mark.parametrize(
-    ("words", "module", "distribution"),
-    [
-        ("train digits", "tqdm", "tqdm"),
-        ("train digits", "matplotlib", "matplotlib"),
-        ("train digits", "sklearn.datasets", "scikit-learn"),
-        ("train digits", "pandas", "pandas"),
-        ("train digits", "filelock", "filelock"),
-        ("train digits", "psutil", "psutil"),
-        ("demo", "matplotlib", "matplotlib"),
-    ],
-)
-def test_missing_extras_are_one_sentence(
-    words: str,
-    module: str,
-    distribution: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    assert refused(words.split(), capsys) == (
-        f"error: this command needs {distribution}, which is not installed; "
-        f"install it with: pip install {_install.source('[bench]')}\n"
-    )
