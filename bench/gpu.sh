@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU machine, in stages of at most ten minutes; see usage(). Never run on a GPU
-# so far.
+# Everything that needs a GPU machine, in stages of at most ten minutes; see usage(). Never run on a
+# GPU so far.
 # shellcheck disable=SC2329  # stages are called by name
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -56,7 +56,8 @@ need() {
 need_package() { need throughtime 'run bench/gpu.sh build first'; }
 need_tests() {
   need_package
-  need pytest,pytest_timeout 'download their wheels elsewhere (pip download), then bench/gpu.sh --wheels DIR build'
+  need pytest,pytest_timeout \
+    'download their wheels elsewhere (pip download), then bench/gpu.sh --wheels DIR build'
 }
 
 # ---- Stages: each runs in a subshell, where the first command that fails ends it ----
@@ -173,28 +174,16 @@ parse() {
 # Prints the name of the GPU, or exits with the reason why torch has none.
 name_of_gpu() {
   local answer
-  if ! answer=$("$python" -c '
-import sys
-try:
-    import torch
-except ImportError:
-    sys.exit("it has no torch")
+  answer=$("$python" -c '
+import sys, torch
 if torch.version.cuda is None:
     sys.exit(f"torch {torch.__version__} is built without CUDA")
 if not torch.cuda.is_available():
     sys.exit(f"torch {torch.__version__} sees no GPU and driver that it can use")
 print(torch.cuda.get_device_name(0))
-' 2>&1); then
-    fail 1 "an NVIDIA GPU is needed, and $python finds none: $(tail -n 1 <<< "$answer"); --dry-run prints what would run"
-  fi
+' 2>&1) || fail 1 "an NVIDIA GPU is needed, and $python finds none: $(tail -n 1 <<< "$answer");\
+ --dry-run prints what would run"
   tail -n 1 <<< "$answer"
-}
-
-# The head of this run in the log.
-describe_machine() {
-  printf '\n==== bench/gpu.sh %s: %s, %s\n' "${chosen[*]}" "$gpu" "$(date -u +%FT%TZ)"
-  git describe --always --dirty || true
-  nvidia-smi || true
 }
 
 parse "$@"
@@ -207,7 +196,11 @@ fi
 if ! "$dry_run"; then
   mkdir -p "$out"
   log=$out/gpu.log
-  describe_machine >> "$log" 2>&1
+  {
+    printf '\n==== bench/gpu.sh %s: %s, %s\n' "${chosen[*]}" "$gpu" "$(date -u +%FT%TZ)"
+    git describe --always --dirty || true
+    nvidia-smi || true
+  } >> "$log" 2>&1
 fi
 export PYTHONPATH="$PWD/$SITE${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 

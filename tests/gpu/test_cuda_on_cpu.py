@@ -28,7 +28,7 @@ from cases_recurrence import (
     long_memory,
 )
 from data_sheets import SMALL
-from host_kernels import HostKernels, compile_program
+from host_kernels import CSRC, SOURCES, HostKernels, compile_program
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -269,3 +269,19 @@ def test_a_missing_barrier_is_noticed(site: int, case: int, programs: dict[str, 
     command = [programs["thread"], str(site), str(case)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0, f"no test noticed that barrier {SITES[site]!r} was left out"
+
+
+@pytest.mark.parametrize(
+    ("source", "flags"),
+    [
+        # csrc/lstm/cuda/launch.cu on a fake CUDA runtime: limits that it sets, launches refused.
+        ("launching.cpp", [f"-I{SOURCES / 'runtime'}", "-x", "c++", "-Wno-unused-function"]),
+        ("latency.cpp", [f"-I{CSRC.parent / 'bench/gpu'}"]),  # the kernels of bench/gpu
+    ],
+)
+def test_a_program_of_checks_finds_nothing_wrong(
+    source: str, flags: list[str], tmp_path: Path
+) -> None:
+    program = compile_program(flags, source, tmp_path / "program")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
