@@ -62,7 +62,7 @@ def test_bench_knows_the_options_of_its_stage() -> None:
     commands = re.findall(r"-m bench (.*)", gpu_sh("--dry-run", "bench").stdout)
     assert len(commands) == 5
     words = shlex.split(commands[0])
-    assert make_parser(words).parse_args(words).device == "cuda"
+    assert make_parser(words).parse_args(words).devices == ["cuda"]
 
 
 def test_stages_in_the_order_asked_for_and_arguments_of_pytest() -> None:
