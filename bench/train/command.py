@@ -73,10 +73,12 @@ def run(args: argparse.Namespace) -> int:
             return 1
         except (KeyboardInterrupt, WriteError) as error:
             failed = isinstance(error, WriteError)
+            words = ["python", "-m", "bench", *args.command_line]
+            words += [] if args.resume else ["--resume"]
             print(
                 f"{f'error: {error}' if failed else 'stopped'}\n"
                 f"{folder.kept} finished epochs are kept in {path}\n"
-                f"continue with: {_resume_command(args, path)}",
+                f"continue with: {shlex.join(words)}",
                 file=sys.stderr,
             )
             return 1 if failed else INTERRUPTED
@@ -118,10 +120,3 @@ def _transfer(trainer: Trainer, delays: Sequence[int], folder: RunFolder) -> Non
         rows.append({**row, "T": delay, "accuracy": accuracy, "count": TRANSFER_SEQUENCES})
     if rows:
         print(f"transfer: {folder.write_table('transfer.csv', rows)}")
-
-
-def _resume_command(args: argparse.Namespace, path: Path) -> str:
-    words: list[str] = list(args.command_line)
-    words += [] if args.resume else ["--resume"]
-    words += [] if args.out else ["--out", str(path)]
-    return shlex.join(["python", "-m", "bench", *words])
