@@ -267,22 +267,24 @@ class Flows {
  public:
   Flows(const OptionalTensor& mask, int64_t T, cudaStream_t stream) : T_(T) {
     if (!mask || is_capturing(stream)) return;
-    B_ = mask->size(2);
-    const Tensor whole = dense(*mask);
-    cut_.resize(whole.numel());
-    copy_to_host(cut_.data(), whole.const_data_ptr(), cut_.size(), stream);
+    // Samples that share their mask have one row.
+    const bool shared = mask->stride(2) == 0;
+    const Tensor rows = dense(shared ? torch::stable::select(*mask, 2, 0) : *mask);
+    B_ = shared ? 1 : mask->size(2);
+    detached_.resize(rows.numel());
+    copy_to_host(detached_.data(), rows.const_data_ptr(), detached_.size(), stream);
   }
   bool operator()(int64_t d, int64_t t) const {
-    if (cut_.empty()) return true;
+    if (detached_.empty()) return true;
     for (int64_t n = 0; n < B_; ++n) {
-      if (!cut_[(d * T_ + t) * B_ + n]) return true;
+      if (!detached_[(d * T_ + t) * B_ + n]) return true;
     }
     return false;
   }
 
  private:
   int64_t T_, B_ = 0;
-  std::vector<char> cut_;
+  std::vector<char> detached_;
 };
 
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor>;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 import torch
@@ -33,6 +34,13 @@ def autocast_dtype(input: Tensor) -> torch.dtype | None:
     if input.dtype not in _CAST or not _autocast_enabled(input.device.type):
         return None
     return torch.get_autocast_dtype(input.device.type)
+
+
+def without_autocast(input: Tensor, autocast: torch.dtype | None) -> AbstractContextManager[object]:
+    """Turn autocast off where the arguments are in its dtype already."""
+    if autocast is None:
+        return nullcontext()
+    return torch.autocast(input.device.type, enabled=False)
 
 
 def _autocast_enabled(device_type: str) -> bool:
@@ -123,14 +131,21 @@ def check_mask(
         )
 
 
-def check_lengths(op: str, lengths: Tensor, batch: int, length: int, device: torch.device) -> None:
-    """Check that ``lengths`` is int64 ``[batch]`` with values from 0 to ``length``.
+def checked_lengths(
+    op: str, lengths: Tensor | None, batch: int, length: int, device: torch.device
+) -> Tensor | None:
+    """Check that ``lengths`` is int64 ``[batch]`` with values from 0 to ``length``, or None.
+
+    Returns:
+        The lengths on ``device``.
 
     Raises:
         RuntimeError: if its shape or device does not fit.
         TypeError: if it is no tensor.
         ValueError: if its dtype or a value is wrong.
     """
+    if lengths is None:
+        return None
     if not isinstance(lengths, Tensor):
         raise TypeError(
             f"{op}: lengths should be an int64 Tensor, got {type(lengths).__name__}; "
@@ -148,14 +163,14 @@ def check_lengths(op: str, lengths: Tensor, batch: int, length: int, device: tor
             f"{op}: lengths should be on the CPU or on the input's device {device}, got "
             f"{lengths.device}"
         )
-    if batch == 0 or not readable(lengths):
-        return
-    low, high = (int(bound) for bound in lengths.aminmax())
-    if low < 0 or high > length:
-        raise ValueError(
-            f"{op}: lengths should be between 0 and the number of steps {length}, got values from "
-            f"{low} to {high}; pad the input or clamp the lengths"
-        )
+    if batch > 0 and readable(lengths):
+        low, high = (int(bound) for bound in lengths.aminmax())
+        if low < 0 or high > length:
+            raise ValueError(
+                f"{op}: lengths should be between 0 and the number of steps {length}, got values "
+                f"from {low} to {high}; pad the input or clamp the lengths"
+            )
+    return lengths.to(device)
 
 
 def readable(tensor: Tensor) -> bool:

@@ -10,9 +10,10 @@ from throughtime.backends.selection import chosen
 from throughtime.functional.checks import (
     autocast_dtype,
     check_flag,
-    check_lengths,
     check_mask,
     check_pair,
+    checked_lengths,
+    without_autocast,
     wrong_shape,
 )
 from throughtime.functional.recurrent import (
@@ -23,7 +24,6 @@ from throughtime.functional.recurrent import (
     check_tensors,
     check_weights,
     per_sample,
-    without_autocast,
 )
 from throughtime.ops.lstm import LstmArguments, LstmResults
 from throughtime.ops.precision import cast
@@ -249,9 +249,7 @@ def _arguments(
     check_devices(input, "parameter", named)
     check_mask("lstm", "detach_mask", detach_mask, input, ((length,), (length, batch)))
     check_mask("lstm", "reset", reset, input, ((length, batch),))
-    if lengths is not None:
-        check_lengths("lstm", lengths, batch, length, input.device)
-        lengths = lengths.to(input.device)
+    lengths = checked_lengths("lstm", lengths, batch, length, input.device)
     autocast = autocast_dtype(input)
     check_dtypes("lstm", input, named, states, autocast)
     if hx is None:

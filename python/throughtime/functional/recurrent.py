@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -108,10 +107,3 @@ def per_sample(mask: Tensor | None, length: int, batch: int) -> Tensor | None:
     if mask is None or mask.dim() == 2:
         return mask
     return mask.unsqueeze(1).expand(length, batch)
-
-
-def without_autocast(input: Tensor, autocast: torch.dtype | None) -> AbstractContextManager[object]:
-    """Turn autocast off where the arguments are in its dtype already."""
-    if autocast is None:
-        return nullcontext()
-    return torch.autocast(input.device.type, enabled=False)

@@ -13,10 +13,11 @@ from throughtime.functional.carried import check_state
 from throughtime.functional.checks import (
     autocast_dtype,
     check_choice,
-    check_lengths,
     check_mask,
     check_pair,
     check_size,
+    checked_lengths,
+    without_autocast,
     wrong_shape,
 )
 from throughtime.functional.recurrent import (
@@ -27,7 +28,6 @@ from throughtime.functional.recurrent import (
     check_tensors,
     check_weights,
     per_sample,
-    without_autocast,
 )
 from throughtime.functional.relevancy import Retain
 from throughtime.ops.precision import LOW_PRECISION, cast
@@ -131,9 +131,7 @@ def rel_lstm(
     length, batch, _ = input.shape
     check_mask(_OP, "detach_mask", detach_mask, input, ((length,), (length, batch)))
     detach_mask = per_sample(detach_mask, length, batch)
-    if lengths is not None:
-        check_lengths(_OP, lengths, batch, length, input.device)
-        lengths = lengths.to(input.device)
+    lengths = checked_lengths(_OP, lengths, batch, length, input.device)
     sizes = (window_size, top_k)
     state = _initial(hx, input, weight_hh.size(1), detach_mask, sizes, autocast)
     has_memory = state.memory.size(0) > 0

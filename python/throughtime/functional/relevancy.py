@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from contextlib import nullcontext
 from typing import Literal, NoReturn, overload
 
 import torch
@@ -18,8 +17,9 @@ from throughtime.functional.checks import (
     check_cast,
     check_choice,
     check_flag,
-    check_lengths,
     check_size,
+    checked_lengths,
+    without_autocast,
     wrong_shape,
 )
 from throughtime.ops.relevancy import RelevancyArguments, RelevancyResults
@@ -159,9 +159,7 @@ def relevancy_attention(
     check_flag(f"{_OP}: return_retained", return_retained)
     weight = _check_tensors(query, key, value, score, score_weight)
     batch, _, length, size = query.shape
-    if lengths is not None:
-        check_lengths(_OP, lengths, batch, length, query.device)
-        lengths = lengths.to(query.device)
+    lengths = checked_lengths(_OP, lengths, batch, length, query.device)
     if scale is None:
         scale = float(size) ** -0.5  # a size is a tensor in a trace, and its power one of float32
     elif isinstance(scale, bool) or not isinstance(scale, numbers.Real):
@@ -200,7 +198,7 @@ def relevancy_attention(
             )
     request = Request(op=_OP, hidden_size=size, device=query.device, dtype=query.dtype)
     runs = chosen(backend, request)
-    with nullcontext() if dtype is None else torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query, dtype):
         results: RelevancyResults = runs.run(args)
     last = results.last
     if cache is not None:

@@ -187,24 +187,23 @@ class Operation(Generic[Arguments, Results]):
         )
         self._grads, self._again, self._reads = tuple(grads), tuple(again), tuple(reads)
 
-        places = [k for k, x in enumerate(inputs) if x.layout]
+        # Saved tensors, then options, then None: the backward puts them in the record's order.
+        read = [k for k, x in enumerate(inputs) if x.layout and x.layout.backward]
+        options = [k for k, x in enumerate(inputs) if not x.layout]
+        order = [*read, *options, *unread]
+        self._read_count, self._unread = len(read), (None,) * len(unread)
+        self._restore = _picking(order.index(k) for k in range(len(inputs)))
+        self._take_read, self._take_options = _picking(read), _picking(options)
+        self._take_results = _picking(outputs.index(x) for x in reads)
         self._take_grads = _picking(with_gradient)
         self._take_constant = _picking(k for k in range(len(outputs)) if k not in with_gradient)
-        self._take_read = _picking(k for k in places if k not in unread)
-        self._take_options = _picking(k for k, x in enumerate(inputs) if not x.layout)
-        self._take_results = _picking(outputs.index(x) for x in reads)
         self._differentiable = tuple(differentiable)
         self._found = tuple(
             differentiable.index(k) if k in differentiable else None for k in range(len(inputs))
         )
-        self._needs = [_picking(_needing(flag, inputs)) for flag in needs]
-        # Tensors, then options, then None: their places in the record of arguments.
-        read = [k for k in places if k not in unread]
-        options = [k for k, x in enumerate(inputs) if not x.layout]
-        order = [*read, *options, *unread]
-        self._restore = _picking(order.index(k) for k in range(len(inputs)))
-        self._unread = (None,) * len(unread)
-        self._read_count = len(read)
+        self._needs = [
+            _picking(k for k, x in enumerate(inputs) if _need(x.name) == need) for need in needs
+        ]
 
     def _requires_grad(self, args: tuple[Any, ...]) -> bool:
         for k in self._differentiable:
@@ -282,8 +281,8 @@ class Operation(Generic[Arguments, Results]):
                 x = getattr(call, field.name)
                 if field.layout and (field.layout.backward or x is not None):
                     checker.check(field, x)
-            flags = dict(zip(call._fields, call, strict=True))
-            return tuple([self._gradient(checker, field, flags) for field in self._gradients])
+            given = call._asdict()
+            return tuple([self._gradient(checker, field, given) for field in self._gradients])
 
         return run
 
@@ -292,8 +291,7 @@ class Operation(Generic[Arguments, Results]):
         name = field.name.removeprefix("grad_")
         layout = field.layout
         assert layout is not None and checker.first is not None
-        flag = "need_input" if name == "input" else "need_weights" if _weight(name) else ""
-        if not call.get(flag, True) or (layout.backward and call[name] is None):
+        if not call.get(f"need_{_need(name)}", True) or (layout.backward and call[name] is None):
             return checker.first.new_empty(0)
         return checker.empty(field)
 
@@ -329,8 +327,9 @@ def _differentiable(field: Field) -> bool:
     return field.layout is not None and field.layout.differentiable
 
 
-def _weight(name: str) -> bool:
-    return name.startswith(("weight", "bias"))
+def _need(name: str) -> str:
+    """The flag ``need_...`` that covers the gradient of an argument, if there is one."""
+    return "weights" if name.startswith(("weight", "bias")) else name
 
 
 def _plain() -> bool:
@@ -446,13 +445,6 @@ def _picking(positions: Iterable[int]) -> Callable[[Sequence[Any]], tuple[Any, .
     if len(chosen) > 1:
         return itemgetter(*chosen)
     return lambda items: tuple([items[k] for k in chosen])
-
-
-def _needing(need: str, inputs: Sequence[Field]) -> tuple[int, ...]:
-    """The arguments of a forward whose gradients a flag asks for."""
-    if need == "weights":
-        return tuple(k for k, x in enumerate(inputs) if _weight(x.name))
-    return tuple(k for k, x in enumerate(inputs) if x.name == need)
 
 
 def _one_call_per_sample(operator: Any) -> Callable[..., tuple[tuple[Tensor, ...], Any]]:

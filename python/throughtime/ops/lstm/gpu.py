@@ -59,11 +59,12 @@ _STACKED = [x.name for x in fields(GpuArguments) if x.layout and x.layout.shape.
 
 def _forward(call: Any) -> tuple[Tensor, ...]:
     biases = [bias for bias in (call.bias_ih, call.bias_hh) if bias is not None]
-    args = recurrence.ForwardArguments(
-        project(call.input, call.weight_ih),
-        sum(biases[1:], start=biases[0]) if biases else None,
-        *(call.h_0, call.c_0, call.weight_hh, call.lengths, call.reset, call.reverse, call.save),
-    )
+    own: dict[str, Any] = {
+        "projected": project(call.input, call.weight_ih),
+        "bias": sum(biases[1:], start=biases[0]) if biases else None,
+    }
+    names = [name for name in recurrence.ForwardArguments._fields if name not in own]
+    args = recurrence.ForwardArguments(**own, **{name: getattr(call, name) for name in names})
     return recurrence.forward(call.kernels, args)
 
 
