@@ -78,6 +78,16 @@ def test_operators_name_the_tensor_that_is_wrong(
         operate(op, given)
 
 
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_shapes_without_numbers_are_checked_too(op: str, name: str) -> None:
+    """A compiler sees nothing else: a wrong size has to end there, whichever tensor is named."""
+    given = {n: x.to("meta") if isinstance(x, Tensor) else x for n, x in arguments(op).items()}
+    operate(op, given)
+    given[name] = torch.nn.functional.pad(given[name], (0, 1) * given[name].dim())
+    with pytest.raises(RuntimeError, match=rf"throughtime::{op}: \w+ should have shape"):
+        operate(op, given)
+
+
 @pytest.mark.parametrize("op", ["rel_lstm_backward", "relevancy_backward"])
 def test_last_is_taken_as_the_forward_pass_wrote_it_and_not_otherwise(op: str) -> None:
     generator = torch.Generator().manual_seed(0)
