@@ -51,6 +51,8 @@ INSTRUCTION_SETS: dict[str, list[tuple[str, list[str]]]] = {
         ("sse2", ["-march=x86-64"]),
         ("avx2", ["-march=x86-64-v3"]),
         ("avx512", ["-march=x86-64-v4"]),
+        ("avx512_bf16", ["-march=x86-64-v4", "-mavx512bf16"]),
+        ("amx", ["-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DTT_AMX"]),
     ],
     "aarch64": [("neon", [])],
 }
@@ -78,6 +80,9 @@ CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
     "csrc/lstm/cuda/operators.cpp",
     "csrc/lstm/cuda/gpu.cpp",
 ]
+# For the instruction sets that multiply bfloat16: these run float32 and float64 by AVX-512's kernels.
+BFLOAT16_SETS = ["avx512_bf16", "amx"]
+BFLOAT16_KERNEL_SOURCES = ["csrc/lstm/cpu/bfloat16_kernels.cpp"]
 # by nvcc, once per dtype, without torch's headers
 CUDA_KERNEL_SOURCES = ["csrc/lstm/cuda/launch.cu"]
 CUDA_SCALARS = ["float", "device::BFloat16", "device::Float16"]
@@ -211,7 +216,7 @@ def cpu_module(plan: Plan) -> Module:
     kernels = [
         Object(HERE / source, name, (*FLAGS, *flags, f"-DTT_ISA={name}", INCLUDE, *user_flags()))
         for name, flags in plan.instruction_sets
-        for source in KERNEL_SOURCES
+        for source in (BFLOAT16_KERNEL_SOURCES if name in BFLOAT16_SETS else KERNEL_SOURCES)
     ]
     return Module("_C.so", (*baseline, *kernels), libraries("torch_cpu"))
 

@@ -1,9 +1,12 @@
-// 16-bit floating point numbers as bits; arithmetic happens in float.
+// Numbers as they lie in memory. 16-bit ones are bits here; arithmetic happens in float.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
-namespace throughtime::device {
+#include "common/inline.h"
+
+namespace throughtime {
 
 struct BFloat16 {
   uint16_t bits;
@@ -12,4 +15,39 @@ struct Float16 {
   uint16_t bits;
 };
 
-}  // namespace throughtime::device
+namespace detail {
+template <typename Storage>
+struct Sum {
+  using type = Storage;
+};
+template <>
+struct Sum<BFloat16> {
+  using type = float;
+};
+}  // namespace detail
+
+// The type in which products of such numbers are added up.
+template <typename Storage>
+using SumOf = typename detail::Sum<Storage>::type;
+
+TT_INLINE float wide(BFloat16 number) {
+  const uint32_t word = uint32_t(number.bits) << 16;
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+// To the nearest, ties to even; a NaN stays one.
+TT_INLINE BFloat16 narrow(float number) {
+  uint32_t word;
+  std::memcpy(&word, &number, sizeof word);
+  const uint32_t nearest = word + 0x7fff + (word >> 16 & 1);
+  return {static_cast<uint16_t>((number == number ? nearest : word | 0x400000) >> 16)};
+}
+
+namespace device {
+using throughtime::BFloat16;
+using throughtime::Float16;
+}  // namespace device
+
+}  // namespace throughtime

@@ -93,6 +93,7 @@ void check_real(const char* argument, const Tensor& tensor) {
 
 int64_t bytes_of(ScalarType dtype) {
   if (dtype == ScalarType::Bool) return 1;
+  if (dtype == ScalarType::BFloat16) return 2;
   return dtype == ScalarType::Float ? 4 : 8;
 }
 

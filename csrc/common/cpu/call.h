@@ -51,12 +51,16 @@ class Call {
   int64_t start_, last_;
 };
 
-// An uninitialised contiguous CPU tensor of float, double or int64. Its memory is from the pool
+// An uninitialised contiguous CPU tensor of a dtype that operators take. Its memory is from the pool
 // where this torch can take it (2.11 or later), else from torch.
 Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
 // The one bias of the kernels: the sum of those that are there, float32 or float64; dense.
 OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh);
+
+// A contiguous tensor in another dtype, from bfloat16 to float32 or back; itself if it has the dtype.
+Tensor converted(const Tensor& tensor, ScalarType dtype);
+OptionalTensor converted(const OptionalTensor& tensor, ScalarType dtype);
 
 // visit(S{}) for the type of the numbers, float32 or float64.
 template <typename Visit>

@@ -4,6 +4,11 @@
 // one constant table, <op>_kernels_<isa>. The op's operators.cpp lists them:
 //
 //   TT_KERNEL_TABLES(LstmKernels, lstm)   // defines const LstmKernels& lstm_kernels()
+//
+// Instruction sets that multiply bfloat16 have tables of their own, of bfloat16_kernels.cpp, and share
+// all others with AVX-512:
+//
+//   TT_BFLOAT16_TABLES(LstmBFloat16Kernels, lstm_bfloat16)   // lstm_bfloat16_kernels(), or null
 #pragma once
 
 #include "common/cpu/runtime.h"
@@ -13,7 +18,18 @@
 #define TT_JOIN(name, isa) TT_JOIN_(name, isa)
 #define TT_KERNELS(op) TT_JOIN(op##_kernels, TT_ISA)
 
-// TT_EACH_ISA(f, ...) is f(isa, ...) for every compiled instruction set, largest first.
+// TT_EACH_BFLOAT16_ISA(f, ...) and TT_EACH_BASE_ISA(f, ...) are f(isa, ...) for every compiled
+// instruction set of the kind, largest first; TT_EACH_ISA for all, those with bfloat16 first.
+#if defined(TT_HAVE_AMX)
+#define TT_AMX_ISA(f, ...) f(amx, __VA_ARGS__)
+#else
+#define TT_AMX_ISA(f, ...)
+#endif
+#if defined(TT_HAVE_AVX512_BF16)
+#define TT_AVX512_BF16(f, ...) f(avx512_bf16, __VA_ARGS__)
+#else
+#define TT_AVX512_BF16(f, ...)
+#endif
 #if defined(TT_HAVE_AVX512)
 #define TT_AVX512(f, ...) f(avx512, __VA_ARGS__)
 #else
@@ -34,17 +50,33 @@
 #else
 #define TT_NEON(f, ...)
 #endif
-#define TT_EACH_ISA(f, ...) \
-  TT_AVX512(f, __VA_ARGS__) \
+#define TT_EACH_BFLOAT16_ISA(f, ...) TT_AMX_ISA(f, __VA_ARGS__) TT_AVX512_BF16(f, __VA_ARGS__)
+#define TT_EACH_BASE_ISA(f, ...) \
+  TT_AVX512(f, __VA_ARGS__)      \
   TT_AVX2(f, __VA_ARGS__) TT_SSE2(f, __VA_ARGS__) TT_NEON(f, __VA_ARGS__)
+
+#define TT_EACH_ISA(f, ...) TT_EACH_BFLOAT16_ISA(f, __VA_ARGS__) TT_EACH_BASE_ISA(f, __VA_ARGS__)
 
 #define TT_DECLARE_KERNELS(isa, Kernels, op) extern const Kernels op##_kernels_##isa;
 #define TT_ADDRESS_OF_KERNELS(isa, Kernels, op) &op##_kernels_##isa,
-#define TT_KERNEL_TABLES(Kernels, op)                                                         \
-  TT_EACH_ISA(TT_DECLARE_KERNELS, Kernels, op)                                                \
-  const Kernels& op##_kernels() {                                                             \
-    static const Kernels* const tables[] = {TT_EACH_ISA(TT_ADDRESS_OF_KERNELS, Kernels, op)}; \
-    return *tables[chosen_isa()];                                                             \
+#define TT_ADDRESS_OF_AVX512(isa, Kernels, op) &op##_kernels_avx512,
+#define TT_NO_ADDRESS(isa, Kernels, op) nullptr,
+#define TT_KERNEL_TABLES(Kernels, op)                                                             \
+  TT_EACH_BASE_ISA(TT_DECLARE_KERNELS, Kernels, op)                                               \
+  const Kernels& op##_kernels() {                                                                 \
+    static const Kernels* const tables[] = {TT_EACH_BFLOAT16_ISA(TT_ADDRESS_OF_AVX512, Kernels,   \
+                                                                 op)                              \
+                                                TT_EACH_BASE_ISA(TT_ADDRESS_OF_KERNELS, Kernels,  \
+                                                                 op)};                            \
+    return *tables[chosen_isa()];                                                                 \
+  }
+#define TT_BFLOAT16_TABLES(Kernels, op)                                                           \
+  TT_EACH_BFLOAT16_ISA(TT_DECLARE_KERNELS, Kernels, op)                                           \
+  const Kernels* op##_kernels() {                                                                 \
+    static const Kernels* const tables[] = {TT_EACH_BFLOAT16_ISA(TT_ADDRESS_OF_KERNELS, Kernels,  \
+                                                                 op)                              \
+                                                TT_EACH_BASE_ISA(TT_NO_ADDRESS, Kernels, op)};    \
+    return tables[chosen_isa()];                                                                  \
   }
 
 namespace throughtime {

@@ -1,8 +1,10 @@
+#include <cstring>
 #include <exception>
 #include <vector>
 
 #include "common/cpu/call.h"
 #include "common/cpu/pool.h"
+#include "common/scalars.h"
 #include "common/sizes.h"
 #include "common/tensors.h"
 
@@ -21,7 +23,9 @@ constexpr size_t kLeastPooled = size_t(1) << 18;
 
 template <typename S>
 void add(const Tensor& a, const Tensor& b, const Tensor& sum) {
-  for (int64_t i = 0; i < sum.numel(); ++i) mutable_data<S>(sum)[i] = data<S>(a)[i] + data<S>(b)[i];
+  const S *from = data<S>(a), *other = data<S>(b);
+  S* to = mutable_data<S>(sum);
+  for (int64_t i = 0, count = sum.numel(); i < count; ++i) to[i] = from[i] + other[i];
 }
 
 }  // namespace
@@ -59,6 +63,25 @@ Tensor pooled(std::initializer_list<int64_t> sizes, ScalarType dtype) {
     TT_CHECK(false, "throughtime: torch did not take a tensor of ", count, " elements");
   }
   return Tensor(handle);
+}
+
+Tensor converted(const Tensor& tensor, ScalarType dtype) {
+  const Tensor from = dense(tensor);
+  if (from.scalar_type() == dtype) return from;
+  const Tensor to = torch::stable::empty(tensor.sizes(), dtype);
+  const auto convert = [](const auto* from, auto* to, int64_t count, auto one) {
+    for (int64_t i = 0; i < count; ++i) to[i] = one(from[i]);
+  };
+  if (dtype == ScalarType::Float) {
+    convert(data<BFloat16>(from), mutable_data<float>(to), to.numel(), [](BFloat16 x) { return wide(x); });
+  } else {
+    convert(data<float>(from), mutable_data<BFloat16>(to), to.numel(), [](float x) { return narrow(x); });
+  }
+  return to;
+}
+
+OptionalTensor converted(const OptionalTensor& tensor, ScalarType dtype) {
+  return tensor ? OptionalTensor(converted(*tensor, dtype)) : std::nullopt;
 }
 
 OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {

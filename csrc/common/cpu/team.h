@@ -1,6 +1,7 @@
 // Teams of workers that step through time together.
 #pragma once
 
+#include "common/cpu/amx.h"
 #include "common/cpu/runtime.h"
 #include "common/cpu/vec.h"
 #include "common/sizes.h"
@@ -139,6 +140,7 @@ void run_workers(const Runtime& runtime, const Schedule& schedule, Barrier* barr
   barriers[schedule.teams].reset(schedule.workers());
   const auto body = [](void* raw, int begin, int end) {
     auto& [schedule, barriers, pass, profile] = *static_cast<Context*>(raw);
+    const MatrixUnit unit;
     Stopwatch watch(profile);
     const int workers = schedule.workers(), members = schedule.members;
     Barrier& all = barriers[schedule.teams];

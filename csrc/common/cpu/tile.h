@@ -8,9 +8,10 @@
 // every link of a chain.
 //
 // A and B hold any Operand that Numbers knows; the tile holds the sums, of type S = SumOf<Operand>.
+// An operand of pairs takes two k at a time: A's rows hold them side by side, B is [k / 2][column][2].
 #pragma once
 
-#include "common/cpu/vec.h"
+#include "common/cpu/bfloat16.h"
 #include "common/sizes.h"
 
 namespace throughtime {
@@ -55,21 +56,40 @@ struct Tile {
   }
 
   // A is addressed as a[i * row_stride + k * k_stride].
-  template <typename Operand>
-  TT_INLINE void multiply(const Operand* a, int64_t row_stride, int64_t k_stride,
-                          const Operand* panel, int64_t k_count, int64_t panel_stride) {
+  TT_INLINE void multiply(const S* a, int64_t row_stride, int64_t k_stride, const S* panel,
+                          int64_t k_count, int64_t panel_stride) {
     for (int64_t k = 0; k < k_count; ++k) {
       Vec<S> b[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) b[j] = Numbers<Operand>::vector(panel + j * kLanes<S>);
+      for (int j = 0; j < NV; ++j) b[j] = load(panel + j * kLanes<S>);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
-        const S scalar = Numbers<Operand>::one(a[i * row_stride]);
+        const S scalar = a[i * row_stride];
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) v[i][j] += b[j] * scalar;
       }
       a += k_stride;
       panel += panel_stride;
+    }
+  }
+
+  // The same for pairs; k_stride is 1.
+  TT_INLINE void multiply(const BFloat16* a, int64_t row_stride, int64_t, const BFloat16* panel,
+                          int64_t k_count, int64_t panel_stride) {
+    using Pairs = Numbers<BFloat16>;
+    for (int64_t k = 0; k < k_count; k += 2) {
+      typename Pairs::Words b[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) b[j] = Pairs::step(panel + j * 2 * kLanes<S>);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        uint32_t pair;
+        std::memcpy(&pair, a + i * row_stride, sizeof pair);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) v[i][j] = Pairs::multiply_add(v[i][j], pair, b[j]);
+      }
+      a += 2;
+      panel += 2 * panel_stride;
     }
   }
 };
@@ -103,7 +123,7 @@ class Sum {
       chain_.multiply(a, row_stride, k_stride, panel, count, panel_stride);
       a += count * k_stride;
       panel += count * panel_stride;
-      links_ += count;
+      links_ += round_up(count, Numbers<Operand>::kDepth);
       k_count -= count;
     }
   }
@@ -128,10 +148,10 @@ class Sum {
   int64_t links_ = 0;
 };
 
-// Room for the result of one tile.
-template <typename S>
+// Room for the result of one product.
+template <typename S, int64_t kRows = kRegisterRows>
 struct alignas(kVectorBytes) TileBuffer {
-  S numbers[kRegisterRows * kPanelVectors * kLanes<S>];
+  S numbers[kRows * kPanelVectors * kLanes<S>];
 };
 
 template <int N>
@@ -153,11 +173,11 @@ TT_INLINE void with_constant(int64_t n, const F& f) {
 
 // Calls f(row, height) for tiles of nearly equal height that cover [begin, end): 25 rows are 5 x 5,
 // not 4 x 6 + 1.
-template <typename F>
+template <int64_t kRows = kRegisterRows, typename F>
 TT_INLINE void for_row_tiles(int64_t begin, int64_t end, const F& f) {
   const int64_t rows = end - begin;
   if (rows <= 0) return;
-  const int64_t tiles = divide_up(rows, kRegisterRows);
+  const int64_t tiles = divide_up(rows, kRows);
   const int64_t base = rows / tiles, extra = rows % tiles;
   int64_t row = begin;
   for (int64_t tile = 0; tile < tiles; ++tile) {

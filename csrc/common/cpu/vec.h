@@ -18,6 +18,8 @@
 #endif
 
 #include "common/inline.h"
+#include "common/scalars.h"
+#include "common/sizes.h"
 
 namespace throughtime {
 namespace {
@@ -88,22 +90,6 @@ TT_INLINE void store(S* to, Vec<S> v) {
   *reinterpret_cast<typename VecOf<S>::unaligned*>(to) = v;
 }
 
-// Numbers as they lie in memory, apart from those that the kernels compute with: an operand of a
-// product may be narrower than the sums. A storage type of 16 bits with float sums is one more
-// specialisation.
-template <typename Storage>
-struct Numbers {
-  using Sum = Storage;  // of products, and the elements of vectors
-
-  TT_INLINE static Sum one(Storage number) { return number; }
-  TT_INLINE static Storage narrow(Sum number) { return number; }
-  TT_INLINE static Vec<Sum> vector(const Storage* from) { return load(from); }
-  TT_INLINE static void put(Storage* to, Vec<Sum> v) { store(to, v); }
-};
-
-template <typename Storage>
-using SumOf = typename Numbers<Storage>::Sum;
-
 // Stores to an aligned address past the caches. Other threads may read there once this thread has
 // called stream_fence() and met them at a barrier.
 template <typename S>
@@ -132,11 +118,6 @@ template <int Count, typename S>
 TT_INLINE void load_vectors(const S* from, int64_t stride, Vec<S>* to) {
 #pragma GCC unroll 8
   for (int v = 0; v < Count; ++v) to[v] = load(from + v * stride);
-}
-template <int Count, typename Storage>
-TT_INLINE void store_vectors(Storage* to, int64_t stride, const Vec<SumOf<Storage>>* from) {
-#pragma GCC unroll 8
-  for (int v = 0; v < Count; ++v) Numbers<Storage>::put(to + v * stride, from[v]);
 }
 template <int Count, typename S>
 TT_INLINE void stream_vectors(S* to, int64_t stride, const Vec<S>* from) {
@@ -208,6 +189,33 @@ TT_INLINE void store_part(S* to, Vec<S> v, int64_t count) {
   store(lanes, v);
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
 #endif
+}
+
+// Numbers as they lie in memory, apart from those that the kernels compute with: an operand of a
+// product may be narrower than the sums, as bfloat16.h has it.
+template <typename Storage>
+struct Numbers {
+  static constexpr int kPair = 1;   // k that one step of a product multiplies
+  static constexpr int kDepth = 1;  // operands are padded with zeros to a multiple of so many k
+
+  TT_INLINE static Storage one() { return 1; }
+  TT_INLINE static Storage wide(Storage number) { return number; }
+  TT_INLINE static Vec<Storage> vector(const Storage* from) { return load(from); }
+  TT_INLINE static Vec<Storage> vector_part(const Storage* from, int64_t count) {
+    return load_part(from, count);
+  }
+  TT_INLINE static void put(Storage* to, Vec<Storage> v) { store(to, v); }
+  TT_INLINE static void put_part(Storage* to, Vec<Storage> v, int64_t count) {
+    store_part(to, v, count);
+  }
+  // One step of k of a panel.
+  TT_INLINE static void put_step(Storage* to, const Vec<Storage>* v) { store(to, *v); }
+};
+
+template <int Count, typename Storage>
+TT_INLINE void store_vectors(Storage* to, int64_t stride, const Vec<SumOf<Storage>>* from) {
+#pragma GCC unroll 8
+  for (int v = 0; v < Count; ++v) Numbers<Storage>::put(to + v * stride, from[v]);
 }
 
 template <typename S>
@@ -354,11 +362,13 @@ TT_INLINE void transpose(Vec<S>* rows) {
   transpose_levels<S, kLanes<S> / 2>(rows);
 }
 
-// out[k * out_stride + lane] = rows(lane)[k] for k < columns, zero where rows(lane) is null.
-template <typename S, typename F, typename Out>
-TT_INLINE void transpose_rows(const F& rows, int64_t columns, Out* out, int64_t out_stride) {
+// Calls f(k, v) for k = 0, step, ... below `padded`, v the columns k, k + 1, ... of rows: element
+// `lane` of a column is rows(lane)[k], zero where rows(lane) is null or k is not below `columns`.
+template <typename S, typename F, typename G>
+TT_INLINE void transpose_rows(const F& rows, int64_t columns, int64_t padded, int64_t step,
+                              const G& f) {
   constexpr int64_t L = kLanes<S>;
-  for (int64_t k = 0; k < columns; k += L) {
+  for (int64_t k = 0; k < padded; k += L) {
     Vec<S> v[L];
 #pragma GCC unroll 16
     for (int64_t lane = 0; lane < L; ++lane) {
@@ -366,8 +376,7 @@ TT_INLINE void transpose_rows(const F& rows, int64_t columns, Out* out, int64_t 
       v[lane] = row ? load_part(row + k, columns - k) : Vec<S>{};
     }
     transpose<S>(v);
-    for (int64_t j = 0; j < L && k + j < columns; ++j)
-      Numbers<Out>::put(out + (k + j) * out_stride, v[j]);
+    for (int64_t j = 0; j < L && k + j < padded; j += step) f(k + j, v + j);
   }
 }
 

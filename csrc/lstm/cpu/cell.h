@@ -17,6 +17,7 @@ struct LstmCell {
   using Number = S;
   static constexpr int kGates = 4;            // i, f, g, o
   static constexpr int kSaved = 5;            // i, f, g, o after their nonlinearity, then c
+  static constexpr int kForget = 1;           // place of f in what is saved
   static constexpr int kHeld = 2;             // c, o: what output() takes
   static constexpr bool kCarriesCell = true;  // c goes from step to step beside h
 

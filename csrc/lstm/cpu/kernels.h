@@ -14,6 +14,15 @@ struct LstmKernels {
   int64_t (*multiply_adds)(int64_t repeats);
 };
 
+// With bfloat16 operands: of instruction sets that multiply them faster than float32.
+struct LstmBFloat16Kernels {
+  void (*forward)(const LstmForward<BFloat16>& args, const Runtime& runtime);
+  void (*backward)(const LstmBackward<BFloat16>& args, const Runtime& runtime);
+};
+
+// Those of the instruction set that runs; null if it has none.
+const LstmBFloat16Kernels* lstm_bfloat16_kernels();
+
 // Those of the instruction set that runs.
 const LstmKernels& lstm_kernels();
 

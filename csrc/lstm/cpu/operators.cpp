@@ -12,6 +12,7 @@
 namespace throughtime {
 
 TT_KERNEL_TABLES(LstmKernels, lstm)
+TT_BFLOAT16_TABLES(LstmBFloat16Kernels, lstm_bfloat16)
 
 namespace {
 
@@ -33,24 +34,42 @@ struct BackwardCall {
   bool need_input, need_weights;
 };
 
+constexpr ScalarType kBFloat16 = ScalarType::BFloat16;
+
+// The dtype in which numbers of a dtype are added up.
+ScalarType sums_of(ScalarType dtype) { return dtype == kBFloat16 ? ScalarType::Float : dtype; }
+
+void check_dtype(const Tensor& input) {
+  if (input.scalar_type() != kBFloat16) return check_real("input", input);
+  TT_CHECK_CALL(lstm_bfloat16_kernels(), "bfloat16 needs AVX512-BF16 or AMX, and ", isa().name,
+                " runs here; convert input and weights to float32, or trace or export the program "
+                "again on this machine");
+}
+
 // Sizes of a call whose arguments fit.
+// Weights have the dtype of the input, or that of the sums, as autocast has them.
+ScalarType weight_dtype(const LstmArguments& a) {
+  const ScalarType dtype = a.input.scalar_type(), sums = sums_of(dtype);
+  return a.weight_ih.defined() && a.weight_ih.scalar_type() == sums ? sums : dtype;
+}
+
 LstmShape checked(const LstmArguments& a) {
   check_dims("input", a.input, "[T, B, I]");
   check_dims("weight_hh", a.weight_hh, "[4H, H or P]");
   const int64_t H = a.weight_hh.size(0) / 4, R = a.weight_hr ? a.weight_hh.size(1) : H;
   const LstmShape s{a.input.size(0), a.input.size(1), a.input.size(2), H, R};
-  check_real("input", a.input);
+  check_dtype(a.input);
   TT_CHECK(s.T > 0, "Expected sequence length to be larger than 0 in RNN");
   TT_CHECK_CALL(H > 0 && R > 0, "weight_hh should be [4H, H or P] of at least one unit");
-  const ScalarType dtype = a.input.scalar_type();
+  const ScalarType dtype = a.input.scalar_type(), weights = weight_dtype(a);
   check_argument("input", a.input, {s.T, s.B, s.I}, dtype);
   check_argument("h_0", a.h_0, {s.B, R}, dtype);
   check_argument("c_0", a.c_0, {s.B, H}, dtype);
-  check_argument("weight_ih", a.weight_ih, {4 * H, s.I}, dtype);
-  check_argument("weight_hh", a.weight_hh, {4 * H, R}, dtype);
-  check_argument("weight_hr", a.weight_hr, {R, H}, dtype);
-  check_argument("bias_ih", a.bias_ih, {4 * H}, dtype);
-  check_argument("bias_hh", a.bias_hh, {4 * H}, dtype);
+  check_argument("weight_ih", a.weight_ih, {4 * H, s.I}, weights);
+  check_argument("weight_hh", a.weight_hh, {4 * H, R}, weights);
+  check_argument("weight_hr", a.weight_hr, {R, H}, weights);
+  check_argument("bias_ih", a.bias_ih, {4 * H}, weights);
+  check_argument("bias_hh", a.bias_hh, {4 * H}, weights);
   check_argument("reset", a.reset, {s.T, s.B}, ScalarType::Bool);
   check_argument("detach_mask", a.detach_mask, {s.T, s.B}, ScalarType::Bool);
   return s;
@@ -63,28 +82,28 @@ class Layer {
   explicit Layer(const LstmArguments& args)
       : shape(checked(args)),
         dtype(args.input.scalar_type()),
+        sums(sums_of(dtype)),
+        weights(weight_dtype(args)),
         args_(args),
         rows_(args.lengths, shape.B, shape.T) {}
 
   void lay_out() {
     if (args_.input.stride(2) != 1) args_.input = dense(args_.input);
-    for (Tensor* x : {&args_.h_0, &args_.c_0, &args_.weight_ih, &args_.weight_hh}) *x = dense(*x);
-    bias_ = sum_of(args_.bias_ih, args_.bias_hh);
-    args_.weight_hr = Maybe(dense(args_.weight_hr));
+    args_.h_0 = dense(args_.h_0);
+    for (Tensor* x : {&args_.c_0, &args_.weight_ih, &args_.weight_hh}) *x = converted(*x, sums);
+    bias_ = sum_of(converted(args_.bias_ih, sums), converted(args_.bias_hh, sums));
+    args_.weight_hr = Maybe(converted(args_.weight_hr, sums));
     args_.reset = Maybe(dense(args_.reset));
   }
 
-  Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
-    return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
-  }
-
-  template <typename S>
-  LstmInput<S> as() const {
+  template <typename X>
+  LstmInput<X> as() const {
+    using S = SumOf<X>;
     return {.shape = shape,
-            .x = data<S>(args_.input),
+            .x = data<X>(args_.input),
             .x_stride_t = args_.input.stride(0),
             .x_stride_b = args_.input.stride(1),
-            .h0 = data<S>(args_.h_0),
+            .h0 = data<X>(args_.h_0),
             .c0 = data<S>(args_.c_0),
             .weight_ih = data<S>(args_.weight_ih),
             .weight_hh = data<S>(args_.weight_hh),
@@ -97,13 +116,48 @@ class Layer {
   }
 
   const LstmShape shape;
-  const ScalarType dtype;
+  const ScalarType dtype, sums, weights;
 
  private:
   LstmArguments args_;
   OptionalTensor bias_;
   RowOrder rows_;
 };
+
+template <typename X>
+void run(const LstmForward<X>& pass, const Runtime& runtime) {
+  lstm_kernels().forward(pass, runtime);
+}
+template <typename X>
+void run(const LstmBackward<X>& pass, const Runtime& runtime) {
+  lstm_kernels().backward(pass, runtime);
+}
+void run(const LstmForward<BFloat16>& pass, const Runtime& runtime) {
+  lstm_bfloat16_kernels()->forward(pass, runtime);
+}
+void run(const LstmBackward<BFloat16>& pass, const Runtime& runtime) {
+  lstm_bfloat16_kernels()->backward(pass, runtime);
+}
+
+// visit(X{}) for the type of the input.
+template <typename Visit>
+void with_input(ScalarType dtype, const Visit& visit) {
+  if (dtype == kBFloat16) {
+    visit(BFloat16{});
+  } else {
+    with_real(dtype, visit);
+  }
+}
+
+// Numbers of `dtype` that `saved` consists of.
+int64_t saved_size(const LstmShape& s, ScalarType dtype) {
+  return dtype == kBFloat16 ? 2 * saved_numbers<BFloat16>(s) : saved_numbers<float>(s);
+}
+
+// An uninitialised result, empty if it is not wanted.
+Tensor make(std::initializer_list<int64_t> sizes, ScalarType dtype, bool wanted = true) {
+  return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
+}
 
 Operator forward_operator("lstm_forward"), backward_operator("lstm_backward");
 
@@ -113,20 +167,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
   layer.lay_out();
   const LstmShape& s = layer.shape;
   operation.checked();
-  const Tensor output = layer.make({s.T, s.B, s.R}), h_n = layer.make({s.B, s.R}),
-               c_n = layer.make({s.B, s.H}), saved = layer.make({saved_numbers(s)}, call.save);
+  const Tensor output = make({s.T, s.B, s.R}, layer.dtype), h_n = make({s.B, s.R}, layer.sums),
+               c_n = make({s.B, s.H}, layer.sums),
+               saved = make({saved_size(s, layer.dtype)}, layer.dtype, call.save);
   operation.allocated();
-  with_real(layer.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    const LstmForward<S> pass{.in = layer.as<S>(),
-                              .y = mutable_data<S>(output),
+  with_input(layer.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    using S = SumOf<X>;
+    const LstmForward<X> pass{.in = layer.as<X>(),
+                              .y = mutable_data<X>(output),
                               .h_n = mutable_data<S>(h_n),
                               .c_n = mutable_data<S>(c_n),
                               .saved = call.save ? mutable_data<S>(saved) : nullptr};
-    if (call.save) pass.saved[saved_activations(s)] = static_cast<S>(isa().mark);
-    if (s.B > 0) lstm_kernels().forward(pass, operation.runtime());
+    if (call.save) pass.saved[saved_activations<X>(s)] = static_cast<S>(isa().mark);
+    if (s.B > 0) run(pass, operation.runtime());
   });
-  return {output, h_n, c_n, saved};
+  return {output, converted(h_n, layer.dtype), converted(c_n, layer.dtype), saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -138,32 +194,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   check_argument("grad_h_n", call.grad_h_n, {s.B, s.R}, layer.dtype);
   check_argument("grad_c_n", call.grad_c_n, {s.B, s.H}, layer.dtype);
   check_argument("output", call.output, {s.T, s.B, s.R}, layer.dtype);
-  check_argument("saved", call.saved, {saved_numbers(s)}, layer.dtype);
+  check_argument("saved", call.saved, {saved_size(s, layer.dtype)}, layer.dtype);
   layer.lay_out();
-  const OptionalTensor grad_h_n = dense(call.grad_h_n), grad_c_n = dense(call.grad_c_n);
+  const OptionalTensor grad_h_n = converted(call.grad_h_n, layer.sums),
+                       grad_c_n = converted(call.grad_c_n, layer.sums);
   OptionalTensor grad = call.grad_output;
   if (grad && grad->stride(2) > 1) grad = dense(grad);
   const OptionalTensor& mask = call.args.detach_mask;
   operation.checked();
   const bool weights = call.need_weights;
-  const Tensor dx = layer.make({s.T, s.B, s.I}, call.need_input), dh_0 = layer.make({s.B, s.R}),
-               dc_0 = layer.make({s.B, s.H}), dweight_ih = layer.make({4 * s.H, s.I}, weights),
-               dweight_hh = layer.make({4 * s.H, s.R}, weights),
-               dbias_ih = layer.make({4 * s.H}, weights), dbias_hh = layer.make({4 * s.H}, weights),
-               dweight_hr = layer.make({s.R, s.H}, weights && call.args.weight_hr.has_value());
+  const auto sums = [&](std::initializer_list<int64_t> sizes, bool wanted = true) {
+    return make(sizes, layer.sums, wanted);
+  };
+  const Tensor dx = make({s.T, s.B, s.I}, layer.dtype, call.need_input), dh_0 = sums({s.B, s.R}),
+               dc_0 = sums({s.B, s.H}), dweight_ih = sums({4 * s.H, s.I}, weights),
+               dweight_hh = sums({4 * s.H, s.R}, weights), dbias = sums({4 * s.H}, weights),
+               dweight_hr = sums({s.R, s.H}, weights && call.args.weight_hr.has_value());
   operation.allocated();
   if (call.need_input && call.args.lengths) fill_zero(dx);
   if (s.B == 0) {
-    for (const Tensor& x : {dweight_ih, dweight_hh, dbias_ih, dweight_hr}) fill_zero(x);
+    for (const Tensor& x : {dweight_ih, dweight_hh, dbias, dweight_hr}) fill_zero(x);
   } else {
     const Tensor output = dense(call.output), saved = dense(call.saved);
-    with_real(layer.dtype, [&](auto zero) {
-      using S = decltype(zero);
+    with_input(layer.dtype, [&](auto zero) {
+      using X = decltype(zero);
+      using S = SumOf<X>;
       const auto weight = [&](const Tensor& x) { return weights ? mutable_data<S>(x) : nullptr; };
-      const LstmBackward<S> pass{.in = layer.as<S>(),
-                                 .y = data<S>(output),
+      const LstmBackward<X> pass{.in = layer.as<X>(),
+                                 .y = data<X>(output),
                                  .saved = data<S>(saved),
-                                 .dy = data<S>(grad),
+                                 .dy = data<X>(grad),
                                  .dy_stride_t = grad ? grad->stride(0) : 0,
                                  .dy_stride_b = grad ? grad->stride(1) : 0,
                                  .dy_same = grad && s.R > 1 && grad->stride(2) == 0,
@@ -172,21 +232,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
                                  .detach = data<bool>(mask),
                                  .detach_stride_t = mask ? mask->stride(0) : 0,
                                  .detach_stride_b = mask ? mask->stride(1) : 0,
-                                 .dx = call.need_input ? mutable_data<S>(dx) : nullptr,
+                                 .dx = call.need_input ? mutable_data<X>(dx) : nullptr,
                                  .dh0 = mutable_data<S>(dh_0),
                                  .dc0 = mutable_data<S>(dc_0),
                                  .dweight_ih = weight(dweight_ih),
                                  .dweight_hh = weight(dweight_hh),
-                                 .dbias = weight(dbias_ih),
+                                 .dbias = weight(dbias),
                                  .dweight_hr = weight(dweight_hr)};
-      TT_CHECK_CALL(pass.saved[saved_activations(s)] == static_cast<S>(isa().mark),
+      TT_CHECK_CALL(pass.saved[saved_activations<X>(s)] == static_cast<S>(isa().mark),
                     "saved should be what lstm_forward saved with the same instruction set, ",
                     isa().name, "; another one wrote it, or it was changed: run forward again");
-      lstm_kernels().backward(pass, operation.runtime());
+      run(pass, operation.runtime());
     });
   }
+  const auto weight = [&](const Tensor& x) { return converted(x, layer.weights); };
+  const Tensor dbias_ih = weight(dbias), dbias_hh = make({dbias_ih.numel()}, layer.weights);
   copy(dbias_ih, dbias_hh);
-  return {dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dweight_hr};
+  return {dx,
+          converted(dh_0, layer.dtype),
+          converted(dc_0, layer.dtype),
+          weight(dweight_ih),
+          weight(dweight_hh),
+          dbias_ih,
+          dbias_hh,
+          weight(dweight_hr)};
 }
 
 }  // namespace

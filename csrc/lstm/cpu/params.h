@@ -17,9 +17,19 @@ constexpr int kLstmGates = 4;
 // Saved for the backward pass, per step, row and unit: i, f, g, o after their nonlinearity, and c.
 constexpr int kLstmSaved = 5;
 
-TT_INLINE int64_t saved_activations(const LstmShape& s) { return saved_activations(s, kLstmSaved); }
+// With bfloat16 operands: two pairs of float16, and c.
+constexpr int kLstmBFloat16Saved = 3;
+
+// In numbers of the type of the sums.
+template <typename X>
+TT_INLINE int64_t saved_activations(const LstmShape& s) {
+  return saved_activations(s, sizeof(X) == 2 ? kLstmBFloat16Saved : kLstmSaved);
+}
 // Behind the activations one number tells which instruction set wrote them: others lay them out in
 // another way.
-TT_INLINE int64_t saved_numbers(const LstmShape& s) { return saved_activations(s) + 1; }
+template <typename X>
+TT_INLINE int64_t saved_numbers(const LstmShape& s) {
+  return saved_activations<X>(s) + 1;
+}
 
 }  // namespace throughtime

@@ -20,7 +20,8 @@
 #include "recurrence/cpu/pack.h"
 #include "recurrence/cpu/plan.h"
 #include "recurrence/cpu/ring.h"
-#include "recurrence/cpu/weight_gradients.h"
+#include "recurrence/cpu/saved.h"
+#include "recurrence/cpu/paired_weight_gradients.h"
 
 namespace throughtime {
 namespace {
@@ -29,17 +30,22 @@ namespace {
 template <typename Cell, typename Operand = typename Cell::Number>
 class BackwardWalk {
   using S = typename Cell::Number;
+  using X = Operand;
+  using Activations = Saved<Cell, Operand>;
+  static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
+  static constexpr bool kPads = Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
-  static constexpr int64_t kCell = (Cell::kSaved - 1) * L;  // place of c in what is saved
+  static constexpr int64_t kSavedNumbers = Activations::kVectors * L;
+  static_assert(kGates % Numbers<Operand>::kDepth == 0, "da is multiplied block by block");
 
  public:
-  BackwardWalk(const WalkBackward<S>& args, const Runtime& runtime)
+  BackwardWalk(const WalkBackward<X>& args, const Runtime& runtime)
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        plan_(plan_walk(shape_, G, sizeof(S))),
+        plan_(plan_walk(shape_, G, sizeof(Operand))),
         schedule_(schedule_walk(shape_, G, plan_, runtime.threads)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),
@@ -47,7 +53,7 @@ class BackwardWalk {
         width_(panel_width()),
         panels_(divide_up(blocks_, width_)),
         panels_out_(divide_up(outputs_, width_)),
-        most_rows_(divide_up(shape_.B, plan_.groups)),
+        most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
         scratch_(runtime),
@@ -129,10 +135,11 @@ class BackwardWalk {
     const Group g{{member, schedule_.members, group_rows.begin, rows, blocks},
                   panels,
                   Share(panels_out_, member.begin, member.end, schedule_.members),
-                  {da_(team), slots_, rows, kGates},
+                  {da_(team), slots_, rows_of(rows), kGates},
                   dc_(team),
-                  {projected_ ? dr_(team) : nullptr, slots_, rows, ld_dr_},
-                  {projected_ ? u_(team) : nullptr, slots_, rows, L}};
+                  {projected_ ? dr_(team) : nullptr, slots_, rows_of(rows), ld_dr_},
+                  {projected_ ? u_(team) : nullptr, slots_, rows_of(rows), L}};
+    if (kPads) clear_rings(g);
     const int64_t longest = in_.length(g.row0);
     if (weights_.wanted() && longest == 0) weights_.clear(g, group);
     pass_through_empty(g);
@@ -158,6 +165,23 @@ class BackwardWalk {
       if (chunk.step == first) leave(g, step_at(first, chunk.n + chunk.steps - 1), 0, walked);
       member.wait();
     }
+  }
+
+  // Rows in memory of so many rows of a group.
+  static int64_t rows_of(int64_t rows) { return round_up(rows, Tiling<Operand>::kPadding); }
+
+  // Products read zeros past the last k, and whole tiles of rows.
+  void clear_rings(const Group& g) {
+    const auto clear = [](const Ring<Operand>& ring, Share blocks) {
+      const int64_t size = ring.slots * ring.rows * ring.width;
+      std::memset(ring.base + blocks.begin * size, 0,
+                  (blocks.end - blocks.begin) * size * sizeof(Operand));
+    };
+    clear(g.da, g.blocks);
+    if (!projected_) return;
+    clear(g.u, g.blocks);
+    if (g.member.begin == 0) clear(g.dr, Share(1, 0, 1));
+    g.member.wait();
   }
 
   // A row without any step hands its state, and so its gradient, straight through.
@@ -199,16 +223,16 @@ class BackwardWalk {
     enter_cells(g, going_on, active);
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q) {
       const int64_t vector = q * width_, vectors = vectors_of(q, outputs_);
-      for_row_tiles(0, going_on, [&](int64_t row, int64_t height) {
-        TileBuffer<S> dh;
+      for_row_tiles<kTileRows>(0, going_on, [&](int64_t row, int64_t height) {
+        TileBuffer<S, kTileRows> dh;
         {
           const Timing timing(g.member.watch, kRecurrent);
           recurrent_gradient(g, after, row, height, q, dh.numbers);
         }
         put_gradient(g, dh.numbers, height, vectors, now, vector, row);
       });
-      for_row_tiles(going_on, active, [&](int64_t row, int64_t height) {
-        TileBuffer<S> dh;
+      for_row_tiles<kTileRows>(going_on, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S, kTileRows> dh;
         load_h_n(g, row, height, vector, vectors, dh.numbers);
         put_gradient(g, dh.numbers, height, vectors, now, vector, row);
       });
@@ -225,7 +249,7 @@ class BackwardWalk {
 
   // Rows of da as the left operand of a product.
   Left<Operand> da_rows(const Group& g, int64_t slot, int64_t row) const {
-    return {g.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * g.rows * kGates};
+    return {g.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * g.da.rows * kGates};
   }
 
   // What the gates of a step hand to the outputs before it.
@@ -259,7 +283,8 @@ class BackwardWalk {
     if (projected_) {
       for (int64_t i = 0; i < height; ++i)
         for (int64_t j = 0; j < vectors; ++j, dh += L)
-          Numbers<Operand>::put(g.dr.at(0, now.slot, row + i) + (vector + j) * L, load(dh));
+          Numbers<Operand>::put_part(g.dr.at(0, now.slot, row + i) + (vector + j) * L, load(dh),
+                                     kPads ? tail_out(vector + j) : L);
     } else {
       cells(g, dh, height, vectors, now, vector, row);
     }
@@ -269,18 +294,19 @@ class BackwardWalk {
                            int64_t vector, int64_t row) {
     for (int64_t i = 0; i < height; ++i) {
       const int64_t sample = in_.order[g.row0 + row + i];
-      const S* dy = p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b;
+      const X* dy = p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b;
       for (int64_t j = 0; j < vectors; ++j, dh += L)
-        store(dh, load(dh) + (p_.dy_same ? splat(*dy)
-                                         : load_part(dy + (vector + j) * L, tail_out(vector + j))));
+        store(dh, load(dh) + (p_.dy_same ? splat(Numbers<X>::wide(*dy))
+                                         : Numbers<X>::vector_part(dy + (vector + j) * L,
+                                                                   tail_out(vector + j))));
     }
   }
 
   void unproject(const Group& g, Step now, int64_t active) {
     const Timing timing(g.member.watch, kProjection);
     for (int64_t q = g.panels.begin; q < g.panels.end; ++q) {
-      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
-        TileBuffer<S> dh;
+      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S, kTileRows> dh;
         product<Operand>({g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
                          {dh.numbers, vectors_of(q, blocks_) * L});
         const Timing timing(g.member.watch, kPointwise);
@@ -316,10 +342,10 @@ class BackwardWalk {
     Operand* u = projected_ ? g.u.at(block, slot, row) : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> kept[Cell::kSaved], gates[G], c_before{}, dc{};
-      load_vectors<Cell::kSaved>(saved, L, kept);
+      Activations::get(saved, kept);
       if (Cell::kCarriesCell) {
-        c_before = watch ? cell_before(t, block, at + r, before) : load(before + kCell);
-        for (int v = 0; v < Cell::kSaved - 1; ++v) __builtin_prefetch(before + v * L);
+        c_before = watch ? cell_before(t, block, at + r, before) : Activations::cell(before);
+        for (int v = 0; v < Activations::kVectors - 1; ++v) __builtin_prefetch(before + v * L);
         dc = load(carried);
       }
       const Vec<S> output = Cell::retreat(kept, c_before, load(dh), &dc, gates);
@@ -332,8 +358,8 @@ class BackwardWalk {
         Numbers<Operand>::put(u, output);
         u += L;
       }
-      saved += Cell::kSaved * L;
-      before += Cell::kSaved * L;
+      saved += kSavedNumbers;
+      before += kSavedNumbers;
       dh += dh_stride;
       da += kGates;
     }
@@ -347,20 +373,20 @@ class BackwardWalk {
   }
 
   const S* saved_at(int64_t t, int64_t block, int64_t at) const {
-    return p_.saved + ((t * blocks_ + block) * shape_.B + at) * (Cell::kSaved * L);
+    return p_.saved + ((t * blocks_ + block) * shape_.B + at) * kSavedNumbers;
   }
 
   Vec<S> cell_before(int64_t t, int64_t block, int64_t at, const S* before) const {
     if (in_.resets(t, at)) return Vec<S>{};
-    if (t != in_.first_time(at)) return load(before + kCell);
+    if (t != in_.first_time(at)) return Activations::cell(before);
     return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }
 
   // Rows [begin, end) took their first step then: what is left goes to h_0 and c_0.
   void leave(const Group& g, Step first, int64_t begin, int64_t end) {
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q)
-      for_row_tiles(begin, end, [&](int64_t row, int64_t height) {
-        TileBuffer<S> dh;
+      for_row_tiles<kTileRows>(begin, end, [&](int64_t row, int64_t height) {
+        TileBuffer<S, kTileRows> dh;
         recurrent_gradient(g, first, row, height, q, dh.numbers);
         const int64_t vectors = vectors_of(q, outputs_);
         for (int64_t i = 0; i < height; ++i)
@@ -380,29 +406,30 @@ class BackwardWalk {
   void input_gradients(const Group& g, const Chunk& chunk) {
     const Timing timing(g.member.watch, kInputGradients);
     const Panels<Operand> weight = panel_x();
-    for_runs(in_, g, chunk, slots_, [&](int64_t slot, int64_t index, int64_t rows) {
+    for_runs(in_, g, chunk, g.da, [&](int64_t slot, int64_t index, int64_t rows) {
       const Share own = g.own(rows);
       for (int64_t q = 0; q < weight.count(); ++q)
-        for_row_tiles(own.begin, own.end, [&](int64_t row, int64_t height) {
-          TileBuffer<S> dx;
+        for_row_tiles<kTileRows>(own.begin, own.end, [&](int64_t row, int64_t height) {
+          TileBuffer<S, kTileRows> dx;
           const int64_t vectors = weight.width_of(q);
           product(da_rows(g, slot, row), weight, q, height, {dx.numbers, vectors * L});
           for (int64_t i = 0; i < height; ++i) {
             const int64_t r = index + row + i;
             const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / g.rows);
             const int64_t sample = in_.order[g.row0 + r % g.rows];
-            S* to = p_.dx + (t * shape_.B + sample) * shape_.I;
+            X* to = p_.dx + (t * shape_.B + sample) * shape_.I;
             for (int64_t j = 0; j < vectors; ++j) {
               const int64_t column = (q * kPanelVectors + j) * L;
-              store_part(to + column, load(dx.numbers + (i * vectors + j) * L), shape_.I - column);
+              Numbers<X>::put_part(to + column, load(dx.numbers + (i * vectors + j) * L),
+                                   shape_.I - column);
             }
           }
         });
     });
   }
 
-  const WalkBackward<S>& p_;
-  const WalkInput<S>& in_;
+  const WalkBackward<X>& p_;
+  const WalkInput<X>& in_;
   const WalkShape shape_;
   const WalkPlan plan_;
   const WalkSchedule schedule_;

@@ -23,6 +23,7 @@
 #include "recurrence/cpu/pack.h"
 #include "recurrence/cpu/params.h"
 #include "recurrence/cpu/plan.h"
+#include "recurrence/cpu/saved.h"
 
 namespace throughtime {
 namespace {
@@ -31,26 +32,30 @@ namespace {
 template <typename Cell, typename Operand = typename Cell::Number>
 class ForwardWalk {
   using S = typename Cell::Number;
+  using X = Operand;
+  using Activations = Saved<Cell, Operand>;
+  static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
+  static constexpr int64_t kSavedNumbers = Activations::kVectors * L;
   static_assert(G <= kPanelVectors && Cell::kHeld <= G, "all gates of a unit lie in one tile");
 
  public:
-  ForwardWalk(const WalkForward<S>& args, const Runtime& runtime)
+  ForwardWalk(const WalkForward<X>& args, const Runtime& runtime)
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        plan_(plan_walk(shape_, G, sizeof(S))),
+        plan_(plan_walk(shape_, G, sizeof(Operand))),
         schedule_(schedule_walk(shape_, G, plan_, runtime.threads)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),
         projected_(in_.weight_hr != nullptr),
-        most_rows_(divide_up(shape_.B, plan_.groups)),
+        most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(leading_dimension<Operand>(blocks_ * L)),
-        stream_(saved_activations(shape_, Cell::kSaved) * static_cast<int64_t>(sizeof(S)) >
+        stream_(saved_activations(shape_, Activations::kVectors) * static_cast<int64_t>(sizeof(S)) >
                 kStreamBytes),
         scratch_(runtime) {
     panel_x_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.I, blocks_ * G));
@@ -115,6 +120,8 @@ class ForwardWalk {
     Operand* u;          // [rows, ld_u]: the cell's output before a projection
   };
 
+  static constexpr bool kPads = Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
+
   Panels<Operand> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
   Panels<Operand> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }
   Panels<Operand> panel_r() const { return {panel_r_(), shape_.H, outputs_}; }
@@ -133,6 +140,7 @@ class ForwardWalk {
                   .h = {h_(2 * team), h_(2 * team + 1)},
                   .c = c_(team),
                   .u = projected_ ? u_(team) : nullptr};
+    if (kPads) clear_padding(g);
     begin_state(g);
     int64_t longest = in_.length(g.row0);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
@@ -154,6 +162,18 @@ class ForwardWalk {
     }
   }
 
+  // Products read zeros past the last k, and whole tiles of rows.
+  void clear_padding(const Group& g) {
+    const auto clear = [&](Operand* rows, int64_t count, int64_t ld) {
+      const Share own(count, g.member.begin, g.member.end, schedule_.members);
+      std::memset(rows + own.begin * ld, 0, (own.end - own.begin) * ld * sizeof(Operand));
+    };
+    for (Operand* h : g.h) clear(h, most_rows_, ld_h_);
+    clear(g.x, plan_.chunk * most_rows_, ld_x_);
+    if (g.u) clear(g.u, most_rows_, ld_u_);
+    g.member.wait();
+  }
+
   // A row starts from (h0, c0), or from zero where its first step resets; both copies of h, as a
   // shorter row of a reversed walk starts late.
   void begin_state(const Group& g) {
@@ -163,10 +183,9 @@ class ForwardWalk {
       const bool zero = length > 0 && in_.resets(in_.first_time(at), at);
       for (int64_t vector = g.outputs.begin; vector < g.outputs.end; ++vector) {
         const int64_t from = sample * shape_.R + vector * L;
-        const Vec<S> h = load_part(in_.h0 + from, tail_out(vector));
+        const Vec<S> h = Numbers<X>::vector_part(in_.h0 + from, tail_out(vector));
         if (length == 0) store_part(p_.h_n + from, h, tail_out(vector));
-        for (Operand* copy : g.h)
-          Numbers<Operand>::put(copy + row * ld_h_ + vector * L, zero ? Vec<S>{} : h);
+        for (Operand* copy : g.h) put_state(copy, row, vector, zero ? Vec<S>{} : h);
       }
       for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
         const int64_t from = sample * shape_.H + block * L;
@@ -183,7 +202,7 @@ class ForwardWalk {
     for (int64_t row = own.begin; row < own.end; ++row)
       for (int64_t t = in_.length(g.row0 + row); t < shape_.T; ++t)
         std::memset(p_.y + (t * shape_.B + in_.order[g.row0 + row]) * shape_.R, 0,
-                    shape_.R * sizeof(S));
+                    shape_.R * sizeof(X));
   }
 
   void gather_inputs(const Group& g, int64_t step, int64_t steps) {
@@ -214,25 +233,23 @@ class ForwardWalk {
       const Operand* panel_x = this->panel_x().panel(block);
       const Operand* panel_h = this->panel_h().panel(block);
       const S* gates_x = g.gates_x + (block * plan_.chunk + k) * g.rows * kGates;
-      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
-        TileBuffer<S> gates;
-        with_constant<kRegisterRows>(height, [&](auto count) {
-          Sum<S, decltype(count)::value, G> sum(gates.numbers, kGates, false);
-          {
-            const Timing timing(g.member.watch, kRecurrent);
-            sum.multiply(h + row * ld_h_, ld_h_, 1, panel_h, shape_.R);
-          }
-          const Timing timing(g.member.watch, kInput);
-          if (plan_.fuse_input)
-            sum.multiply(g.x + (k * g.rows + row) * ld_x_, ld_x_, 1, panel_x, shape_.I);
-          sum.put([&](auto& whole) {
-            if (plan_.fuse_input) {
-              whole.add_row(bias_() + block * kGates);
-            } else {
-              whole.add(gates_x + row * kGates, kGates);
-            }
-          });
-        });
+      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S, kTileRows> gates;
+        const Term<Operand> terms[] = {
+            {{h + row * ld_h_, ld_h_, shape_.R}, panel_h},
+            {{g.x + (k * g.rows + row) * ld_x_, ld_x_, shape_.I}, panel_x}};
+        Target<S> to{gates.numbers, kGates};
+        if (plan_.fuse_input) {
+          to.bias = bias_() + block * kGates;
+        } else {
+          to.addend = gates_x + row * kGates;
+          to.addend_stride = kGates;
+        }
+        {
+          Timing timing(g.member.watch, kRecurrent);
+          sum_products<G>(terms, plan_.fuse_input ? 2 : 1, height, to,
+                          [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
+        }
         cells(g, gates.numbers, height, step, t, block, row);
       });
     }
@@ -249,9 +266,9 @@ class ForwardWalk {
     const bool put = !g.u && (watch || tail(block) < L);  // more to do than to store whole vectors
     S* state = g.c + (block * g.rows + row) * L;
     Operand* next = (g.u ? g.u : g.h[(step + 1) & 1]) + row * next_ld + unit;
-    S* y = p_.y + t * shape_.B * shape_.R + unit;
+    X* y = p_.y + t * shape_.B * shape_.R + unit;
     S* saved = p_.saved;
-    if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * (Cell::kSaved * L);
+    if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * kSavedNumbers;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> a[G], c{}, kept[Cell::kSaved];
       load_vectors<G>(sums + r * kGates, L, a);
@@ -259,9 +276,9 @@ class ForwardWalk {
       Cell::advance(a, &c, kept);
       store_vectors<Cell::kHeld>(sums + r * kGates, L, a);
       if (saved && stream_) {
-        stream_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, L, kept);
+        Activations::stream(saved + r * kSavedNumbers, kept);
       } else if (saved) {
-        store_vectors<Cell::kSaved>(saved + r * Cell::kSaved * L, L, kept);
+        Activations::put(saved + r * kSavedNumbers, kept);
       }
       if (!Cell::kCarriesCell) continue;
       if (watch) c = carried_cell(c, step, t, block, at + r);
@@ -274,8 +291,8 @@ class ForwardWalk {
       if (put) {
         put_output(g, h, step, t, block, row + r);
       } else {
-        Numbers<Operand>::put(next, h);
-        if (!g.u) store(y + order[r] * shape_.R, h);
+        Numbers<Operand>::put_part(next, h, kPads ? tail(block) : L);
+        if (!g.u) Numbers<X>::put(y + order[r] * shape_.R, h);
       }
     }
   }
@@ -297,8 +314,8 @@ class ForwardWalk {
     const Share own(weight.count(), g.member.begin, g.member.end, schedule_.members);
     for (int64_t q = own.begin; q < own.end; ++q) {
       const int64_t vectors = weight.width_of(q);
-      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
-        TileBuffer<S> h;
+      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S, kTileRows> h;
         product<Operand>({.at = g.u + row * ld_u_, .row_stride = ld_u_, .k_count = shape_.H},
                          weight, q, height, {.at = h.numbers, .row_stride = vectors * L});
         for (int64_t i = 0; i < height; ++i)
@@ -312,17 +329,22 @@ class ForwardWalk {
   TT_INLINE void put_output(const Group& g, Vec<S> h, int64_t step, int64_t t, int64_t vector,
                             int64_t row) {
     const int64_t at = g.row0 + row, sample = in_.order[at];
-    store_part(p_.y + (t * shape_.B + sample) * shape_.R + vector * L, h, tail_out(vector));
+    Numbers<X>::put_part(p_.y + (t * shape_.B + sample) * shape_.R + vector * L, h,
+                         tail_out(vector));
     if (t == in_.last_time(at)) {
       store_part(p_.h_n + sample * shape_.R + vector * L, h, tail_out(vector));
     } else if (in_.reset && in_.resets(in_.time(step + 1), at)) {
       h = Vec<S>{};
     }
-    Numbers<Operand>::put(g.h[(step + 1) & 1] + row * ld_h_ + vector * L, h);
+    put_state(g.h[(step + 1) & 1], row, vector, h);
   }
 
-  const WalkForward<S>& p_;
-  const WalkInput<S>& in_;
+  TT_INLINE void put_state(Operand* to, int64_t row, int64_t vector, Vec<S> h) {
+    Numbers<Operand>::put_part(to + row * ld_h_ + vector * L, h, kPads ? tail_out(vector) : L);
+  }
+
+  const WalkForward<X>& p_;
+  const WalkInput<X>& in_;
   const WalkShape shape_;
   const WalkPlan plan_;
   const WalkSchedule schedule_;

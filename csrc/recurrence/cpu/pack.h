@@ -10,19 +10,19 @@ namespace throughtime {
 namespace {
 
 // A row length in memory that keeps rows on 64-byte lines and off each other's cache sets.
-template <typename S>
+template <typename Operand>
 TT_INLINE int64_t leading_dimension(int64_t columns) {
-  constexpr int64_t line = 64 / sizeof(S);
-  const int64_t lines = divide_up(columns, line);
+  constexpr int64_t line = 64 / sizeof(Operand);
+  const int64_t lines = divide_up(round_up(columns, Numbers<Operand>::kDepth), line);
   return (lines | 1) * line;
 }
 
-template <typename Operand, typename S>
-TT_INLINE void copy_row(Operand* to, const S* from, int64_t count) {
-  if (count == 1 || sizeof(Operand) < sizeof(S)) {
-    for (int64_t k = 0; k < count; ++k) to[k] = Numbers<Operand>::narrow(from[k]);
+template <typename X>
+TT_INLINE void copy_row(X* to, const X* from, int64_t count) {
+  if (count == 1) {
+    *to = *from;
   } else {
-    std::memcpy(to, from, count * sizeof(S));
+    std::memcpy(to, from, count * sizeof(X));
   }
 }
 

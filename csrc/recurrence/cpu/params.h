@@ -5,11 +5,13 @@
 // "Travel" is the order of the steps: t = 0 .. T-1, or T-1 .. 0 when `reverse`.
 // Row j of the kernels is sample order[j]; samples are ordered by falling length, so that the rows
 // which are inside their sequence at time t are always the first ones.
+// X is the type of what has T steps: x, y and their gradients. All else has the type of the sums.
 #pragma once
 
 #include <cstdint>
 
 #include "common/inline.h"
+#include "common/scalars.h"
 #include "common/sizes.h"
 
 namespace throughtime {
@@ -18,12 +20,14 @@ struct WalkShape {
   int64_t T, B, I, H, R;
 };
 
-template <typename S>
+template <typename X>
 struct WalkInput {
+  using S = SumOf<X>;
+
   WalkShape shape;
-  const S* x;  // [T, B, I], the last dimension contiguous
+  const X* x;  // [T, B, I], the last dimension contiguous
   int64_t x_stride_t, x_stride_b;
-  const S* h0;             // [B, R]
+  const X* h0;             // [B, R]
   const S* c0;             // [B, H], of a cell that carries c
   const S* weight_ih;      // [G H, I]
   const S* weight_hh;      // [G H, R]
@@ -43,28 +47,32 @@ struct WalkInput {
   }
 };
 
-template <typename S>
+template <typename X>
 struct WalkForward {
-  WalkInput<S> in;
-  S* y;      // [T, B, R]
+  using S = SumOf<X>;
+
+  WalkInput<X> in;
+  X* y;      // [T, B, R]
   S* h_n;    // [B, R]
   S* c_n;    // [B, H]
   S* saved;  // saved_activations, or null; layout private to the kernels
 };
 
-template <typename S>
+template <typename X>
 struct WalkBackward {
-  WalkInput<S> in;
-  const S* y;      // of the forward
+  using S = SumOf<X>;
+
+  WalkInput<X> in;
+  const X* y;      // of the forward
   const S* saved;  // of the forward
-  const S* dy;     // [T, B, R], or null: zero
+  const X* dy;     // [T, B, R], or null: zero
   int64_t dy_stride_t, dy_stride_b;
   bool dy_same;        // one value for all units (the gradient of a sum), else contiguous units
   const S* dh_n;       // [B, R] or null
   const S* dc_n;       // [B, H] or null
   const bool* detach;  // null, or true at (t, sample) where h_{t-1} is detached
   int64_t detach_stride_t, detach_stride_b;  // stride_b is 0 for a mask shared by the batch
-  S* dx;                                     // [T, B, I] or null
+  X* dx;                                     // [T, B, I] or null
   S* dh0;                                    // [B, R]
   S* dc0;                                    // [B, H]
   S* dweight_ih;                             // [G H, I] or null, together with those below
@@ -81,7 +89,7 @@ struct WalkBackward {
 // Units are padded to a multiple of this in what is saved, whatever the instruction set.
 constexpr int64_t kSavedUnits = 16;
 
-// Numbers saved for the backward pass: so many per step, row and unit.
+// Numbers of type S saved for the backward pass: so many per step, row and unit.
 TT_INLINE int64_t saved_activations(const WalkShape& s, int per_unit) {
   return times(per_unit, s.T, s.B, round_up(s.H, kSavedUnits));
 }

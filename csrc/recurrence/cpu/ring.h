@@ -35,17 +35,17 @@ struct GroupPart {
 
 // Calls f(slot, index, rows) for the runs of (step, row) pairs of a chunk that lie side by side in
 // a ring; index counts rows from the step walked first. Rows past their end are in no run.
-template <typename S, typename F>
-TT_INLINE void for_runs(const WalkInput<S>& in, const GroupPart& part, const Chunk& chunk,
-                        int64_t slots, const F& f) {
+template <typename X, typename F>
+TT_INLINE void for_runs(const WalkInput<X>& in, const GroupPart& part, const Chunk& chunk,
+                        const Ring<X>& ring, const F& f) {
   const auto active = [&](int64_t k) {
     return active_rows(in, in.time(chunk.step + chunk.steps - 1 - k), part.row0, part.rows);
   };
   for (int64_t k = 0; k < chunk.steps;) {
-    const int64_t slot = (chunk.n + k) % slots, rows = active(k);
+    const int64_t slot = (chunk.n + k) % ring.slots, rows = active(k);
     int64_t whole = 1;
-    if (rows == part.rows)
-      while (k + whole < chunk.steps && slot + whole < slots && active(k + whole) == rows) ++whole;
+    if (rows == ring.rows)
+      while (k + whole < chunk.steps && slot + whole < ring.slots && active(k + whole) == rows) ++whole;
     f(slot, k * part.rows, whole * rows);
     k += whole;
   }

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from throughtime import _ext
+from throughtime.constant import constant_result
 from throughtime.ops.record import DIFFERENTIABLE
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
@@ -24,12 +26,27 @@ def cast(record: Record, dtype: torch.dtype) -> Record:
     )
 
 
-def in_float32(run: Callable[[Arguments], Results]) -> Callable[[Arguments], Results]:
-    """Make ``run``, which knows float32 and float64, take and give 16-bit numbers too."""
+@constant_result
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU kernels that run here multiply bfloat16 faster than float32."""
+    return _ext.extension is not None and _ext.extension.isa() in ("amx", "avx512_bf16")
+
+
+def in_float32(
+    run: Callable[[Arguments], Results], bfloat16: bool = False
+) -> Callable[[Arguments], Results]:
+    """Make ``run``, which knows float32 and float64, take and give 16-bit numbers too.
+
+    Args:
+        run: a backend.
+        bfloat16: whether it knows bfloat16 where the instruction set does.
+    """
 
     def wrapped(args: Arguments) -> Results:
         dtype: torch.dtype = args[0].dtype
         if dtype not in LOW_PRECISION:
+            return run(args)
+        if bfloat16 and dtype == torch.bfloat16 and multiplies_bfloat16():
             return run(args)
         return cast(run(cast(args, torch.float32)), dtype)
 
