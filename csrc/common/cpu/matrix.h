@@ -44,10 +44,11 @@ void pack_rows(const Panels<Operand>& to, int64_t columns, Share own, const F& a
     }
 }
 
-template <int NV, int MR, typename Operand, typename F>
-TT_INLINE void multiply_registers(const Term<Operand>* terms, int count,
+template <int NV, int MR, int count, typename Operand, typename F>
+TT_INLINE void multiply_registers(const Term<Operand> (&terms)[count],
                                   const Target<SumOf<Operand>>& to, const F& begin) {
   Sum<SumOf<Operand>, MR, NV> sum(to.at, to.row_stride, to.begun);
+#pragma GCC unroll 2
   for (int n = 0; n < count; ++n) {
     begin(n);
     Left<Operand> a = terms[n].left;
@@ -66,15 +67,15 @@ TT_INLINE void multiply_registers(const Term<Operand>* terms, int count,
 
 // to [rows, NV vectors] = the sum of `count` products; at most Tiling<Operand>::kRows rows. Calls
 // begin(n) before the n-th product, if they are made one after the other.
-template <int NV, typename Operand, typename F>
-TT_INLINE void sum_products(const Term<Operand>* terms, int count, int64_t rows,
+template <int NV, int count, typename Operand, typename F>
+TT_INLINE void sum_products(const Term<Operand> (&terms)[count], int64_t rows,
                             const Target<SumOf<Operand>>& to, const F& begin) {
   if constexpr (Tiling<Operand>::kMatrixUnit) {
     begin(0);
     multiply_tiles<NV>(terms, count, rows, to);
   } else {
     with_constant<kRegisterRows>(rows, [&](auto height) {
-      multiply_registers<NV, decltype(height)::value>(terms, count, to, begin);
+      multiply_registers<NV, decltype(height)::value>(terms, to, begin);
     });
   }
 }
@@ -84,9 +85,9 @@ TT_INLINE void sum_products(const Term<Operand>* terms, int count, int64_t rows,
 template <typename Operand>
 __attribute__((noinline)) void product(const Left<Operand>& a, const Panels<Operand>& weight,
                                        int64_t q, int64_t rows, const Target<SumOf<Operand>>& to) {
-  const Term<Operand> term{a, weight.panel(q)};
+  const Term<Operand> term[] = {{a, weight.panel(q)}};
   with_constant<kPanelVectors>(weight.width_of(q), [&](auto columns) {
-    sum_products<decltype(columns)::value>(&term, 1, rows, to, [](int) {});
+    sum_products<decltype(columns)::value>(term, rows, to, [](int) {});
   });
 }
 

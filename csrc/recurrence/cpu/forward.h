@@ -235,20 +235,21 @@ class ForwardWalk {
       const S* gates_x = g.gates_x + (block * plan_.chunk + k) * g.rows * kGates;
       for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> gates;
-        const Term<Operand> terms[] = {
-            {{h + row * ld_h_, ld_h_, shape_.R}, panel_h},
-            {{g.x + (k * g.rows + row) * ld_x_, ld_x_, shape_.I}, panel_x}};
-        Target<S> to{gates.numbers, kGates};
+        const Left<Operand> h_rows{h + row * ld_h_, ld_h_, shape_.R};
+        Timing timing(g.member.watch, kRecurrent);
         if (plan_.fuse_input) {
-          to.bias = bias_() + block * kGates;
+          const Left<Operand> x_rows{g.x + (k * g.rows + row) * ld_x_, ld_x_, shape_.I};
+          sum_products<G, 2, Operand>(
+              {{h_rows, panel_h}, {x_rows, panel_x}}, height,
+              {.at = gates.numbers, .row_stride = kGates, .bias = bias_() + block * kGates},
+              [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
         } else {
-          to.addend = gates_x + row * kGates;
-          to.addend_stride = kGates;
-        }
-        {
-          Timing timing(g.member.watch, kRecurrent);
-          sum_products<G>(terms, plan_.fuse_input ? 2 : 1, height, to,
-                          [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
+          sum_products<G, 1, Operand>({{h_rows, panel_h}}, height,
+                                      {.at = gates.numbers,
+                                       .row_stride = kGates,
+                                       .addend = gates_x + row * kGates,
+                                       .addend_stride = kGates},
+                                      [](int) {});
         }
         cells(g, gates.numbers, height, step, t, block, row);
       });
