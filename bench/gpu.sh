@@ -22,7 +22,7 @@ Stages, all of them unless some are named; a stage that fails does not stop the 
   latency   compile and run bench/gpu/latency.cu: the constants of the kernels' cost model
   test      pytest -m gpu
   sanitize  compute-sanitizer: memcheck, racecheck and synccheck of a few of these tests
-  bench     the LSTM beside cuDNN's nn.LSTM, and FlashRNN and haste where they are installed
+  bench     the LSTM beside cuDNN's nn.LSTM and a loop with a compiled step
 
 Options:
   --out DIR        where gpu.log, latency.csv and lstm-*.csv go (bench/results/<name of the GPU>)
@@ -135,7 +135,7 @@ stage_bench() {
     run rm -f "$rows"
     run "$python" -m bench lstm --device cuda --T 1024 --B "$batch" --H "$hidden" \
       --dtype float16 bfloat16 float32 --p 0 0.5 --backends cuda triton \
-      --peers torch flashrnn haste --csv "$rows" || failed=1
+      --peers torch compiled-loop --csv "$rows" || failed=1
   done
   return "$failed"
 }

@@ -8,7 +8,6 @@ to show that the check would see a quadratic cost. One thread, time on the proce
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
@@ -36,7 +36,7 @@ LEAST_POINTS = 3
 LINEAR = 1.15  # a cache that a size outgrows adds some hundredths to a true 1
 WIDEST = 0.25  # half-width beyond which 1 and 1.5 look alike
 ATTEMPTS = 2  # what scatter hides is measured again
-PLAN, QUICK_PLAN = timing.Plan(9, 2.0), timing.Plan(5, 0.5)
+PLAN, QUICK_PLAN = timing.Plan(9, 0.3), timing.Plan(5, 0.1)
 QUICK_SIZES = 4
 RULE = (
     "Exponents of T with their 95 % intervals, by least squares over the T in brackets: those at "
@@ -81,18 +81,19 @@ class Fit:
         return "linear" if self.half_width <= WIDEST else "unclear"
 
 
-def fit(costs: Mapping[float, float], fixed: float = 0.0) -> Fit | None:
-    """Least squares in the logarithms of T and cost; None if fewer than three T count.
+def fit(costs: pd.Series, fixed: float = 0.0) -> Fit | None:
+    """Least squares in the logarithms of T, the index, and cost; None if fewer than three T count.
 
     A T counts if the fixed cost, which is there at any T, is at most a fifth of its cost: below,
     the exponent is that of calling, not of computing.
     """
-    used = {size: cost for size, cost in costs.items() if cost > 0 and cost * FIXED_SHARE >= fixed}
+    used = costs[(costs > 0) & (costs * FIXED_SHARE >= fixed)]
     if len(used) < LEAST_POINTS:
         return None
-    line = stats.linregress([math.log(x) for x in used], [math.log(y) for y in used.values()])
+    line = stats.linregress(np.log(used.index.to_numpy(float)), np.log(used.to_numpy(float)))
     half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(used) - 2) * line.stderr)
-    return Fit(float(line.slope), half_width, math.exp(line.intercept), min(used), max(used))
+    factor = float(np.exp(line.intercept))
+    return Fit(float(line.slope), half_width, factor, used.index.min(), used.index.max())
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ class Series:
     name: str
     rows: pd.DataFrame
 
-    def costs(self, cost: str) -> dict[float, float]:
-        """T -> cost, without the fixed one."""
-        own = self.rows.iloc[1:]
-        return dict(zip(own["T"].astype(float), own[COSTS[cost]], strict=True))
+    def costs(self, cost: str) -> pd.Series:
+        """Of every T, the fixed one first."""
+        return self.rows.set_index("T")[COSTS[cost]]
 
     def fit(self, cost: str) -> Fit | None:
         """How ``time`` or ``memory`` grows."""
-        return fit(self.costs(cost), float(self.rows[COSTS[cost]].iloc[0]))
+        costs = self.costs(cost)
+        return fit(costs.iloc[1:], costs.iloc[0])
 
     @property
     def verdict(self) -> str:
@@ -233,9 +234,10 @@ def draw(rows: pd.DataFrame) -> Any:
         for k, one in enumerate(series(rows)):
             look = plots.look(k) | {"linestyle": "none"}
             fitted = one.fit(cost)
-            costs = {size: value for size, value in one.costs(cost).items() if value > 0}
+            costs = one.costs(cost).iloc[1:]
+            costs = costs[costs > 0]
             text = f"{one.name}: {fitted}" if fitted else one.name
-            panel.plot(list(costs), list(costs.values()), label=text, **look)
+            panel.plot(costs.index, costs, label=text, **look)
             if fitted is not None:
                 ends = [fitted.low, fitted.high]
                 powers = [fitted.factor * end**fitted.exponent for end in ends]

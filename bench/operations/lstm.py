@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
-import torch
+from torch import nn
 
 import throughtime
 from bench.operations.lstm_peers import PEERS
 from bench.operations.operation import OURS, Case, Contestant, Operation, Work, layer_work
 
 VERIFIED_STEPS, VERIFIED_GFLOP = 16, 10.0
-SWEEP = {"T": (10, 100, 500, 2000), "B": (1, 8, 64, 256), "H": (8, 32, 128, 512, 2048)}
-SWEEP_GFLOP = 120.0  # the largest corner alone would take an hour
 # T, B, I, H: pixel by pixel MNIST and copying with T = 100, as in the h-detach paper, then wider.
 DEFAULT = (
     *((784, 100, 1, 128), (120, 100, 1, 128), (100, 64, 256, 256)),
@@ -58,15 +55,14 @@ def shortened(case: Case) -> Case:
 
 
 def work(contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-    torch.manual_seed(0)
-    if contestant.ours:
-        layer = throughtime.LSTM(case.I, case.H, backend=contestant.backend or "auto")
-    else:
-        layer = PEERS[contestant.impl].make(case.I, case.H)
-    return layer_work(layer, case, masked=LSTM.detaches(contestant.impl), exact=exact)
+    def make() -> nn.Module:
+        if not contestant.ours:
+            return PEERS[contestant.impl].make(case)
+        return throughtime.LSTM(case.I, case.H, backend=contestant.backend or "auto")
+
+    return layer_work(make, case, exact=exact)
 
 
-GRID = [_case(t, b, h, h) for t, b, h in itertools.product(*SWEEP.values())]
 LSTM = Operation(
     name="lstm",
     kernel="lstm",
@@ -81,5 +77,4 @@ LSTM = Operation(
     work=work,
     shortened=shortened,
     ps=(0.0, 0.5),
-    sweep=[case for case in GRID if gflop(OURS, case) <= SWEEP_GFLOP],
 )

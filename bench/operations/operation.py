@@ -89,17 +89,18 @@ class Contestant:
 
 
 REFERENCE = Contestant(OURS, "reference")
+WhyNot = Callable[[Case], str | None]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another implementation; ``why_not(dtype, device)`` says what is missing here, or None."""
+    """Another implementation; ``why_not`` says why it is not measured, or None."""
 
     label: str
+    make: Callable[[Case], nn.Module] | None = None
     detaches: bool = False  # otherwise it is timed at p = 0
     same_function: bool = True  # otherwise it is a peer in speed only
-    make: Callable[[int, int], nn.Module] | None = None
-    why_not: Callable[[str, str], str | None] = lambda dtype, device: None
+    why_not: WhyNot = lambda case: None
 
 
 @dataclass(frozen=True)
@@ -160,12 +161,13 @@ def placed(thing: Placed, case: Case, *, exact: bool) -> Placed:
     return rounded.double() if exact else rounded
 
 
-def layer_work(layer: nn.Module, case: Case, *, masked: bool, exact: bool) -> Work:
-    """The work of a recurrent layer: input from seed 2, gradient of the output from seed 3."""
-    layer = placed(layer, case, exact=exact)
+def layer_work(make: Callable[[], nn.Module], case: Case, *, exact: bool) -> Work:
+    """The work of a recurrent layer: weights, input and gradient of the output from fixed seeds."""
+    torch.manual_seed(0)
+    layer = placed(make(), case, exact=exact)
     x = placed(random(case.T, case.B, case.I, seed=2), case, exact=exact)
     x.requires_grad_(case.input_grad)
-    mask = fixed_mask(case.T, case.p) if masked else None
+    mask = fixed_mask(case.T, case.p) if hasattr(layer, "detach_prob") else None
     options = {} if mask is None else {"detach_mask": mask.to(case.device)}
 
     def call() -> dict[str, Tensor]:
@@ -186,7 +188,6 @@ class Operation:
     bytes of inputs, weights, outputs and gradients, once per pass, that none can avoid. ``work``
     gives the same weights and inputs to every contestant (``exact``: see ``placed``).
     ``shortened`` is a case with a T at which the float64 reference takes seconds at most.
-    ``too_long`` says why a contestant is not measured, or None.
     """
 
     name: str
@@ -201,14 +202,20 @@ class Operation:
     gbyte: Callable[[str, Case], float]
     work: Callable[..., Work]
     shortened: Callable[[Case], Case]
-    too_long: Callable[[Contestant, Case], str | None] = lambda contestant, case: None
+    reference_why_not: WhyNot = lambda case: None
     ps: Sequence[float] | None = None  # detached fractions; None: nothing to detach
     scores: Sequence[str] = ()
-    sweep: Sequence[Case] = ()
 
     @property
     def heading(self) -> str:
         return ", ".join(self.sizes).replace("window_size", "window")
+
+    def case(self, **columns: Any) -> Case:
+        """A case of this operation; ``I`` is ``H`` and the score typical unless they are given."""
+        if "I" in self.sizes:
+            columns.setdefault("I", columns.get("H"))
+        columns["score"] = columns.get("score") or self.typical.score
+        return Case(op=self.name, **columns)
 
     def combinations(
         self, given: Mapping[str, Sequence[int]], score: str | None = None
@@ -221,21 +228,17 @@ class Operation:
             for combination in itertools.product(*values.values())
         ]
 
-    def case(self, **columns: Any) -> Case:
-        """A case of this operation; ``I`` is ``H`` and the score typical unless they are given."""
-        if "I" in self.sizes:
-            columns.setdefault("I", columns.get("H"))
-        columns["score"] = columns.get("score") or self.typical.score
-        return Case(op=self.name, **columns)
-
-    def detaches(self, impl: str) -> bool:
-        return self.ps is not None and (impl == OURS or self.peers[impl].detaches)
-
     def same_function(self, impl: str) -> bool:
         """Whether an implementation computes what ours does."""
         return impl == OURS or self.peers[impl].same_function
 
+    def timed(self, impl: str, case: Case) -> Case:
+        """What an implementation runs: the case, at p = 0 if it has no h-detach."""
+        detaches = self.ps is None or impl == OURS or self.peers[impl].detaches
+        return case if detaches else replace(case, p=0.0)
+
     def why_not(self, contestant: Contestant, case: Case) -> str | None:
-        peer = None if contestant.ours else self.peers[contestant.impl]
-        missing = peer and peer.why_not(case.dtype, case.device)
-        return missing or self.too_long(contestant, case)
+        """Why a contestant is not measured, or None."""
+        if not contestant.ours:
+            return self.peers[contestant.impl].why_not(case)
+        return self.reference_why_not(case) if contestant == REFERENCE else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from bench.operations.operation import Case, Contestant, Operation, Peer, Work, 
 from bench.operations.rel_lstm import pairs, screened
 from throughtime import functional
 
-SDPA_SCORES = 8 * 32768**2  # B * heads * T^2 beyond which a call takes minutes (at this: 26 s)
-FULL_SCORES = 8 * 2048**2  # beyond which the weights alone fill gigabytes
+# B * heads * T^2 from which a call takes minutes (at this: 26 s), or its weights fill gigabytes.
+TOO_LONG = (8 * 32768**2, "its time grows with T^2, one call would take minutes")
+TOO_LARGE = (8 * 2048**2, "its memory grows with T^2, the weights would fill gigabytes")
 REFERENCE_STEPS = 512
 SIZES: dict[str, Any] = {"B": 2, "heads": 4, "D": 64, "window_size": 64, "top_k": 64}
 
@@ -23,16 +25,16 @@ def _case(T: int) -> Case:
     return Case(op="relevancy", T=T, score="dot", **SIZES)
 
 
-def too_long(contestant: Contestant, case: Case) -> str | None:
-    """Full attention is quadratic, and the reference is a Python loop."""
-    scores = case.queries * case.T
-    if not contestant.ours and case.score != "dot":
+def full_why_not(limit: tuple[int, str], case: Case) -> str | None:
+    """Full attention is quadratic, and has the score of a product."""
+    if case.score != "dot":
         return f"cannot run: full attention has no {case.score} score"
-    if contestant.impl == "sdpa" and scores > SDPA_SCORES:
-        return "not measured: its time grows with T^2, one call would take minutes"
-    if contestant.impl == "full" and scores > FULL_SCORES:
-        return "not measured: its memory grows with T^2, the weights would fill gigabytes"
-    if contestant.backend == "reference" and case.T > REFERENCE_STEPS:
+    most, reason = limit
+    return f"not measured: {reason}" if case.queries * case.T > most else None
+
+
+def reference_why_not(case: Case) -> str | None:
+    if case.T > REFERENCE_STEPS:
         return "not measured: a Python loop over T, one call would take many seconds"
     return None
 
@@ -99,14 +101,17 @@ RELEVANCY = Operation(
     quick=[_case(512), _case(2048)],
     typical=_case(2048),
     peers={
-        "sdpa": Peer("full attention (sdpa)", same_function=False),
-        "full": Peer("full attention by hand", same_function=False),
+        name: Peer(label, same_function=False, why_not=partial(full_why_not, limit))
+        for name, label, limit in (
+            ("sdpa", "full attention (sdpa)", TOO_LONG),
+            ("full", "full attention by hand", TOO_LARGE),
+        )
     },
     default_peers=("sdpa",),
     gflop=gflop,
     gbyte=gbyte,
     work=work,
     shortened=screened,
-    too_long=too_long,
+    reference_why_not=reference_why_not,
     scores=("dot", "additive"),
 )

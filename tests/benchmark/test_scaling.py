@@ -18,9 +18,9 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 SIZES = (256.0, 512.0, 1024.0, 2048.0)
 
 
-def powers(exponent: float, *, noise: float = 0.0, seed: int = 0) -> dict[float, float]:
+def powers(exponent: float, *, noise: float = 0.0, seed: int = 0) -> pd.Series:
     draw = random.Random(seed)
-    return {size: 3.0 * size**exponent * math.exp(draw.gauss(0, noise)) for size in SIZES}
+    return pd.Series({x: 3.0 * x**exponent * math.exp(draw.gauss(0, noise)) for x in SIZES})
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
@@ -39,13 +39,13 @@ def test_interval_holds_the_true_power_as_often_as_it_says() -> None:
 
 
 def test_sizes_where_the_fixed_cost_dominates_do_not_count() -> None:
-    costs = {size: size + 1000.0 for size in (10.0, 100.0, 5e3, 5e4, 5e5)}
+    costs = pd.Series({size: size + 1000.0 for size in (10.0, 100.0, 5e3, 5e4, 5e5)})
     found, everything = fit(costs, fixed=1000.0), fit(costs)
     assert found is not None and everything is not None
     assert found.low == 5e3 and found.exponent == pytest.approx(1.0, abs=0.05)
     assert everything.exponent < 0.7  # what would be found otherwise
     assert fit(costs, fixed=1e5) is None  # two sizes remain
-    assert fit(dict.fromkeys(SIZES, 0.0)) is None  # a cost of nothing has no power
+    assert fit(0 * powers(1.0)) is None  # a cost of nothing has no power
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_verdicts(exponent: float, half_width: float, verdict: str) -> None:
 
 
 def make(name: str, time: float, memory: float) -> Series:
-    rows = [{"T": T, "median_ms": T**time, "peak_mb": T**memory} for T in (1.0, *SIZES)]
-    return Series(name, pd.DataFrame(rows))
+    rows = pd.DataFrame({"T": (1.0, *SIZES)})
+    return Series(name, rows.assign(median_ms=rows["T"] ** time, peak_mb=rows["T"] ** memory))
 
 
 def test_linear_passes_beside_a_quadratic_control() -> None:
@@ -122,7 +122,7 @@ def test_stored_rows_are_the_same_series_again() -> None:
 def test_relevancy_is_measured_linear_and_full_attention_is_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scaling, "QUICK_PLAN", Plan(rounds=3, exactly=True))
+    monkeypatch.setattr(scaling, "QUICK_PLAN", Plan(3, 0))
     csv, plot = tmp_path / "rows.csv", tmp_path / "plot"
     options: Any = ["--quick", "--csv", str(csv), "--plot", str(plot)]
     main(["scaling", "--ops", "relevancy", *options])  # a busy machine may leave it unclear

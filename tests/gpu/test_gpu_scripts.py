@@ -173,7 +173,7 @@ def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
     # The shapes after the one that broke as well.
     files = [f"lstm-{shape}.csv" for shape in ("H1024-B64", "H128-B16", "H200-B33", "H256-B64")]
     assert sorted(path.name for path in out.glob("lstm-*")) == files
-    assert "--peers torch flashrnn haste" in (out / files[0]).read_text()
+    assert "--peers torch compiled-loop" in (out / files[0]).read_text()
     log = (out / "gpu.log").read_text()
     for text in ("Fake GPU (80 GB)", "the driver", "GPU: fake", "this shape broke", "FAILED (4)"):
         assert text in log, text
