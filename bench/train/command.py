@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(task, help=text, description=text)
         add_options(command, task)
         add = command.add_argument
-        add("--plot", choices=("attention",), help="also draw what a rel-* or mem-* layer attends")
         add("--out", type=Path, metavar="DIR", help="folder of the run (runs/TASK-LAYER-...)")
         add("--resume", action="store_true", help="continue after the last finished epoch")
         if task in RECALL:
@@ -63,10 +62,6 @@ def run(args: argparse.Namespace) -> int:
         try:
             _train(trainer, folder)
             _transfer(trainer, delays, folder)
-            if args.plot == "attention":
-                title = f"{config.title}, one test sequence"
-                figure = plots.attended(*plots.attention(trainer), title)
-                print(f"attention: {folder.write_figure('attention', figure)}")
             return 0
         except TrainingError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -77,9 +77,6 @@ class Config:
     one_hot: bool = _option(False, "symbols as one-hot vectors, not numbers", tasks=RECALL)
     window_size: int = _option(10, "latest steps attended by rel-*", arguments.positive)
     top_k: int = _option(15, "earlier steps retained by rel-*", arguments.natural)
-    stop_at: float | None = _option(
-        None, "end after two epochs with this validation accuracy", arguments.probability, "A"
-    )
     seed: int = _option(0, "of weights, data and masks", arguments.natural)
     threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.positive)
     device: str = _option("cpu", "where the model lives", metavar="NAME")
@@ -152,7 +149,7 @@ def from_arguments(args: argparse.Namespace) -> Config:
     if layer.screens and kind == "copying":
         values["one_hot"] = True
     config = Config(**(values | given))
-    for name, value in (given | {"plot": args.plot}).items():
+    for name, value in given.items():
         using = [key for key, other in LAYERS.items() if name in other.options]
         if value and using and config.layer not in using:
             raise UsageError(

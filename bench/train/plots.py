@@ -1,4 +1,4 @@
-"""Plots of training runs, of what a trained RelLSTM attends, and of the demo."""
+"""Plots of training runs and of the demo."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from matplotlib.colors import LogNorm
-from torch import Tensor
 
 from bench.plots import COLOURS, DASHES, bars, figure, plain_log
-from bench.train.trainer import Epoch, Trainer
-from throughtime import reference
+from bench.train.trainer import Epoch
 
 
 def curves(history: Sequence[Epoch], title: str) -> Any:
@@ -67,47 +62,3 @@ def _finish(loss: Any, accuracy: Any, norm: Any) -> None:
     for panel in (loss, accuracy, norm):
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-
-
-def attention(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """Attention of the layer over the first test sequence, by the reference.
-
-    Returns:
-        weights ``[T, T]``, query by key; retained bool ``[T, T]``, where the key was in the
-        retained set of the query.
-    """
-    layer: Any = trainer.model.layer
-    x = trainer.task.test.batch(torch.tensor([0]))[0].to(trainer.config.device)
-    zeros = x.new_zeros(1, layer.hidden_size)
-    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
-    names += ["weight_query", "weight_key", "weight_score"]
-    with torch.no_grad():
-        result = reference.rel_lstm(
-            *(x, zeros, zeros, zeros, None, None),
-            **{name: getattr(layer, f"{name}_l0") for name in names},
-            window_size=layer.window_size,
-            top_k=layer.top_k,
-            keep_first=layer.retain == "first",
-            cell=layer.cell,
-            need_weights=True,
-        )
-    key = torch.arange(len(x))
-    query = key.unsqueeze(1)
-    retained = (key <= query - layer.window_size) & (query <= result.last[:, 0].cpu())
-    return result.attention[0].cpu(), retained
-
-
-def attended(weights: Tensor, retained: Tensor, title: str) -> Any:
-    """Heat map of ``weights`` with the retained keys marked."""
-    canvas, (panel,) = figure(1, [4.6])
-    colours = LogNorm(vmin=1e-3, vmax=1, clip=True)
-    shown = np.ma.masked_equal(weights.numpy(), 0)
-    image = panel.imshow(shown, cmap="viridis_r", norm=colours, interpolation="none", aspect="auto")
-    queries, keys = retained.numpy().nonzero()
-    panel.plot(keys, queries, ".", color="#d55e00", markersize=1.5, label="retained")
-    panel.set(xlabel="step attended (key)", ylabel="step (query)")
-    panel.grid(False)
-    panel.legend(frameon=False, fontsize="small", loc="upper right", markerscale=6)
-    canvas.colorbar(image, ax=panel, label="attention")
-    canvas.suptitle(title, fontsize="small")
-    return canvas

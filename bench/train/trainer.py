@@ -100,7 +100,7 @@ class Trainer:
         After each epoch it calls ``on_epoch``, which may save the state.
         """
         last = self.config.epochs if until is None else until
-        while len(self.history) < last and not self.arrived():
+        while len(self.history) < last:
             try:
                 epoch = self._epoch()
             except RuntimeError as error:
@@ -113,12 +113,6 @@ class Trainer:
                 ) from error
             self.history.append(epoch)
             on_epoch(epoch)
-
-    def arrived(self) -> bool:
-        """Whether two epochs in a row have reached ``stop_at``."""
-        wanted = self.config.stop_at
-        accuracies = [epoch.validation_accuracy for epoch in self.history[-2:]]
-        return wanted is not None and len(accuracies) == 2 and min(accuracies) >= wanted
 
     def _epoch(self) -> Epoch:
         before = self.history[-1].updates if self.history else 0
