@@ -1,7 +1,6 @@
-"""``bench profile``: where the time of the kernels goes, phase by phase.
+"""``bench profile``: where the time of the CPU kernels goes, phase by phase.
 
-On the CPU the compiled kernels count the ticks of their phases; on a GPU torch's profiler times
-every kernel.
+The compiled kernels count the ticks of their phases, in float32.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-import throughtime
 from bench import arguments, machine, table
 from bench.errors import UsageError
-from bench.measure import gpu
 from bench.measure.command import add_shapes, choose_cases
 from bench.operations import OPERATIONS
-from bench.operations.operation import DEVICES, DTYPES, MODES, OURS, Case, Contestant, fixed_mask
+from bench.operations.operation import MODES, OURS, Case, Contestant, fixed_mask
 from throughtime import _ext
 
 COLUMNS = [
@@ -51,8 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add = sub.add_argument
         if operation.ps is not None:
             add("--p", type=arguments.probability, default=0.0, help="detached fraction (0)")
-        add("--device", choices=DEVICES, default="cpu", help="(cpu)")
-        add("--dtype", choices=DTYPES, default="float32", help="on a GPU (float32)")
         arguments.add_threads(sub)
         text = "iterations, the fastest counts (9)"
         add("--repeats", type=arguments.positive, default=9, help=text)
@@ -61,29 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(op: str, args: argparse.Namespace) -> int:
-    kernels, on_cpu = _ext.extension, args.device == "cpu"
-    if not on_cpu and gpu.why_not() is not None:
-        raise UsageError(f"--device cuda: {gpu.why_not()}")
-    if on_cpu and args.dtype != "float32":
-        raise UsageError(
-            f"--dtype {args.dtype}: the CPU kernels are profiled in float32, others on a GPU"
-        )
-    if on_cpu and kernels is None:
+    kernels = _ext.extension
+    if kernels is None:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
     torch.set_num_threads(args.threads)
-    setting = {"p": getattr(args, "p", None), "device": args.device, "dtype": args.dtype}
-    cases = [replace(case, **setting) for case in choose_cases(OPERATIONS[op], args)]
-    print("\n".join(machine.header([args.device])))
-    if on_cpu:
-        rates = measure_rates(kernels)
-        print(
-            f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s; "
-            f"copying large arrays: {rates.gbytes:.0f} GB/s\n",
-            flush=True,
-        )
-        found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
-    else:
-        found = pd.concat([profile_kernels(case, args.repeats) for case in cases])
+    print("\n".join(machine.header()))
+    rates = measure_rates(kernels)
+    print(
+        f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s; "
+        f"copying large arrays: {rates.gbytes:.0f} GB/s\n",
+        flush=True,
+    )
+    cases = [
+        replace(case, p=getattr(args, "p", None)) for case in choose_cases(OPERATIONS[op], args)
+    ]
+    found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
     print(report(found))
     if args.csv is not None:
         found.to_csv(args.csv, index=False, float_format="%.6g")
@@ -189,9 +176,11 @@ def phases(
         found.append((where, "whole", count["whole"]))
     found += [("Python, dispatch", "whole", outside), ("iteration", "whole", whole)]
     known = amounts(case)
+    shape = str(case) + (f", p {case.p:g}" if case.p else "")
     rows = []
     for where, phase, n in found:
-        row = _row(case, where, phase, n / rates.ticks * 1e3, n / whole)
+        row: dict[str, Any] = {"op": case.op, "shape": shape, "where": where, "phase": phase}
+        row |= {"ms": n / rates.ticks * 1e3, "share": n / whole} | machine.columns()
         operations, moved = known.get((where, phase), (0, 0))
         if operations and n:
             row["gflops"] = operations / row["ms"] * 1e-6
@@ -200,35 +189,6 @@ def phases(
             row["gbytes"] = moved / row["ms"] * 1e-6
             row["of_copying"] = row["gbytes"] / rates.gbytes
         rows.append(row)
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _row(case: Case, where: str, phase: str, ms: float, share: float) -> dict[str, Any]:
-    shape = str(case) + (f", p {case.p:g}" if case.p else "")
-    found = {"op": case.op, "shape": shape, "where": where, "phase": phase, "ms": ms}
-    return found | {"share": share} | machine.columns(case.device)
-
-
-def profile_kernels(case: Case, repeats: int) -> pd.DataFrame:
-    """The GPU kernels (on a CPU the operators) of the mean of ``repeats`` iterations, by torch."""
-    operation = OPERATIONS[case.op]
-    explained = throughtime.explain(
-        operation.kernel, hidden_size=case.width, dtype=DTYPES[case.dtype], device=case.device
-    )
-    work = operation.work(Contestant(OURS, explained.chosen), case)
-    work.iterate(MODES[0])
-    with torch.profiler.profile() as profiler:
-        for _ in range(repeats):
-            work.iterate(MODES[0])
-        if case.device == "cuda":
-            torch.cuda.synchronize()
-    column = "self_device_time_total" if case.device == "cuda" else "self_cpu_time_total"
-    spent = {event.key: getattr(event, column) for event in profiler.key_averages()}
-    whole = sum(spent.values())
-    rows = [
-        _row(case, str(explained.chosen), name, us * 1e-3 / repeats, us / whole)
-        for name, us in sorted(spent.items(), key=lambda one: -one[1])
-    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bench import arguments
 from bench.errors import UsageError
 from bench.operations import OPERATIONS
 from bench.operations.operation import Case
@@ -51,20 +49,15 @@ def chosen(texts: Sequence[str], group: Sequence[str]) -> dict[str, Case]:
 
 def _parse(text: str) -> Case:
     op, _, given = text.partition(":")
-    if op not in TYPICAL:
-        raise UsageError(f"--cases wants one of {', '.join(TYPICAL)} before a colon, got {text!r}")
-    names = [*OPERATIONS[op].sizes, *(["p"] if op == "lstm" else [])]
-    kinds = {"p": arguments.probability, "top_k": arguments.natural}
-    sizes = {}
-    for part in given.split(",") if given else []:
-        name, _, value = part.partition("=")
-        if name not in names:
-            raise UsageError(
-                f"--cases {text}: {op} has the sizes {', '.join(names)}, got {part!r}: "
-                f"write it as in {QUICK[1]}"
-            )
-        try:
-            sizes[name] = kinds.get(name, arguments.positive)(value)
-        except ArgumentTypeError as error:
-            raise UsageError(f"--cases {text}: {name}: {error}") from error
+    try:
+        parts = dict(part.split("=") for part in given.split(",") if part)
+        known = {*OPERATIONS[op].sizes, *(["p"] if op == "lstm" else [])}
+        sizes = {name: (float if name == "p" else int)(value) for name, value in parts.items()}
+        if not known.issuperset(sizes) or any(value < 0 for value in sizes.values()):
+            raise ValueError
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"--cases wants one of {', '.join(TYPICAL)}, or one with sizes, as in {QUICK[1]}, "
+            f"got {text!r}"
+        ) from None
     return replace(TYPICAL[op], **sizes)

@@ -14,7 +14,8 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from bench import arguments, machine, table
 from bench.compare import trees, worker
 from bench.compare.cases import DEFAULT, QUICK, chosen
-from bench.compare.stats import LEAST_LIMIT, Verdict, judge, median_interval
+from bench.compare.stats import LEAST_LIMIT, Verdict, judge, sign_test
 from bench.errors import UsageError
 from bench.operations.operation import Case
 
@@ -97,13 +98,13 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
     rounds, notes = _measure(places, cases, threads)
     if not rounds:
         raise UsageError("no case runs in both trees:\n" + "\n".join(notes))
-    limit, verdicts = _judged(rounds)
+    limit, verdicts = judge(*_ratios(rounds))
     outcome = Outcome(rounds, verdicts, notes)
     suspects = {case: cases[case] for case in outcome.slower}
     if suspects:
         again, _ = _measure(places, suspects, threads)
         earlier = [verdict.twin for verdict in verdicts.values()]
-        second_limit, second = _judged(again, earlier)
+        second_limit, second = judge(*_ratios(again), earlier)
         for case, verdict in second.items():
             if verdict.word != "slower":
                 verdicts[case] = replace(verdicts[case], word="unclear")
@@ -111,21 +112,16 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
                 f"{case}: measured again in new processes: {verdict.ratio:.3f} "
                 f"(limit {second_limit:.1%}), {verdict.word}"
             )
-    words = [verdict.word for verdict in verdicts.values()]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-    text = f"{counts}. Limit: {limit:.1%}, within which processes of equal code lie here (see "
-    notes.insert(0, f"{text}base / base); at least 3 %.")
+    counts = Counter(verdict.word for verdict in verdicts.values())
+    text = f"{', '.join(f'{count} {word}' for word, count in counts.items())}. Limit: {limit:.1%}, "
+    text += "within which processes of equal code lie here (see base / base); at least 3 %."
+    notes.insert(0, text)
     return outcome
 
 
-def _judged(
-    rounds: Mapping[str, pd.DataFrame], earlier: Sequence[float] = ()
-) -> tuple[float, dict[str, Verdict]]:
-    trees, twins = (
-        {case: (own[role] / own["base"]).tolist() for case, own in rounds.items()}
-        for role in ROLES[1:]
-    )
-    return judge(trees, twins, earlier)
+def _ratios(rounds: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.Series]]:
+    """Of every case: tree / base, and twin / base."""
+    return [{case: own[role] / own["base"] for case, own in rounds.items()} for role in ROLES[1:]]
 
 
 def _measure(
@@ -163,7 +159,7 @@ def _alternate(workers: Mapping[str, Worker], case: Case) -> pd.DataFrame:
 
 def _settled(samples: pd.DataFrame) -> bool:
     """Whether both medians are known to ``LEAST_LIMIT``; on which side of 1 plays no part."""
-    ends = [median_interval((samples[role] / samples["base"]).tolist()) for role in ROLES[1:]]
+    ends = [sign_test(samples[role] / samples["base"])[1:] for role in ROLES[1:]]
     return all(high / low < (1 + LEAST_LIMIT) ** 2 for low, high in ends)
 
 

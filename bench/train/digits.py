@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import math
 import zlib
 from pathlib import Path
 
@@ -61,20 +60,21 @@ def make(config: Config) -> Task:
 
 def read_mnist(folder: Path, part: str) -> Sequences:
     """One part of MNIST from its IDX files, checked against each other."""
-    images = _read(folder, f"{part}-images", (None, SIDE, SIDE))
-    labels = _read(folder, f"{part}-labels", (len(images),))
-    if int(labels.max()) >= CLASSES:
-        raise _broken(folder / f"{part}-labels", "labels from 0 to 9", f"{int(labels.max())}")
+    images = _read(folder, f"{part}-images", SIDE, SIDE)
+    labels = _read(folder, f"{part}-labels")
+    if len(images) != len(labels) or int(labels.max()) >= CLASSES:
+        found = f"{len(labels)} up to {int(labels.max())}"
+        raise _broken(folder / f"{part}-labels", f"{len(images)} labels from 0 to 9", found)
     return Sequences(images.flatten(1).float() / 255, labels.unsqueeze(1))
 
 
-def _read(folder: Path, stem: str, wanted: tuple[int | None, ...]) -> Tensor:
-    """The values of an IDX file in any of its usual spellings, plain or gzipped; None: any size.
+def _read(folder: Path, stem: str, *sizes: int) -> Tensor:
+    """The values ``[N, *sizes]`` of an IDX file in any of its usual spellings, plain or gzipped.
 
-    Source: the home page of the MNIST database (LeCun, Cortes, Burges): magic bytes, big-endian
-    uint32 sizes, values.
+    Source: the home page of the MNIST database (LeCun, Cortes, Burges): a magic number that holds
+    the number of dimensions, their sizes, all of them big-endian uint32, and the values.
     """
-    dimensions = len(wanted)
+    dimensions = 1 + len(sizes)
     end = f"idx{dimensions}-ubyte"
     names = [f"{stem}{separator}{end}{suffix}" for separator in "-." for suffix in ("", ".gz")]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -83,19 +83,14 @@ def _read(folder: Path, stem: str, wanted: tuple[int | None, ...]) -> Tensor:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (EOFError, OSError, zlib.error) as error:
-        raise _broken(path, "a file that can be read whole", str(error)) from error
-    magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
-    if data[:4] != magic or len(data) < header:
-        wanted_header = f"a header that starts with {magic.hex(' ')} and has {header} bytes"
-        raise _broken(path, wanted_header, data[:header].hex(" ") or "an empty file")
-    sizes = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
-    values = np.frombuffer(data[header:], "u1")
-    fits = all(size == least or least is None for size, least in zip(sizes, wanted, strict=True))
-    if not fits or len(values) != math.prod(sizes) or len(values) == 0:
-        shape = " x ".join(str(size or "N") for size in wanted)
-        raise _broken(path, f"{shape} bytes", f"{len(values)}, of sizes {sizes}")
-    return torch.tensor(values).reshape(sizes)
+        magic, count, *others = np.frombuffer(data, ">u4", 1 + dimensions).tolist()
+        values = np.frombuffer(data, "u1", offset=4 + 4 * dimensions).reshape(count, *others)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise _broken(path, "a whole IDX file", str(error)) from error
+    if magic != 0x800 + dimensions or others != list(sizes) or count == 0:
+        wanted = f"the magic number {0x800 + dimensions} and the sizes {['N', *sizes]}"
+        raise _broken(path, wanted, f"{magic} and {[count, *others]}")
+    return torch.tensor(values)
 
 
 def _broken(path: Path, wanted: str, found: str) -> UsageError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -138,8 +139,8 @@ class Trainer:
             epoch=len(self.history) + 1,
             updates=before + len(order),
             seconds=seconds,
-            loss=_mean(losses, sizes),
-            train_accuracy=_mean(accuracies, sizes),
+            loss=float(np.average(losses, weights=sizes)),
+            train_accuracy=float(np.average(accuracies, weights=sizes)),
             validation_accuracy=self.accuracy(self.task.validation),
             test_accuracy=self.accuracy(self.task.test),
             grad_norm_median=statistics.median(norms),
@@ -209,7 +210,3 @@ class Trainer:
         if self._schedule is not None:
             for _ in self.history:
                 self._schedule.step()
-
-
-def _mean(values: Iterable[float], weights: list[int]) -> float:
-    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)

@@ -169,22 +169,3 @@ def test_without_compiled_kernels(
     monkeypatch.setattr(_ext, "why_missing", lambda: "they were left out; install a compiler")
     assert main(["profile", "lstm"]) == 2
     assert "they were left out; install a compiler" in capsys.readouterr().err
-
-
-def test_kernels_are_timed_by_the_profiler_of_torch() -> None:
-    """On a CPU it sees operators in place of a GPU's kernels."""
-    found = profile.profile_kernels(CASES[0], 2)
-    assert found["phase"].str.contains("lstm_forward").any()
-    assert found["share"].sum() == pytest.approx(1) and (found["ms"] >= 0).all()
-    assert found["ms"].is_monotonic_decreasing and "lstm_forward" in profile.report(found)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_here_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", "lstm", "--device", "cuda"]) == 2
-    assert "error: --device cuda: torch" in capsys.readouterr().err
-
-
-def test_another_dtype_is_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", "lstm", "--dtype", "bfloat16"]) == 2
-    assert "error: --dtype bfloat16: the CPU kernels" in capsys.readouterr().err

@@ -414,9 +414,7 @@ def test_mnist_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> 
     assert "--mnist: nowhere: wanted one of train-images-idx3-ubyte" in refused(words, capsys)
     Path("nowhere").mkdir()
     Path("nowhere/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"x" * 99)[:-9])
-    assert "wanted a file that can be read whole, found Compressed file ended" in refused(
-        words, capsys
-    )
+    assert "wanted a whole IDX file, found Compressed file ended" in refused(words, capsys)
     assert not Path("run").exists()
 
 
