@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.colors import LogNorm
 
-from bench import plots, scaling, table
+from bench import plots, table
 from bench.errors import UsageError
 from bench.operations import OPERATIONS
 from bench.operations.operation import OURS, SIZES, sizes_text
@@ -57,12 +57,12 @@ def draw(found: pd.DataFrame, out: Path) -> list[Path]:
     measured = found[found[TIME].notna()].reset_index(drop=True)
     if measured.empty:
         raise UsageError(f"nothing to draw: none of the {len(found)} rows has a time (see notes)")
-    scaled = measured["note"] == scaling.NOTE
-    drawn = {"-scaling": scaling.draw(measured[scaled])} if scaled.any() else {}
-    measured = measured[~scaled]
+    drawn = {}
     for operation, own in measured.groupby("op", sort=False):
         name = f"-{operation}" if measured["op"].nunique() > 1 else ""
-        drawn |= {name: speed(own), f"{name}-roofline": roofline(own)}
+        drawn[name] = speed(own)
+        if own["share_of_matmul"].notna().any():
+            drawn[f"{name}-roofline"] = roofline(own)
     stem = out.with_suffix("") if out.suffix in (".svg", ".png") else out
     return [
         path
