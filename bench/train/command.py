@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import arguments
-from bench.train import memory, plots, recall
+from bench.train import plots, recall
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     config = from_arguments(args)
     preset = PRESET_TRANSFER if getattr(args, "preset", None) else ()
     delays = getattr(args, "transfer", None) or preset
-    memory.check(config, delays)
+    config.check_memory(delays)
     path = args.out or config.folder
     print(
         f"{config.task}: {LAYERS[config.layer].label}, H {config.hidden}, batch {config.batch}, "

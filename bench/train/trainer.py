@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from bench.errors import UsageError
 from bench.train import digits, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS, SequenceClassifier
-from bench.train.task import Batches, Task
+from bench.train.task import Sequences, Task
 
 EVALUATION_BATCH = 500
 MAKERS = {"digits": digits.make, "copying": recall.make, "denoise": recall.make}
@@ -54,9 +53,8 @@ class Epoch:
 
     def line(self, epochs: int) -> str:
         """The summary that is printed after the epoch."""
-        rest = {name: value for name, value in asdict(self).items() if name != "epoch"}
-        words = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in rest.items()]
-        return f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  {'  '.join(words)}"
+        name, *words = (f"{name.replace('_', ' ')} {x:.4g}" for name, x in asdict(self).items())
+        return f"{name}/{epochs}  {'  '.join(words)}"
 
 
 def best(history: Iterable[Epoch]) -> Epoch:
@@ -120,7 +118,7 @@ class Trainer:
         p = 0.0 if self._schedule is None else self._schedule.get_last_value()[0]
         order = self.task.order(self.config.batch, self._order)
         sizes = [len(indices) for indices in order]
-        results: list[tuple[float, float, float]] = []
+        results: Any = []
         self.model.train()
         start = time.perf_counter()
         bar = tqdm(
@@ -134,17 +132,18 @@ class Trainer:
         seconds = time.perf_counter() - start
         if self._schedule is not None:
             self._schedule.step()
-        losses, accuracies, norms = zip(*results, strict=True)
+        results = np.array(results)
+        loss, accuracy, _ = np.average(results, axis=0, weights=sizes).tolist()
         return Epoch(
             epoch=len(self.history) + 1,
             updates=before + len(order),
             seconds=seconds,
-            loss=float(np.average(losses, weights=sizes)),
-            train_accuracy=float(np.average(accuracies, weights=sizes)),
+            loss=loss,
+            train_accuracy=accuracy,
             validation_accuracy=self.accuracy(self.task.validation),
             test_accuracy=self.accuracy(self.task.test),
-            grad_norm_median=statistics.median(norms),
-            grad_norm_max=max(norms),
+            grad_norm_median=float(np.median(results[:, 2])),
+            grad_norm_max=float(results[:, 2].max()),
             p=p,
             sequences_per_s=sum(sizes) / seconds,
         )
@@ -171,7 +170,7 @@ class Trainer:
         return values
 
     def accuracy(
-        self, sequences: Batches, *, count: int | None = None, batch: int = EVALUATION_BATCH
+        self, sequences: Sequences, *, count: int | None = None, batch: int = EVALUATION_BATCH
     ) -> float:
         """Fraction of right answers on the first ``count``, without training anything."""
         self.model.eval()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from bench.__main__ import main
-from bench.train import command, demo, memory
+from bench.train import command, config, demo
 from bench.train.folder import RunFolder
 
 import throughtime
@@ -62,9 +62,9 @@ def test_train_copying_keeps_its_run(capsys: pytest.CaptureFixture[str]) -> None
     assert [row["p"] for row in rows] == ["0.5", "0.5", "0"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["updates"] for row in rows] == ["3", "6", "9"]
-    config = json.loads(Path("run/config.json").read_text())
-    assert (config["T"], config["hidden"], config["lr"]) == (3, 8, 1e-3)
-    assert config["versions"]["throughtime"] == throughtime.__version__
+    stored = json.loads(Path("run/config.json").read_text())
+    assert (stored["T"], stored["hidden"], stored["lr"]) == (3, 8, 1e-3)
+    assert stored["versions"]["throughtime"] == throughtime.__version__
     assert Path("run/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in Path("run/curves.svg").read_text()
     out = capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("epoch  2/"):
+        if line.startswith("epoch 2/"):
             process.send_signal(signal.SIGINT)
             break
     _, errors = process.communicate(timeout=60)
@@ -401,12 +401,12 @@ def test_the_container_limits_the_memory(
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{3 * 2**20}\n")
     (tmp_path / "memory.current").write_text(f"{2**20}\n")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.available() == 2 * 2**20
+    monkeypatch.setattr(config, "CGROUP", tmp_path)
+    assert config.free_memory() == 2 * 2**20
     error = refused([*COPYING, "--hidden", "1000"], capsys)
     assert "error: --hidden: wanted a run that fits into 0.00195 GiB" in error
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available() > 2**27
+    assert config.free_memory() > 2**27
 
 
 def test_mnist_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

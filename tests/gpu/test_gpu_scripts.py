@@ -111,7 +111,7 @@ def test_without_a_gpu_it_stops_with_one_sentence(tmp_path: Path) -> None:
     done = gpu_sh("--python", sys.executable, "--out", out)
     assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
     assert done.stderr.startswith("gpu.sh: an NVIDIA GPU is needed, and ")
-    assert f"torch {torch.__version__}" in done.stderr and not out.exists()
+    assert "Torch not compiled with CUDA" in done.stderr and not out.exists()
 
 
 FAKE_PYTHON = """#!/bin/sh
