@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench.errors import UsageError, require
+from bench.arguments import UsageError, require
 
 # Command -> what it does, and the module whose ``add_arguments`` adds its options and sets ``run``.
 COMMANDS = {

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 
 from bench import plots, table
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.operations import OPERATIONS
 from bench.operations.operation import OURS, SIZES, sizes_text
 

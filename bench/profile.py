@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from bench import arguments, machine, table
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.measure.command import add_shapes, choose_cases
 from bench.operations import OPERATIONS
 from bench.operations.operation import MODES, OURS, Case, Contestant, fixed_mask
@@ -24,19 +24,11 @@ from throughtime import _ext
 
 COLUMNS = [
     "op", "shape", "threads", "where", "phase", "ms", "share", "gflops", "of_multiply_adds",
-    "gbytes", "of_copying", "machine", "torch", "command",
+    "machine", "torch", "command",
 ]  # fmt: skip
 PASSES = ("forward", "backward")
 NO_PHASE = ("calls", "workers", "allocate", "whole")
 MULTIPLY_ADDS = 100_000
-COPIED = 1 << 27
-BYTES = 4  # of a float32
-SAVED_UNITS = 16  # what the forward pass saves is padded to whole vectors of this many elements
-SAVED = 5  # i, f, g, o, c
-
-
-# By pass and phase: operations (a multiply-add is two) and bytes of one iteration.
-Amounts = Mapping[tuple[str, str], tuple[float, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,11 +54,7 @@ def run(op: str, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     print("\n".join(machine.header()))
     rates = measure_rates(kernels)
-    print(
-        f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s; "
-        f"copying large arrays: {rates.gbytes:.0f} GB/s\n",
-        flush=True,
-    )
+    print(f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s\n", flush=True)
     cases = [
         replace(case, p=getattr(args, "p", None)) for case in choose_cases(OPERATIONS[op], args)
     ]
@@ -80,64 +68,46 @@ def run(op: str, args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine can do: arithmetic, memory, and ticks per second of the kernels' clock."""
+    """What the machine can do: arithmetic, and ticks per second of the kernels' clock."""
 
     gflops: float
-    gbytes: float
     ticks: float
 
 
 def measure_rates(kernels: Any, *, repeats: int = 5) -> Rates:
     """The best of several measurements with torch's number of threads."""
-    source, target = torch.ones(COPIED // 4), torch.empty(COPIED // 4)
     start, ticks = time.perf_counter(), kernels.ticks()
-    multiplying, copying = [], []
+    rates = []
     for _ in range(repeats):
         begin = time.perf_counter()
         operations = 2 * kernels.multiply_adds(MULTIPLY_ADDS)
-        middle = time.perf_counter()
-        target.copy_(source)
-        copying.append(2 * COPIED / (time.perf_counter() - middle))
-        multiplying.append(operations / (middle - begin))
+        rates.append(operations / (time.perf_counter() - begin))
     per_second = (kernels.ticks() - ticks) / (time.perf_counter() - start)
-    return Rates(max(multiplying) * 1e-9, max(copying) * 1e-9, per_second)
+    return Rates(max(rates) * 1e-9, per_second)
 
 
-def amounts(case: Case) -> Amounts:
-    """What the phases compute and have to move, where that is known.
-
-    Bytes are those that a perfect cache would leave: every array once.
-    """
+def operations(case: Case) -> Mapping[tuple[str, str], float]:
+    """Operations of an iteration by pass and phase, where known; a multiply-add is two."""
     if case.op == "relevancy":
         return {}
     rows, inputs, hidden = case.T * case.B, case.I, case.H
     if case.op == "rel-lstm":
         recurrent = 12.0 * rows * hidden * hidden  # gates, query and key
         return {
-            ("forward", "input"): (8.0 * rows * hidden * inputs, 0),
-            ("forward", "recurrent"): (recurrent, 0),
-            ("backward", "recurrent"): (recurrent, 0),
-            ("backward", "weights"): (rows * hidden * (12.0 * hidden + 8.0 * (inputs + 1)), 0),
+            ("forward", "input"): 8.0 * rows * hidden * inputs,
+            ("forward", "recurrent"): recurrent,
+            ("backward", "recurrent"): recurrent,
+            ("backward", "weights"): rows * hidden * (12.0 * hidden + 8.0 * (inputs + 1)),
         }
     mask = fixed_mask(case.T, case.p)
     detached = 0 if mask is None else int(mask[1:].sum())  # at step 0 there is no product to save
-    product = 8.0 * rows * hidden
-    saved = SAVED * rows * -(-hidden // SAVED_UNITS) * SAVED_UNITS
-    weights = 2 * BYTES * 4 * hidden * (inputs + hidden)
-    pointwise = (0, BYTES * (saved + rows * hidden))  # and the outputs or their gradients
     steps = case.T - 1 - detached  # what the first step passes to the initial state is in "other"
+    product = 8.0 * rows * hidden
     return {
-        ("forward", "pack"): (0, weights),
-        ("forward", "gather"): (0, 2 * BYTES * rows * inputs),
-        ("forward", "input"): (product * inputs, 0),
-        ("forward", "recurrent"): (product * hidden, 0),
-        ("forward", "pointwise"): pointwise,
-        ("backward", "pack"): (0, 2 * BYTES * 4 * hidden * hidden),
-        ("backward", "gather"): (0, 2 * BYTES * rows * (inputs + hidden)),
-        ("backward", "recurrent"): (8.0 * case.B * hidden * hidden * steps, 0),
-        ("backward", "pointwise"): pointwise,
-        ("backward", "weights"): (product * (inputs + hidden + 1), 0),
-        ("backward", "finish"): (0, weights),
+        ("forward", "input"): product * inputs,
+        ("forward", "recurrent"): product * hidden,
+        ("backward", "recurrent"): 8.0 * case.B * hidden * hidden * steps,
+        ("backward", "weights"): product * (inputs + hidden + 1),
     }
 
 
@@ -175,30 +145,25 @@ def phases(
         found += [(where, phase, n) for phase, n in ticks.items()]
         found.append((where, "whole", count["whole"]))
     found += [("Python, dispatch", "whole", outside), ("iteration", "whole", whole)]
-    known = amounts(case)
+    known = operations(case)
     shape = str(case) + (f", p {case.p:g}" if case.p else "")
     rows = []
     for where, phase, n in found:
         row: dict[str, Any] = {"op": case.op, "shape": shape, "where": where, "phase": phase}
         row |= {"ms": n / rates.ticks * 1e3, "share": n / whole} | machine.columns()
-        operations, moved = known.get((where, phase), (0, 0))
-        if operations and n:
-            row["gflops"] = operations / row["ms"] * 1e-6
+        if n and (where, phase) in known:
+            row["gflops"] = known[where, phase] / row["ms"] * 1e-6
             row["of_multiply_adds"] = row["gflops"] / rates.gflops
-        if moved and n:
-            row["gbytes"] = moved / row["ms"] * 1e-6
-            row["of_copying"] = row["gbytes"] / rates.gbytes
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def report(found: pd.DataFrame) -> str:
     """A Markdown table, one line per phase; phases below 0.1 % are left out."""
-    lines: list[Sequence[str]] = []
+    lines = []
     for row in found[found["share"] >= 0.001].itertuples():
         line = [row.shape, row.where, row.phase, table.digits(row.ms), f"{row.share:.1%}"]
-        for rate, of in ((row.gflops, row.of_multiply_adds), (row.gbytes, row.of_copying)):
-            line += ["", ""] if pd.isna(rate) else [table.digits(rate), f"{of:.0%}"]
+        known = not pd.isna(row.gflops)
+        line += [table.digits(row.gflops), f"{row.of_multiply_adds:.0%}"] if known else ["", ""]
         lines.append(line)
-    header = ["shape", "where", "phase", "ms", "share", "GFLOP/s", "of it", "GB/s", "of it"]
-    return table.markdown(lines, header)
+    return table.markdown(lines, ["shape", "where", "phase", "ms", "share", "GFLOP/s", "of it"])

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.operations import OPERATIONS
 from bench.operations.operation import SIZES, sizes_text
 

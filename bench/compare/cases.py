@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.operations import OPERATIONS
 from bench.operations.operation import Case
 

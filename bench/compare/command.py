@@ -26,10 +26,10 @@ import torch
 from tqdm import tqdm
 
 from bench import arguments, machine, table
+from bench.arguments import UsageError
 from bench.compare import trees, worker
 from bench.compare.cases import DEFAULT, QUICK, chosen
 from bench.compare.stats import LEAST_LIMIT, Verdict, judge, sign_test
-from bench.errors import UsageError
 from bench.operations.operation import Case
 
 ROLES = ("base", "tree", "twin")

@@ -61,7 +61,7 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     chosen = choose_cases(operation, args)
     bench = _make_bench(operation, args)
-    print("\n".join(machine.header(args.devices)))
+    print("\n".join(machine.header(args.devices[-1])))
     found = bench.rows(chosen)
     print(f"\n{table.report(found)}")
     if args.csv is not None:

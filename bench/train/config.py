@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from bench import arguments
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train.model import LAYERS
 
 TASKS = {

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train.config import Config
 from bench.train.task import Sequences, Task
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import throughtime
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train import digits, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS, SequenceClassifier

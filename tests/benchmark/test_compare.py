@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from bench import __main__ as bench
+from bench.arguments import UsageError
 from bench.compare import cases, command, stats, trees, worker
-from bench.errors import UsageError
 
 from throughtime import _install
 

@@ -10,7 +10,7 @@ import torch
 from bench.__main__ import make_parser
 from bench.measure.command import choose_cases
 from bench.measure.verify import Verifier
-from bench.operations import OPERATIONS, lstm, lstm_peers, rel_lstm
+from bench.operations import OPERATIONS, lstm_peers
 from bench.operations.authors_rel_lstm import AuthorsRelLSTM
 from bench.operations.operation import OURS, REFERENCE, Contestant, Work
 from torch import Tensor, nn
@@ -27,18 +27,18 @@ def test_work_of_lstm_by_hand() -> None:
     case = LSTM.case(T=3, B=5, I=2, H=7)
     product = 2e-9 * 5 * 28  # of one step and one input column
     forward = product * (3 * 2 + 2 * 7)  # step 0 has no state to multiply
-    assert lstm.gflop(OURS, replace(case, mode="inference")) == pytest.approx(forward)
-    both = lstm.gflop(OURS, case)
+    assert LSTM.gflop(OURS, replace(case, mode="inference")) == pytest.approx(forward)
+    both = LSTM.gflop(OURS, case)
     assert both == pytest.approx(2 * forward + product * 2 * 7)
-    assert lstm.gflop(OURS, replace(case, p=1.0)) == pytest.approx(2 * forward)
-    with_input = lstm.gflop(OURS, replace(case, input_grad=True))
+    assert LSTM.gflop(OURS, replace(case, p=1.0)) == pytest.approx(2 * forward)
+    with_input = LSTM.gflop(OURS, replace(case, input_grad=True))
     assert with_input == pytest.approx(both + product * 3 * 2)
     x, weights, output = 3 * 5 * 2, 28 * (2 + 7 + 2), 3 * 5 * 7
     moved = x + weights + output
-    assert lstm.gbyte(OURS, replace(case, mode="forward")) == pytest.approx(4e-9 * moved)
+    assert LSTM.gbyte(OURS, replace(case, mode="forward")) == pytest.approx(4e-9 * moved)
     moved += x + weights + 2 * output + weights
-    assert lstm.gbyte(OURS, replace(case, dtype="bfloat16")) == pytest.approx(2e-9 * moved)
-    assert lstm.gbyte(OURS, replace(case, input_grad=True)) == pytest.approx(4e-9 * (moved + x))
+    assert LSTM.gbyte(OURS, replace(case, dtype="bfloat16")) == pytest.approx(2e-9 * moved)
+    assert LSTM.gbyte(OURS, replace(case, input_grad=True)) == pytest.approx(4e-9 * (moved + x))
 
 
 def test_work_of_relevancy_by_hand() -> None:
@@ -56,8 +56,8 @@ def test_work_of_rel_lstm_by_hand() -> None:
     # Steps 1 to 3 attend 1, 2 and 3 earlier states.
     case = REL_LSTM.case(T=4, B=3, I=2, H=5, mode="forward", **SMALL)
     attention = 1e-9 * 3 * (2 * 2 * 25 * 3 + 6 * 4 * 5)
-    assert REL_LSTM.gflop(OURS, case) == pytest.approx(lstm.gflop(OURS, case) + attention)
-    assert REL_LSTM.gflop("torch", case) == pytest.approx(lstm.gflop(OURS, case))
+    assert REL_LSTM.gflop(OURS, case) == pytest.approx(LSTM.gflop(OURS, case) + attention)
+    assert REL_LSTM.gflop("torch", case) == pytest.approx(LSTM.gflop(OURS, case))
     more = REL_LSTM.gbyte(OURS, case) - REL_LSTM.gbyte("torch", case)
     assert more == pytest.approx(4e-9 * (2 * 25 + 5))
 
@@ -161,7 +161,7 @@ def test_among_equals_the_loop_drops_the_newest() -> None:
 def test_verification_is_long_enough_that_keys_are_replaced() -> None:
     """The first keys have an advantage: the softmax of their queries has few terms."""
     case = RELEVANCY.case(T=4096, B=1, heads=2, D=64, window_size=16, top_k=16)
-    case = rel_lstm.screened(case)
+    case = RELEVANCY.shortened(case)
     found = RELEVANCY.work(REFERENCE, case, exact=True).call()["last"]
     old = torch.arange(case.T) <= case.T - 1 - 16
     kept = old & (found[0] == case.T - 1)

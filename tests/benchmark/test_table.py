@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from bench import plot, plots, table
 from bench.__main__ import main
-from bench.errors import UsageError
+from bench.arguments import UsageError
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train import digits, recall
 from bench.train.config import Config
 from bench.train.task import Sequences, Task
