@@ -28,7 +28,7 @@ TITLES = {
     RATIO: "time / ours (above 1: ours is faster)",
     MEMORY: "peak memory, MB (less is better)",
 }
-LEGEND = {"loc": "outside lower center", "frameon": False, "fontsize": "small"}
+LEGEND = {"loc": "outside lower center", "fontsize": "small"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

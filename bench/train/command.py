@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench import arguments
-from bench.train import plots, recall
+from bench import arguments, plots
+from bench.train import recall
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
@@ -92,7 +92,9 @@ def _train(trainer: Trainer, folder: RunFolder) -> None:
     except (KeyboardInterrupt, TrainingError) as error:
         stopped = error
     if trainer.history:
-        plot = folder.write_figure("curves", plots.curves(trainer.history, trainer.config.title))
+        plot = folder.write_figure(
+            "curves", plots.curves({trainer.config.layer: trainer.history}, trainer.config.title)
+        )
         chosen = best(trainer.history)
         print(
             f"best validation accuracy {chosen.validation_accuracy:.3f} in epoch {chosen.epoch}: "
