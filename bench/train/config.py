@@ -64,7 +64,9 @@ class Config:
     T: int = _option(0, "steps of delay", arguments.positive, tasks=RECALL)
     permute: bool = _option(False, "read pixels in a fixed random order", tasks=("digits",))
     permute_seed: int = _option(0, "seed of that order", arguments.natural, tasks=("digits",))
-    mnist: str | None = _option(None, "folder of MNIST's files", str, "DIR", tasks=("digits",))
+    mnist: str | None = _option(
+        None, "folder where scikit-learn keeps MNIST", str, "DIR", tasks=("digits",)
+    )
     hidden: int = _option(128, "units", arguments.positive, "H")
     batch: int = _option(50, "sequences per update", arguments.positive, "B")
     lr: float = _option(2e-3, "Adam's learning rate", arguments.above_zero, "X")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from bench import __main__ as bench
 from bench.arguments import UsageError
-from bench.compare import cases, command, stats, trees, worker
+from bench.compare import command, stats, trees, worker
 
 from throughtime import _install
 
@@ -128,7 +128,7 @@ def make_tree(folder: Path, seconds: float | str) -> Path:
     return folder
 
 
-LSTM = cases.chosen(["lstm:T=5,B=1,I=1,H=1"], ())
+LSTM = command.chosen(["lstm:T=5,B=1,I=1,H=1"], ())
 LSTM = {"lstm:T=5": next(iter(LSTM.values()))}
 
 
@@ -217,7 +217,7 @@ def test_a_worker_refuses_another_tree(
 
 @pytest.mark.parametrize("case", ["lstm:T=4,B=2,I=3,H=5,p=0.5", "rel-lstm:T=4", "relevancy:T=9"])
 def test_worker_measures_every_operation(case: str) -> None:
-    (chosen,) = cases.chosen([case], ()).values()
+    (chosen,) = command.chosen([case], ()).values()
     gradients = worker.make(asdict(chosen))()
     assert len(gradients) == {"lstm": 4, "rel-lstm": 7, "relevancy": 3}[chosen.op]
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
@@ -228,16 +228,16 @@ def test_worker_measures_every_operation(case: str) -> None:
 )
 def test_a_wrong_case_is_a_sentence(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        cases.chosen([text], cases.QUICK)
+        command.chosen([text], command.QUICK)
     words = "--cases wants one of lstm, rel-lstm, relevancy, or one with sizes, as in lstm:T=120,"
     assert words in str(caught.value) and f"got {text!r}" in str(caught.value)
 
 
 def test_cases_of_both_groups_are_cases() -> None:
-    quick = cases.chosen([], cases.QUICK)
-    everything = cases.chosen([], cases.DEFAULT)
-    assert quick.items() <= everything.items() and len(everything) == len(cases.DEFAULT)
-    only = cases.chosen(["rel-lstm"], cases.DEFAULT)
+    quick = command.chosen([], command.QUICK)
+    everything = command.chosen([], command.DEFAULT)
+    assert quick.items() <= everything.items() and len(everything) == len(command.DEFAULT)
+    only = command.chosen(["rel-lstm"], command.DEFAULT)
     assert {case.op for case in only.values()} == {"rel-lstm"} and len(only) == 2
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import gzip
 import json
 import os
 import shlex
@@ -407,15 +406,6 @@ def test_the_container_limits_the_memory(
     assert "error: --hidden: wanted a run that fits into 0.00195 GiB" in error
     (tmp_path / "memory.max").write_text("max\n")
     assert config.free_memory() > 2**27
-
-
-def test_mnist_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "digits", "--mnist", "nowhere", "--out", "run"]
-    assert "--mnist: nowhere: wanted one of train-images-idx3-ubyte" in refused(words, capsys)
-    Path("nowhere").mkdir()
-    Path("nowhere/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"x" * 99)[:-9])
-    assert "wanted a whole IDX file, found Compressed file ended" in refused(words, capsys)
-    assert not Path("run").exists()
 
 
 def test_non_finite_loss_ends_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
