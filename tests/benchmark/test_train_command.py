@@ -93,22 +93,17 @@ def test_train_digits(layer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told == (layer == "torch")
 
 
-def test_preset_and_transfer(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "copying", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
-    words += ["--epochs", "1", "--transfer", "6", "9", "--out", "run"]
-    assert main(words) == 0
-    assert "accuracy at T = 9 without further training" in capsys.readouterr().out
+@pytest.mark.parametrize("lengths", [["500", "5000"], ["6", "9"]])
+def test_preset_and_transfer(lengths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "denoise", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
+    given = [] if lengths == ["500", "5000"] else ["--transfer", *lengths]  # or by the preset
+    assert main([*words, *given, "--epochs", "1", "--out", "run"]) == 0
+    assert f"accuracy at T = {lengths[1]} without further training" in capsys.readouterr().out
     rows = read_csv("run/transfer.csv")
     columns = ["task", "layer", "seed", "trained_T", "updates", "T", "accuracy", "count"]
     assert list(rows[0]) == columns
-    assert [row["T"] for row in rows] == ["3", "6", "9"] and rows[0]["updates"] == "3"
+    assert [row["T"] for row in rows] == ["3", *lengths] and rows[0]["updates"] == "3"
     assert all(0 <= float(row["accuracy"]) <= 1 and row["count"] == "20" for row in rows)
-
-
-def test_the_preset_ends_with_transfer_to_500_and_5000() -> None:
-    words = ["train", "denoise", "--layer", "rel-lstm", "--preset", "quick", *SHORT]
-    assert main([*words, "--epochs", "1", "--out", "run"]) == 0
-    assert [row["T"] for row in read_csv("run/transfer.csv")] == ["3", "500", "5000"]
 
 
 @pytest.mark.parametrize(("layer", "one_hot"), [("rel-rnn", True), ("torch", False)])
@@ -216,10 +211,7 @@ def _change(**changes: Any) -> Callable[[Path], object]:
 CONFIG = "wanted the options of a training run, got a file of another kind"
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "truncated": ("checkpoint.pt", _truncate, "got a damaged file"),
-    "empty": ("checkpoint.pt", lambda path: path.write_bytes(b""), "got a damaged file"),
-    "text": ("checkpoint.pt", lambda path: path.write_text("no"), "got a damaged file"),
     "a list": ("checkpoint.pt", lambda path: torch.save([1], path), "got a file of another kind"),
-    "other weights": ("checkpoint.pt", _change(model={}), "got another state (Error(s) in"),
     "no history": ("checkpoint.pt", _change(history=[{}]), "got another state ("),
     "best.pt": (
         "checkpoint.pt",
@@ -374,18 +366,10 @@ def test_a_second_run_in_the_folder_is_refused_at_once(
         ("--layer mem-rnn --window-size 3", "got 3: leave it out, or use one of rel-lstm,"),
         ("--anneal 4 --epochs 3", "--anneal must be at most --epochs (3), got 4"),
         ("--device cuda:99", "--device cuda:99"),
-        ("--device nonsense", "--device nonsense"),
         ("--backend nonsense", "--backend nonsense"),
         ("--backend cuda", "backend='cuda' cannot run"),
-        ("--p 1.5", "--p: wanted a number from 0 to 1, got '1.5'"),
-        ("--lr 0", "--lr: wanted a number above 0, got '0'"),
         ("--lr nan", "--lr: wanted a number above 0, got 'nan'"),
-        ("--epochs none", "--epochs: wanted a whole number of 1 or more, got 'none'"),
-        ("--epochs 0", "--epochs: wanted a whole number of 1 or more, got '0'"),
-        ("--anneal -1", "--anneal: wanted a whole number of 0 or more, got '-1'"),
         ("--seed 2147483648", "--seed: wanted a whole number up to 2147483647, got 2147483648"),
-        ("--transfer 0", "--transfer: wanted a whole number of 1 or more"),
-        ("--layer rel-gru", "invalid choice: 'rel-gru'"),
     ],
 )
 def test_wrong_options_are_one_sentence_and_leave_nothing(
