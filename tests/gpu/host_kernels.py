@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compiled import compile_once, find_compiler
 from throughtime.ops.lstm.recurrence import saved_gates
 
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
@@ -26,31 +26,28 @@ CSRC = next(folder / "csrc" for folder in SOURCES.parents if (folder / "csrc").i
 POISON = "-ftrivial-auto-var-init=pattern"
 
 
-def takes(compiler: str, flag: str) -> bool:
+def takes(flag: str) -> bool:
     """Whether the compiler knows the flag."""
-    command = [compiler, "-Werror", flag, "-x", "c++", "-fsyntax-only", os.devnull]
-    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    command = [find_compiler(), "-Werror", flag, "-x", "c++", "-fsyntax-only"]
+    done = subprocess.run([*command, os.devnull], stderr=subprocess.DEVNULL, check=False)
+    return done.returncode == 0
 
 
-def compile_program(flags: list[str], source: str, to: Path) -> Path:
-    """Compile a source of tests/gpu/cuda_on_cpu; skips the test where there is no compiler."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    command = [compiler, "-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    if takes(compiler, POISON):
-        command.append(POISON)
-    command += [*flags, f"-I{SOURCES}", f"-I{CSRC}", str(SOURCES / source), "-o", str(to)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0, done.stderr
-    return to
+def compile_program(
+    factory: pytest.TempPathFactory, flags: list[str], source: str, name: str
+) -> Path:
+    """Compile a source of tests/gpu/cuda_on_cpu."""
+    common = ["-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    common += [POISON] if takes(POISON) else []
+    flags = [*common, *flags, f"-I{SOURCES}", f"-I{CSRC}"]
+    return compile_once(factory, SOURCES / source, flags, name)
 
 
-def load_module(folder: Path) -> ModuleType:
-    """Compile module.cpp into ``folder`` and import it."""
+def load_module(factory: pytest.TempPathFactory) -> ModuleType:
+    """Compile module.cpp and import it."""
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     flags = ["-fPIC", "-shared", *include]
-    path = compile_program(flags, "module.cpp", folder / "cuda_on_cpu.so")
+    path = compile_program(factory, flags, "module.cpp", "cuda_on_cpu.so")
     spec = importlib.util.spec_from_file_location("cuda_on_cpu", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -70,6 +67,7 @@ class HostKernels:
         self.kernels = kernels
         self.plan = plan
         self.tiers: list[int] = []  # of the plans that ran
+        self.work: list[tuple[int, int]] = []  # their products and waits for other blocks
 
     def _run(
         self, backward: bool, T: int, weight: Tensor, reverse: bool, tensors: dict[str, Any],
@@ -81,7 +79,9 @@ class HostKernels:
         addresses = {name: x.data_ptr() for name, x in tensors.items() if x is not None}
         dtype = str(weight.dtype).removeprefix("torch.")
         numbers |= {**sizes, "reverse": int(reverse)}
+        self.kernels.take_work()  # of earlier runs
         self.kernels.run(dtype, plan, backward, addresses, numbers)
+        self.work.append(self.kernels.take_work())
 
     def forward(
         self, projected: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, weight_hh: Tensor,

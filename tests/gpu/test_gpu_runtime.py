@@ -18,10 +18,9 @@ import throughtime
 from cases import Shape, call, options_for, random, random_mask
 from cases_gpu import (
     DEVICE,
-    STAND_IN,
+    ON_GPU,
     Tiered,
     assert_equal,
-    forced_tier,  # noqa: F401
     gpu,
     leaves,
     may_hang,
@@ -36,8 +35,8 @@ from throughtime import functional
 
 pytestmark = [*gpu, may_hang]
 
-REPEATS = 10 if STAND_IN else 1000
-only_float32 = runs(dtypes=(torch.float32,))
+REPEATS = 1000 if ON_GPU else 2
+only_float32 = runs(torch.float32)
 
 
 @tiers()
@@ -220,7 +219,7 @@ def test_a_training_step_of_a_module_does_not_wait(backend: Any, dtype: torch.dt
 
 
 @needs_cuda
-@runs(dtypes=(torch.float32, torch.bfloat16))
+@runs(torch.float32, torch.bfloat16)
 def test_memory_does_not_grow(backend: Any, dtype: torch.dtype) -> None:
     layer = throughtime.LSTM(8, 256, detach_prob=0.5, backend=backend, dtype=dtype).to(DEVICE)
 
@@ -263,7 +262,7 @@ def test_the_second_gpu(backend: Any, dtype: torch.dtype) -> None:
 
 @needs_cuda
 @pytest.mark.slow
-@runs(dtypes=(torch.bfloat16,))
+@runs(torch.bfloat16)
 def test_detached_steps_make_the_backward_faster(backend: Any, dtype: torch.dtype) -> None:
     """Half of the steps detached against none, in turns, by events of the GPU."""
     shape = Shape(512, 16, 8, 256)

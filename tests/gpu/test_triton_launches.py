@@ -1,9 +1,12 @@
-"""Where Triton's kernels are launched, and with how many programs: without a GPU, nothing runs."""
+"""Triton's kernels without a GPU: each compiles, and where each is launched; nothing runs."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections import namedtuple
+import os
+import subprocess
+import sys
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -124,3 +127,27 @@ def test_a_grid_holds_any_length_and_batch(sequences: int, length: int) -> None:
     grid = (*relevancy.programs(sequences, length), 1, 1)[:3]
     assert grid[0] <= 2**31 - 1 and max(grid[1:]) <= 65_535  # CUDA's limits
     assert grid[0] * grid[1] * relevancy.QUERIES >= sequences * length
+
+
+@pytest.mark.timeout(600)  # a minute where nothing else runs
+def test_every_kernel_compiles_for_every_gpu_without_spills() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "throughtime.triton_kernels.compile"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout)
+    rows = [[x.strip() for x in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    kernels = {row[0] for row in rows}
+    assert len(kernels) == 11
+    assert Counter(row[2] for row in rows) == {
+        "sm_80": 44, "sm_90": 44, "sm_100": 44, "gfx942": len(kernels),
+    }  # fmt: skip
+    for kernel, sizes, target, registers, _, spilled in rows:
+        most = 64 if " of " in sizes else 0  # odd sizes
+        assert int(registers) > 0 and int(spilled) <= most, (kernel, sizes, target)
