@@ -1,14 +1,19 @@
-"""C++ that tests compile for themselves, once for all workers of pytest-xdist."""
+"""C++ of tests, compiled in the background, once for all workers of pytest-xdist."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+
+_pool = ThreadPoolExecutor(os.cpu_count())
+_started: dict[str, Future[Path]] = {}
 
 
 def find_compiler() -> str:
@@ -19,19 +24,30 @@ def find_compiler() -> str:
     return found
 
 
-def compile_once(
-    factory: pytest.TempPathFactory, source: Path, flags: list[str], name: str
-) -> Path:
-    """The library or program that a source gives."""
-    compiler = find_compiler()
-    folder = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all workers
-    path, unfinished = folder / name, folder / f"{name}.part"
-    with FileLock(folder / f"{name}.lock"):
+def compiled(config: Any, name: str, source: Path, flags: list[str]) -> Future[Path]:
+    """The library or program of that name, which the first call begins to compile."""
+    if name not in _started:
+        folder = config._tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            folder = folder.parent  # of all workers
+        _started[name] = _pool.submit(_compile, folder / name, source, flags)
+        config.add_cleanup(lambda: _pool.shutdown(wait=False, cancel_futures=True))
+    return _started[name]
+
+
+def wait() -> None:
+    """Until no compiler runs, for tests of how busy the machine is."""
+    for each in _started.values():
+        each.exception()
+
+
+def _compile(path: Path, source: Path, flags: list[str]) -> Path:
+    unfinished = f"{path}.part"
+    with FileLock(f"{path}.lock"):
         if not path.exists():
-            command = [compiler, *flags, str(source), "-o", str(unfinished)]
+            # The tests that run meanwhile come first.
+            command = ["nice", find_compiler(), *flags, str(source), "-o", unfinished]
             done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
             assert done.returncode == 0, done.stderr
-            unfinished.rename(path)
+            os.rename(unfinished, path)
     return path

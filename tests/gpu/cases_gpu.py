@@ -160,12 +160,16 @@ def results(
     function: Callable[..., Result], named: dict[str, Tensor], **options: Any
 ) -> dict[str, Tensor]:
     """Outputs, states, and the gradients of all leaves through all three of them."""
-    output, (h_n, c_n) = call(function, named, **options)
-    return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+    return with_gradients(call(function, named, **options), named)
 
 
-def with_gradients(found: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adds the gradients of the leaves for random gradients of the results."""
+def with_gradients(
+    result: Result, named: Mapping[str, Tensor], through: tuple[str, ...] = ("output", "h_n", "c_n")
+) -> dict[str, Tensor]:
+    """The results of those names, and the gradients of the leaves for random gradients of them."""
+    output, (h_n, c_n) = result
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    found = {name: found[name] for name in through}
     incoming = {
         name: random(*x.shape, seed=100 + k, dtype=x.dtype).to(x.device)
         for k, (name, x) in enumerate(found.items())
@@ -223,6 +227,17 @@ def assert_as_close_as_plain(
         )
         allowed = 2 * theirs + floor[got.dtype]
         assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.2e}"
+
+
+def against_reference(
+    backend: str,
+    run: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]],
+    named: dict[str, Tensor],
+) -> None:
+    """``run`` by a backend with some leaves, against the reference with the same and in float64."""
+    found, plain = (run(name, named) for name in (backend, "reference"))
+    exact = run("reference", as_dtype(named, torch.float64))
+    assert_as_close_as_plain(found, plain, exact, backend)
 
 
 def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,17 +15,32 @@ import torch
 
 from cases_gpu import ON_GPU, force
 from data_sheets import SMALL
-from host_kernels import HostKernels, load_module
+from host_kernels import HostKernels, load, module, sanitized
 from throughtime.backends import requirements
 from throughtime.backends.backend import OPERATIONS
 
 GPU_ONLY = (requirements.cuda_tensors, requirements.cuda_kernels)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compilers run while the tests do."""
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if wanted & {"kernels", "stand_in"} and shutil.which(os.environ.get("CXX", "g++")):
+        module(session.config)
+        if "programs" in wanted:
+            sanitized(session.config)
+
+
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def kernels(request: pytest.FixtureRequest) -> ModuleType:
     """The GPU kernels' sources as a module that runs them on the CPU; see tests/gpu/cuda_on_cpu."""
-    return load_module(tmp_path_factory)
+    return load(module(request.config).result())
+
+
+@pytest.fixture(scope="session")
+def programs(request: pytest.FixtureRequest) -> dict[str, Path]:
+    """main.cpp under each sanitizer."""
+    return {name: made.result() for name, made in sanitized(request.config).items()}
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiled import compile_once, find_compiler
+from compiled import compiled, find_compiler
 from throughtime.ops.lstm.recurrence import saved_gates
 
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
@@ -25,7 +27,13 @@ CSRC = next(folder / "csrc" for folder in SOURCES.parents if (folder / "csrc").i
 # 8 and later.
 POISON = "-ftrivial-auto-var-init=pattern"
 
+SANITIZERS = {
+    "thread": ["-fsanitize=thread"],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover"],
+}
 
+
+@functools.cache
 def takes(flag: str) -> bool:
     """Whether the compiler knows the flag."""
     command = [find_compiler(), "-Werror", flag, "-x", "c++", "-fsyntax-only"]
@@ -33,33 +41,39 @@ def takes(flag: str) -> bool:
     return done.returncode == 0
 
 
-def compile_program(
-    factory: pytest.TempPathFactory, flags: list[str], source: str, name: str
-) -> Path:
-    """Compile a source of tests/gpu/cuda_on_cpu."""
+def program(config: pytest.Config, name: str, source: str, flags: list[str]) -> Future[Path]:
+    """A source of tests/gpu/cuda_on_cpu, compiled in the background."""
     common = ["-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
     common += [POISON] if takes(POISON) else []
     flags = [*common, *flags, f"-I{SOURCES}", f"-I{CSRC}"]
-    return compile_once(factory, SOURCES / source, flags, name)
+    return compiled(config, name, SOURCES / source, flags)
 
 
-def load_module(factory: pytest.TempPathFactory) -> ModuleType:
-    """Compile module.cpp and import it."""
+def module(config: pytest.Config) -> Future[Path]:
+    """module.cpp, compiled in the background."""
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    flags = ["-fPIC", "-shared", *include]
-    path = compile_program(factory, flags, "module.cpp", "cuda_on_cpu.so")
+    return program(config, "cuda_on_cpu.so", "module.cpp", ["-fPIC", "-shared", *include])
+
+
+def sanitized(config: pytest.Config) -> dict[str, Future[Path]]:
+    """main.cpp under each sanitizer."""
+    return {name: program(config, name, "main.cpp", flags) for name, flags in SANITIZERS.items()}
+
+
+def load(path: Path) -> ModuleType:
+    """Import what :func:`module` compiles."""
     spec = importlib.util.spec_from_file_location("cuda_on_cpu", path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 class HostKernels:
     """The operators ``lstm_recurrence_*`` on the CPU, by the kernels' own sources.
 
     Args:
-        kernels: what :func:`load_module` gives.
+        kernels: what :func:`load` gives.
         plan: from the arguments of ``kernels.plan`` without the GPU to a plan.
     """
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +27,7 @@ from cases_recurrence import (
     run,
 )
 from data_sheets import SMALL
-from host_kernels import CSRC, SOURCES, HostKernels, compile_program
+from host_kernels import CSRC, SANITIZERS, SOURCES, HostKernels, program
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -188,22 +187,7 @@ def test_plans_run(kernels: ModuleType) -> None:
         assert_matches(found, expect(case, inputs(case)), case.dtype, LOW_PRECISION)
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """main.cpp under each sanitizer, compiled side by side."""
-    flags = {
-        "thread": ["-fsanitize=thread"],
-        "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover"],
-    }
-    with ThreadPoolExecutor() as pool:
-        made = {
-            name: pool.submit(compile_program, tmp_path_factory, with_flags, "main.cpp", name)
-            for name, with_flags in flags.items()
-        }
-    return {name: program.result() for name, program in made.items()}
-
-
-@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_sanitizers_are_silent(sanitizer: str, programs: dict[str, Path]) -> None:
     done = subprocess.run([programs[sanitizer]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "equal\n" and not done.stderr, (
@@ -228,8 +212,8 @@ def test_a_missing_barrier_is_noticed(site: int, case: int, programs: dict[str, 
     ],
 )
 def test_a_program_of_checks_finds_nothing_wrong(
-    source: str, flags: list[str], tmp_path_factory: pytest.TempPathFactory
+    source: str, flags: list[str], request: pytest.FixtureRequest
 ) -> None:
-    program = compile_program(tmp_path_factory, flags, source, f"{source}.program")
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
+    path = program(request.config, f"{source}.program", source, flags).result()
+    done = subprocess.run([path], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

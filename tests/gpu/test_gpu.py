@@ -30,6 +30,7 @@ from cases_gpu import (
     DTYPES,
     ON_GPU,
     Tiered,
+    against_reference,
     assert_as_close_as_plain,
     assert_equal,
     check,
@@ -149,17 +150,13 @@ def test_small_for_the_sanitizer(tiered: Tiered, option: str) -> None:
 def test_gradient_through_one_result_alone(
     backend: str, dtype: torch.dtype, used: str, option: str
 ) -> None:
-    named, options = leaves(MIDDLE, dtype), on_device(options_for(MIDDLE)[option])
-    found = []
-    for run, values in (
-        (backend, named),
-        ("reference", named),
-        ("reference", as_dtype(named, torch.float64)),
-    ):
-        output, (h_n, c_n) = call(functional.lstm, values, backend=run, **options)
-        result = {"output": output, "h_n": h_n, "c_n": c_n}[used]
-        found.append(with_gradients({used: result}, values))
-    assert_as_close_as_plain(*found, backend)
+    options = on_device(options_for(MIDDLE)[option])
+
+    def run(name: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        result = call(functional.lstm, named, backend=name, **options)
+        return with_gradients(result, named, (used,))
+
+    against_reference(backend, run, leaves(MIDDLE, dtype))
 
 
 def strange(x: Tensor, layout: str) -> Tensor:
@@ -244,9 +241,8 @@ def test_nan_stays_in_its_sample(backend: str, dtype: torch.dtype) -> None:
     found = []
     for x in (dirty, named["input"].detach()):
         given = named | {"input": x.requires_grad_()}
-        output, (h_n, c_n) = call(functional.lstm, given, backend=backend)
-        values = {"output": output, "h_n": h_n, "c_n": c_n}
-        found.append(with_gradients(values, {"input": given["input"]}))
+        result = call(functional.lstm, given, backend=backend)
+        found.append(with_gradients(result, {"input": given["input"]}))
     others = torch.arange(MIDDLE.B, device=DEVICE) != 1
     assert found[0]["output"][2:, 1].isnan().all() and found[0]["h_n"][1].isnan().all()
     for name in ("output", "grad input"):
@@ -260,31 +256,31 @@ def test_nan_stays_in_its_sample(backend: str, dtype: torch.dtype) -> None:
 )
 def test_what_may_be_missing(backend: str, dtype: torch.dtype, left_out: tuple[str, ...]) -> None:
     given = {name: x for name, x in leaves(MIDDLE, dtype).items() if name not in left_out}
-    found, wanted = (results(functional.lstm, given, backend=x) for x in (backend, "reference"))
-    assert_as_close_as_plain(found, wanted, wanted, backend)
+    against_reference(backend, lambda name, x: results(functional.lstm, x, backend=name), given)
 
 
 @only_float32
-@pytest.mark.parametrize("name", NAMES[:7])
-def test_only_what_needs_a_gradient_gets_one(backend: str, dtype: torch.dtype, name: str) -> None:
-    named = {n: x.detach() for n, x in leaves(MIDDLE, dtype).items()}
-    named[name].requires_grad_()
+@pytest.mark.parametrize("leaf", NAMES[:7])
+def test_only_what_needs_a_gradient_gets_one(backend: str, dtype: torch.dtype, leaf: str) -> None:
     reset = random_mask(MIDDLE.T, MIDDLE.B, p=0.4, seed=1).to(DEVICE)
-    found = []
-    for run in (backend, "reference"):
-        output, _ = call(functional.lstm, named, backend=run, reset=reset)
-        found.append(with_gradients({"output": output}, {name: named[name]}))
-    assert_as_close_as_plain(found[0], found[1], found[1], backend)
+
+    def run(name: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        only = {n: x.detach().requires_grad_(n == leaf) for n, x in named.items()}
+        result = call(functional.lstm, only, backend=name, reset=reset)
+        return with_gradients(result, {leaf: only[leaf]}, ("output",))
+
+    against_reference(backend, run, leaves(MIDDLE, dtype))
 
 
 @only_float32
 def test_one_state_for_both_without_grad(backend: str, dtype: torch.dtype) -> None:
-    named = leaves(MIDDLE, dtype)
-    named["c_0"] = named["h_0"]
-    with torch.no_grad():
-        found, wanted = (call(functional.lstm, named, backend=x)[0] for x in (backend, "reference"))
-    assert not found.requires_grad
-    assert_as_close_as_plain({"": found}, {"": wanted}, {"": wanted}, backend)
+    def run(name: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            output, _ = call(functional.lstm, named | {"c_0": named["h_0"]}, backend=name)
+        assert not output.requires_grad
+        return {"output": output}
+
+    against_reference(backend, run, leaves(MIDDLE, dtype))
 
 
 @only_float32
@@ -318,8 +314,7 @@ def test_a_long_memory_keeps_its_gradient(backend: str, dtype: torch.dtype) -> N
         i -= torch.linspace(5, 8, shape.H, device=DEVICE)
     found = []
     for run, given in ((backend, named), ("reference", as_dtype(named, torch.float64))):
-        _, (h_n, _) = call(functional.lstm, given, backend=run)
-        found.append(with_gradients({"h_n": h_n}, given))
+        found.append(with_gradients(call(functional.lstm, given, backend=run), given, ("h_n",)))
     for name in ("c_0", "bias_ih", "weight_ih"):
         got, wanted = (x[f"grad {name}"].double() for x in found)
         error = ((got - wanted).norm() / wanted.norm()).item()

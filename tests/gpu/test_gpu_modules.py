@@ -16,6 +16,7 @@ from cases import LOW_PRECISION, NAMES, Shape, as_dtype, random, random_mask
 from cases_gpu import (
     DEVICE,
     ON_GPU,
+    against_reference,
     assert_as_close_as_plain,
     assert_equal,
     gpu,
@@ -43,9 +44,8 @@ def module(dtype: torch.dtype, **options: Any) -> throughtime.LSTM:
 
 def run(layer: nn.Module, *args: Any, **options: Any) -> dict[str, Tensor]:
     """Results, and the gradients of the parameters and the input, which is the first argument."""
-    output, (h_n, c_n) = layer(*args, **options)
-    found = {"output": output, "h_n": h_n, "c_n": c_n}
-    return with_gradients(found, {"input": args[0], **dict(layer.named_parameters())})
+    named = {"input": args[0], **dict(layer.named_parameters())}
+    return with_gradients(layer(*args, **options), named)
 
 
 def input_of(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -109,16 +109,17 @@ def test_one_launch_for_both_directions(
 
     def run(backend: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
         one, other = zip(*(named[name].unbind() for name in NAMES[3:7]), strict=True)
-        output, (h_n, c_n) = functional.bidirectional_lstm(
-            named["input"], (named["h_0"], named["c_0"]), ((*one, None), (*other, None)),
-            backend=backend, **options,
-        )  # fmt: skip
-        return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+        result = functional.bidirectional_lstm(
+            named["input"],
+            (named["h_0"], named["c_0"]),
+            ((*one, None), (*other, None)),
+            backend=backend,
+            **options,
+        )
+        return with_gradients(result, named)
 
-    found = run("cuda", given)
+    against_reference("cuda", run, given)
     assert stand_in is None or len(stand_in.tiers) == 2  # in each pass
-    plain, exact = run("reference", given), run("reference", as_dtype(given, torch.float64))
-    assert_as_close_as_plain(found, plain, exact, "cuda")
 
 
 @runs(torch.float32, torch.bfloat16)
@@ -146,37 +147,15 @@ def test_a_packed_sequence_is_each_sequence_alone(
 
 
 @only_float32
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_replace_gives_the_numbers_of_nn_lstm(
-    backend: Any, dtype: torch.dtype, bidirectional: bool
-) -> None:
-    """cuDNN's on a GPU; it may use TF32 unless told otherwise."""
-    torch.manual_seed(3)
-    theirs = nn.LSTM(I, H, num_layers=2, bidirectional=bidirectional).to(DEVICE)
-    holder = nn.ModuleDict({"rnn": copy.deepcopy(theirs)})
-    report = throughtime.replace(holder, backend=backend)
-    ours = holder["rnn"]
-    assert report.replaced == ("rnn",) and isinstance(ours, throughtime.LSTM)
-    x = input_of(dtype)
-    exact = copy.deepcopy(theirs).cpu().double()
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        plain = run(theirs, x)
-    wanted = run(exact, as_dtype({"x": x.cpu()}, torch.float64)["x"])
-    found, plain = ({n: v.cpu() for n, v in r.items()} for r in (run(ours, x), plain))
-    assert_as_close_as_plain(found, plain, wanted, backend)
-
-
-@only_float32
 @pytest.mark.parametrize("low", LOW_PRECISION, ids=str)
 def test_autocast_is_the_same_as_casting(
     backend: Any, dtype: torch.dtype, low: torch.dtype
 ) -> None:
     layer, x = module(dtype, backend=backend), input_of(dtype)
     with torch.autocast(DEVICE.type, low):
-        output, (h_n, c_n) = layer(x)
-    assert output.dtype == h_n.dtype == c_n.dtype == low
-    named = {"input": x, **dict(layer.named_parameters())}
-    found = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+        result = layer(x)
+    found = with_gradients(result, {"input": x, **dict(layer.named_parameters())})
+    assert found["output"].dtype == found["h_n"].dtype == found["c_n"].dtype == low
     assert found["grad weight_hh_l0"].dtype == dtype
     cast = copy.deepcopy(layer).to(low)
     wanted = run(cast, as_dtype({"x": x}, low)["x"])
@@ -209,20 +188,15 @@ def test_compile_of_the_whole_graph(backend: Any, dtype: torch.dtype) -> None:
     mask = random_mask(T, B, p=0.5, seed=2).to(DEVICE)
 
     def scaled(x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        output, (h_n, c_n) = layer(2 * x, detach_mask=mask)
-        return output.tanh(), (h_n, c_n)
+        output, states = layer(2 * x, detach_mask=mask)
+        return output.tanh(), states
 
     named = {"input": x, **dict(layer.named_parameters())}
-
-    def gradients(function: Any) -> dict[str, Tensor]:
-        output, (h_n, c_n) = function(x, mask)
-        return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
-
-    wanted = gradients(scaled)
+    wanted = with_gradients(scaled(x, mask), named)
     with warnings.catch_warnings():
         # Inductor's own: TF32 is there and off, or it names its other deprecations.
         warnings.simplefilter("ignore")
-        found = gradients(torch.compile(scaled, fullgraph=True))
+        found = with_gradients(torch.compile(scaled, fullgraph=True)(x, mask), named)
     assert_as_close_as_plain(found, wanted, {n: v.double() for n, v in wanted.items()}, backend)
 
 

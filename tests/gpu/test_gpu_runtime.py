@@ -246,10 +246,8 @@ def test_the_second_gpu(backend: Any, dtype: torch.dtype) -> None:
     found = []
     for device in ("cuda:0", "cuda:1"):
         here, given = copy.deepcopy(layer).to(device), x.to(device).requires_grad_()
-        output, (h_n, c_n) = here(given)
-        assert output.device == torch.device(device)
-        named = {"input": given, **dict(here.named_parameters())}
-        values = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+        values = with_gradients(here(given), {"input": given, **dict(here.named_parameters())})
+        assert values["output"].device == torch.device(device)
         found.append({name: value.cpu() for name, value in values.items()})
     assert torch.cuda.current_device() == 0
     names = {torch.cuda.get_device_name(k) for k in range(2)}

@@ -33,7 +33,7 @@ constexpr Case kCases[] = {
     {Tier::kResident, 6, 5, 1, 40, 1, 0, 2, 2, 1, 3, false, true, true, true},
     {Tier::kResident, 6, 11, 1, 56, 2, 0, 4, 1, 2, 2, true, true, false, false},
     // Blocks of a grid, in both directions.
-    {Tier::kGrid, 6, 9, 2, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
+    {Tier::kGrid, 4, 9, 2, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
     {Tier::kGrid, 6, 3, 1, 24, 1, 0, 3, 1, 1, 1, false, false, false, true},
     {Tier::kStepwise, 3, 3, 2, 8, 0, 0, 1, 1, 1, 1, true, true, true, true},
 };
@@ -170,7 +170,9 @@ bool same(const char* name, const std::vector<V>& found, const std::vector<V>& w
 template <typename S>
 bool check(const Case& c, double tolerance) {
   const Numbers<S> numbers = draw<S>(c);
+  steps_at_once = c.tier == Tier::kStepwise;
   const Results<S> found = kernels(c, c.tier, numbers);
+  steps_at_once = false;
   const Results<S> wanted = kernels(c, Tier::kStepwise, numbers);
   bool good = true;
   good &= same("y", found.y, wanted.y, tolerance);
