@@ -121,30 +121,3 @@ def test_nan_is_no_relevance(layer: Any, dtype: torch.dtype) -> None:
     found, _ = run_layer(layer, case, nothing, attention)
     assert found.listed == expected(case, nothing, attention).listed
     assert found.listed[-1] == [0, 2, 3, 10, 11]
-
-
-@DTYPES
-def test_two_calls_screen_as_one(layer: Any, dtype: torch.dtype) -> None:
-    """The memory of the first call stands for its keys in the second."""
-    for window_size, top_k, first in ((3, 2, 9), (1, 2, 4), (5, 3, 2), (4, 0, 6)):
-        choose = torch.Generator().manual_seed(first)
-        attention = torch.randint(0, 4, (20, 20), generator=choose).to(dtype) / 4
-        nothing = torch.empty(0, dtype=dtype)
-        whole, _ = run_layer(layer, Case(20, window_size, top_k, 20), nothing, attention)
-        part, _ = run_layer(
-            layer,
-            Case(first, window_size, top_k, first),
-            nothing,
-            attention[:first, :first].contiguous(),
-        )
-        slots = [j for j, _ in part.memory]
-        retained = len(slots) - min(window_size - 1, first)
-        original = [*slots, *range(first, 20)]  # position of the whole sequence, by slot and step
-        second, _ = run_layer(
-            layer,
-            Case(20 - first, window_size, top_k, 20 - first, retained, len(slots) - retained),
-            torch.tensor([r for _, r in part.memory], dtype=dtype),
-            attention[first:, original].contiguous(),
-        )
-        assert part.listed == whole.listed[:first]
-        assert [[original[j] for j in x] for x in second.listed] == whole.listed[first:]

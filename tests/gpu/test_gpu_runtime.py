@@ -156,25 +156,24 @@ def test_two_streams_at_once(tiered: Tiered) -> None:
     inputs = [leaves(shape, dtype) for _ in streams]
     with torch.no_grad():
         inputs[1]["input"].mul_(0.5)
-    wanted = [results(functional.lstm, named, backend=backend) for named in inputs]
-    incoming = [torch.ones_like(wanted[0]["output"]) for _ in streams]
-    grads = [
-        torch.autograd.grad(call(functional.lstm, named, backend=backend)[0], named["input"], ones)
-        for named, ones in zip(inputs, incoming, strict=True)
-    ]
+    ones = torch.ones(shape.T, shape.B, shape.H, device=DEVICE, dtype=dtype)
+
+    def run(named: dict[str, Tensor]) -> dict[str, Tensor]:
+        output, _ = call(functional.lstm, named, backend=backend)
+        (grad,) = torch.autograd.grad(output, named["input"], ones)
+        return {"output": output.detach(), "grad": grad}
+
+    wanted = [run(named) for named in inputs]
     torch.cuda.synchronize()
-    found: list[list[tuple[Tensor, Tensor]]] = [[], []]
+    found: list[list[dict[str, Tensor]]] = [[], []]
     for _ in range(20):
         for k, stream in enumerate(streams):
             with torch.cuda.stream(stream):
-                output, _ = call(functional.lstm, inputs[k], backend=backend)
-                (grad,) = torch.autograd.grad(output, inputs[k]["input"], incoming[k])
-                found[k].append((output.detach(), grad))
+                found[k].append(run(inputs[k]))
     torch.cuda.synchronize()
     for k in range(2):
-        for output, grad in found[k]:
-            assert torch.equal(output, wanted[k]["output"])
-            assert torch.equal(grad, grads[k][0])
+        for each in found[k]:
+            assert_equal(each, wanted[k])
 
 
 @needs_cuda

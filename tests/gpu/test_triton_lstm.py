@@ -25,19 +25,13 @@ backward: Any = torch.ops.throughtime.lstm_recurrence_backward_triton
 
 # The interpreter takes milliseconds per operation: few and small.
 CASES = (
-    Case(1, 1, 1),
     Case(4, 3, 5, reset=True),
     Case(4, 3, 5, lengths=True, mask="T"),
     Case(4, 3, 5, reverse=True, reset=True, mask="T"),
     Case(5, 3, 5, lengths=True, reset=True, reverse=True, mask="TB"),
     Case(3, 17, 20, lengths=True, reset=True, mask="TB"),
-    Case(3, 17, 20, torch.float32, lengths=True, reset=True, reverse=True, mask="TB"),
-    Case(4, 1, 20, torch.float16, mask="T"),
     Case(4, 3, 5, torch.float16, lengths=True, reverse=True, mask="TB"),
     Case(4, 3, 20, torch.bfloat16, lengths=True, reset=True, mask="TB"),
-    Case(4, 3, 5, grads="h"),
-    Case(4, 3, 5, lengths=True, grads="c"),
-    Case(4, 3, 5, reverse=True, grads="output"),
 )
 LARGEST = (  # of a walk
     Case(2, 3, 64, lengths=True, mask="TB"),
@@ -70,12 +64,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-@pytest.mark.parametrize("case", CASES[1:6] + CASES[8:10], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_way_matches_the_loop(case: Case, way: str, poison: None) -> None:
     check(case, 1, forward, backward, TRUNCATED)
 
 
-@pytest.mark.parametrize("case", CASES + LARGEST + MANY_UNITS, ids=str)
+@pytest.mark.parametrize("case", LARGEST + MANY_UNITS, ids=str)
 def test_what_is_chosen_matches_the_loop(case: Case) -> None:
     assert lstm.fused(case.H, case.dtype) == (case not in MANY_UNITS)
     check(case, 1, forward, backward, TRUNCATED)
