@@ -117,7 +117,7 @@ def with_gradients(result: Result, named: dict[str, Tensor]) -> dict[str, Tensor
         (x * random(*x.shape, seed=100 + k, dtype=x.dtype)).sum()
         for k, x in enumerate(found.values())
     )
-    # A leaf that everything is cut from, as h_0 may be, has a gradient of zero.
+    # A leaf that is detached everywhere, as h_0 may be, has a gradient of zero.
     gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
     found = {name: x.detach() for name, x in found.items()}
     return found | {f"grad {name}": x for name, x in zip(named, gradients, strict=True)}
@@ -125,7 +125,7 @@ def with_gradients(result: Result, named: dict[str, Tensor]) -> dict[str, Tensor
 
 def plain_lstm(
     input: Tensor,
-    hx: tuple[Tensor, Tensor],
+    hx: tuple[Tensor, Tensor] | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
@@ -147,7 +147,8 @@ def plain_lstm(
     length, batch, _ = input.shape
     columns, last_h, last_c = [], [], []
     for b in range(batch):
-        h, c = hx[0][b], hx[1][b]
+        sizes = (weight_hh.size(1), len(weight_hh) // 4)
+        h, c = (input.new_zeros(n) for n in sizes) if hx is None else (hx[0][b], hx[1][b])
         end = length if lengths is None else int(lengths[b])
         rows: list[Tensor] = [torch.zeros_like(h)] * length
         for t in reversed(range(end)) if reverse else range(end):
