@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.backends import ORDER, Request, passed_over
 
@@ -46,6 +47,7 @@ SHAPES = (
 PROJECTED = (Shape(5, 3, 4, 6, 2), Shape(4, 2, 3, 9, 1))
 SMALL = Shape(6, 3, 4, 5)
 
+RESULTS = ("output", "h_n", "c_n")
 # For hx, weights, biases and projection: everything that has a gradient, in call order.
 NAMES = ("input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
@@ -109,13 +111,21 @@ def results(
     return with_gradients(call(function, named, **options), named)
 
 
-def with_gradients(result: Result, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``results`` of a call that has been made already."""
+def with_gradients(
+    result: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]],
+    named: dict[str, Tensor],
+    used: tuple[str, ...] = RESULTS,
+) -> dict[str, Tensor]:
+    """``results`` of a call that has been made already, also of a module's."""
     output, (h_n, c_n) = result
+    output = output.data if isinstance(output, PackedSequence) else output
     found = {"output": output, "h_n": h_n, "c_n": c_n}
+    # Numbers that every dtype of 32 bits and more holds.
+    single = [random(*x.shape, seed=100 + k).float() for k, x in enumerate(found.values())]
     loss = sum(
-        (x * random(*x.shape, seed=100 + k, dtype=x.dtype)).sum()
-        for k, x in enumerate(found.values())
+        (x * weights.to(x.dtype)).sum()
+        for (name, x), weights in zip(found.items(), single, strict=True)
+        if name in used
     )
     # A leaf that is detached everywhere, as h_0 may be, has a gradient of zero.
     gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from cases import random
+from cases import RESULTS, random, with_gradients
 from closeness import assert_all_close
 from throughtime import LSTM
 
@@ -63,25 +63,17 @@ def make_states(layer: nn.LSTM, kind: str) -> tuple[Tensor, Tensor]:
     return h_0, random(*shape, H, seed=3).requires_grad_()
 
 
-def run(layer: nn.Module, kind: str, with_states: bool) -> dict[str, Tensor]:
+def run(layer: nn.LSTM, kind: str, with_states: bool) -> dict[str, Tensor]:
     """All results and gradients of one call."""
     leaf, made = make_input(kind, layer.batch_first)
     states = make_states(layer, kind) if with_states else None
-    output, (h_n, c_n) = layer(made, states)
-    found = {}
-    if isinstance(output, PackedSequence):
-        assert isinstance(made, PackedSequence)
-        assert torch.equal(output.batch_sizes, made.batch_sizes)
-        for mine, given in zip(output[2:], made[2:], strict=True):
+    result = layer(made, states)
+    if isinstance(made, PackedSequence):
+        assert isinstance(result[0], PackedSequence)
+        for mine, given in zip(result[0][1:], made[1:], strict=True):
             assert mine is given or torch.equal(mine, given)
-        output = output.data
-    found |= {"output": output, "h_n": h_n, "c_n": c_n}
-    weights = dict(layer.named_parameters())
-    leaves = [leaf, *(states or ()), *weights.values()]
-    loss = sum((x * random(*x.shape, seed=9 + k)).sum() for k, x in enumerate((output, h_n, c_n)))
-    grads = torch.autograd.grad(loss, leaves)
-    names = ["input", *(["h_0", "c_0"] if states else []), *weights]
-    return found | {f"grad {name}": x for name, x in zip(names, grads, strict=True)}
+    leaves = {"input": leaf} | dict(zip(("h_0", "c_0"), states or (), strict=False))
+    return with_gradients(result, leaves | dict(layer.named_parameters()))
 
 
 @pytest.mark.parametrize("kind", INPUTS)
@@ -91,7 +83,7 @@ def test_results_and_gradients(options: dict[str, Any], kind: str) -> None:
     for with_states in (False, True):
         expected, found = run(theirs, kind, with_states), run(ours, kind, with_states)
         assert_all_close(found, expected)
-        for name in ("output", "h_n", "c_n"):
+        for name in RESULTS:
             assert found[name].stride() == expected[name].stride()
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from cases import random
+from cases import RESULTS, random, with_gradients
 from closeness import assert_rule, rms
 from samples import Attention, Layer, doubled, expect, numbers, run
 from throughtime import LSTM, _ext
@@ -98,26 +98,16 @@ CASES = (
 
 
 def train(layer: nn.Module, case: Case, x: Tensor, lengths: Tensor) -> Named:
-    dtype = x.dtype
-    leaf = x.clone().requires_grad_()
-    states = [
-        random(1, case.B, case.H, seed=5 + k, dtype=torch.float32).to(dtype).requires_grad_()
-        for k in range(2)
-    ]
-    given = pack_padded_sequence(leaf, lengths) if case.kind == "packed" else leaf
-    output, (h_n, c_n) = layer(given, tuple(states))
-    output = output.data if isinstance(output, PackedSequence) else output
-    found = {"output": output, "h_n": h_n, "c_n": c_n}
-    grads = [
-        random(*y.shape, seed=7 + k, dtype=torch.float32).to(dtype)
-        for k, y in enumerate(found.values())
-    ]
-    if case.loss == "last":
-        grads[0].zero_()
-    leaves = {"input": leaf, "h_0": states[0], "c_0": states[1], **dict(layer.named_parameters())}
-    gradients = torch.autograd.grad(list(found.values()), list(leaves.values()), grads)
-    found = {name: y.detach() for name, y in found.items()}
-    return found | {f"grad {n}": g for n, g in zip(leaves, gradients, strict=True)}
+    leaves = {"input": x}
+    for seed, name in enumerate(("h_0", "c_0"), 5):
+        leaves[name] = random(1, case.B, case.H, seed=seed).float().to(x.dtype)
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
+    given, *states = leaves.values()
+    result = layer(
+        pack_padded_sequence(given, lengths) if case.kind == "packed" else given, tuple(states)
+    )
+    used = ("h_n", "c_n") if case.loss == "last" else RESULTS
+    return with_gradients(result, leaves | dict(layer.named_parameters()), used)
 
 
 def show(name: str, actual: Named, plain: Named, exact: Named) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import OPTIONS, Shape, call, options_for, random, tensors
+from cases import OPTIONS, Shape, call, options_for, random, tensors, with_gradients
 from closeness import assert_close
 from samples import Attention, Layer, doubled, expect, numbers, run
 from throughtime import LSTM, _ext
@@ -41,18 +41,6 @@ def assert_as_far(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     results = [numbers(x, wanted) for x in (found, wanted)]
     for actual, expected in (results, results[::-1]):
         assert_no_further(actual, expected)
-
-
-def with_gradients(
-    result: tuple[Tensor, tuple[Tensor, Tensor]], leaves: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The results and all gradients; those of infinite results are finite numbers."""
-    found = {"output": result[0], "h_n": result[1][0], "c_n": result[1][1]}
-    grads = [random(*y.shape, seed=9 + k, dtype=y.dtype) for k, y in enumerate(found.values())]
-    outputs = list(found.values())
-    gradients = torch.autograd.grad(outputs, list(leaves.values()), grads, materialize_grads=True)
-    found = {name: y.detach() for name, y in found.items()}
-    return found | {f"grad {n}": g for n, g in zip(leaves, gradients, strict=True)}
 
 
 def results(layer: nn.Module, x: Tensor, states: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
