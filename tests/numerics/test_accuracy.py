@@ -88,10 +88,7 @@ CASES = (
     Case(12, 8, 600, 1024, "packed", "last"),
     Case(3000, 2, 4, 16, "memory"),
     Case(4000, 1, 4, 16, "packed"),  # theirs takes memory and time with the square of T
-    *(
-        pytest.param(Case(50_000, 1, 4, 32, kind, loss), marks=pytest.mark.slow)
-        for kind, loss in (("default", "all"), ("memory", "last"))
-    ),
+    pytest.param(Case(20_000, 1, 4, 32, "memory", "last"), marks=pytest.mark.slow),
     pytest.param(Case(100, 16, 1024, 1024), marks=pytest.mark.slow),
     pytest.param(Case(784, 100, 1, 128), marks=pytest.mark.slow),
 )
@@ -141,7 +138,7 @@ SCREENED = (
     Layer(200, 4, 8, 96, 64, 6, 4, keep_first=True),
     Layer(12, 4, 300, 600, 300, 4, 3, keep_first=True),
     Layer(320, 1, 3, 20, 20, 300, 5, keep_first=True),
-    pytest.param(Layer(2000, 6, 3, 20, 20, 5, 4, keep_first=True), marks=pytest.mark.slow),
+    pytest.param(Layer(1000, 6, 3, 20, 20, 5, 4, keep_first=True), marks=pytest.mark.slow),
     Attention(2, 2, 150, 64, 64, 10, 10, keep_first=True),
     Attention(2, 2, 150, 64, 64, 10, 10, additive=True, keep_first=True),
     Attention(1, 1, 700, 16, 16, 650, 5, keep_first=True),
