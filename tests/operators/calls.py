@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cases import random
 from throughtime import RelevancyCache, functional
 
 T, B, I, H = 5, 2, 3, 4  # noqa: E741
+MASK = torch.tensor([True, False, True, False, True])
 
 
 def lstm(backend: Any, x: Tensor, *weights: Tensor | None) -> Any:
-    return functional.lstm(x, None, *weights, backend=backend)
+    return functional.lstm(x, None, *weights, detach_mask=MASK, backend=backend)
 
 
 def both(backend: Any, x: Tensor, *weights: Tensor) -> Any:
     pair = ((*weights[:2], None, None, None), (*weights[2:], None, None, None))
-    return functional.bidirectional_lstm(x, None, pair, backend=backend)
+    masks = (MASK, None)
+    return functional.bidirectional_lstm(x, None, pair, detach_mask=masks, backend=backend)
 
 
 def rel_lstm(backend: Any, x: Tensor, *weights: Tensor) -> Any:
     first = (*weights[:2], None, None, *weights[2:])
-    return functional.rel_lstm(x, None, *first, 2, 2, backend=backend)
+    return functional.rel_lstm(x, None, *first, 2, 2, detach_mask=MASK, backend=backend)
 
 
 def attention(backend: Any, *rows: Tensor) -> Any:
