@@ -36,7 +36,9 @@ class Recurrence:
     def inputs(self, dtype: torch.dtype = torch.float64) -> Given:
         T, B, out = self.shape.T, self.shape.B, self.shape.P or self.shape.H
         grads = {"output": (T, B, out), "h_n": (B, out), "c_n": (B, self.shape.H)}
-        options = {"reverse": False} | options_for(self.shape)[self.option]
+        options: Given = {"reverse": False} | options_for(self.shape)[self.option]
+        if options.get("detach_mask") is not None:  # operators take no mask per step
+            options["detach_mask"] = options["detach_mask"].view(T, -1).expand(T, B)
         return ALL | tensors(self.shape, dtype) | options | _grads(grads, dtype)
 
     def __str__(self) -> str:

@@ -101,8 +101,11 @@ def test_cpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     without_kernels(monkeypatch)
     with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run this lstm: no kernels were"):
         choose("cpu", REQUEST)
-    with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run this LSTM: no kernels were"):
-        LSTM(2, 3, backend="cpu")
+    lstm = LSTM(2, 3)
+    for attempt in (lambda: LSTM(2, 3, backend="cpu"), lambda: setattr(lstm, "backend", "cpu")):
+        with pytest.raises(RuntimeError, match="backend='cpu' cannot run this LSTM: no kernels"):
+            attempt()
+    assert lstm.backend == "auto"
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,15 @@ def assert_same_gradients(one: Tensor, other: Tensor, leaves: list[Tensor]) -> N
         assert_close(x, y)
 
 
-def held(position: Tensor) -> list[list[int]]:
-    return [[slot for slot in row if slot >= 0] for row in position.flatten(0, -2).tolist()]
+def held(position: Tensor, retained: int) -> list[list[int]]:
+    """Positions ``[..., slots]`` without empty slots: last in the retained set, first after it."""
+    rows = []
+    for row in position.flatten(0, -2).tolist():
+        rows.append([slot for slot in row if slot >= 0])
+        kept = sorted(slot for slot in row[:retained] if slot >= 0)
+        assert row[:retained] == kept + [-1] * (retained - len(kept))
+        assert row[retained:] == sorted(row[retained:])
+    return rows
 
 
 @on_every_backend
@@ -190,7 +197,9 @@ def test_ragged_chunks_of_attention_equal_one_call(
     found = joined(lengths, [part.transpose(1, 2) for part in parts], whole)
     assert_close(found, whole)
     assert_same_gradients(found, whole, rows)
-    assert torch.equal(cache.length, total) and held(cache.position) == held(end.position)
+    assert torch.equal(cache.length, total) and held(cache.position, cache.retained) == held(
+        end.position, end.retained
+    )
     taken = rows[1].gather(2, cache.position.clamp(min=0).unsqueeze(-1).expand_as(cache.key))
     assert torch.equal(cache.key, torch.where((cache.position >= 0).unsqueeze(-1), taken, 0.0))
 
@@ -224,7 +233,7 @@ def test_ragged_chunks_of_a_layer_equal_one_call(
     for part_name in ("h", "c", "context"):
         assert_close(getattr(state, part_name), getattr(end, part_name), part_name)
     assert torch.equal(state.length, total)
-    assert held(state.position.T) == held(end.position.T)
+    assert held(state.position.T, state.retained) == held(end.position.T, end.retained)
 
 
 def test_a_detached_cache_ends_the_graph() -> None:
