@@ -56,20 +56,6 @@ def _relative_error(actual: Tensor, exact: Tensor) -> float:
     return (actual.double() - exact.double()).abs().max().item() / scale
 
 
-def assert_no_worse_than_plain(
-    actual: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor]
-) -> None:
-    """Assert an error against float64 of at most twice that of plain PyTorch in the same dtype."""
-    assert list(actual) == list(plain) == list(exact)
-    for name, wanted in exact.items():
-        assert actual[name].dtype == plain[name].dtype, name
-        error = (actual[name].double() - wanted).abs().max().item()
-        allowed = 2 * (plain[name].double() - wanted).abs().max().item()
-        # Both may round to the nearest number; half a unit in the last place is no error.
-        floor = torch.finfo(actual[name].dtype).eps * wanted.abs().max().item()
-        assert error <= max(allowed, floor), f"{name}: error {error:.2e}, allowed {allowed:.2e}"
-
-
 def rms(actual: Tensor, exact: Tensor) -> float:
     """Root mean square error, relative to the root mean square of ``exact``."""
     size = exact.square().mean().sqrt().item()
