@@ -188,25 +188,19 @@ def options_for(shape: Shape) -> dict[str, dict[str, Any]]:
     by_step, by_sample = random_mask(T, p=0.5, seed=1), random_mask(T, B, p=0.5, seed=2)
     lengths = torch.arange(B) * 2 % (T + 1)
     reset = random_mask(T, B, p=0.3, seed=3)
-    return {
+    options: dict[str, dict[str, Any]] = {
         "plain": {},
-        "reverse": {"reverse": True},
         "mask-T": {"detach_mask": by_step},
         "mask-TB": {"detach_mask": by_sample},
         "mask-all": {"detach_mask": torch.ones(T, dtype=torch.bool)},
-        "mask-TB-reverse": {"detach_mask": by_sample, "reverse": True},
         "lengths": {"lengths": lengths},
-        "lengths-reverse": {"lengths": lengths, "reverse": True},
         "reset": {"reset": reset},
-        "reset-reverse": {"reset": reset, "reverse": True},
         "all": {"detach_mask": by_sample, "lengths": lengths, "reset": reset},
-        "all-reverse": {
-            "detach_mask": by_step,
-            "lengths": lengths,
-            "reset": reset,
-            "reverse": True,
-        },
     }
+    for name in ("mask-TB", "lengths", "reset"):
+        options[f"{name}-reverse"] = options[name] | {"reverse": True}
+    options["all-reverse"] = options["all"] | {"detach_mask": by_step, "reverse": True}
+    return options | {"reverse": {"reverse": True}}
 
 
 OPTIONS = tuple(options_for(SMALL))

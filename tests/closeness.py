@@ -1,4 +1,4 @@
-"""The one table of tolerances, by dtype, and the rule for low precision."""
+"""The one table of tolerances, by dtype, and the rules beside plain PyTorch."""
 
 from __future__ import annotations
 

@@ -24,19 +24,22 @@ def row(text: str, name: str) -> str:
     return line.split(name, 1)[1].strip()
 
 
-def test_versions_and_machine() -> None:
+def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THROUGHTIME_BACKEND", "reference")
+    monkeypatch.delenv("MAX_JOBS", raising=False)
     text = env.report()
-    assert row(text, "python") == platform.python_version()
-    assert row(text, "torch") == torch.__version__
-    assert row(text, "throughtime") == throughtime.__version__
-    assert row(text, "torch threads") == str(torch.get_num_threads())
-    assert row(text, "CPU capability") == torch.backends.cpu.get_cpu_capability()
-
-
-def test_backends_with_the_reason() -> None:
-    text = env.report()
-    assert row(text, "reference") == "can run"
-    assert row(text, "cuda") == f"cannot run: {_ext.why_missing('cuda')}"
+    for name, value in {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "throughtime": throughtime.__version__,
+        "torch threads": str(torch.get_num_threads()),
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+        "reference": "can run",
+        "cuda": f"cannot run: {_ext.why_missing('cuda')}",
+        "THROUGHTIME_BACKEND": "reference",
+        "MAX_JOBS": "not set (default: one per core)",
+    }.items():
+        assert row(text, name) == value
     assert row(text, "cpu").startswith("can" if _ext.why_missing() is None else "cannot run: ")
     assert [line.split()[0] for line in text.split("Backends\n")[1].splitlines()[:4]] == list(ORDER)
 
@@ -132,14 +135,6 @@ def test_no_message_installs_a_name_that_no_index_has() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix != ".so"}
     wrong = r"pip install [^`\n]*\bthroughtime\b"
     assert texts and not [path for path, text in texts.items() if re.search(wrong, text)]
-
-
-def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THROUGHTIME_BACKEND", "reference")
-    monkeypatch.delenv("MAX_JOBS", raising=False)
-    text = env.report()
-    assert row(text, "THROUGHTIME_BACKEND") == "reference"
-    assert row(text, "MAX_JOBS") == "not set (default: one per core)"
 
 
 def test_import_without_torch_says_what_to_install() -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import throughtime
 from cases import random
 from closeness import assert_close
-from throughtime import DetachSchedule, RelevancyAttention, RelevancyCache, RelLSTM, RelState
+from throughtime import DetachSchedule, RelevancyAttention, RelLSTM, RelState
 from throughtime.functional import rel_lstm
 
 
@@ -107,25 +107,19 @@ def test_a_pair_of_states_starts_afresh() -> None:
 
 def test_masks_are_drawn_in_training_only() -> None:
     layer, x = small(num_layers=2, detach_prob=0.5), random(20, 2, 3, seed=0)
-    h = torch.zeros(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    states = random(2, 2, 4, seed=1).requires_grad_(), random(2, 2, 4, seed=2)
 
-    def gradient() -> Tensor:
-        output, _ = layer(x, (h, torch.zeros_like(h)))
+    def gradient(mask: Tensor | None = None, seed: int = 3) -> Tensor:
+        torch.manual_seed(seed)
+        output, _ = layer(x, states, detach_mask=mask)
         return torch.autograd.grad(output.sum(), layer.weight_hh_l0)[0]
 
-    states = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        states.append(gradient())
-    assert torch.equal(*states)
-    assert not torch.equal(gradient(), states[0])
+    first = gradient()
+    assert torch.equal(gradient(), first) and not torch.equal(gradient(seed=4), first)
     layer.eval()
-    before = torch.get_rng_state()
     plain = gradient()
-    assert torch.equal(before, torch.get_rng_state()) and torch.equal(plain, gradient())
-    mask = torch.ones(2, 20, 1, dtype=torch.bool)
-    cut = torch.autograd.grad(layer(x, detach_mask=mask)[0].sum(), layer.weight_hh_l0)[0]
-    assert not torch.equal(cut, plain)
+    assert torch.equal(gradient(seed=4), plain)
+    assert not torch.equal(gradient(torch.ones(2, 20, 1, dtype=torch.bool)), plain)
     schedule = DetachSchedule(layer, 4, final_steps=3)
     schedule.step()
     assert layer.detach_prob == 0
@@ -168,13 +162,3 @@ def test_attention_takes_the_weights_of_multihead_attention() -> None:
     time_first = RelevancyAttention(8, 2, 20, 0, batch_first=False, dtype=torch.float64)
     time_first.load_state_dict(dense.state_dict())
     assert_close(time_first(x.transpose(0, 1)).transpose(0, 1), sparse(x))
-
-
-@pytest.mark.parametrize("score", ["dot", "additive"])
-def test_attention_streams(score: Any) -> None:
-    attention = RelevancyAttention(8, 2, 3, 2, score=score, dtype=torch.float64)
-    x, cache = random(2, 10, 8, seed=0), RelevancyCache()
-    parts = [attention(chunk, cache=cache) for chunk in x.split([4, 1, 5], 1)]
-    assert_close(torch.cat(parts, 1), attention(x))
-    attention(x).sum().backward()
-    assert all(p.grad is not None for p in attention.parameters())

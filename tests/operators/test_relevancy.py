@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cases import random, random_mask, runnable
 from closeness import assert_close
-from throughtime import RelevancyCache, RelState
+from throughtime import RelevancyCache
 from throughtime.functional import rel_lstm, relevancy_attention, retained_positions
 
 sizes = settings(max_examples=20, deadline=None, derandomize=True)
@@ -165,75 +165,68 @@ def held(position: Tensor, retained: int) -> list[list[int]]:
     return rows
 
 
+Call = Callable[[Sequence[Tensor], Tensor, Any], tuple[Tensor, Any]]
+
+
+def streamed(
+    op: str, steps: int, options: dict[str, Any]
+) -> tuple[list[Tensor], list[Tensor], Call]:
+    """Rows ``[2, T, ...]``, weights, and a call that goes on from a state."""
+    if op == "rel_lstm":
+        weights = layer()
+
+        def run_layer(rows: Sequence[Tensor], lengths: Tensor, state: Any) -> tuple[Tensor, Any]:
+            x = rows[0].transpose(0, 1)
+            output, state = rel_lstm(x, state, **weights, lengths=lengths, **options)
+            return output.transpose(0, 1), state
+
+        x = random(2, steps, 2, seed=0).requires_grad_()
+        return [x], list(weights.values()), run_layer
+    weight = {"score": op, "score_weight": random(2, 3, seed=5) if op == "additive" else None}
+
+    def attend(rows: Sequence[Tensor], lengths: Tensor, state: Any) -> tuple[Tensor, Any]:
+        cache = RelevancyCache() if state is None else copy.copy(state)
+        given = [x.transpose(1, 2) for x in rows]
+        output = relevancy_attention(*given, **options, **weight, lengths=lengths, cache=cache)
+        return output.transpose(1, 2), cache
+
+    return qkv(2, steps, 2, 3), [], attend
+
+
 @on_every_backend
-@sizes
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     lengths=chunks,
     window_size=st.integers(1, 9),
     top_k=st.integers(0, 6),
-    score=st.sampled_from(["dot", "additive"]),
+    op=st.sampled_from(["dot", "additive", "rel_lstm"]),
     retain=retains,
 )
-def test_ragged_chunks_of_attention_equal_one_call(
-    name: str, lengths: list[tuple[int, int]], window_size: int, top_k: int, score: str, retain: str
+def test_ragged_chunks_equal_one_call(
+    name: str, lengths: list[tuple[int, int]], window_size: int, top_k: int, op: str, retain: str
 ) -> None:
-    """Every sample advances at its own pace; the cache ends with the same keys."""
+    """Every sample advances at its own pace; the state ends with the same keys."""
     total = torch.tensor(lengths).sum(0)
-    rows = qkv(2, 2, max(1, int(total.max())), 3)
-    options: dict[str, Any] = {"score": score, "retain": retain, "backend": name}
-    if score == "additive":
-        options["score_weight"] = random(2, 3, seed=5)
-    end, cache = RelevancyCache(), RelevancyCache()
-    whole = relevancy_attention(*rows, window_size, top_k, lengths=total, cache=end, **options)
-    cut = [pieces(lengths, x.transpose(1, 2)) for x in rows]
-    parts = [
-        relevancy_attention(
-            *(x.transpose(1, 2) for x in now), window_size, top_k,
-            lengths=torch.tensor(pair), cache=cache, **options,
-        )
-        for *now, pair in zip(*cut, lengths, strict=True)
-    ]  # fmt: skip
-    whole = whole.transpose(1, 2)
-    found = joined(lengths, [part.transpose(1, 2) for part in parts], whole)
-    assert_close(found, whole)
-    assert_same_gradients(found, whole, rows)
-    assert torch.equal(cache.length, total) and held(cache.position, cache.retained) == held(
-        end.position, end.retained
-    )
-    taken = rows[1].gather(2, cache.position.clamp(min=0).unsqueeze(-1).expand_as(cache.key))
-    assert torch.equal(cache.key, torch.where((cache.position >= 0).unsqueeze(-1), taken, 0.0))
-
-
-@on_every_backend
-@sizes
-@given(
-    lengths=chunks,
-    window_size=st.integers(1, 5),
-    top_k=st.one_of(st.none(), st.integers(0, 4)),
-    retain=retains,
-)
-def test_ragged_chunks_of_a_layer_equal_one_call(
-    name: str, lengths: list[tuple[int, int]], window_size: int, top_k: int | None, retain: str
-) -> None:
-    w, total = layer(), torch.tensor(lengths).sum(0)
-    options: dict[str, Any] = {**w, "window_size": window_size, "top_k": top_k}
-    options |= {"retain": retain, "backend": name}
-    x = random(2, max(1, int(total.max())), 2, seed=0).requires_grad_()
-    whole, end = rel_lstm(x.transpose(0, 1), None, lengths=total, **options)
-    state: RelState | None = None
-    parts = []
-    for now, pair in zip(pieces(lengths, x), lengths, strict=True):
-        part, state = rel_lstm(now.transpose(0, 1), state, lengths=torch.tensor(pair), **options)
-        parts.append(part.transpose(0, 1))
-    assert state is not None
-    whole = whole.transpose(0, 1)
+    options = {"window_size": window_size, "top_k": top_k, "retain": retain, "backend": name}
+    rows, weights, call = streamed(op, max(1, int(total.max())), options)
+    whole, end = call(rows, total, None)
+    parts, state = [], None
+    for *now, pair in zip(*(pieces(lengths, x) for x in rows), lengths, strict=True):
+        part, state = call(now, torch.tensor(pair), state)
+        parts.append(part)
     found = joined(lengths, parts, whole)
     assert_close(found, whole)
-    assert_same_gradients(found, whole, [x, *w.values()])
-    for part_name in ("h", "c", "context"):
-        assert_close(getattr(state, part_name), getattr(end, part_name), part_name)
+    assert_same_gradients(found, whole, [*rows, *weights])
     assert torch.equal(state.length, total)
-    assert held(state.position.T, state.retained) == held(end.position.T, end.retained)
+    slots = [x.position.T if op == "rel_lstm" else x.position for x in (state, end)]
+    assert held(slots[0], state.retained) == held(slots[1], end.retained)
+    if op == "rel_lstm":
+        for part_name in ("h", "c", "context"):
+            assert_close(getattr(state, part_name), getattr(end, part_name), part_name)
+    else:
+        index = state.position.clamp(min=0).unsqueeze(-1).expand_as(state.key)
+        taken = rows[1].transpose(1, 2).gather(2, index)
+        assert torch.equal(state.key, torch.where((state.position >= 0).unsqueeze(-1), taken, 0.0))
 
 
 def test_a_detached_cache_ends_the_graph() -> None:
