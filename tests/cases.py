@@ -120,7 +120,7 @@ def with_gradients(
     output, (h_n, c_n) = result
     output = output.data if isinstance(output, PackedSequence) else output
     found = {"output": output, "h_n": h_n, "c_n": c_n}
-    # Numbers that every dtype of 32 bits and more holds.
+    # float32 numbers, so that they are the same in float64.
     single = [random(*x.shape, seed=100 + k).float() for k, x in enumerate(found.values())]
     loss = sum(
         (x * weights.to(x.dtype)).sum()

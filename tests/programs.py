@@ -1,4 +1,4 @@
-"""Python in a process of its own, and command lines that refuse."""
+"""Runs Python in a process of its own, and command lines that refuse their options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter after the code."""
+    """Run code in a fresh interpreter."""
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -22,7 +22,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def printed(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints; it must not fail."""
+    """What code prints in a fresh interpreter, which has to end well."""
     done = run_python(code, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

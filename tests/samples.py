@@ -251,7 +251,7 @@ def expect(case: Sample, given: Given, backend: str = "reference") -> dict[str, 
 
 
 def detached(given: Given) -> Given:
-    """The same arguments, of which none requires a gradient."""
+    """The same arguments without any that requires a gradient."""
     return {name: x.detach() if isinstance(x, Tensor) else x for name, x in given.items()}
 
 

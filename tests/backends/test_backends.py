@@ -1,4 +1,4 @@
-"""Which backend runs, who decides, and what is said about the others."""
+"""Which backend runs, what decides it, and what is said about the others."""
 
 from __future__ import annotations
 

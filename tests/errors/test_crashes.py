@@ -50,7 +50,7 @@ def elsewhere(tensor: Tensor) -> Tensor:
 
 
 def without_memory(tensor: Tensor) -> Tensor:
-    """As sharded training leaves it."""
+    """A tensor as sharded training leaves it."""
     tensor = tensor.clone()
     tensor.untyped_storage().resize_(0)
     return tensor
@@ -77,7 +77,7 @@ def of_another_dtype(tensor: Tensor) -> Tensor:
 BREAKAGES = (elsewhere, without_memory, nothing, endless, longer, of_another_dtype)
 
 
-# Others are compared with these, and one of those may be named.
+# The others are compared with these, so that another one may be named.
 MEASURES = ("input", "query", "key", "memory", "last", "weight_hh", "weight_score")
 
 

@@ -159,7 +159,7 @@ def test_expected_sizes(options: dict[str, Any], packed: Tensor | None) -> None:
     "layer", [LSTM(4, 64), RelLSTM(4, 32), RelevancyAttention(4, 1, 3, 2)], ids=type
 )
 def test_a_worker_forked_after_a_call(layer: nn.Module) -> None:
-    """As a DataLoader's does it: forked from a process that has threads, with one thread itself."""
+    """A DataLoader forks its worker from a process with threads; the worker has one thread."""
     x, threads = X.repeat(10, 8, 1), torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -22,7 +22,7 @@ if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
 kernels: Any = _ext.extension
 
-CONTROL = 0xFFC0  # of MXCSR: without the flags that say what happened
+CONTROL = 0xFFC0  # bits of MXCSR without the flags that say what happened
 
 
 @pytest.fixture(params=[1, 2])
@@ -94,7 +94,7 @@ def test_the_caller_keeps_its_own_setting(case: Sample, flush: bool, threads: No
 
 
 def control() -> int:
-    """The calling thread's MXCSR; 0 where that is not known how to read."""
+    """The calling thread's MXCSR; 0 where this test cannot read it."""
     if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
         return 0
     environment = (ctypes.c_uint32 * 8)()

@@ -17,8 +17,7 @@ from cases import Shape, call, options_for, random, results, runnable, tensors
 from closeness import assert_all_close, assert_close
 from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, functional
 
-# torch warns of what its own compiler does: it makes an instance of an autograd.Function, and uses
-# torch.jit.
+# Torch warns of its own compiler, which makes an instance of an autograd.Function.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 TINY = Shape(3, 3, 2, 4)
@@ -63,7 +62,7 @@ def test_compiles_once_for_many_lengths(name: str, compiler: str, backend: str) 
         layer.detach_prob = 1.0
         twin = LAYERS[name](backend="reference")
         twin.load_state_dict(layer.state_dict())
-    dynamic = True if compiler == "inductor" else None  # which is slow: one graph, not two
+    dynamic = True if compiler == "inductor" else None  # inductor is slow: one graph, not two
     compiled = torch.compile(layer, fullgraph=True, backend=compiler, dynamic=dynamic)
 
     def check(length: int) -> None:

@@ -58,7 +58,7 @@ def test_values_and_gradients(
     absent = {*without, "c_0"} if "h_0" in without else without
     named = {key: x for key, x in tensors(shape, dtype).items() if key not in absent}
     steps = options.get("lengths", torch.tensor(shape.B)).any()
-    loop = plain_lstm if steps else reference.lstm  # the loop by hand knows no graph of nothing
+    loop = plain_lstm if steps else reference.lstm  # without a step the loop has no graph
     exact = results(loop, as_dtype(named, torch.float64), **options)
     expected = {key: x.to(dtype) for key, x in exact.items()}
     for backend in runnable(shape.P):

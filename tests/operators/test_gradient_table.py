@@ -63,7 +63,7 @@ def test_an_aotinductor_program_has_no_gradient_instead_of_a_wrong_one(tmp_path:
 @pytest.mark.parametrize("derivative", ["func.grad", "func.jvp", "vmap(grad)"])
 @pytest.mark.parametrize("layer", ["functional.lstm", "functional.rel_lstm", "RelevancyAttention"])
 def test_triton_operators(derivative: str, layer: str) -> None:
-    """Their registrations; what is beyond is the same code as for the CPU's."""
+    """Their registrations; the code above them is the same as for the CPU operators."""
     case = Case("functional_call", derivative, layer, "all")
     outcome = judge(case, kernels="triton")
     assert outcome.kind == "right", outcome.why

@@ -24,7 +24,7 @@ def without_grad(x: Tensor) -> Tensor:
         return x.mul_(2)
 
 
-# In place, and what it should amount to.
+# A change in place, and the same change out of place.
 CHANGES: dict[str, tuple[Change, Change]] = {
     "detach_": (lambda x: x.detach_(), lambda x: x.detach()),
     "mul_": (lambda x: x.mul_(0), lambda x: x * 0),
@@ -142,7 +142,7 @@ def test_never_wrong(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", [*runnable(), "triton"])
 def test_states_can_be_detached(backend: str) -> None:
-    """Not the views that states often are of what a kernel returned."""
+    """A state is no view of what a kernel returned: torch refuses to detach a view in place."""
     x = random(T, B, I, seed=0).requires_grad_()
     weights = [random(*shape, seed=1) for shape in GATES]
     for result in (

@@ -1,4 +1,4 @@
-"""What holds for every operation on every backend, one table: layouts, single gradients, NaN, bits.
+"""What holds for every operation on every backend, in one table: layouts, gradients, NaN, bits.
 
 The samples are small; that the values are right is tested per operation.
 """
@@ -75,7 +75,7 @@ def test_any_strides(case: Sample, layout: Callable[[Tensor], Tensor], backend: 
 
 @every_case
 def test_one_result_or_one_argument_alone(case: Sample, backend: str) -> None:
-    """Autograd leaves out what is not wanted, in both directions."""
+    """The same gradients where others are not wanted, and where others do not arrive."""
     given = case.inputs()
     names, full = leaves(given), expect(case, given, backend)
     for name in names:
@@ -139,7 +139,7 @@ def test_bit_equal_from_run_to_run_and_arguments_unchanged(case: Sample, backend
     assert all(torch.equal(given[n], x) for n, x in before.items() if isinstance(x, Tensor))
 
 
-# The same of the functions, which cast.
+# The same for the functions, which cast their arguments.
 
 
 def outcome(
