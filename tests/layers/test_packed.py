@@ -31,16 +31,11 @@ def make(**options: object) -> LSTM:
 
 def assert_same_states(together: Any, alone: Any, b: int) -> None:
     """The states of one sample; slots that are empty alone need not be there together."""
-    names = ("h", "c", "context") if isinstance(together, RelState) else (0, 1)
-    for name in names:
-        one, other = (
-            getattr(s, name) if isinstance(name, str) else s[name] for s in (together, alone)
-        )
-        assert_close(one[:, b], other[:, 0])
     if isinstance(together, RelState):
         for one, other in zip(together.position[:, :, b], alone.position[:, :, 0], strict=True):
             assert one[one >= 0].tolist() == other[other >= 0].tolist()
-    for one, other in pairs:
+        together, alone = ((state.h, state.c, state.context) for state in (together, alone))
+    for one, other in zip(together, alone, strict=True):
         assert_close(one[:, b], other[:, 0])
 
 
