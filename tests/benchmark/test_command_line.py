@@ -11,6 +11,7 @@ from bench import table
 from bench.__main__ import COMMANDS, main
 from bench.measure import verify
 
+from programs import Refusals
 from throughtime import _install
 
 ROOT = Path(__file__).parents[2]
@@ -107,9 +108,7 @@ def test_wrong_results_are_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plot", "nowhere.csv", "--out", "x"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: cannot read nowhere.csv") and error.count("\n") == 1
+    Refusals(main, capsys).of_command("plot nowhere.csv --out x", "cannot read nowhere.csv")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +128,7 @@ def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_options_name_wanted_and_got(
     command: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(command.split())
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+    Refusals(main, capsys).of_option(command, words)
 
 
 @pytest.mark.parametrize(
