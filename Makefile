@@ -33,7 +33,7 @@ help:
 	@echo "make gradient-table  the gradient by every route that torch offers: bench/results/gradient-table.md"
 	@echo "make test-versions    build and test beside the oldest and the newest torch with every Python"
 	@echo "              at hand, and between (some GB each; goes on where it was interrupted)"
-	@echo "make bench    install into $(VENV), measure every operation, write tables, plots and a page"
+	@echo "make bench    install into $(VENV), measure every operation, write tables and plots"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
 	@echo "make fuzz     install into $(VENV), call the package with what is right and wrong from random"
@@ -100,9 +100,7 @@ bench: install
 	for op in lstm rel-lstm relevancy; do \
 	  $(BIN)/python -m bench $$op $(if $(QUICK),--quick) \
 	    --csv "$$results/$$op.csv" --plot "$$results/$$op.svg"; \
-	done; \
-	$(BIN)/python -m bench report "$$results"/lstm.csv "$$results"/rel-lstm.csv \
-	  "$$results"/relevancy.csv --out "$$results/benchmark.html"
+	done
 
 # Sphinx writes a source file per name, so it works on a copy.
 docs: install

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench.errors import UsageError, require
+from bench.arguments import UsageError, require
 
 # Command -> what it does, and the module whose ``add_arguments`` adds its options and sets ``run``.
 COMMANDS = {
@@ -16,8 +16,7 @@ COMMANDS = {
     "scaling": ("fit the power of T with which time and memory grow", "bench.scaling"),
     "compare": ("say whether the working tree is slower than a revision", "bench.compare.command"),
     "profile": ("say where the time of the kernels goes", "bench.profile"),
-    "plot": ("draw stored measurements", "bench.plot"),
-    "report": ("make a page of tables and plots from CSV files", "bench.report"),
+    "plot": ("print and draw stored measurements", "bench.plot"),
     "train": ("train digits, copying or denoise", "bench.train.command"),
     "demo": ("show all of it in a few minutes", "bench.train.demo"),
 }

@@ -1,14 +1,33 @@
-"""Types of command line options, and options that several commands have."""
+"""Types of command line options, options of several commands, and errors in one sentence."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torch
+from throughtime import _install
+
+
+class UsageError(Exception):
+    """Something the person at the keyboard can put right; the message says what and how."""
+
+
+def require(module: str) -> ModuleType:
+    """Import a module that comes with the ``bench`` extra, or raise a ``UsageError``."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = (error.name or module).split(".")[0]
+        distribution = "scikit-learn" if name == "sklearn" else name
+        raise UsageError(
+            f"this command needs {distribution}, which is not installed; "
+            f"install it with: pip install {_install.source('[bench]')}"
+        ) from error
 
 
 def _kind(
@@ -35,6 +54,8 @@ above_zero = _kind("a number above 0", float, lambda value: 0 < value < math.inf
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
+    import torch
+
     text = "threads of each contestant (as torch has them)"
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help=text)
 

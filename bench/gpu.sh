@@ -1,6 +1,24 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU machine, in stages of at most ten minutes; see usage(). Never run on a
-# GPU so far.
+# usage: bench/gpu.sh [--out DIR] [--wheels DIR] [--python PYTHON] [--dry-run] [STAGE ...]
+#
+# Everything that needs a GPU machine, in stages of at most ten minutes. Never run on a GPU so far.
+# Stages, all of them unless some are named; a stage that fails does not stop the next:
+#   build     compile and install the package with THROUGHTIME_BUILD=cuda into build/gpu/site
+#   env       python -m throughtime env
+#   latency   compile and run bench/gpu/latency.cu: the constants of the kernels' cost model
+#   test      pytest -m gpu
+#   sanitize  compute-sanitizer: memcheck, racecheck and synccheck of a few of these tests
+#   bench     the LSTM beside cuDNN's nn.LSTM and a loop with a compiled step
+#
+# Options:
+#   --out DIR        where gpu.log, latency.csv and lstm-*.csv go (bench/results/<name of the GPU>)
+#   --wheels DIR     wheels that the build installs first, on a machine without a network
+#   --python PYTHON  the interpreter that has torch ($PYTHON, or python3)
+#   --dry-run        print the commands, run nothing
+#
+# PYTEST_ARGS adds to the test stage, as in PYTEST_ARGS='-k capture' bench/gpu.sh test.
+# Exit code: 0, 1 if a stage failed or there is no GPU, 2 for wrong arguments.
+#
 # shellcheck disable=SC2329  # stages are called by name
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,29 +30,6 @@ readonly SHAPES=("128 16" "256 64" "768 16" "1024 64" "200 33")  # H B, at T = 1
 readonly GPU_TESTS=(tests/gpu/test_gpu{,_modules,_relevancy,_runtime}.py)
 readonly SKIPPED=64  # exit code of a stage that this machine cannot run
 
-usage() {
-  cat <<'END_OF_USAGE'
-usage: bench/gpu.sh [--out DIR] [--wheels DIR] [--python PYTHON] [--dry-run] [STAGE ...]
-
-Stages, all of them unless some are named; a stage that fails does not stop the next:
-  build     compile and install the package with THROUGHTIME_BUILD=cuda into build/gpu/site
-  env       python -m throughtime env
-  latency   compile and run bench/gpu/latency.cu: the constants of the kernels' cost model
-  test      pytest -m gpu
-  sanitize  compute-sanitizer: memcheck, racecheck and synccheck of a few of these tests
-  bench     the LSTM beside cuDNN's nn.LSTM, and FlashRNN and haste where they are installed
-
-Options:
-  --out DIR        where gpu.log, latency.csv and lstm-*.csv go (bench/results/<name of the GPU>)
-  --wheels DIR     wheels that the build installs first, on a machine without a network
-  --python PYTHON  the interpreter that has torch ($PYTHON, or python3)
-  --dry-run        print the commands, run nothing
-
-PYTEST_ARGS adds to the test stage, as in PYTEST_ARGS='-k capture' bench/gpu.sh test.
-Exit code: 0, 1 if a stage failed or there is no GPU, 2 for wrong arguments.
-END_OF_USAGE
-}
-
 fail() {  # CODE MESSAGE
   printf 'gpu.sh: %s\n' "$2" >&2
   exit "$1"
@@ -45,19 +40,6 @@ wrong() { fail 2 "$1; see bench/gpu.sh --help"; }
 run() {
   printf '+%s\n' "$(printf ' %q' "$@")"
   "$dry_run" || "$@"
-}
-# Is the Python package $1 there? $2 says how to get it.
-need() {
-  "$dry_run" || "$python" -c "import $1" || {
-    echo "$1 is not installed: $2"
-    return 1
-  }
-}
-need_package() { need throughtime 'run bench/gpu.sh build first'; }
-need_tests() {
-  need_package
-  need pytest,pytest_timeout \
-    'download their wheels elsewhere (pip download), then bench/gpu.sh --wheels DIR build'
 }
 
 # ---- Stages: each runs in a subshell, where the first command that fails ends it ----
@@ -71,10 +53,7 @@ stage_build() {
     --upgrade --target "$SITE" .
 }
 
-stage_env() {
-  need_package
-  run "$python" -m throughtime env
-}
+stage_env() { run "$python" -m throughtime env; }
 
 stage_latency() {
   run mkdir -p build/gpu
@@ -87,32 +66,20 @@ stage_latency() {
 
 # TRITON_INTERPRET: else tests/conftest.py has Triton's kernels interpreted on the CPU.
 stage_test() {
-  need_tests
   local more=()
   mapfile -t more < <(xargs -r -n 1 <<< "${PYTEST_ARGS:-}")  # xargs knows quotes
   run env TRITON_INTERPRET=0 CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 580 "$python" -m pytest -m gpu \
     -p no:cacheprovider --durations=15 "${GPU_TESTS[@]}" "${more[@]}"
 }
 
-# Skips the stage where the sanitizer is missing or cannot watch this GPU.
-need_sanitizer() {
-  local answer
-  "$dry_run" && return
-  if ! command -v compute-sanitizer > /dev/null; then
-    echo 'skipped: compute-sanitizer is not on PATH (it comes with the CUDA toolkit)'
+# Skipped where the sanitizer is missing or cannot watch this GPU.
+stage_sanitize() {
+  local tool failed=0 only answer
+  if ! "$dry_run" && ! answer=$(compute-sanitizer --target-processes all --error-exitcode 1 \
+    "$python" -c 'import torch; torch.ones(1, device="cuda").sum().item()' 2>&1); then
+    printf 'skipped: compute-sanitizer cannot watch a GPU here: %s\n' "$(tail -n 1 <<< "$answer")"
     exit "$SKIPPED"
   fi
-  answer=$(compute-sanitizer --target-processes all --error-exitcode 1 "$python" -c \
-    'import torch; torch.ones(1, device="cuda").sum().item()' 2>&1) && return
-  printf 'skipped: compute-sanitizer cannot watch a GPU here: %s\n' \
-    "$(grep -m 1 -iE 'not supported|error' <<< "$answer" || tail -n 1 <<< "$answer")"
-  exit "$SKIPPED"
-}
-
-stage_sanitize() {
-  need_tests
-  need_sanitizer
-  local tool failed=0 only
   for tool in memcheck racecheck synccheck; do
     only=()
     # Races in the kernels of a library are not ours.
@@ -127,7 +94,6 @@ stage_sanitize() {
 
 # A process and a file for each shape: an error of CUDA ends a process.
 stage_bench() {
-  need_package
   local shape failed=0
   for shape in "${SHAPES[@]}"; do
     local hidden=${shape% *} batch=${shape#* }
@@ -135,7 +101,7 @@ stage_bench() {
     run rm -f "$rows"
     run "$python" -m bench lstm --device cuda --T 1024 --B "$batch" --H "$hidden" \
       --dtype float16 bfloat16 float32 --p 0 0.5 --backends cuda triton \
-      --peers torch flashrnn haste --csv "$rows" || failed=1
+      --peers torch compiled-loop --csv "$rows" || failed=1
   done
   return "$failed"
 }
@@ -148,7 +114,7 @@ parse() {
   while (($#)); do
     case $1 in
       -h | --help)
-        usage
+        sed -n '2,/^# Exit code/s/^# \{0,1\}//p' bench/gpu.sh
         exit 0
         ;;
       --dry-run) dry_run=true ;;
@@ -174,15 +140,9 @@ parse() {
 # Prints the name of the GPU, or exits with the reason why torch has none.
 name_of_gpu() {
   local answer
-  answer=$("$python" -c '
-import sys, torch
-if torch.version.cuda is None:
-    sys.exit(f"torch {torch.__version__} is built without CUDA")
-if not torch.cuda.is_available():
-    sys.exit(f"torch {torch.__version__} sees no GPU and driver that it can use")
-print(torch.cuda.get_device_name(0))
-' 2>&1) || fail 1 "an NVIDIA GPU is needed, and $python finds none: $(tail -n 1 <<< "$answer");\
- --dry-run prints what would run"
+  answer=$("$python" -c 'import torch; print(torch.cuda.get_device_name(0))' 2>&1) ||
+    fail 1 "an NVIDIA GPU is needed, and the torch of $python finds none: \
+$(tail -n 1 <<< "$answer"); --dry-run prints what would run"
   tail -n 1 <<< "$answer"
 }
 

@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +67,15 @@ def columns(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def header(devices: Sequence[str] = ("cpu",)) -> list[str]:
+def header(device: str = "cpu") -> list[str]:
     """The lines above every benchmark, the last a warning if other programs use the cores."""
     revision = _output(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     lines = [
-        f"machine: {name()}",
+        f"machine: {name(device)}",
         f"threads: {torch.get_num_threads()}, load average {load:.2f}",
         f"torch {torch.__version__}, python {platform.python_version()}, "
         f"throughtime {throughtime.__version__}" + (f" ({revision})" if revision else ""),
-        *(gpu.header() if "cuda" in devices and gpu.why_not() is None else []),
     ]
     if load > BUSY_LOAD_PER_CORE * cores():
         lines.append(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from matplotlib import ticker
 
 from bench.table import digits
 
+matplotlib.use("Agg")
+plt.rcParams |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9"}
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 # Okabe and Ito: distinct for most colour visions, and by lightness.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 DASHES = ("-", "--", "-.", ":", (0, (1, 1)))
 HATCHES = ("", "//", "..", "xx", "\\\\")
 LEAST_RANGE = 8.0  # of a logarithmic axis
 MARKERS = ("o", "s", "^", "D", "v")
+CURVES = ("loss", "validation_accuracy", "grad_norm_median", "sequences_per_s")  # of a training run
 
 
 def look(number: int) -> dict[str, Any]:
@@ -34,17 +39,11 @@ def figure(
     columns: int, heights: Sequence[float] = (3.6,), *, width: float = 4.6
 ) -> tuple[Any, list[Any]]:
     """A figure with rows of panels, drawn without a display; heights and width in inches."""
-    matplotlib.use("Agg")
     canvas, axes = plt.subplots(
         len(heights), columns, figsize=(width * columns, sum(heights)),
         height_ratios=heights, squeeze=False, layout="constrained",
     )  # fmt: skip
-    panels = list(axes.flat)
-    for panel in panels:
-        panel.grid(True, color="0.9", linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    return canvas, panels
+    return canvas, list(axes.flat)
 
 
 def rendered(canvas: Any) -> dict[str, bytes]:
@@ -99,7 +98,7 @@ def linear_guide(panel: Any) -> None:
 def bars(panel: Any, values: pd.DataFrame, *, left: float = 0) -> None:
     """A group of bars for each row, one bar for each column, from ``left`` to the value."""
     (values - left).plot.barh(
-        ax=panel, left=left, width=0.8, color=COLOURS, edgecolor="white", legend=False, grid=True
+        ax=panel, left=left, width=0.8, color=COLOURS, edgecolor="white", legend=False
     )
     looks = zip(panel.containers, values, cycle(HATCHES), strict=False)
     for group, name, hatch in looks:
@@ -110,3 +109,23 @@ def bars(panel: Any, values: pd.DataFrame, *, left: float = 0) -> None:
     panel.invert_yaxis()
     panel.margins(x=0.25)
     panel.set_ylabel("")
+
+
+def curves(runs: Mapping[str, Sequence[Any]], title: str) -> Any:
+    """Loss, accuracy, gradient norm and speed of each training run over its epochs."""
+    canvas, panels = figure(len(CURVES))
+    for k, (name, history) in enumerate(runs.items()):
+        table = pd.DataFrame(map(asdict, history)).set_index("epoch")
+        look: dict[str, Any] = {"color": COLOURS[k], "style": DASHES[k], "label": name}
+        for panel, column in zip(panels, CURVES, strict=True):
+            label = column.replace("_", " ")
+            # Equal curves show behind each other.
+            table[column].plot(ax=panel, ylabel=label, linewidth=3 - k, **look)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+    for panel in (panels[0], panels[3]):
+        panel.set_ylim(0, None)
+    panels[1].set_ylim(0, 1)
+    panels[1].legend(frameon=False, fontsize="small")
+    plain_log(panels[2])
+    canvas.suptitle(title, fontsize="medium")
+    return canvas

@@ -1,14 +1,13 @@
-"""``bench profile``: where the time of the kernels goes, phase by phase.
+"""``bench profile``: where the time of the CPU kernels goes, phase by phase.
 
-On the CPU the compiled kernels count the ticks of their phases; on a GPU torch's profiler times
-every kernel.
+The compiled kernels count the ticks of their phases, in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,30 +15,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-import throughtime
 from bench import arguments, machine, table
-from bench.errors import UsageError
-from bench.measure import gpu
+from bench.arguments import UsageError
 from bench.measure.command import add_shapes, choose_cases
 from bench.operations import OPERATIONS
-from bench.operations.operation import DEVICES, DTYPES, MODES, OURS, Case, Contestant, fixed_mask
+from bench.operations.operation import MODES, OURS, Case, Contestant, fixed_mask
 from throughtime import _ext
 
 COLUMNS = [
     "op", "shape", "threads", "where", "phase", "ms", "share", "gflops", "of_multiply_adds",
-    "gbytes", "of_copying", "machine", "torch", "command",
+    "machine", "torch", "command",
 ]  # fmt: skip
 PASSES = ("forward", "backward")
 NO_PHASE = ("calls", "workers", "allocate", "whole")
 MULTIPLY_ADDS = 100_000
-COPIED = 1 << 27
-BYTES = 4  # of a float32
-SAVED_UNITS = 16  # what the forward pass saves is padded to whole vectors of this many elements
-SAVED = 5  # i, f, g, o, c
-
-
-# By pass and phase: operations (a multiply-add is two) and bytes of one iteration.
-Amounts = Mapping[tuple[str, str], tuple[float, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add = sub.add_argument
         if operation.ps is not None:
             add("--p", type=arguments.probability, default=0.0, help="detached fraction (0)")
-        add("--device", choices=DEVICES, default="cpu", help="(cpu)")
-        add("--dtype", choices=DTYPES, default="float32", help="on a GPU (float32)")
         arguments.add_threads(sub)
         text = "iterations, the fastest counts (9)"
         add("--repeats", type=arguments.positive, default=9, help=text)
@@ -61,29 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(op: str, args: argparse.Namespace) -> int:
-    kernels, on_cpu = _ext.extension, args.device == "cpu"
-    if not on_cpu and gpu.why_not() is not None:
-        raise UsageError(f"--device cuda: {gpu.why_not()}")
-    if on_cpu and args.dtype != "float32":
-        raise UsageError(
-            f"--dtype {args.dtype}: the CPU kernels are profiled in float32, others on a GPU"
-        )
-    if on_cpu and kernels is None:
+    kernels = _ext.extension
+    if kernels is None:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
     torch.set_num_threads(args.threads)
-    setting = {"p": getattr(args, "p", None), "device": args.device, "dtype": args.dtype}
-    cases = [replace(case, **setting) for case in choose_cases(OPERATIONS[op], args)]
-    print("\n".join(machine.header([args.device])))
-    if on_cpu:
-        rates = measure_rates(kernels)
-        print(
-            f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s; "
-            f"copying large arrays: {rates.gbytes:.0f} GB/s\n",
-            flush=True,
-        )
-        found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
-    else:
-        found = pd.concat([profile_kernels(case, args.repeats) for case in cases])
+    print("\n".join(machine.header()))
+    rates = measure_rates(kernels)
+    print(f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s\n", flush=True)
+    cases = [
+        replace(case, p=getattr(args, "p", None)) for case in choose_cases(OPERATIONS[op], args)
+    ]
+    found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
     print(report(found))
     if args.csv is not None:
         found.to_csv(args.csv, index=False, float_format="%.6g")
@@ -93,64 +68,46 @@ def run(op: str, args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine can do: arithmetic, memory, and ticks per second of the kernels' clock."""
+    """What the machine can do: arithmetic, and ticks per second of the kernels' clock."""
 
     gflops: float
-    gbytes: float
     ticks: float
 
 
 def measure_rates(kernels: Any, *, repeats: int = 5) -> Rates:
     """The best of several measurements with torch's number of threads."""
-    source, target = torch.ones(COPIED // 4), torch.empty(COPIED // 4)
     start, ticks = time.perf_counter(), kernels.ticks()
-    multiplying, copying = [], []
+    rates = []
     for _ in range(repeats):
         begin = time.perf_counter()
         operations = 2 * kernels.multiply_adds(MULTIPLY_ADDS)
-        middle = time.perf_counter()
-        target.copy_(source)
-        copying.append(2 * COPIED / (time.perf_counter() - middle))
-        multiplying.append(operations / (middle - begin))
+        rates.append(operations / (time.perf_counter() - begin))
     per_second = (kernels.ticks() - ticks) / (time.perf_counter() - start)
-    return Rates(max(multiplying) * 1e-9, max(copying) * 1e-9, per_second)
+    return Rates(max(rates) * 1e-9, per_second)
 
 
-def amounts(case: Case) -> Amounts:
-    """What the phases compute and have to move, where that is known.
-
-    Bytes are those that a perfect cache would leave: every array once.
-    """
+def operations(case: Case) -> Mapping[tuple[str, str], float]:
+    """Operations of an iteration by pass and phase, where known; a multiply-add is two."""
     if case.op == "relevancy":
         return {}
     rows, inputs, hidden = case.T * case.B, case.I, case.H
     if case.op == "rel-lstm":
         recurrent = 12.0 * rows * hidden * hidden  # gates, query and key
         return {
-            ("forward", "input"): (8.0 * rows * hidden * inputs, 0),
-            ("forward", "recurrent"): (recurrent, 0),
-            ("backward", "recurrent"): (recurrent, 0),
-            ("backward", "weights"): (rows * hidden * (12.0 * hidden + 8.0 * (inputs + 1)), 0),
+            ("forward", "input"): 8.0 * rows * hidden * inputs,
+            ("forward", "recurrent"): recurrent,
+            ("backward", "recurrent"): recurrent,
+            ("backward", "weights"): rows * hidden * (12.0 * hidden + 8.0 * (inputs + 1)),
         }
     mask = fixed_mask(case.T, case.p)
     detached = 0 if mask is None else int(mask[1:].sum())  # at step 0 there is no product to save
-    product = 8.0 * rows * hidden
-    saved = SAVED * rows * -(-hidden // SAVED_UNITS) * SAVED_UNITS
-    weights = 2 * BYTES * 4 * hidden * (inputs + hidden)
-    pointwise = (0, BYTES * (saved + rows * hidden))  # and the outputs or their gradients
     steps = case.T - 1 - detached  # what the first step passes to the initial state is in "other"
+    product = 8.0 * rows * hidden
     return {
-        ("forward", "pack"): (0, weights),
-        ("forward", "gather"): (0, 2 * BYTES * rows * inputs),
-        ("forward", "input"): (product * inputs, 0),
-        ("forward", "recurrent"): (product * hidden, 0),
-        ("forward", "pointwise"): pointwise,
-        ("backward", "pack"): (0, 2 * BYTES * 4 * hidden * hidden),
-        ("backward", "gather"): (0, 2 * BYTES * rows * (inputs + hidden)),
-        ("backward", "recurrent"): (8.0 * case.B * hidden * hidden * steps, 0),
-        ("backward", "pointwise"): pointwise,
-        ("backward", "weights"): (product * (inputs + hidden + 1), 0),
-        ("backward", "finish"): (0, weights),
+        ("forward", "input"): product * inputs,
+        ("forward", "recurrent"): product * hidden,
+        ("backward", "recurrent"): 8.0 * case.B * hidden * hidden * steps,
+        ("backward", "weights"): product * (inputs + hidden + 1),
     }
 
 
@@ -188,57 +145,25 @@ def phases(
         found += [(where, phase, n) for phase, n in ticks.items()]
         found.append((where, "whole", count["whole"]))
     found += [("Python, dispatch", "whole", outside), ("iteration", "whole", whole)]
-    known = amounts(case)
+    known = operations(case)
+    shape = str(case) + (f", p {case.p:g}" if case.p else "")
     rows = []
     for where, phase, n in found:
-        row = _row(case, where, phase, n / rates.ticks * 1e3, n / whole)
-        operations, moved = known.get((where, phase), (0, 0))
-        if operations and n:
-            row["gflops"] = operations / row["ms"] * 1e-6
+        row: dict[str, Any] = {"op": case.op, "shape": shape, "where": where, "phase": phase}
+        row |= {"ms": n / rates.ticks * 1e3, "share": n / whole} | machine.columns()
+        if n and (where, phase) in known:
+            row["gflops"] = known[where, phase] / row["ms"] * 1e-6
             row["of_multiply_adds"] = row["gflops"] / rates.gflops
-        if moved and n:
-            row["gbytes"] = moved / row["ms"] * 1e-6
-            row["of_copying"] = row["gbytes"] / rates.gbytes
         rows.append(row)
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _row(case: Case, where: str, phase: str, ms: float, share: float) -> dict[str, Any]:
-    shape = str(case) + (f", p {case.p:g}" if case.p else "")
-    found = {"op": case.op, "shape": shape, "where": where, "phase": phase, "ms": ms}
-    return found | {"share": share} | machine.columns(case.device)
-
-
-def profile_kernels(case: Case, repeats: int) -> pd.DataFrame:
-    """The GPU kernels (on a CPU the operators) of the mean of ``repeats`` iterations, by torch."""
-    operation = OPERATIONS[case.op]
-    explained = throughtime.explain(
-        operation.kernel, hidden_size=case.width, dtype=DTYPES[case.dtype], device=case.device
-    )
-    work = operation.work(Contestant(OURS, explained.chosen), case)
-    work.iterate(MODES[0])
-    with torch.profiler.profile() as profiler:
-        for _ in range(repeats):
-            work.iterate(MODES[0])
-        if case.device == "cuda":
-            torch.cuda.synchronize()
-    column = "self_device_time_total" if case.device == "cuda" else "self_cpu_time_total"
-    spent = {event.key: getattr(event, column) for event in profiler.key_averages()}
-    whole = sum(spent.values())
-    rows = [
-        _row(case, str(explained.chosen), name, us * 1e-3 / repeats, us / whole)
-        for name, us in sorted(spent.items(), key=lambda one: -one[1])
-    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def report(found: pd.DataFrame) -> str:
     """A Markdown table, one line per phase; phases below 0.1 % are left out."""
-    lines: list[Sequence[str]] = []
+    lines = []
     for row in found[found["share"] >= 0.001].itertuples():
         line = [row.shape, row.where, row.phase, table.digits(row.ms), f"{row.share:.1%}"]
-        for rate, of in ((row.gflops, row.of_multiply_adds), (row.gbytes, row.of_copying)):
-            line += ["", ""] if pd.isna(rate) else [table.digits(rate), f"{of:.0%}"]
+        known = not pd.isna(row.gflops)
+        line += [table.digits(row.gflops), f"{row.of_multiply_adds:.0%}"] if known else ["", ""]
         lines.append(line)
-    header = ["shape", "where", "phase", "ms", "share", "GFLOP/s", "of it", "GB/s", "of it"]
-    return table.markdown(lines, header)
+    return table.markdown(lines, ["shape", "where", "phase", "ms", "share", "GFLOP/s", "of it"])

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.operations import OPERATIONS
 from bench.operations.operation import SIZES, sizes_text
 
@@ -52,19 +52,13 @@ def write_csv(path: Path, found: pd.DataFrame) -> None:
 def read_csv(path: Path) -> pd.DataFrame:
     """The rows of a file of ``write_csv``; anything else is a ``UsageError``."""
     try:
-        found = pd.read_csv(path, dtype="object", keep_default_na=False, na_values=[""])
+        found = pd.read_csv(path, dtype=dict(COLUMNS), keep_default_na=False, na_values=[""])
         if list(found.columns) != list(COLUMNS):
             different = ", ".join(sorted(set(found.columns) ^ set(COLUMNS)))
             raise ValueError(f"lacks or adds {different or 'nothing, but in another order'}")
-        for name, kind in COLUMNS.items():
-            if kind != _TEXT:
-                numbers = pd.to_numeric(found[name], errors="coerce")
-                wrong = found[name][numbers.isna() & found[name].notna()]
-                if len(wrong):
-                    raise ValueError(f"{name} is {wrong.iloc[0]!r}, not a number")
-                found[name] = numbers
-            if name in NEVER_EMPTY and found[name].isna().any():
-                raise ValueError(f"{name} is empty somewhere")
+        empty = [name for name in NEVER_EMPTY if found[name].isna().any()]
+        if empty:
+            raise ValueError(f"{', '.join(empty)} is empty somewhere")
         return frame(found.to_dict("records"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.backends import ORDER, Request, passed_over
 
@@ -46,6 +47,7 @@ SHAPES = (
 PROJECTED = (Shape(5, 3, 4, 6, 2), Shape(4, 2, 3, 9, 1))
 SMALL = Shape(6, 3, 4, 5)
 
+RESULTS = ("output", "h_n", "c_n")
 # For hx, weights, biases and projection: everything that has a gradient, in call order.
 NAMES = ("input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
@@ -109,15 +111,23 @@ def results(
     return with_gradients(call(function, named, **options), named)
 
 
-def with_gradients(result: Result, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``results`` of a call that has been made already."""
+def with_gradients(
+    result: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]],
+    named: dict[str, Tensor],
+    used: tuple[str, ...] = RESULTS,
+) -> dict[str, Tensor]:
+    """``results`` of a call that has been made already, also of a module's."""
     output, (h_n, c_n) = result
+    output = output.data if isinstance(output, PackedSequence) else output
     found = {"output": output, "h_n": h_n, "c_n": c_n}
+    # float32 numbers, so that they are the same in float64.
+    single = [random(*x.shape, seed=100 + k).float() for k, x in enumerate(found.values())]
     loss = sum(
-        (x * random(*x.shape, seed=100 + k, dtype=x.dtype)).sum()
-        for k, x in enumerate(found.values())
+        (x * weights.to(x.dtype)).sum()
+        for (name, x), weights in zip(found.items(), single, strict=True)
+        if name in used
     )
-    # A leaf that everything is cut from, as h_0 may be, has a gradient of zero.
+    # A leaf that is detached everywhere, as h_0 may be, has a gradient of zero.
     gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
     found = {name: x.detach() for name, x in found.items()}
     return found | {f"grad {name}": x for name, x in zip(named, gradients, strict=True)}
@@ -125,7 +135,7 @@ def with_gradients(result: Result, named: dict[str, Tensor]) -> dict[str, Tensor
 
 def plain_lstm(
     input: Tensor,
-    hx: tuple[Tensor, Tensor],
+    hx: tuple[Tensor, Tensor] | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
@@ -147,7 +157,8 @@ def plain_lstm(
     length, batch, _ = input.shape
     columns, last_h, last_c = [], [], []
     for b in range(batch):
-        h, c = hx[0][b], hx[1][b]
+        sizes = (weight_hh.size(1), len(weight_hh) // 4)
+        h, c = (input.new_zeros(n) for n in sizes) if hx is None else (hx[0][b], hx[1][b])
         end = length if lengths is None else int(lengths[b])
         rows: list[Tensor] = [torch.zeros_like(h)] * length
         for t in reversed(range(end)) if reverse else range(end):
@@ -177,25 +188,19 @@ def options_for(shape: Shape) -> dict[str, dict[str, Any]]:
     by_step, by_sample = random_mask(T, p=0.5, seed=1), random_mask(T, B, p=0.5, seed=2)
     lengths = torch.arange(B) * 2 % (T + 1)
     reset = random_mask(T, B, p=0.3, seed=3)
-    return {
+    options: dict[str, dict[str, Any]] = {
         "plain": {},
-        "reverse": {"reverse": True},
         "mask-T": {"detach_mask": by_step},
         "mask-TB": {"detach_mask": by_sample},
         "mask-all": {"detach_mask": torch.ones(T, dtype=torch.bool)},
-        "mask-TB-reverse": {"detach_mask": by_sample, "reverse": True},
         "lengths": {"lengths": lengths},
-        "lengths-reverse": {"lengths": lengths, "reverse": True},
         "reset": {"reset": reset},
-        "reset-reverse": {"reset": reset, "reverse": True},
         "all": {"detach_mask": by_sample, "lengths": lengths, "reset": reset},
-        "all-reverse": {
-            "detach_mask": by_step,
-            "lengths": lengths,
-            "reset": reset,
-            "reverse": True,
-        },
     }
+    for name in ("mask-TB", "lengths", "reset"):
+        options[f"{name}-reverse"] = options[name] | {"reverse": True}
+    options["all-reverse"] = options["all"] | {"detach_mask": by_step, "reverse": True}
+    return options | {"reverse": {"reverse": True}}
 
 
 OPTIONS = tuple(options_for(SMALL))

@@ -36,7 +36,9 @@ class Recurrence:
     def inputs(self, dtype: torch.dtype = torch.float64) -> Given:
         T, B, out = self.shape.T, self.shape.B, self.shape.P or self.shape.H
         grads = {"output": (T, B, out), "h_n": (B, out), "c_n": (B, self.shape.H)}
-        options = {"reverse": False} | options_for(self.shape)[self.option]
+        options: Given = {"reverse": False} | options_for(self.shape)[self.option]
+        if options.get("detach_mask") is not None:  # operators take no mask per step
+            options["detach_mask"] = options["detach_mask"].view(T, -1).expand(T, B)
         return ALL | tensors(self.shape, dtype) | options | _grads(grads, dtype)
 
     def __str__(self) -> str:
@@ -233,10 +235,11 @@ def definition(op: str, given: Given) -> Given:
     return found | {"memory_index": result.memory[0], "memory_relevance": result.memory[1]}
 
 
-def expect(case: Sample, given: Given) -> dict[str, Tensor]:
-    """:func:`run` by the definition, with the gradients of all leaves."""
-    found = definition(case.op, given)
-    found.pop("memory", None)
+def expect(case: Sample, given: Given, backend: str = "reference") -> dict[str, Tensor]:
+    """:func:`run` by the definition, or by autograd of the CPU operators, for all leaves."""
+    cpu = backend == "cpu"
+    found = operate(f"{case.op}_forward", given) if cpu else definition(case.op, given)
+    found = {n: x for n, x in found.items() if n not in ("memory", "saved", "lse")}
     leaves = {n: x for n, x in given.items() if isinstance(x, Tensor) and x.requires_grad}
     pairs = [(x, given[f"grad_{n}"]) for n, x in found.items() if f"grad_{n}" in given]
     outputs, grads = zip(*pairs, strict=True)
@@ -248,7 +251,7 @@ def expect(case: Sample, given: Given) -> dict[str, Tensor]:
 
 
 def detached(given: Given) -> Given:
-    """The same arguments, of which none requires a gradient."""
+    """The same arguments without any that requires a gradient."""
     return {name: x.detach() if isinstance(x, Tensor) else x for name, x in given.items()}
 
 

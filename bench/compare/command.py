@@ -14,6 +14,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +26,10 @@ import torch
 from tqdm import tqdm
 
 from bench import arguments, machine, table
+from bench.arguments import UsageError
 from bench.compare import trees, worker
-from bench.compare.cases import DEFAULT, QUICK, chosen
-from bench.compare.stats import LEAST_LIMIT, Verdict, judge, median_interval
-from bench.errors import UsageError
+from bench.compare.stats import LEAST_LIMIT, Verdict, judge, sign_test
+from bench.operations import OPERATIONS
 from bench.operations.operation import Case
 
 ROLES = ("base", "tree", "twin")
@@ -37,6 +38,30 @@ MOST_ROUNDS, MOST_SECONDS = 201, 20.0  # until chance is small; a quiet machine 
 SAMPLE_SECONDS = 0.01
 HEADER = ("case", "base ms", "tree ms", "tree / base (95 %)", "base / base", "p", "verdict")
 Cases = Mapping[str, Case]
+# The sizes of a case that does not name them.
+TYPICAL: Mapping[str, Case] = {
+    "lstm": replace(OPERATIONS["lstm"].typical, I=64, p=0.0),
+    "rel-lstm": OPERATIONS["rel-lstm"].quick[0],
+    "relevancy": OPERATIONS["relevancy"].typical,
+}
+QUICK = (
+    "lstm:T=120,B=100,I=1,H=128",
+    "lstm:T=120,B=100,I=1,H=128,p=0.5",
+    "lstm:T=50,B=64,I=256,H=256",
+    "lstm:T=300,B=1,I=128,H=128",
+    "lstm:T=4,B=1,I=16,H=32",
+    "rel-lstm:T=120,B=10,I=10,H=128",
+    "relevancy:T=512",
+)
+DEFAULT = (
+    *QUICK,
+    "lstm:T=300,B=1,I=128,H=128,p=0.5",
+    "lstm:T=784,B=100,I=1,H=128",
+    "lstm:T=100,B=64,I=512,H=512",
+    "rel-lstm:T=320,B=10,I=10,H=128",
+    "relevancy:T=2048",
+    "relevancy:T=8192",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +73,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="small cases only: about half a minute")
     arguments.add_threads(parser)
     parser.set_defaults(run=run)
+
+
+def chosen(texts: Sequence[str], group: Sequence[str]) -> dict[str, Case]:
+    """What is measured, by the text of each case.
+
+    An operation alone stands for all cases that the group has of it, no text for the group.
+    """
+    found: dict[str, Case] = {}
+    for text in texts or group:
+        own = [case for case in group if case.partition(":")[0] == text] or [text]
+        found |= {case: _parse(case) for case in own}
+    return found
+
+
+def _parse(text: str) -> Case:
+    op, _, given = text.partition(":")
+    try:
+        parts = dict(part.split("=") for part in given.split(",") if part)
+        known = {*OPERATIONS[op].sizes, *(["p"] if op == "lstm" else [])}
+        sizes = {name: (float if name == "p" else int)(value) for name, value in parts.items()}
+        if not known.issuperset(sizes) or any(value < 0 for value in sizes.values()):
+            raise ValueError
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"--cases wants one of {', '.join(TYPICAL)}, or one with sizes, as in {QUICK[1]}, "
+            f"got {text!r}"
+        ) from None
+    return replace(TYPICAL[op], **sizes)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,13 +150,13 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
     rounds, notes = _measure(places, cases, threads)
     if not rounds:
         raise UsageError("no case runs in both trees:\n" + "\n".join(notes))
-    limit, verdicts = _judged(rounds)
+    limit, verdicts = judge(*_ratios(rounds))
     outcome = Outcome(rounds, verdicts, notes)
     suspects = {case: cases[case] for case in outcome.slower}
     if suspects:
         again, _ = _measure(places, suspects, threads)
         earlier = [verdict.twin for verdict in verdicts.values()]
-        second_limit, second = _judged(again, earlier)
+        second_limit, second = judge(*_ratios(again), earlier)
         for case, verdict in second.items():
             if verdict.word != "slower":
                 verdicts[case] = replace(verdicts[case], word="unclear")
@@ -111,21 +164,16 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
                 f"{case}: measured again in new processes: {verdict.ratio:.3f} "
                 f"(limit {second_limit:.1%}), {verdict.word}"
             )
-    words = [verdict.word for verdict in verdicts.values()]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-    text = f"{counts}. Limit: {limit:.1%}, within which processes of equal code lie here (see "
-    notes.insert(0, f"{text}base / base); at least 3 %.")
+    counts = Counter(verdict.word for verdict in verdicts.values())
+    text = f"{', '.join(f'{count} {word}' for word, count in counts.items())}. Limit: {limit:.1%}, "
+    text += "within which processes of equal code lie here (see base / base); at least 3 %."
+    notes.insert(0, text)
     return outcome
 
 
-def _judged(
-    rounds: Mapping[str, pd.DataFrame], earlier: Sequence[float] = ()
-) -> tuple[float, dict[str, Verdict]]:
-    trees, twins = (
-        {case: (own[role] / own["base"]).tolist() for case, own in rounds.items()}
-        for role in ROLES[1:]
-    )
-    return judge(trees, twins, earlier)
+def _ratios(rounds: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.Series]]:
+    """Of every case: tree / base, and twin / base."""
+    return [{case: own[role] / own["base"] for case, own in rounds.items()} for role in ROLES[1:]]
 
 
 def _measure(
@@ -163,7 +211,7 @@ def _alternate(workers: Mapping[str, Worker], case: Case) -> pd.DataFrame:
 
 def _settled(samples: pd.DataFrame) -> bool:
     """Whether both medians are known to ``LEAST_LIMIT``; on which side of 1 plays no part."""
-    ends = [median_interval((samples[role] / samples["base"]).tolist()) for role in ROLES[1:]]
+    ends = [sign_test(samples[role] / samples["base"])[1:] for role in ROLES[1:]]
     return all(high / low < (1 + LEAST_LIMIT) ** 2 for low, high in ends)
 
 

@@ -28,8 +28,8 @@ LEAST_LIMIT = 0.03
 class Verdict:
     """What became of one case: ``ratio`` is the median of working tree / base.
 
-    ``low`` to ``high`` encloses the true median in 95 of 100 cases; ``p`` is the corrected p-value
-    of "the median is not 1"; ``twin`` is the median of base / base. ``word``:
+    ``low`` to ``high`` encloses the true median in 95 of 100 cases; ``p`` is the p-value of "the
+    median is not 1", times the number of cases; ``twin`` is the median of base / base. ``word``:
 
     - ``slower``, ``faster``: the median is beyond the limit, and not by chance (p < 0.05);
     - ``same``: the whole interval lies within the limit;
@@ -44,26 +44,16 @@ class Verdict:
     word: str
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Two order statistics that enclose the true median with a probability of 95 % or more."""
-    found = stats.quantile_test(values, p=0.5).confidence_interval(1 - ALPHA)
+def sign_test(values: Sequence[float]) -> tuple[float, float, float]:
+    """Two-sided p-value of "the median is not 1"; two values that enclose the true median.
+
+    They do so with a probability of 95 % or more; too few values have none.
+    """
+    test = stats.quantile_test(values, q=1, p=0.5)
+    found = test.confidence_interval(1 - ALPHA)
     low, high = float(found.low), float(found.high)
-    return (-math.inf, math.inf) if math.isnan(low) or math.isnan(high) else (low, high)
-
-
-def sign_test(values: Sequence[float]) -> float:
-    """Two-sided p-value of "the median is not 1"; values of 1 count against it."""
-    above, below = (int((np.asarray(values) * sign > sign).sum()) for sign in (1, -1))
-    test = stats.binomtest(max(above, below), len(values), alternative="greater")
-    return min(1.0, 2 * float(test.pvalue))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979, a sequentially rejective procedure)."""
-    order = np.argsort(ps)
-    corrected = np.empty(len(ps))
-    corrected[order] = np.maximum.accumulate(np.arange(len(ps), 0, -1) * np.asarray(ps)[order])
-    return [float(p) for p in corrected.clip(max=1.0)]
+    known = not math.isnan(low) and not math.isnan(high)
+    return (float(test.pvalue), low, high) if known else (float(test.pvalue), -math.inf, math.inf)
 
 
 def noise_limit(twins: Sequence[float], cases: int) -> float:
@@ -88,21 +78,15 @@ def judge(
     """
     middle = {case: float(np.median(values)) for case, values in twins.items()}
     limit = noise_limit([*middle.values(), *earlier], len(ratios))
-    ps = holm([sign_test(values) for values in ratios.values()])
-    return limit, {
-        case: _verdict(values, p, middle[case], limit)
-        for (case, values), p in zip(ratios.items(), ps, strict=True)
-    }
-
-
-def _verdict(values: Sequence[float], p: float, twin: float, limit: float) -> Verdict:
-    ratio = float(np.median(values))
-    low, high = median_interval(values)
-    if p < ALPHA and ratio > 1 + limit:
-        word = "slower"
-    elif p < ALPHA and ratio < 1 / (1 + limit):
-        word = "faster"
-    else:
-        within = 1 / (1 + limit) <= low and high <= 1 + limit
-        word = "same" if within else "unclear"
-    return Verdict(ratio, low, high, p, twin, word)
+    verdicts = {}
+    for case, values in ratios.items():
+        ratio = float(np.median(values))
+        p, low, high = sign_test(values)
+        p = min(1.0, p * len(ratios))
+        if p < ALPHA and not 1 / (1 + limit) <= ratio <= 1 + limit:
+            word = "slower" if ratio > 1 else "faster"
+        else:
+            within = 1 / (1 + limit) <= low and high <= 1 + limit
+            word = "same" if within else "unclear"
+        verdicts[case] = Verdict(ratio, low, high, p, middle[case], word)
+    return limit, verdicts

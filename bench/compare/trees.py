@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from throughtime import _install
 
 BUILD_VARIABLES = ("CXX", "CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "THROUGHTIME_BUILD")

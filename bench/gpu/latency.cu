@@ -7,11 +7,202 @@
 // A value is the median of 15 runs after 2 more, `spread` the distance of the quartiles. Cycles are
 // those of the slowest block. A row whose kernel computes something wrong says FAILED, and the exit code
 // is 1. Waits are the LSTM's own and not bounded: give the program a time limit.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <cuda_runtime.h>
+
+#include "kernels.cuh"
 #include "lstm/cuda/plan.h"
-#include "measure.h"
 
 namespace throughtime::latency {
 namespace {
+
+#define CHECK(call) check(call, #call)
+void check(cudaError_t error, const char* call) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "latency: %s: %s (%s)\n", call, cudaGetErrorString(error),
+               cudaGetErrorName(error));
+  std::exit(1);
+}
+
+constexpr int kAll = 0;  // as many blocks, or clusters, as run at once
+
+struct Launch {
+  int warps, groups;  // of a block; blocks, or clusters of `ranks` blocks
+  int ranks;
+  bool grid;
+  int size;          // Probe::size
+  int shared_bytes;  // of a block
+
+  std::string text() const {
+    const auto number = [](int n) { return n == kAll ? "all" : std::to_string(n); };
+    return "warps=" + number(warps) + ";groups=" + number(groups) + ";ranks=" + number(ranks) +
+           ";size=" + std::to_string(size);
+  }
+  bool in_cluster() const { return !grid && ranks != 1; }
+};
+
+// What a run of a kernel took.
+struct Run {
+  double cycles;  // of its slowest block
+  double work;    // of a block
+  double microseconds;
+  int at_once;  // blocks, or clusters, that the GPU holds
+};
+double cycles_of_work(const Run& r) { return r.cycles / r.work; }
+double work_per_cycle(const Run& r) { return r.work / r.cycles; }
+double microseconds(const Run& r) { return r.microseconds; }
+double gigahertz(const Run& r) { return r.cycles / r.microseconds / 1e3; }
+double groups_at_once(const Run& r) { return r.at_once; }
+
+struct Measurement {
+  const char* name;
+  const char* constant;  // of plan.h, which the number corrects
+  double assumed;        // its value; 0: queried from the GPU
+  const char* unit;
+  double (*value)(const Run&);
+  void (*kernel)(Probe);
+  int rounds;                     // 0: a thousand launches of nothing
+  double (*work)(const Launch&);  // of a block in a round
+  std::vector<Launch> launches;
+  const Words* from = nullptr;
+};
+
+class Bench {
+ public:
+  Bench() {
+    CHECK(cudaGetDeviceProperties(&properties_, 0));
+    for (cudaEvent_t* event : {&begin_, &end_}) CHECK(cudaEventCreate(event));
+    probe_.half = 0.5f;
+    probe_.cycles = on_device<long long>(kMostBlocks);
+    probe_.wrong = on_device<unsigned>(kMostBlocks);
+    arrivals_ = on_device<unsigned>(1);
+    std::puts("name,parameter,value,unit,spread,constant,assumed,note");
+    std::printf("gpu,%s sm_%d%d,%d,SM,,,,\n", properties_.name, properties_.major,
+                properties_.minor, properties_.multiProcessorCount);
+  }
+
+  // Zeros on the GPU.
+  template <typename T>
+  static T* on_device(size_t count) {
+    T* data = nullptr;
+    CHECK(cudaMalloc(&data, count * sizeof(T)));
+    CHECK(cudaMemset(data, 0, count * sizeof(T)));
+    return data;
+  }
+
+  // One row per launch. The value is NaN where the note says why there is none.
+  void measure(const Measurement& m) {
+    for (const Launch& asked : m.launches) {
+      Launch launch = asked;
+      std::string note = prepare(m, launch);
+      std::vector<double> values(kRepeats, std::nan(""));
+      for (int i = -kWarmUps; note.empty() && i < kRepeats; ++i) {
+        Run run{};
+        if (once(m, launch, run)) {
+          if (i >= 0) values[i] = m.value(run);
+        } else {
+          note = "FAILED: a kernel computed something wrong";
+          any_failed_ = true;
+          values.assign(kRepeats, std::nan(""));
+        }
+      }
+      if (note.empty()) std::sort(values.begin(), values.end());
+      const double spread = values[3 * kRepeats / 4] - values[kRepeats / 4];
+      std::printf("%s,%s,%.6g,%s,%.3g,%s,%g,%s\n", m.name, asked.text().c_str(),
+                  values[kRepeats / 2], m.unit, spread, m.constant, m.assumed, note.c_str());
+      std::fflush(stdout);  // a crash or a timeout leaves the rows before it
+    }
+  }
+
+  const cudaDeviceProp& properties() const { return properties_; }
+  bool any_failed() const { return any_failed_; }
+
+ private:
+  static constexpr int kRepeats = 15, kWarmUps = 2, kMostBlocks = 4096;
+
+  template <typename T>
+  static std::vector<T> copy(const T* from, int count) {
+    std::vector<T> to(count);
+    CHECK(cudaMemcpy(to.data(), from, count * sizeof(T), cudaMemcpyDefault));
+    return to;
+  }
+
+  // Sets what all launches of the row share; the reason if this GPU cannot run it.
+  std::string prepare(const Measurement& m, Launch& launch) {
+    if (launch.shared_bytes > static_cast<int>(properties_.sharedMemPerBlockOptin)) {
+      return "a block has less shared memory";
+    }
+    if (launch.in_cluster() && properties_.major < 9) return "no clusters before sm_90";
+    if (launch.grid && !properties_.cooperativeLaunch) return "no cooperative launch";
+    if (launch.ranks == kAll) launch.ranks = properties_.multiProcessorCount;
+    attribute_ = {};
+    config_ = {};
+    config_.blockDim = dim3(32 * launch.warps);
+    config_.gridDim = dim3(launch.ranks);
+    config_.dynamicSmemBytes = launch.shared_bytes;
+    config_.attrs = &attribute_;
+    config_.numAttrs = launch.ranks > 1 ? 1 : 0;
+    CHECK(cudaFuncSetAttribute(m.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               launch.shared_bytes));
+    at_once_ = properties_.multiProcessorCount;
+    if (launch.grid) {
+      attribute_.id = cudaLaunchAttributeCooperative;
+      attribute_.val.cooperative = 1;
+    } else if (launch.in_cluster()) {
+      attribute_.id = cudaLaunchAttributeClusterDimension;
+      attribute_.val.clusterDim = {static_cast<unsigned>(launch.ranks), 1, 1};
+      CHECK(cudaFuncSetAttribute(m.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+      const cudaError_t error = cudaOccupancyMaxActiveClusters(&at_once_, m.kernel, &config_);
+      cudaGetLastError();  // a cluster too large is an answer, not an error to keep
+      if (error != cudaSuccess || at_once_ == 0) return "no such cluster fits this GPU";
+      at_once_ = std::min(at_once_, kMostBlocks / launch.ranks);
+    }
+    if (launch.groups == kAll) launch.groups = at_once_;
+    config_.gridDim = dim3(launch.groups * launch.ranks);
+    probe_.rounds = m.rounds;
+    probe_.size = launch.size;
+    probe_.from = m.from;
+    probe_.partition.ranks = launch.ranks;
+    probe_.partition.grid = launch.grid;
+    probe_.partition.arrivals = arrivals_;
+    return "";
+  }
+
+  // False if a block saw something wrong.
+  bool once(const Measurement& m, const Launch& launch, Run& run) {
+    const int blocks = launch.groups * launch.ranks, launches = m.rounds == 0 ? 1000 : 1;
+    CHECK(cudaMemset(arrivals_, 0, sizeof(unsigned)));
+    CHECK(cudaMemset(probe_.wrong, 0, blocks * sizeof(unsigned)));
+    CHECK(cudaEventRecord(begin_));
+    for (int i = 0; i < launches; ++i) {
+      CHECK(cudaLaunchKernelEx(&config_, m.kernel, probe_));
+    }
+    CHECK(cudaEventRecord(end_));
+    CHECK(cudaEventSynchronize(end_));
+    float milliseconds = 0;
+    CHECK(cudaEventElapsedTime(&milliseconds, begin_, end_));
+    const auto cycles = copy(probe_.cycles, blocks);
+    const auto wrong = copy(probe_.wrong, blocks);
+    run = {static_cast<double>(*std::max_element(cycles.begin(), cycles.end())),
+           m.rounds * m.work(launch), 1e3 * milliseconds / launches, at_once_};
+    return std::count(wrong.begin(), wrong.end(), 0u) == blocks;
+  }
+
+  cudaDeviceProp properties_;
+  cudaEvent_t begin_, end_;
+  Probe probe_{};
+  unsigned* arrivals_;
+  cudaLaunchAttribute attribute_;
+  cudaLaunchConfig_t config_;
+  int at_once_;
+  bool any_failed_ = false;
+};
 
 constexpr int kLoads = 4096, kLines = 8192;  // 1 MB in lines of 128 bytes
 
@@ -25,8 +216,7 @@ const Words* chain() {
     at = next;
   }
   auto* to = Bench::on_device<Words>(links.size());
-  check(cudaMemcpy(to, links.data(), links.size() * sizeof(Words), cudaMemcpyDefault),
-        "cudaMemcpy");
+  CHECK(cudaMemcpy(to, links.data(), links.size() * sizeof(Words), cudaMemcpyDefault));
   return to;
 }
 

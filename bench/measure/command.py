@@ -11,7 +11,6 @@ from dataclasses import fields
 import torch
 
 from bench import arguments, machine, plot, table
-from bench.errors import UsageError
 from bench.measure.engine import Bench
 from bench.measure.timing import Plan
 from bench.operations import OPERATIONS
@@ -33,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     operation = OPERATIONS[name]
     add_shapes(parser, operation)
     add = parser.add_argument_group("what is measured").add_argument
-    if operation.sweep:
-        add("--sweep", action="store_true", help="a grid over T 10-2000, B 1-256, H 8-2048")
     peers = "; ".join(f"{name}: {peer.label}" for name, peer in operation.peers.items())
     default = list(operation.default_peers)
     add("--peers", choices=operation.peers, nargs="*", default=default, help=peers)
@@ -51,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         add("--input-grad", action="store_true", help="the input needs a gradient too")
     arguments.add_threads(parser)
     add("--no-memory", action="store_true", help="leave out peak memory")
-    add("--repeats", type=arguments.positive, help="number of rounds (at least 5 and 1.5 s)")
+    add(
+        "--repeats", type=arguments.positive, help="number of rounds (at least 5 and 0.5 s of each)"
+    )
     add("--quick", action="store_true", help="fewer shapes, shorter, no memory: under 30 s")
     arguments.add_files(parser)
     parser.set_defaults(run=functools.partial(run, operation))
@@ -62,7 +61,7 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     chosen = choose_cases(operation, args)
     bench = _make_bench(operation, args)
-    print("\n".join(machine.header(args.devices)))
+    print("\n".join(machine.header(args.devices[-1])))
     found = bench.rows(chosen)
     print(f"\n{table.report(found)}")
     if args.csv is not None:
@@ -80,13 +79,6 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
 def choose_cases(operation: Operation, args: argparse.Namespace) -> Sequence[Case]:
     given = {name: getattr(args, name) for name in operation.sizes if getattr(args, name)}
     score = getattr(args, "score", None)
-    if getattr(args, "sweep", False):
-        if given:
-            options = ", ".join(f"--{name}" for name in given)
-            raise UsageError(
-                f"--sweep has its own shapes, got {options} too: leave one of them out"
-            )
-        return operation.sweep
     if given or score != (operation.scores or (None,))[0]:
         return operation.combinations(given, score)
     return operation.quick if args.quick else operation.default
@@ -94,10 +86,8 @@ def choose_cases(operation: Operation, args: argparse.Namespace) -> Sequence[Cas
 
 def _make_bench(operation: Operation, args: argparse.Namespace) -> Bench:
     """Each field of ``Bench`` that an option has."""
-    short = args.quick or getattr(args, "sweep", False)
-    plan = Plan(rounds=3, seconds=0.5) if short else Plan()
+    plan = Plan(3, 0.15) if args.quick else Plan()
     if args.repeats is not None:
-        plan = Plan(rounds=args.repeats, exactly=True)
+        plan = Plan(args.repeats, 0)
     given = {one.name: getattr(args, one.name) for one in fields(Bench) if hasattr(args, one.name)}
-    memory = not (args.no_memory or short)
-    return Bench(operation, **given, memory=memory, plan=plan)
+    return Bench(operation, **given, memory=not (args.no_memory or args.quick), plan=plan)

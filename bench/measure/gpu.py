@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 
 import torch
@@ -49,14 +48,3 @@ def growth_mb(run: Callable[[], object]) -> float:
     run()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def header() -> list[str]:
-    """The GPU with its driver, and the clocks at which it runs now and could run at most."""
-    query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,temperature.gpu"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return [f"gpu: {torch.cuda.get_device_name()}; clocks unknown ({error})"]
-    return [f"gpu ({query}): {line}" for line in answer.stdout.splitlines()]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from bench.operations.operation import DTYPES, REFERENCE, Case, Contestant, Operation
+from bench.operations.operation import DTYPES, MODES, REFERENCE, Case, Contestant, Operation
 
 # Roundings beyond twice the error of plain PyTorch. In 16 bits values are rounded once, at the
 # end, so that few are needed; 32 of them (25 % in bfloat16) would let a missing mask pass.
@@ -59,46 +60,44 @@ class Verifier:
     ``Operation.shortened``; the other sizes stay, as they decide which kernel runs. A peer that
     computes another function is compared with itself in float64 and never fails.
 
-    What the contestants are compared with is computed once, by the first ``check``.
+    What the contestants of a case are compared with is computed once.
     """
 
-    def __init__(self, operation: Operation, case: Case) -> None:
+    def __init__(self, operation: Operation) -> None:
         self._operation = operation
-        self._case = replace(operation.shortened(case), input_grad=True)
-        self._truth: tuple[dict[str, Tensor], float] | None = None
+        self._truth = lru_cache(maxsize=2)(self._find_truth)
 
-    def check(self, contestant: Contestant) -> Errors:
-        if not self._operation.same_function(contestant.impl):
-            exact = self._exact(contestant)
-            return Errors(relative_errors(self._results(contestant), exact), math.inf)
-        if self._truth is None:
-            self._truth = self._find_truth()
-        exact, limit = self._truth
-        return Errors(relative_errors(self._results(contestant), exact), limit)
+    def check(self, contestant: Contestant, case: Case) -> Errors:
+        case = replace(self._operation.shortened(case), mode=MODES[0], input_grad=True)
+        exact, limit = (
+            self._truth(case)
+            if self._operation.same_function(contestant.impl)
+            else (self._exact(contestant, case), math.inf)
+        )
+        return Errors(relative_errors(self._results(contestant, case), exact), limit)
 
-    def _find_truth(self) -> tuple[dict[str, Tensor], float]:
-        exact = self._exact(REFERENCE)
-        plain = [REFERENCE, *([LOOP] if self._loop_rounds_more(exact) else [])]
-        found = [relative_errors(self._results(contestant), exact) for contestant in plain]
+    def _find_truth(self, case: Case) -> tuple[dict[str, Tensor], float]:
+        exact = self._exact(REFERENCE, case)
+        plain = [REFERENCE, *([LOOP] if self._loop_rounds_more(case, exact) else [])]
+        found = [relative_errors(self._results(contestant, case), exact) for contestant in plain]
         largest = max(e for errors in found for name, e in errors.items() if name != CHOICE)
-        units = ROUNDING_UNITS[self._case.dtype]
-        return exact, 2 * largest + units * torch.finfo(DTYPES[self._case.dtype]).eps
+        eps = torch.finfo(DTYPES[case.dtype]).eps
+        return exact, 2 * largest + ROUNDING_UNITS[case.dtype] * eps
 
-    def _loop_rounds_more(self, exact: Mapping[str, Tensor]) -> bool:
+    def _loop_rounds_more(self, case: Case, exact: Mapping[str, Tensor]) -> bool:
         """In 16 bits the reference rounds once, a loop at every step: what people have today.
 
         Only a loop that is right in float64 may widen the limit.
         """
-        if DTYPES[self._case.dtype].itemsize > 2 or LOOP.impl not in self._operation.peers:
+        if case.itemsize > 2 or LOOP.impl not in self._operation.peers:
             return False
-        return max(relative_errors(self._exact(LOOP), exact).values()) < RIGHT_IN_FLOAT64
+        return max(relative_errors(self._exact(LOOP, case), exact).values()) < RIGHT_IN_FLOAT64
 
-    def _results(self, contestant: Contestant) -> dict[str, Tensor]:
-        return self._operation.work(contestant, self._case).results()
+    def _results(self, contestant: Contestant, case: Case) -> dict[str, Tensor]:
+        return self._operation.work(contestant, case).results()
 
-    def _exact(self, contestant: Contestant) -> dict[str, Tensor]:
-        on_cpu = replace(self._case, device="cpu")
-        return self._operation.work(contestant, on_cpu, exact=True).results()
+    def _exact(self, contestant: Contestant, case: Case) -> dict[str, Tensor]:
+        return self._operation.work(contestant, replace(case, device="cpu"), exact=True).results()
 
 
 def relative_errors(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:

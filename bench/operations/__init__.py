@@ -1,7 +1,7 @@
 """The operations that can be measured, by their names on the command line."""
 
 from bench.operations.lstm import LSTM
-from bench.operations.rel_lstm import REL_LSTM
-from bench.operations.relevancy import RELEVANCY
+from bench.operations.rel_lstm import RelLSTM
+from bench.operations.relevancy import Relevancy
 
-OPERATIONS = {one.name: one for one in (LSTM, REL_LSTM, RELEVANCY)}
+OPERATIONS = {kind.name: kind() for kind in (LSTM, RelLSTM, Relevancy)}

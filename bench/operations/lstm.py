@@ -2,84 +2,95 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
+from torch import nn
 
 import throughtime
 from bench.operations.lstm_peers import PEERS
-from bench.operations.operation import OURS, Case, Contestant, Operation, Work, layer_work
+from bench.operations.operation import (
+    OURS,
+    Case,
+    Contestant,
+    Operation,
+    Work,
+    fixed_mask,
+    placed,
+    random,
+)
 
 VERIFIED_STEPS, VERIFIED_GFLOP = 16, 10.0
-SWEEP = {"T": (10, 100, 500, 2000), "B": (1, 8, 64, 256), "H": (8, 32, 128, 512, 2048)}
-SWEEP_GFLOP = 120.0  # the largest corner alone would take an hour
-# T, B, I, H: pixel by pixel MNIST and copying with T = 100, as in the h-detach paper, then wider.
-DEFAULT = (
-    *((784, 100, 1, 128), (120, 100, 1, 128), (100, 64, 256, 256)),
-    *((100, 64, 512, 512), (100, 16, 1024, 1024), (300, 1, 128, 128)),
-)
-QUICK = ((120, 100, 1, 128), (50, 64, 256, 256), (300, 1, 128, 128))
 
 
 def _case(T: int, B: int, I: int, H: int) -> Case:  # noqa: E741
     return Case(op="lstm", T=T, B=B, I=I, H=H)
 
 
-def gflop(impl: str, case: Case) -> float:
-    """10^9 operations of the matrix products.
+class LSTM(Operation):
+    name = kernel = "lstm"
+    sizes: ClassVar = {"T": "steps", "B": "batch", "I": "features per step", "H": "units"}
+    # Pixel by pixel MNIST and copying with T = 100, as in the h-detach paper, then wider.
+    default = (
+        *(_case(784, 100, 1, 128), _case(120, 100, 1, 128), _case(100, 64, 256, 256)),
+        *(_case(100, 64, 512, 512), _case(100, 16, 1024, 1024), _case(300, 1, 128, 128)),
+    )
+    quick = (_case(120, 100, 1, 128), _case(50, 64, 256, 256), _case(300, 1, 128, 128))
+    typical = Case(op="lstm", T=100, B=64, H=256)  # I is H
+    peers = PEERS
+    default_peers: tuple[str, ...] = ("torch",)
+    ps: tuple[float, ...] = (0.0, 0.5)
 
-    Not counted: the recurrent product at step 0 (the initial state is zero), that of a detached
-    step in the backward pass, elementwise work.
-    """
-    per_step = 8e-9 * case.B * case.H
-    recurrent, projection = per_step * case.H * (case.T - 1), per_step * case.I * case.T
-    forward = recurrent + projection
-    backward = forward + (1 - (case.p or 0)) * recurrent + case.input_grad * projection
-    return forward + (backward if case.trains else 0.0)
+    def gflop(self, impl: str, case: Case) -> float:
+        """Those of the matrix products.
 
+        Not counted: the recurrent product at step 0 (the initial state is zero), that of a detached
+        step in the backward pass, elementwise work.
+        """
+        per_step = 8e-9 * case.B * case.H
+        recurrent, projection = per_step * case.H * (case.T - 1), per_step * case.I * case.T
+        forward = recurrent + projection
+        backward = forward + (1 - (case.p or 0)) * recurrent + case.input_grad * projection
+        return forward + (backward if case.trains else 0.0)
 
-def gbyte(impl: str, case: Case) -> float:
-    """10^9 bytes: input and weights read, output written; backward these, and gradients."""
-    rows = case.T * case.B
-    input, output = rows * case.I, rows * case.H
-    weights = 4 * case.H * (case.I + case.H + 2)
-    elements = input + weights + output
-    if case.trains:
-        elements += input + 2 * weights + 2 * output + (input if case.input_grad else 0)
-    return 1e-9 * case.itemsize * elements
+    def gbyte(self, impl: str, case: Case) -> float:
+        """Input and weights read, output written; backward these, and gradients."""
+        rows = case.T * case.B
+        input, output = rows * case.I, rows * case.H
+        weights = 4 * case.H * (case.I + case.H + 2)
+        elements = input + weights + output
+        if case.trains:
+            elements += input + 2 * weights + 2 * output + (input if case.input_grad else 0)
+        return 1e-9 * case.itemsize * elements
 
+    def shortened(self, case: Case) -> Case:
+        case = replace(case, T=min(case.T, VERIFIED_STEPS))
+        while case.T > 2 and self.gflop(OURS, replace(case, p=0)) > VERIFIED_GFLOP:
+            case = replace(case, T=case.T - 1)
+        return case
 
-def shortened(case: Case) -> Case:
-    case = replace(case, T=min(case.T, VERIFIED_STEPS))
-    while case.T > 2 and gflop(OURS, replace(case, p=0)) > VERIFIED_GFLOP:
-        case = replace(case, T=case.T - 1)
-    return case
+    def ours(self, case: Case, backend: str) -> nn.Module:
+        return throughtime.LSTM(case.I, case.H, backend=backend)
 
+    def work(self, contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
+        """Weights, input and gradient of the output come from fixed seeds."""
+        torch.manual_seed(0)
+        if contestant.ours:
+            layer = self.ours(case, contestant.backend or "auto")
+        else:
+            layer = self.peers[contestant.impl].make(case)
+        layer = placed(layer, case, exact=exact)
+        x = placed(random(case.T, case.B, case.I, seed=2), case, exact=exact)
+        x.requires_grad_(case.input_grad)
+        mask = fixed_mask(case.T, case.p) if hasattr(layer, "detach_prob") else None
+        options = {} if mask is None else {"detach_mask": mask.to(case.device)}
 
-def work(contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-    torch.manual_seed(0)
-    if contestant.ours:
-        layer = throughtime.LSTM(case.I, case.H, backend=contestant.backend or "auto")
-    else:
-        layer = PEERS[contestant.impl].make(case.I, case.H)
-    return layer_work(layer, case, masked=LSTM.detaches(contestant.impl), exact=exact)
+        def call() -> dict[str, torch.Tensor]:
+            output, state = layer(x, **options)
+            states = dict(zip(("h_n", "c_n"), state, strict=True)) if case.op == "lstm" else {}
+            return {"output": output, **states}
 
-
-GRID = [_case(t, b, h, h) for t, b, h in itertools.product(*SWEEP.values())]
-LSTM = Operation(
-    name="lstm",
-    kernel="lstm",
-    sizes={"T": "steps", "B": "batch", "I": "features per step", "H": "units"},
-    default=[_case(*sizes) for sizes in DEFAULT],
-    quick=[_case(*sizes) for sizes in QUICK],
-    typical=Case(op="lstm", T=100, B=64, H=256),  # I is H
-    peers=PEERS,
-    default_peers=("torch",),
-    gflop=gflop,
-    gbyte=gbyte,
-    work=work,
-    shortened=shortened,
-    ps=(0.0, 0.5),
-    sweep=[case for case in GRID if gflop(OURS, case) <= SWEEP_GFLOP],
-)
+        weights = {name.removesuffix("_l0"): w for name, w in layer.named_parameters()}
+        grad = placed(random(case.T, case.B, case.H, seed=3), case, exact=exact)
+        return Work(call, ({"input": x} if case.input_grad else {}) | weights, grad)

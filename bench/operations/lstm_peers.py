@@ -1,17 +1,12 @@
 """The implementations of an LSTM that are compared, all with the parameters of ``torch.nn.LSTM``.
 
-``loop`` is what people write by hand for h-detach. FlashRNN and Haste do not come with this
-package. Where a peer orders its weights otherwise, they are reordered at every call, which is part
-of its time.
+``loop`` is what people write by hand for h-detach.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import throughtime
-from bench.operations.operation import Peer
+from bench.operations.operation import Case, Peer
 from throughtime import masks
-
-States = tuple[Tensor, tuple[Tensor, Tensor]]
 
 
 def lstm_step(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +33,9 @@ class LoopLSTM(throughtime.LSTM):
 
     step = staticmethod(lstm_step)
 
-    def forward(self, input: Tensor, *, detach_mask: Tensor | None = None) -> States:
+    def forward(
+        self, input: Tensor, *, detach_mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Input ``[T, B, I]``, mask bool ``[T]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
         steps, batch, _ = input.shape
         draws = self.training and self.detach_prob > 0 and torch.is_grad_enabled()
@@ -70,76 +65,17 @@ class CompiledLoopLSTM(LoopLSTM):
         return new
 
 
-class FlashLSTM(nn.LSTM):
-    """FlashRNN's fused LSTM (Poeppel, Beck, Hochreiter, ICLR 2025, arXiv 2412.07752)."""
-
-    def forward(self, input: Tensor) -> States:
-        """Input ``[T, B, I]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
-        steps, batch, _ = input.shape
-        units = self.hidden_size
-        gates_x = F.linear(input, self.weight_ih_l0).view(steps, batch, 4, 1, units)
-        states, _ = importlib.import_module("flashrnn.flashrnn").flashrnn(
-            gates_x.transpose(0, 1),  # [B, T, gates, heads, H]
-            self.weight_hh_l0.view(4, 1, units, units),
-            (self.bias_ih_l0 + self.bias_hh_l0).view(4, 1, units),
-            function="lstm",
-            backend="cuda_fused",
-            dtype=str(input.dtype).removeprefix("torch."),
-        )
-        h, c = states.squeeze(3).transpose(1, 2)  # [h or c, B, T, heads, H] -> [T, B, H] each
-        return h, (h[-1:], c[-1:])
-
-
-class HasteLSTM(nn.LSTM):
-    """Haste's LSTM (github.com/lmnt-com/haste), whose gates stand in the order i, g, f, o."""
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size, hidden_size)
-        # In a list, so that its parameters, which every call replaces, are not ours.
-        self._haste = [importlib.import_module("haste_pytorch").LSTM(input_size, hidden_size)]
-
-    def forward(self, input: Tensor) -> States:
-        """Input ``[T, B, I]`` -> output ``[T, B, H]``, states ``[1, B, H]``."""
-        reordered = {}
-        for name, weight in self.named_parameters():
-            i, f, g, o = weight.chunk(4)
-            reordered[name] = torch.cat([i, g, f, o])
-        weights = {
-            "kernel": reordered["weight_ih_l0"].t(),
-            "recurrent_kernel": reordered["weight_hh_l0"].t(),
-            "bias": reordered["bias_ih_l0"] + reordered["bias_hh_l0"],
-        }
-        result: States = torch.func.functional_call(self._haste[0], weights, (input,))
-        return result
-
-
-def _needs(module: str, *dtypes: str) -> Callable[[str, str], str | None]:
-    """Why a peer for GPUs, in some dtypes, cannot run."""
-
-    def why_not(dtype: str, device: str) -> str | None:
-        if importlib.util.find_spec(module) is None:
-            return f"not installed: there is no module {module}"
-        if device != "cuda":
-            return f"runs on cuda only, not on {device}"
-        return None if dtype in dtypes else f"computes in {' and '.join(dtypes)} only, not {dtype}"
-
-    return why_not
-
-
-def _needs_compiler(dtype: str, device: str) -> str | None:
-    if device == "cpu" and not shutil.which("c++"):
+def _needs_compiler(case: Case) -> str | None:
+    if case.device == "cpu" and not shutil.which("c++"):
         return "torch.compile needs a C++ compiler, and there is no c++ here"
     return None
 
 
 PEERS = {
-    "torch": Peer("nn.LSTM", make=nn.LSTM),
-    "loop": Peer("Python loop", detaches=True, make=LoopLSTM),
+    "torch": Peer("nn.LSTM", lambda case: nn.LSTM(case.I, case.H)),
+    "loop": Peer("Python loop", lambda case: LoopLSTM(case.I, case.H), detaches=True),
     "compiled-loop": Peer(
-        "Python loop, step compiled", detaches=True, make=CompiledLoopLSTM, why_not=_needs_compiler
+        "Python loop, step compiled", lambda case: CompiledLoopLSTM(case.I, case.H), detaches=True,
+        why_not=_needs_compiler,
     ),
-    "flashrnn": Peer(
-        "FlashRNN", make=FlashLSTM, why_not=_needs("flashrnn", "float32", "bfloat16", "float16")
-    ),
-    "haste": Peer("Haste", make=HasteLSTM, why_not=_needs("haste_pytorch", "float32", "float64")),
-}
+}  # fmt: skip

@@ -16,6 +16,7 @@ LAST_STEP = "last-step"  # forward+backward, with a loss on the last step alone
 MODES = ("forward+backward", LAST_STEP, "forward", "inference")
 DEVICES = ("cpu", "cuda")
 DTYPES = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
+REPLACED_STEPS, MOST_STEPS = 32, 1024
 SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
 
 
@@ -61,10 +62,6 @@ class Case:
         """Results per iteration: B * T, or B * heads * T."""
         return self.B * self.T * (self.heads or 1)
 
-    def tiny(self) -> Case:
-        """The same kernels on very few elements."""
-        return replace(self, T=min(self.T, 2), B=min(self.B, 2), H=self.H and min(self.H, 16))
-
 
 def sizes_text(row: Mapping[str, Any]) -> str:
     """The sizes of a case or of a row, in the order of ``SIZES``, and a score other than dot."""
@@ -93,13 +90,13 @@ REFERENCE = Contestant(OURS, "reference")
 
 @dataclass(frozen=True)
 class Peer:
-    """Another implementation; ``why_not(dtype, device)`` says what is missing here, or None."""
+    """Another implementation; ``why_not`` says why it is not measured, or None."""
 
     label: str
+    make: Callable[[Case], nn.Module] | None = None
     detaches: bool = False  # otherwise it is timed at p = 0
     same_function: bool = True  # otherwise it is a peer in speed only
-    make: Callable[[int, int], nn.Module] | None = None
-    why_not: Callable[[str, str], str | None] = lambda dtype, device: None
+    why_not: Callable[[Case], str | None] = lambda case: None
 
 
 @dataclass(frozen=True)
@@ -160,34 +157,8 @@ def placed(thing: Placed, case: Case, *, exact: bool) -> Placed:
     return rounded.double() if exact else rounded
 
 
-def layer_work(layer: nn.Module, case: Case, *, masked: bool, exact: bool) -> Work:
-    """The work of a recurrent layer: input from seed 2, gradient of the output from seed 3."""
-    layer = placed(layer, case, exact=exact)
-    x = placed(random(case.T, case.B, case.I, seed=2), case, exact=exact)
-    x.requires_grad_(case.input_grad)
-    mask = fixed_mask(case.T, case.p) if masked else None
-    options = {} if mask is None else {"detach_mask": mask.to(case.device)}
-
-    def call() -> dict[str, Tensor]:
-        output, state = layer(x, **options)
-        states = dict(zip(("h_n", "c_n"), state, strict=True)) if case.op == "lstm" else {}
-        return {"output": output, **states}
-
-    weights = {name.removesuffix("_l0"): w for name, w in layer.named_parameters()}
-    grad = placed(random(case.T, case.B, case.H, seed=3), case, exact=exact)
-    return Work(call, ({"input": x} if case.input_grad else {}) | weights, grad)
-
-
-@dataclass
 class Operation:
-    """One operation; every function takes its sizes as a ``Case``.
-
-    ``gflop`` and ``gbyte`` of an implementation count 10^9 operations of the products, and 10^9
-    bytes of inputs, weights, outputs and gradients, once per pass, that none can avoid. ``work``
-    gives the same weights and inputs to every contestant (``exact``: see ``placed``).
-    ``shortened`` is a case with a T at which the float64 reference takes seconds at most.
-    ``too_long`` says why a contestant is not measured, or None.
-    """
+    """One operation; every function takes its sizes as a ``Case``."""
 
     name: str
     kernel: str  # its name in throughtime.explain
@@ -197,18 +168,49 @@ class Operation:
     typical: Case  # has the sizes that are not given
     peers: Mapping[str, Peer]
     default_peers: Sequence[str]
-    gflop: Callable[[str, Case], float]
-    gbyte: Callable[[str, Case], float]
-    work: Callable[..., Work]
-    shortened: Callable[[Case], Case]
-    too_long: Callable[[Contestant, Case], str | None] = lambda contestant, case: None
     ps: Sequence[float] | None = None  # detached fractions; None: nothing to detach
     scores: Sequence[str] = ()
-    sweep: Sequence[Case] = ()
+
+    def gflop(self, impl: str, case: Case) -> float:
+        """10^9 operations of the products that no implementation can avoid."""
+        raise NotImplementedError
+
+    def gbyte(self, impl: str, case: Case) -> float:
+        """10^9 bytes of inputs, weights, outputs and gradients, once per pass."""
+        raise NotImplementedError
+
+    def work(self, contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
+        """With the same weights and inputs for every contestant (``exact``: see ``placed``)."""
+        raise NotImplementedError
+
+    def shortened(self, case: Case) -> Case:
+        """The case at a T at which the float64 reference takes seconds at most.
+
+        Retained states are replaced at it: it is more than window plus top_k.
+        """
+        window_size, top_k = case.window_size or 0, case.top_k or 0
+        return replace(case, T=min(case.T, window_size + top_k + REPLACED_STEPS, MOST_STEPS))
+
+    def reference_why_not(self, case: Case) -> str | None:
+        """Why our reference is not measured, or None."""
+        return None
+
+    def why_not(self, contestant: Contestant, case: Case) -> str | None:
+        """Why a contestant is not measured, or None."""
+        if not contestant.ours:
+            return self.peers[contestant.impl].why_not(case)
+        return self.reference_why_not(case) if contestant == REFERENCE else None
 
     @property
     def heading(self) -> str:
         return ", ".join(self.sizes).replace("window_size", "window")
+
+    def case(self, **columns: Any) -> Case:
+        """A case of this operation; ``I`` is ``H`` and the score typical unless they are given."""
+        if "I" in self.sizes:
+            columns.setdefault("I", columns.get("H"))
+        columns["score"] = columns.get("score") or self.typical.score
+        return Case(op=self.name, **columns)
 
     def combinations(
         self, given: Mapping[str, Sequence[int]], score: str | None = None
@@ -221,21 +223,11 @@ class Operation:
             for combination in itertools.product(*values.values())
         ]
 
-    def case(self, **columns: Any) -> Case:
-        """A case of this operation; ``I`` is ``H`` and the score typical unless they are given."""
-        if "I" in self.sizes:
-            columns.setdefault("I", columns.get("H"))
-        columns["score"] = columns.get("score") or self.typical.score
-        return Case(op=self.name, **columns)
-
-    def detaches(self, impl: str) -> bool:
-        return self.ps is not None and (impl == OURS or self.peers[impl].detaches)
-
     def same_function(self, impl: str) -> bool:
         """Whether an implementation computes what ours does."""
         return impl == OURS or self.peers[impl].same_function
 
-    def why_not(self, contestant: Contestant, case: Case) -> str | None:
-        peer = None if contestant.ours else self.peers[contestant.impl]
-        missing = peer and peer.why_not(case.dtype, case.device)
-        return missing or self.too_long(contestant, case)
+    def timed(self, impl: str, case: Case) -> Case:
+        """What an implementation runs: the case, at p = 0 if it has no h-detach."""
+        detaches = self.ps is None or impl == OURS or self.peers[impl].detaches
+        return case if detaches else replace(case, p=0.0)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.operations.operation import Case, Contestant, Operation, Peer, Work, placed, random
-from bench.operations.rel_lstm import pairs, screened
+from bench.operations.rel_lstm import pairs
 from throughtime import functional
 
-SDPA_SCORES = 8 * 32768**2  # B * heads * T^2 beyond which a call takes minutes (at this: 26 s)
-FULL_SCORES = 8 * 2048**2  # beyond which the weights alone fill gigabytes
+# B * heads * T^2 from which a call takes minutes (at this: 26 s), or its weights fill gigabytes.
+TOO_LONG = (8 * 32768**2, "its time grows with T^2, one call would take minutes")
+TOO_LARGE = (8 * 2048**2, "its memory grows with T^2, the weights would fill gigabytes")
 REFERENCE_STEPS = 512
 SIZES: dict[str, Any] = {"B": 2, "heads": 4, "D": 64, "window_size": 64, "top_k": 64}
 
@@ -23,46 +25,12 @@ def _case(T: int) -> Case:
     return Case(op="relevancy", T=T, score="dot", **SIZES)
 
 
-def too_long(contestant: Contestant, case: Case) -> str | None:
-    """Full attention is quadratic, and the reference is a Python loop."""
-    scores = case.queries * case.T
-    if not contestant.ours and case.score != "dot":
+def full_why_not(limit: tuple[int, str], case: Case) -> str | None:
+    """Full attention is quadratic, and has the score of a product."""
+    if case.score != "dot":
         return f"cannot run: full attention has no {case.score} score"
-    if contestant.impl == "sdpa" and scores > SDPA_SCORES:
-        return "not measured: its time grows with T^2, one call would take minutes"
-    if contestant.impl == "full" and scores > FULL_SCORES:
-        return "not measured: its memory grows with T^2, the weights would fill gigabytes"
-    if contestant.backend == "reference" and case.T > REFERENCE_STEPS:
-        return "not measured: a Python loop over T, one call would take many seconds"
-    return None
-
-
-def gflop(impl: str, case: Case) -> float:
-    """Scores and outputs; backward four products of that size. Full attention has its own.
-
-    Scores that a backward pass computes anew are not counted, as they could be kept.
-    """
-    full = not RELEVANCY.same_function(impl)
-    window, top_k = (case.T, 0) if full else (case.window_size, case.top_k)
-    attended = case.B * case.heads * pairs(case.T, window, top_k)
-    return 1e-9 * attended * 4 * case.D * (3 if case.trains else 1)
-
-
-def gbyte(impl: str, case: Case) -> float:
-    """Query, key and value read, output written; backward these, its gradient, and theirs."""
-    tensors = 4 + (7 if case.trains else 0)
-    return 1e-9 * case.itemsize * case.queries * case.D * tensors
-
-
-def work(contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
-    """Query, key and value from seeds 0 to 2, gradient of the output from seed 4."""
-    shape = (case.B, case.heads, case.T, case.D)
-    made = {name: random(*shape, seed=k) for k, name in enumerate(("query", "key", "value"))}
-    if case.score == "additive":
-        made["score_weight"] = random(case.heads, case.D, seed=3) / case.D**0.5
-    leaves = {name: placed(x, case, exact=exact).requires_grad_() for name, x in made.items()}
-    output_grad = placed(random(*shape, seed=4), case, exact=exact)
-    return Work(lambda: attend(contestant, case, leaves), leaves, output_grad)
+    most, reason = limit
+    return f"not measured: {reason}" if case.queries * case.T > most else None
 
 
 def attend(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,29 +52,55 @@ def attend(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> 
     return {"output": output, "last": last}
 
 
-RELEVANCY = Operation(
-    name="relevancy",
-    kernel="relevancy_attention",
-    sizes={
+class Relevancy(Operation):
+    name, kernel = "relevancy", "relevancy_attention"
+    sizes: ClassVar = {
         "T": "steps",
         "B": "batch",
         "heads": "attention heads",
         "D": "features per head",
         "window_size": "latest keys attended",
         "top_k": "retained keys attended",
-    },
-    default=[_case(T) for T in (512, 1024, 2048, 4096, 8192, 16384)],
-    quick=[_case(512), _case(2048)],
-    typical=_case(2048),
-    peers={
-        "sdpa": Peer("full attention (sdpa)", same_function=False),
-        "full": Peer("full attention by hand", same_function=False),
-    },
-    default_peers=("sdpa",),
-    gflop=gflop,
-    gbyte=gbyte,
-    work=work,
-    shortened=screened,
-    too_long=too_long,
-    scores=("dot", "additive"),
-)
+    }
+    default = tuple(_case(T) for T in (512, 1024, 2048, 4096, 8192, 16384))
+    quick = (_case(512), _case(2048))
+    typical = _case(2048)
+    peers: ClassVar = {
+        name: Peer(label, same_function=False, why_not=partial(full_why_not, limit))
+        for name, label, limit in (
+            ("sdpa", "full attention (sdpa)", TOO_LONG),
+            ("full", "full attention by hand", TOO_LARGE),
+        )
+    }
+    default_peers = ("sdpa",)
+    scores = ("dot", "additive")
+
+    def reference_why_not(self, case: Case) -> str | None:
+        if case.T > REFERENCE_STEPS:
+            return "not measured: a Python loop over T, one call would take many seconds"
+        return None
+
+    def gflop(self, impl: str, case: Case) -> float:
+        """Scores and outputs; backward four products of that size. Full attention has its own.
+
+        Scores that a backward pass computes anew are not counted, as they could be kept.
+        """
+        full = not self.same_function(impl)
+        window, top_k = (case.T, 0) if full else (case.window_size, case.top_k)
+        attended = case.B * case.heads * pairs(case.T, window, top_k)
+        return 1e-9 * attended * 4 * case.D * (3 if case.trains else 1)
+
+    def gbyte(self, impl: str, case: Case) -> float:
+        """Query, key and value read, output written; backward these, its gradient, and theirs."""
+        tensors = 4 + (7 if case.trains else 0)
+        return 1e-9 * case.itemsize * case.queries * case.D * tensors
+
+    def work(self, contestant: Contestant, case: Case, *, exact: bool = False) -> Work:
+        """Query, key and value from seeds 0 to 2, gradient of the output from seed 4."""
+        shape = (case.B, case.heads, case.T, case.D)
+        made = {name: random(*shape, seed=k) for k, name in enumerate(("query", "key", "value"))}
+        if case.score == "additive":
+            made["score_weight"] = random(case.heads, case.D, seed=3) / case.D**0.5
+        leaves = {name: placed(x, case, exact=exact).requires_grad_() for name, x in made.items()}
+        output_grad = placed(random(*shape, seed=4), case, exact=exact)
+        return Work(lambda: attend(contestant, case, leaves), leaves, output_grad)

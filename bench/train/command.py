@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench import arguments
-from bench.train import memory, plots, recall
+from bench import arguments, plots
+from bench.train import recall
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(task, help=text, description=text)
         add_options(command, task)
         add = command.add_argument
-        add("--plot", choices=("attention",), help="also draw what a rel-* or mem-* layer attends")
         add("--out", type=Path, metavar="DIR", help="folder of the run (runs/TASK-LAYER-...)")
         add("--resume", action="store_true", help="continue after the last finished epoch")
         if task in RECALL:
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     config = from_arguments(args)
     preset = PRESET_TRANSFER if getattr(args, "preset", None) else ()
     delays = getattr(args, "transfer", None) or preset
-    memory.check(config, delays)
+    config.check_memory(delays)
     path = args.out or config.folder
     print(
         f"{config.task}: {LAYERS[config.layer].label}, H {config.hidden}, batch {config.batch}, "
@@ -63,10 +62,6 @@ def run(args: argparse.Namespace) -> int:
         try:
             _train(trainer, folder)
             _transfer(trainer, delays, folder)
-            if args.plot == "attention":
-                title = f"{config.title}, one test sequence"
-                figure = plots.attended(*plots.attention(trainer), title)
-                print(f"attention: {folder.write_figure('attention', figure)}")
             return 0
         except TrainingError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -97,7 +92,9 @@ def _train(trainer: Trainer, folder: RunFolder) -> None:
     except (KeyboardInterrupt, TrainingError) as error:
         stopped = error
     if trainer.history:
-        plot = folder.write_figure("curves", plots.curves(trainer.history, trainer.config.title))
+        plot = folder.write_figure(
+            "curves", plots.curves({trainer.config.layer: trainer.history}, trainer.config.title)
+        )
         chosen = best(trainer.history)
         print(
             f"best validation accuracy {chosen.validation_accuracy:.3f} in epoch {chosen.epoch}: "

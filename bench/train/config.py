@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from bench import arguments
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train.model import LAYERS
 
 TASKS = {
@@ -22,6 +23,7 @@ TASKS = {
 RECALL = ("copying", "denoise")
 LARGEST = 2**31 - 1
 MOST_THREADS = 256
+CGROUP = Path("/sys/fs/cgroup")
 
 # "mnist" is the task digits with --mnist.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -62,7 +64,9 @@ class Config:
     T: int = _option(0, "steps of delay", arguments.positive, tasks=RECALL)
     permute: bool = _option(False, "read pixels in a fixed random order", tasks=("digits",))
     permute_seed: int = _option(0, "seed of that order", arguments.natural, tasks=("digits",))
-    mnist: str | None = _option(None, "folder of MNIST's files", str, "DIR", tasks=("digits",))
+    mnist: str | None = _option(
+        None, "folder where scikit-learn keeps MNIST", str, "DIR", tasks=("digits",)
+    )
     hidden: int = _option(128, "units", arguments.positive, "H")
     batch: int = _option(50, "sequences per update", arguments.positive, "B")
     lr: float = _option(2e-3, "Adam's learning rate", arguments.above_zero, "X")
@@ -77,9 +81,6 @@ class Config:
     one_hot: bool = _option(False, "symbols as one-hot vectors, not numbers", tasks=RECALL)
     window_size: int = _option(10, "latest steps attended by rel-*", arguments.positive)
     top_k: int = _option(15, "earlier steps retained by rel-*", arguments.natural)
-    stop_at: float | None = _option(
-        None, "end after two epochs with this validation accuracy", arguments.probability, "A"
-    )
     seed: int = _option(0, "of weights, data and masks", arguments.natural)
     threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.positive)
     device: str = _option("cpu", "where the model lives", metavar="NAME")
@@ -100,6 +101,28 @@ class Config:
         parts = [self.task, *(word for word, told in words.items() if told), self.layer]
         return Path("runs", "-".join([*parts, f"p{self.p:g}", f"seed{self.seed}"]))
 
+    def check_memory(self, delays: Sequence[int] = ()) -> None:
+        """Makes sure that the least memory that a run needs is free; evaluated at ``delays``."""
+        steps = max([self.steps, *(delay + 20 for delay in delays)])
+        batch = self.batch if self.task in RECALL else min(self.batch, 60_000)
+        needed = {
+            # Weights (3 H^2 float32 at least), gradients and Adam's two moments; but for the
+            # gradients once more, as the checkpoint is made in memory.
+            "--hidden": 7 * 4 * 3 * self.hidden**2,
+            # Output, its gradient, and what the backward pass needs, in float32.
+            "--T, --transfer, --batch and --hidden": 6 * 4 * steps * batch * self.hidden,
+            # Answers and inputs.
+            "--train-size and --T": self.train_size * (80 + steps),
+            "--updates-per-epoch and --batch": 8 * self.updates_per_epoch * batch,
+        }
+        free, total = free_memory(), sum(needed.values())
+        if self.device == "cpu" and total > free:
+            raise UsageError(
+                f"{max(needed, key=lambda name: needed[name])}: wanted a run that fits into "
+                f"{free / 2**30:.3g} GiB, the free memory, got one that needs at least "
+                f"{total / 2**30:.3g} GiB; give smaller numbers"
+            )
+
     def check_resumes(self, stored: Mapping[str, Any], source: Path) -> None:
         """Makes sure that this run may continue the one with the stored options.
 
@@ -118,6 +141,16 @@ class Config:
                 f"--resume: {source} is of a run with other options: {'; '.join(differing)}; "
                 "give the old ones, or start anew with another --out"
             )
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return free
+    return min(free, limit - used)
 
 
 def flag(name: str) -> str:
@@ -152,7 +185,7 @@ def from_arguments(args: argparse.Namespace) -> Config:
     if layer.screens and kind == "copying":
         values["one_hot"] = True
     config = Config(**(values | given))
-    for name, value in (given | {"plot": args.plot}).items():
+    for name, value in given.items():
         using = [key for key, other in LAYERS.items() if name in other.options]
         if value and using and config.layer not in using:
             raise UsageError(

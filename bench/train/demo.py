@@ -15,8 +15,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import trange
 
-from bench import machine
-from bench.train import plots
+from bench import machine, plots
 from bench.train.config import Config
 from bench.train.folder import RunFolder
 from bench.train.trainer import Epoch, Trainer, best
@@ -47,14 +46,12 @@ def run(args: argparse.Namespace) -> int:
         print("## Every value and gradient, at odd sizes\n", flush=True)
         code = _bench(ODD.split())
         print("\n## Speed\n", flush=True)
-        table = args.out.resolve() / "speed.csv"
-        code = max(code, _bench([*SPEED.split(), "--csv", str(table)]))
+        code = max(code, _bench(SPEED.split()))
         if code > 1:
             return code
         histories = _train(QUICK_EPOCHS if args.quick else EPOCHS)
-        title = "digits, pixel by pixel (above); one layer (below; nn.LSTM has no h-detach)"
-        title += f"\n{machine.name()}"
-        path = folder.write_figure("demo", plots.demo(histories, table, title))
+        title = f"digits, pixel by pixel; nn.LSTM has no h-detach\n{machine.name()}"
+        path = folder.write_figure("demo", plots.curves(histories, title))
     print(f"\nplot: {path}\n{time.perf_counter() - start:.0f} s in all")
     return code
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
-from pathlib import Path
-
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import fetch_openml, load_digits
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train.config import Config
 from bench.train.task import Sequences, Task
 
 CLASSES = 10
-SIDE = 28
-PARTS = ("train", "t10k")  # of MNIST: for learning, for the test
+MNIST_TEST = 10_000  # the last images
 SPLIT_SEED = 0
 BUNDLED_TEST = 0.2
 VALIDATION = 1 / 6
@@ -41,62 +34,36 @@ def make(config: Config) -> Task:
     """The 1797 bundled images of 8 x 8 pixels, or MNIST; the split is the same for every seed."""
     if config.mnist is None:
         bunch = load_digits()
-        pixels = torch.tensor(bunch.data, dtype=torch.float32) / 16  # grey values 0 to 16
-        bundled = Sequences(pixels, torch.tensor(bunch.target).unsqueeze(1))
-        learning, test = split(bundled, BUNDLED_TEST)
+        learning, test = split(_sequences(bunch.data / 16, bunch.target), BUNDLED_TEST)
     else:
-        learning, test = (read_mnist(Path(config.mnist), part) for part in PARTS)
+        pixels, labels = read_mnist(config.mnist)
+        learning = _sequences(pixels[:-MNIST_TEST] / 255, labels[:-MNIST_TEST])
+        test = _sequences(pixels[-MNIST_TEST:] / 255, labels[-MNIST_TEST:])
     if config.permute:
         generator = torch.Generator().manual_seed(config.permute_seed)
         order = torch.randperm(config.steps, generator=generator)
         learning, test = (Sequences(s.inputs[:, order], s.targets) for s in (learning, test))
     train, validation = split(learning, VALIDATION)
-    if not len(validation):
-        raise UsageError(
-            f"--mnist: {config.mnist}: wanted training images of which a sixth can be held out "
-            f"for validation, got {len(learning)}; give 4 or more of one digit"
-        )
     return Task(train, validation, test, features=1, classes=CLASSES)
 
 
-def read_mnist(folder: Path, part: str) -> Sequences:
-    """One part of MNIST from its IDX files, checked against each other."""
-    images = _read(folder, f"{part}-images", (None, SIDE, SIDE))
-    labels = _read(folder, f"{part}-labels", (len(images),))
-    if int(labels.max()) >= CLASSES:
-        raise _broken(folder / f"{part}-labels", "labels from 0 to 9", f"{int(labels.max())}")
-    return Sequences(images.flatten(1).float() / 255, labels.unsqueeze(1))
+def read_mnist(folder: str) -> tuple[Tensor, Tensor]:
+    """The 70,000 images and their labels, as scikit-learn keeps them in a folder.
 
-
-def _read(folder: Path, stem: str, wanted: tuple[int | None, ...]) -> Tensor:
-    """The values of an IDX file in any of its usual spellings, plain or gzipped; None: any size.
-
-    Source: the home page of the MNIST database (LeCun, Cortes, Burges): magic bytes, big-endian
-    uint32 sizes, values.
+    It takes them from openml.org unless they are there, in the order of the original files.
     """
-    dimensions = len(wanted)
-    end = f"idx{dimensions}-ubyte"
-    names = [f"{stem}{separator}{end}{suffix}" for separator in "-." for suffix in ("", ".gz")]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise _broken(folder, f"one of {', '.join(names)}", "no such file")
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (EOFError, OSError, zlib.error) as error:
-        raise _broken(path, "a file that can be read whole", str(error)) from error
-    magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
-    if data[:4] != magic or len(data) < header:
-        wanted_header = f"a header that starts with {magic.hex(' ')} and has {header} bytes"
-        raise _broken(path, wanted_header, data[:header].hex(" ") or "an empty file")
-    sizes = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
-    values = np.frombuffer(data[header:], "u1")
-    fits = all(size == least or least is None for size, least in zip(sizes, wanted, strict=True))
-    if not fits or len(values) != math.prod(sizes) or len(values) == 0:
-        shape = " x ".join(str(size or "N") for size in wanted)
-        raise _broken(path, f"{shape} bytes", f"{len(values)}, of sizes {sizes}")
-    return torch.tensor(values).reshape(sizes)
+        bunch = fetch_openml("mnist_784", version=1, data_home=folder, as_frame=False)
+    except (EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--mnist: wanted MNIST in {folder}, or from openml.org, got: {reason}; name a folder "
+            "where scikit-learn has put it on a machine with a network"
+        ) from error
+    return torch.tensor(bunch.data, dtype=torch.float32), torch.tensor(bunch.target.astype(int))
 
 
-def _broken(path: Path, wanted: str, found: str) -> UsageError:
-    return UsageError(f"--mnist: {path}: wanted {wanted}, found {found}; download the file again")
+def _sequences(pixels: object, labels: object) -> Sequences:
+    return Sequences(
+        torch.as_tensor(pixels, dtype=torch.float32), torch.as_tensor(labels).unsqueeze(1)
+    )

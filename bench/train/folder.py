@@ -19,7 +19,7 @@ import torch
 
 import throughtime
 from bench import plots
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train.config import Config
 from bench.train.trainer import Trainer, best
 

@@ -27,11 +27,7 @@ class Layer:
     label: str
     make: Callable[[int, Config], nn.Module]
     options: tuple[str, ...]
-
-    @property
-    def screens(self) -> bool:
-        """Whether it attends by relevancy screening, so that attention can be drawn."""
-        return "plot" in self.options
+    screens: bool = False  # attends by relevancy screening
 
 
 def _lstm(kind: type[throughtime.LSTM]) -> Callable[[int, Config], nn.Module]:
@@ -45,8 +41,8 @@ def _screening(label: str, **options: Any) -> Layer:
         return throughtime.RelLSTM(features, config.hidden, **(given | options))
 
     # With top_k=None everything that leaves the window is kept: no option decides.
-    names = () if "top_k" in options else ("window_size", "top_k")
-    return Layer(label, make, ("p", "plot", *names))
+    names = ("p",) if "top_k" in options else ("p", "window_size", "top_k")
+    return Layer(label, make, names, screens=True)
 
 
 LAYERS = {

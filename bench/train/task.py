@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-class Batches(Protocol):
-    """A set of labelled sequences."""
-
-    def __len__(self) -> int:
-        """Number of sequences."""
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Input float ``[T, B, features]`` and int64 targets ``[S, B]`` for the last S steps."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +39,16 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Task:
-    """Three disjoint sets and how they are learned.
+    """Three disjoint sets and how they are learned; ``train`` may be drawn anew for ever."""
 
-    Args:
-        train, validation, test: the sets.
-        features: of each step.
-        classes: number of classes.
-        target_steps: S, the last steps that have a target (1: only the end of the sequence).
-        scored_steps: the last steps that count for the accuracy, at most ``target_steps``.
-        updates_per_epoch: updates on sequences drawn with replacement; None: each once.
-    """
-
-    train: Batches
-    validation: Batches
-    test: Batches
+    train: Any
+    validation: Sequences
+    test: Sequences
     features: int
     classes: int
-    target_steps: int = 1
-    scored_steps: int = 1
-    updates_per_epoch: int | None = None
+    target_steps: int = 1  # the last steps that have a target
+    scored_steps: int = 1  # the last steps that count for the accuracy
+    updates_per_epoch: int | None = None  # on sequences drawn with replacement; None: each once
 
     def order(self, batch: int, generator: torch.Generator) -> list[Tensor]:
         """The training indices of one epoch, one tensor ``[B]`` per update, from the generator."""

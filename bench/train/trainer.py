@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 import throughtime
-from bench.errors import UsageError
+from bench.arguments import UsageError
 from bench.train import digits, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS, SequenceClassifier
-from bench.train.task import Batches, Task
+from bench.train.task import Sequences, Task
 
 EVALUATION_BATCH = 500
 MAKERS = {"digits": digits.make, "copying": recall.make, "denoise": recall.make}
@@ -53,9 +53,8 @@ class Epoch:
 
     def line(self, epochs: int) -> str:
         """The summary that is printed after the epoch."""
-        rest = {name: value for name, value in asdict(self).items() if name != "epoch"}
-        words = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in rest.items()]
-        return f"epoch {self.epoch:{len(str(epochs))}d}/{epochs}  {'  '.join(words)}"
+        name, *words = (f"{name.replace('_', ' ')} {x:.4g}" for name, x in asdict(self).items())
+        return f"{name}/{epochs}  {'  '.join(words)}"
 
 
 def best(history: Iterable[Epoch]) -> Epoch:
@@ -100,7 +99,7 @@ class Trainer:
         After each epoch it calls ``on_epoch``, which may save the state.
         """
         last = self.config.epochs if until is None else until
-        while len(self.history) < last and not self.arrived():
+        while len(self.history) < last:
             try:
                 epoch = self._epoch()
             except RuntimeError as error:
@@ -114,18 +113,12 @@ class Trainer:
             self.history.append(epoch)
             on_epoch(epoch)
 
-    def arrived(self) -> bool:
-        """Whether two epochs in a row have reached ``stop_at``."""
-        wanted = self.config.stop_at
-        accuracies = [epoch.validation_accuracy for epoch in self.history[-2:]]
-        return wanted is not None and len(accuracies) == 2 and min(accuracies) >= wanted
-
     def _epoch(self) -> Epoch:
         before = self.history[-1].updates if self.history else 0
         p = 0.0 if self._schedule is None else self._schedule.get_last_value()[0]
         order = self.task.order(self.config.batch, self._order)
         sizes = [len(indices) for indices in order]
-        results: list[tuple[float, float, float]] = []
+        results: Any = []
         self.model.train()
         start = time.perf_counter()
         bar = tqdm(
@@ -139,17 +132,18 @@ class Trainer:
         seconds = time.perf_counter() - start
         if self._schedule is not None:
             self._schedule.step()
-        losses, accuracies, norms = zip(*results, strict=True)
+        results = np.array(results)
+        loss, accuracy, _ = np.average(results, axis=0, weights=sizes).tolist()
         return Epoch(
             epoch=len(self.history) + 1,
             updates=before + len(order),
             seconds=seconds,
-            loss=_mean(losses, sizes),
-            train_accuracy=_mean(accuracies, sizes),
+            loss=loss,
+            train_accuracy=accuracy,
             validation_accuracy=self.accuracy(self.task.validation),
             test_accuracy=self.accuracy(self.task.test),
-            grad_norm_median=statistics.median(norms),
-            grad_norm_max=max(norms),
+            grad_norm_median=float(np.median(results[:, 2])),
+            grad_norm_max=float(results[:, 2].max()),
             p=p,
             sequences_per_s=sum(sizes) / seconds,
         )
@@ -176,7 +170,7 @@ class Trainer:
         return values
 
     def accuracy(
-        self, sequences: Batches, *, count: int | None = None, batch: int = EVALUATION_BATCH
+        self, sequences: Sequences, *, count: int | None = None, batch: int = EVALUATION_BATCH
     ) -> float:
         """Fraction of right answers on the first ``count``, without training anything."""
         self.model.eval()
@@ -215,7 +209,3 @@ class Trainer:
         if self._schedule is not None:
             for _ in self.history:
                 self._schedule.step()
-
-
-def _mean(values: Iterable[float], weights: list[int]) -> float:
-    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)

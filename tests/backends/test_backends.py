@@ -1,18 +1,17 @@
-"""Which backend runs, who decides, and what is said about the others."""
+"""Which backend runs, what decides it, and what is said about the others."""
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
 import throughtime
+from programs import run_python
 from throughtime import LSTM, _ext, explain, functional
 from throughtime.backends import NAMES, ORDER, Request, can_run, choose, selection
 
@@ -83,54 +82,53 @@ def test_another_thread_keeps_its_own_choice() -> None:
 
 
 def test_an_explicit_choice_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "cuda"
-    reason = f"the tensors are on cpu, not on a GPU; move them, or {WAY_OUT}"
     x, weights = torch.randn(2, 1, 3), (torch.randn(4, 3), torch.randn(4, 1))
-    with pytest.raises(RuntimeError) as caught:
-        functional.lstm(x, None, *weights, backend=name)
-    assert str(caught.value) == f"backend={name!r} cannot run this lstm: {reason}"
-    with pytest.raises(RuntimeError) as caught, throughtime.backend(name):
-        functional.lstm(x, None, *weights)
-    assert str(caught.value) == f"throughtime.backend({name!r}) cannot run this lstm: {reason}"
-    monkeypatch.setenv("THROUGHTIME_BACKEND", name)
-    with pytest.raises(RuntimeError) as caught:
-        functional.lstm(x, None, *weights)
-    assert str(caught.value) == (
-        f"environment variable THROUGHTIME_BACKEND={name} cannot run this lstm: {reason}"
-    )
+
+    def assert_refused(by: str, backend: Any = "auto") -> None:
+        with pytest.raises(RuntimeError) as caught:
+            functional.lstm(x, None, *weights, backend=backend)
+        reason = f"the tensors are on cpu, not on a GPU; move them, or {WAY_OUT}"
+        assert str(caught.value) == f"{by} cannot run this lstm: {reason}"
+
+    assert_refused("backend='cuda'", "cuda")
+    with throughtime.backend("cuda"):
+        assert_refused("throughtime.backend('cuda')")
+    monkeypatch.setenv("THROUGHTIME_BACKEND", "cuda")
+    assert_refused("environment variable THROUGHTIME_BACKEND=cuda")
 
 
 def test_cpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     without_kernels(monkeypatch)
     with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run this lstm: no kernels were"):
         choose("cpu", REQUEST)
-    with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run this LSTM: no kernels were"):
-        LSTM(2, 3, backend="cpu")
+    lstm = LSTM(2, 3)
+    for attempt in (lambda: LSTM(2, 3, backend="cpu"), lambda: setattr(lstm, "backend", "cpu")):
+        with pytest.raises(RuntimeError, match="backend='cpu' cannot run this LSTM: no kernels"):
+            attempt()
+    assert lstm.backend == "auto"
 
 
-def test_requirements_name_the_reason() -> None:
-    reason = can_run("cpu", REQUEST._replace(device=torch.device("cuda:1")))
-    assert reason is not None and reason.startswith("the tensors are on cuda:1, not on the CPU")
-    reason = can_run("cpu", REQUEST._replace(dtype=torch.complex64))
-    assert reason is not None and reason.startswith("torch.complex64 is not supported")
-    reason = can_run("triton", REQUEST._replace(proj_size=3))
-    assert reason == f"proj_size=3 is not supported by the Triton kernels; {WAY_OUT}"
-    assert can_run("reference", REQUEST._replace(dtype=torch.int64)) == (
-        "torch.int64 is not a floating point dtype; convert with input.float()"
-    )
-    assert can_run("reference", REQUEST._replace(device=torch.device("cuda"), proj_size=3)) is None
-    with pytest.raises(ValueError, match=r"backend should be one of 'cuda', .*got 'auto'"):
-        can_run("auto", REQUEST)
+@pytest.mark.parametrize(
+    ("backend", "changed", "reason"),
+    [
+        ("cpu", {"device": torch.device("cuda:1")}, "the tensors are on cuda:1, not on the CPU"),
+        ("cpu", {"dtype": torch.complex64}, "torch.complex64 is not supported"),
+        ("triton", {"proj_size": 3}, "proj_size=3 is not supported by the Triton kernels; use"),
+        ("reference", {"dtype": torch.int64}, "torch.int64 is not a floating point dtype; convert"),
+        ("reference", {"device": torch.device("cuda"), "proj_size": 3}, ""),
+    ],
+)
+def test_requirements_name_the_reason(backend: Any, changed: dict[str, Any], reason: str) -> None:
+    found = can_run(backend, REQUEST._replace(**changed))
+    assert found is None if not reason else str(found).startswith(reason)
 
 
 def test_auto_says_so_when_nothing_can_run() -> None:
+    with pytest.raises(ValueError, match=r"backend should be one of 'cuda', .*got 'auto'"):
+        can_run("auto", REQUEST)
     with pytest.raises(RuntimeError, match=r"no backend can run this lstm: cuda: .*reference: "):
         choose("auto", REQUEST._replace(dtype=torch.int64))
-
-
-def test_integers_are_refused_with_the_way_out() -> None:
-    x = torch.zeros(2, 1, 3, dtype=torch.int64)
-    weights = (torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 1, dtype=torch.int64))
+    x, weights = torch.zeros(2, 1, 3).long(), (torch.zeros(4, 3).long(), torch.zeros(4, 1).long())
     with pytest.raises(RuntimeError, match=r"torch\.int64 is not a floating point dtype; convert"):
         functional.lstm(x, None, *weights, backend="reference")
 
@@ -186,18 +184,9 @@ def test_compiled_code_warns_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_log_level_variable() -> None:
     code = "import throughtime, torch; throughtime.LSTM(2, 3)(torch.zeros(2, 1, 2))"
-
-    def run(level: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"THROUGHTIME_LOG_LEVEL": level},
-        )
-
-    assert f"throughtime DEBUG: lstm runs on backend '{BEST}'" in run("debug").stderr
-    done = run("loud")
+    said = run_python(code, THROUGHTIME_LOG_LEVEL="debug", PYTHONWARNINGS="ignore").stderr
+    assert f"throughtime DEBUG: lstm runs on backend '{BEST}'" in said
+    done = run_python(code, THROUGHTIME_LOG_LEVEL="loud")
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == (
         "ValueError: environment variable THROUGHTIME_LOG_LEVEL should be one of DEBUG, INFO, "
         "WARNING, ERROR, CRITICAL, got 'loud'"
@@ -211,18 +200,13 @@ def test_explain_a_module() -> None:
     first, header, _, *rows, workers = str(table).splitlines()
     assert workers.startswith("CPU workers: ")
     assert first == "lstm with hidden_size=3, proj_size=1, torch.float64 on meta, backend='auto'"
-    assert [cell.strip() for cell in header.strip("|").split("|")] == [
-        "backend",
-        "can run",
-        "chosen",
-        "reason",
-    ]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert [row[:3] for row in cells] == [
-        ["cuda", "no", ""],
-        ["triton", "no", ""],
-        ["cpu", "yes", "*"],
-        ["reference", "yes", ""],
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (header, *rows)]
+    assert cells.pop(0) == ["backend", "can run", "chosen", "reason"]
+    assert [" ".join(row[:3]) for row in cells] == [
+        "cuda no ",
+        "triton no ",
+        "cpu yes *",
+        "reference yes ",
     ]
     assert cells[0][3].startswith("proj_size=1 is not supported by the CUDA kernels")
     assert repr(table) == str(table)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 import throughtime
+from programs import Refusals, printed
 from throughtime.__main__ import main
 
 
@@ -37,15 +36,11 @@ def test_module_runs_as_a_program_and_imports_nothing_of_the_benchmarks() -> Non
         "extra = {'bench', 'matplotlib', 'pandas', 'scipy', 'sklearn'} & set(sys.modules)\n"
         "assert not extra, extra"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "reference" in done.stdout
+    assert "reference" in printed(code)
 
 
 def test_what_cannot_be_explained_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "--device", "nonsense"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "nonsense" in error and error.count("\n") == 1
+    Refusals(main, capsys).of_command("explain --device nonsense", "nonsense")
 
 
 @pytest.mark.parametrize(
@@ -57,10 +52,5 @@ def test_what_cannot_be_explained_is_one_sentence(capsys: pytest.CaptureFixture[
         ("", "required: COMMAND"),
     ],
 )
-def test_wrong_options_name_wanted_and_got(
-    command: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(command.split())
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+def test_options(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Refusals(main, capsys).of_option(command, words)

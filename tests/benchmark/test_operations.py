@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import sys
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +10,7 @@ import torch
 from bench.__main__ import make_parser
 from bench.measure.command import choose_cases
 from bench.measure.verify import Verifier
-from bench.operations import OPERATIONS, lstm, lstm_peers, rel_lstm
+from bench.operations import OPERATIONS, lstm_peers
 from bench.operations.authors_rel_lstm import AuthorsRelLSTM
 from bench.operations.operation import OURS, REFERENCE, Contestant, Work
 from torch import Tensor, nn
@@ -30,18 +27,18 @@ def test_work_of_lstm_by_hand() -> None:
     case = LSTM.case(T=3, B=5, I=2, H=7)
     product = 2e-9 * 5 * 28  # of one step and one input column
     forward = product * (3 * 2 + 2 * 7)  # step 0 has no state to multiply
-    assert lstm.gflop(OURS, replace(case, mode="inference")) == pytest.approx(forward)
-    both = lstm.gflop(OURS, case)
+    assert LSTM.gflop(OURS, replace(case, mode="inference")) == pytest.approx(forward)
+    both = LSTM.gflop(OURS, case)
     assert both == pytest.approx(2 * forward + product * 2 * 7)
-    assert lstm.gflop(OURS, replace(case, p=1.0)) == pytest.approx(2 * forward)
-    with_input = lstm.gflop(OURS, replace(case, input_grad=True))
+    assert LSTM.gflop(OURS, replace(case, p=1.0)) == pytest.approx(2 * forward)
+    with_input = LSTM.gflop(OURS, replace(case, input_grad=True))
     assert with_input == pytest.approx(both + product * 3 * 2)
     x, weights, output = 3 * 5 * 2, 28 * (2 + 7 + 2), 3 * 5 * 7
     moved = x + weights + output
-    assert lstm.gbyte(OURS, replace(case, mode="forward")) == pytest.approx(4e-9 * moved)
+    assert LSTM.gbyte(OURS, replace(case, mode="forward")) == pytest.approx(4e-9 * moved)
     moved += x + weights + 2 * output + weights
-    assert lstm.gbyte(OURS, replace(case, dtype="bfloat16")) == pytest.approx(2e-9 * moved)
-    assert lstm.gbyte(OURS, replace(case, input_grad=True)) == pytest.approx(4e-9 * (moved + x))
+    assert LSTM.gbyte(OURS, replace(case, dtype="bfloat16")) == pytest.approx(2e-9 * moved)
+    assert LSTM.gbyte(OURS, replace(case, input_grad=True)) == pytest.approx(4e-9 * (moved + x))
 
 
 def test_work_of_relevancy_by_hand() -> None:
@@ -59,17 +56,10 @@ def test_work_of_rel_lstm_by_hand() -> None:
     # Steps 1 to 3 attend 1, 2 and 3 earlier states.
     case = REL_LSTM.case(T=4, B=3, I=2, H=5, mode="forward", **SMALL)
     attention = 1e-9 * 3 * (2 * 2 * 25 * 3 + 6 * 4 * 5)
-    assert REL_LSTM.gflop(OURS, case) == pytest.approx(lstm.gflop(OURS, case) + attention)
-    assert REL_LSTM.gflop("torch", case) == pytest.approx(lstm.gflop(OURS, case))
+    assert REL_LSTM.gflop(OURS, case) == pytest.approx(LSTM.gflop(OURS, case) + attention)
+    assert REL_LSTM.gflop("torch", case) == pytest.approx(LSTM.gflop(OURS, case))
     more = REL_LSTM.gbyte(OURS, case) - REL_LSTM.gbyte("torch", case)
     assert more == pytest.approx(4e-9 * (2 * 25 + 5))
-
-
-def test_sweep_covers_every_size_within_its_limit() -> None:
-    cases = LSTM.sweep
-    for name, sizes in lstm.SWEEP.items():
-        assert {getattr(case, name) for case in cases} == set(sizes)
-    assert max(lstm.gflop(OURS, case) for case in cases) <= lstm.SWEEP_GFLOP
 
 
 @pytest.mark.parametrize(
@@ -107,7 +97,7 @@ def test_contestants_that_would_take_too_long_have_a_reason() -> None:
 
 def test_lstm_peers_start_alike() -> None:
     states = []
-    for make in (throughtime.LSTM, lstm_peers.PEERS["torch"].make, lstm_peers.PEERS["loop"].make):
+    for make in (throughtime.LSTM, nn.LSTM, lstm_peers.LoopLSTM):
         torch.manual_seed(0)
         states.append({**make(3, 4).state_dict(), "after": torch.rand(1)})
     for state in states[1:]:
@@ -171,82 +161,18 @@ def test_among_equals_the_loop_drops_the_newest() -> None:
 def test_verification_is_long_enough_that_keys_are_replaced() -> None:
     """The first keys have an advantage: the softmax of their queries has few terms."""
     case = RELEVANCY.case(T=4096, B=1, heads=2, D=64, window_size=16, top_k=16)
-    case = rel_lstm.screened(case)
+    case = RELEVANCY.shortened(case)
     found = RELEVANCY.work(REFERENCE, case, exact=True).call()["last"]
     old = torch.arange(case.T) <= case.T - 1 - 16
     kept = old & (found[0] == case.T - 1)
     assert (kept.sum(1) == 16).all() and kept[:, 16:].any(1).all()
 
 
-# Peers that a machine may lack
-
-
-def installed(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
-    module = ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    vars(module).update(content)
-    monkeypatch.setitem(sys.modules, name, module)
-
-
-class FakeHaste(nn.Module):
-    """An LSTM with the gates i, g, f, o, as Haste has them."""
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.kernel = nn.Parameter(torch.empty(input_size, 4 * hidden_size))
-        self.recurrent_kernel = nn.Parameter(torch.empty(hidden_size, 4 * hidden_size))
-        self.bias = nn.Parameter(torch.empty(4 * hidden_size))
-
-    def forward(self, x: Tensor) -> Any:
-        h = c = x.new_zeros(x.size(1), self.recurrent_kernel.size(0))
-        outputs = []
-        for x_t in x:
-            gates = x_t @ self.kernel + h @ self.recurrent_kernel + self.bias
-            i, g, f, o = gates.chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            outputs.append(h)
-        return torch.stack(outputs), (h[None], c[None])
-
-
-def fake_flashrnn(
-    Wx: Tensor, R: Tensor, b: Tensor, *, function: str, backend: str, dtype: str
-) -> tuple[Tensor, Tensor]:
-    """Wx ``[B, T, gate, head, D]``, R ``[gate, head, D, previous D]``, all states out."""
-    assert (function, backend, dtype) == ("lstm", "cuda_fused", "float32")
-    h = c = Wx.new_zeros(Wx.size(0), *Wx.shape[3:])
-    states = []
-    for gates_x in Wx.unbind(1):
-        i, f, g, o = (gates_x + torch.einsum("bhp,ghdp->bghd", h, R) + b).unbind(1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        states.append(torch.stack([h, c]))
-    return torch.stack(states, 2), states[-1].unsqueeze(2)
-
-
-@pytest.mark.parametrize(("name", "wrong"), [("haste", "bfloat16"), ("flashrnn", "float64")])
-def test_outside_peers_pass_verification_with_our_weights(
-    name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stand-ins, written from their sources, with their interface, layouts and order of gates."""
-    module = {"haste": "haste_pytorch"}.get(name, name)
-    why_not = LSTM.peers[name].why_not
-    assert why_not("float32", "cuda") == f"not installed: there is no module {module}"
-    installed(monkeypatch, "haste_pytorch", LSTM=FakeHaste)
-    installed(monkeypatch, "flashrnn")
-    installed(monkeypatch, "flashrnn.flashrnn", flashrnn=fake_flashrnn)
-    errors = Verifier(LSTM, TINY).check(Contestant(name))
-    assert errors.passed and len(errors.relative) == 9
-    assert why_not("float32", "cuda") is None
-    assert why_not("float32", "cpu") == "runs on cuda only, not on cpu"
-    assert str(why_not(wrong, "cuda")).endswith(f"only, not {wrong}")
-
-
 def test_the_compiled_loop_compiles_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
     monkeypatch.setattr(lstm_peers, "_compiled_step", lstm_peers._compiled_step.__wrapped__)
-    assert Verifier(LSTM, replace(TINY, p=0.5)).check(Contestant("compiled-loop")).passed
+    assert Verifier(LSTM).check(Contestant("compiled-loop"), replace(TINY, p=0.5)).passed
     assert set(compiled) == {lstm_peers.lstm_step}
     monkeypatch.setattr(lstm_peers.shutil, "which", lambda name: None)
     reason = LSTM.why_not(Contestant("compiled-loop"), TINY)

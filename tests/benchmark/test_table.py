@@ -1,27 +1,20 @@
-"""The one table, and what is made of it: Markdown, pictures, a page."""
+"""The one table, and what is made of it: Markdown and pictures."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from bench import plot, plots, report, speed_plots, table
+from bench import plot, plots, table
 from bench.__main__ import main
-from bench.errors import UsageError
+from bench.arguments import UsageError
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
-COLUMNS = (
-    "op,T,B,I,H,heads,D,window_size,top_k,score,dtype,p,mode,device,impl,backend,threads,"
-    "median_ms,q1_ms,q3_ms,runs,ratio,ratio_q1,ratio_q3,reference_ratio,best_peer_ratio,gflops,"
-    "share_of_matmul,gbs,share_of_bandwidth,us_per_query,peak_mb,error,note,machine,torch,version,"
-    "date,command"
-)
 
 
 def ours(**changes: Any) -> dict[str, Any]:
@@ -46,8 +39,7 @@ def _close() -> Iterator[None]:
     plt.close("all")
 
 
-def test_the_columns_keep_their_names_and_order_and_have_a_meaning() -> None:
-    assert ",".join(table.COLUMNS) == COLUMNS
+def test_every_column_has_a_meaning() -> None:
     text = (RESULTS.parent / "README.md").read_text("utf-8")
     found = re.findall(r"^\| `(\w+)` \| .* \|$", text, re.MULTILINE)
     assert found[-len(table.COLUMNS) :] == list(table.COLUMNS)
@@ -58,8 +50,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     written = table.frame([ours(), sdpa])
     path = tmp_path / "new" / "rows.csv"
     table.write_csv(path, written)
-    first, line, _ = path.read_text().splitlines()
-    assert first == COLUMNS
+    _, line, _ = path.read_text().splitlines()
     assert line.startswith("lstm,5,3,4,4,,,,,,float32,0,forward+backward,cpu,throughtime,cpu,1,2,")
     pd.testing.assert_frame_equal(table.read_csv(path), written)
 
@@ -76,12 +67,12 @@ def test_stored_tables_are_read_and_written_to_the_byte(name: str, tmp_path: Pat
     ("change", "words"),
     [
         (("share_of_matmul", "share_of_sgemm"), "lacks or adds share_of_matmul, share_of_sgemm"),
-        (("op,T", "T,op"), "nothing, but in another order"),
-        (("lstm,5,", "lstm,five,"), "T is 'five', not a number"),
-        ((",1e-07,", ",half,"), "error is 'half', not a number"),
+        (("device,impl", "impl,device"), "nothing, but in another order"),
+        (("lstm,5,", "lstm,five,"), "'five'"),
+        ((",1e-07,", ",half,"), "'half'"),
         (("lstm,5,", "lstm,,"), "T is empty"),
-        (("lstm,5,", "lstm,5"), "p is 'forward+backward', not a number"),
-        (("lstm,5,", "lstm,5,,,"), "rows.csv"),
+        (("lstm,5,", "lstm,5"), "'forward+backward'"),
+        (("lstm,5,", "lstm,5,,,"), "op, T is empty"),
     ],
 )
 def test_another_table_is_refused(change: tuple[str, str], words: str, tmp_path: Path) -> None:
@@ -90,7 +81,8 @@ def test_another_table_is_refused(change: tuple[str, str], words: str, tmp_path:
     path.write_text(path.read_text().replace(*change))
     with pytest.raises(UsageError) as caught:
         table.read_csv(path)
-    assert words in str(caught.value) and "measure again" in str(caught.value)
+    assert words in str(caught.value) and f"{path}: " in str(caught.value)
+    assert "measure again" in str(caught.value)
     with pytest.raises(UsageError, match=r"cannot read .*none.csv: No such file"):
         table.read_csv(tmp_path / "none.csv")
 
@@ -126,7 +118,7 @@ def points(panel: Any) -> list[tuple[list[float], list[float]]]:
 def test_lines_over_the_size_that_varies(across: str) -> None:
     sizes: dict[str, Any] = {"op": "rel-lstm", "window_size": 2, "top_k": 2, "I": 9}
     rows = [row(**sizes | {across: size}) for size in (16, 64, 32) for row in (ours, peer)]
-    time, ratio = speed_plots.speed(table.frame(rows)).axes
+    time, ratio = plot.speed(table.frame(rows)).axes
     assert points(time) == [([16, 32, 64], [2.0] * 3), ([16, 32, 64], [6.0] * 3)]
     assert points(ratio) == [([16, 32, 64], [3.0] * 3)]  # ours is the line at 1
     for panel in (time, ratio):
@@ -144,7 +136,7 @@ def test_contestants_and_p_differ_without_colours_and_modes_have_panels() -> Non
         for row in (ours, peer)
         for p, mode in kinds
     ]
-    canvas = speed_plots.speed(table.frame(rows))
+    canvas = plot.speed(table.frame(rows))
     time, _, other, _ = canvas.axes
     looks = {(line.get_marker(), line.get_fillstyle()) for line in time.lines[:4]}
     assert len(looks) == 4 and len(points(other)) == 2
@@ -159,13 +151,13 @@ def test_a_peer_without_h_detach_is_drawn_once_but_has_every_ratio() -> None:
         for size in (5, 9, 12)
         for p in (0.0, 0.5)
     ]
-    time, ratio = speed_plots.speed(table.frame(rows)).axes
+    time, ratio = plot.speed(table.frame(rows)).axes
     assert [len(points(panel)) for panel in (time, ratio)] == [1, 2]
 
 
 def test_bars_where_several_sizes_vary() -> None:
     rows = [row for k in (5, 9) for row in (ours(T=k, B=k), peer(T=k, B=k, ratio=0.5))]
-    time, ratio = speed_plots.speed(table.frame(rows)).axes
+    time, ratio = plot.speed(table.frame(rows)).axes
     assert [bar.get_width() for bar in time.patches] == [2.0, 2.0, 6.0, 6.0]
     assert [(bar.get_x(), bar.get_width()) for bar in ratio.patches] == [
         (1, 0),
@@ -177,19 +169,11 @@ def test_bars_where_several_sizes_vary() -> None:
     assert [label.get_text() for label in time.get_yticklabels()] == ["5, 5, 4, 4", "9, 9, 4, 4"]
 
 
-def test_a_sweep_shows_every_shape() -> None:
-    shapes = [(t, b, h) for t in (10, 100) for b in (1, 8) for h in (8, 64, 512, 999)]
-    rows = [row(T=t, B=b, H=h, I=h) for t, b, h in shapes for row in (ours, peer)]
-    panel, _ = speed_plots.speed(table.frame(rows)).axes  # and the scale of T
-    assert sum(len(drawn.get_offsets()) for drawn in panel.collections) == len(shapes)
-    assert panel.get_ylabel().startswith("nn.LSTM: time / ours")
-
-
 def test_roofline_by_hand() -> None:
     """100 GFLOP/s and 16 GB/s meet at 6.25 operations per byte."""
     fast = ours(B=9, gflops=120.0, share_of_matmul=1.2)
     rows = [ours(), peer(gflops=10.0, share_of_matmul=0.1), ours(gflops=None), fast]
-    panel, _ = speed_plots.roofline(table.frame(rows)).axes  # and the scale of the width
+    panel, _ = plot.roofline(table.frame(rows)).axes  # and the scale of the width
     (roof,) = panel.lines
     ours_, theirs = (drawn.get_offsets().tolist() for drawn in panel.collections)
     assert ours_ == [[12.5, 50], [30, 120]] and theirs == [[2.5, 10]]
@@ -203,7 +187,7 @@ def test_roofline_by_hand() -> None:
 def test_no_labels_lie_over_each_other() -> None:
     """Every text of the stored LSTM pictures keeps to its own place."""
     found = table.read_csv(RESULTS / "epyc-zen4-2core" / "lstm.csv")
-    for canvas in (speed_plots.speed(found), speed_plots.roofline(found)):
+    for canvas in (plot.speed(found), plot.roofline(found)):
         canvas.canvas.draw()
         for panel in canvas.axes:
             boxes = [text.get_window_extent() for text in panel.texts]
@@ -227,6 +211,7 @@ def test_plot_draws_stored_tables(tmp_path: Path, capsys: pytest.CaptureFixture[
     }
     assert {path.name for path in (tmp_path / "new").iterdir()} == names
     printed = capsys.readouterr().out
+    assert printed.count("| throughtime (cpu)") == 2 and "| cannot run" in printed
     for name in names:
         assert f"plot: {tmp_path / 'new' / name}\n" in printed
         head = (tmp_path / "new" / name).read_bytes()[:5]
@@ -247,39 +232,3 @@ def test_a_logarithmic_axis_has_plain_numbers(low: float, high: float, labelled:
     shown = [text.get_text() for text in panel.get_yticklabels()]
     inside = [text for text in shown if text and bottom <= float(text) <= top]
     assert top / bottom >= plots.LEAST_RANGE and len(inside) >= labelled
-
-
-# The page
-
-
-@pytest.fixture(scope="module")
-def html() -> str:
-    found = [ours(), peer(), ours(mode="inference", median_ms=1000.0), peer(T=9, peak_mb=4.5)]
-    heads: dict[str, Any] = {"op": "relevancy", "heads": 2, "D": 8, "p": None, "impl": "sdpa"}
-    slow = peer(**heads, median_ms=None, note="it <takes> long")
-    return report.page(
-        {"a.csv": table.frame(found), "b & c.csv": table.frame([peer(**heads), slow])}
-    )
-
-
-def test_page_holds_plots_and_tables(html: str) -> None:
-    text = unescape(re.sub(r"<[^>]*>", " ", html))
-    assert html.startswith("<!DOCTYPE html>")
-    for words in ("a.csv", "b & c.csv", "a <machine>, 2 cores", "torch 2.13", "bench lstm --T 5"):
-        assert words in text
-    assert "it <takes>" not in html and "takes" in html
-    assert html.count("<figure>") == 4  # speed and roofline of each
-    assert len(set(re.findall(r"<table id=\W?([\w-]+)", html))) >= 2
-    assert "All rows: op lstm, B 3, I 4, H 4, dtype float32" in text
-    assert not re.search(r'<(script|link|img)[^>]*(src|href)="?http', html)
-
-
-def test_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table.write_csv(tmp_path / "a.csv", table.frame([ours()]))
-    table.write_csv(tmp_path / "none.csv", table.frame([]))
-    out = tmp_path / "new" / "page.html"
-    assert main(["report", str(tmp_path / "a.csv"), "--out", str(out)]) == 0
-    assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert str(out) in capsys.readouterr().out
-    assert main(["report", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x")]) == 2
-    assert "none.csv: no measurement to report" in capsys.readouterr().err

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from bench.errors import UsageError
+from bench.__main__ import main
 from bench.train import digits, recall
 from bench.train.config import Config
 from bench.train.task import Sequences, Task
@@ -141,99 +140,34 @@ def test_permutation_is_fixed_and_the_same_for_all_sets() -> None:
             assert torch.equal(x_permuted, x[order]) == same and torch.equal(y_permuted, y)
 
 
-# MNIST's files
+# MNIST
 
 
-def idx_bytes(values: torch.Tensor) -> bytes:
-    header = bytes((0, 0, 8, values.dim())) + struct.pack(f">{values.dim()}I", *values.shape)
-    return header + bytes(values.flatten().tolist())
+def test_mnist_is_what_scikit_learn_keeps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data, labels = np.arange(60 * 784).reshape(60, 784) % 256, np.arange(60) % 10
 
+    def fetch(name: str, **options: Any) -> SimpleNamespace:
+        assert (name, options["data_home"]) == ("mnist_784", str(tmp_path))
+        return SimpleNamespace(data=data, target=labels.astype(str))
 
-def write_mnist(
-    folder: Path, separator: str = "-", *, zipped: bool = False, images: int = 60
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for part, count in (("train", images), ("t10k", 20)):
-        pixels = torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8)
-        labels = torch.arange(count, dtype=torch.uint8) % 10
-        for name, values in (("images", pixels), ("labels", labels)):
-            path = folder / f"{part}-{name}{separator}idx{values.dim()}-ubyte"
-            content = idx_bytes(values)
-            if zipped:
-                path, content = path.with_name(path.name + ".gz"), gzip.compress(content)
-            path.write_bytes(content)
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("separator", ["-", "."])
-def test_mnist_in_every_spelling(tmp_path: Path, separator: str, zipped: bool) -> None:
-    write_mnist(tmp_path, separator, zipped=zipped)
-    read = digits.read_mnist(tmp_path, "train")
-    expected = torch.randint(
-        256, (60, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    assert torch.equal(read.inputs, expected.flatten(1).float() / 255)
-    assert read.targets.flatten().tolist() == [k % 10 for k in range(60)]
+    monkeypatch.setattr(digits, "fetch_openml", fetch)
+    monkeypatch.setattr(digits, "MNIST_TEST", 10)
     task = digits.make(Config("digits", mnist=str(tmp_path)))
-    assert (len(task.train), len(task.validation), len(task.test)) == (50, 10, 20)
-    assert task.train.batch(torch.arange(3))[0].shape == (784, 3, 1)
+    assert (len(task.train), len(task.validation), len(task.test)) == (40, 10, 10)
+    x, y = task.test.batch(torch.arange(10))
+    assert x.shape == (784, 10, 1) and torch.equal(y[0], torch.arange(10))
+    assert torch.equal(x[..., 0].T, torch.tensor(data[50:] / 255, dtype=torch.float32))
 
 
-IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+@pytest.mark.parametrize("error", [OSError("no network\nat all"), ValueError("a broken file")])
+def test_no_mnist_is_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(name: str, **options: Any) -> None:
+        raise error
 
-
-def images_of(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    return lambda d: (d / IMAGES).write_bytes(change((d / IMAGES).read_bytes()))
-
-
-def zeros(*sizes: int) -> bytes:
-    return idx_bytes(torch.zeros(sizes, dtype=torch.uint8))
-
-
-BREAKAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "missing": (
-        lambda d: (d / LABELS).unlink(),
-        (LABELS, LABELS + ".gz", "train-labels.idx1-ubyte", "found no such file"),
-    ),
-    "empty": (images_of(lambda data: b""), (IMAGES, "00 00 08 03", "found an empty file")),
-    "web page": (images_of(lambda data: b"<html>"), (IMAGES, "00 00 08 03", "3c 68 74 6d")),
-    "labels for images": (images_of(lambda data: zeros(60)), ("00 00 08 03", "00 00 08 01")),
-    "short header": (images_of(lambda data: data[:6]), ("00 00 08 03 and has 16 bytes",)),
-    "truncated": (images_of(lambda data: data[:-5]), ("found 47035, of sizes [60, 28, 28]",)),
-    "too long": (
-        lambda d: (d / LABELS).write_bytes((d / LABELS).read_bytes() + b"x"),
-        (LABELS, "wanted 60 bytes, found 61"),
-    ),
-    "huge header": (
-        images_of(lambda data: data[:4] + b"\xff" * 12 + data[16:]),
-        ("found 47040, of sizes [4294967295, 4294967295, 4294967295]",),
-    ),
-    "other size": (images_of(lambda data: zeros(60, 32, 32)), (IMAGES, "N x 28 x 28 bytes")),
-    "fewer labels": (lambda d: (d / LABELS).write_bytes(zeros(59)), (LABELS, "wanted 60", "59")),
-    "label 10": (
-        lambda d: (d / LABELS).write_bytes(zeros(60).replace(b"\0" * 60, b"\n" * 60)),
-        ("train-labels", "labels from 0 to 9, found 10"),
-    ),
-    "no image": (images_of(lambda data: zeros(0, 28, 28)), (IMAGES, "of sizes [0, 28, 28]")),
-    "truncated gzip": (images_of(lambda data: gzip.compress(data)[:-9]), (IMAGES, "ended before")),
-    "gzip checksum": (images_of(lambda data: gzip.compress(data)[:-8] + bytes(8)), ("CRC",)),
-}
-
-
-@pytest.mark.parametrize("name", BREAKAGES)
-def test_mnist_errors_name_file_wanted_found_and_way_out(tmp_path: Path, name: str) -> None:
-    write_mnist(tmp_path)
-    breakage, words = BREAKAGES[name]
-    breakage(tmp_path)
-    with pytest.raises(UsageError) as caught:
-        digits.make(Config("digits", mnist=str(tmp_path)))
-    for word in (*words, str(tmp_path), "--mnist: ", "; download the file again"):
-        assert word in str(caught.value)
-
-
-@pytest.mark.parametrize("images", [1, 30])
-def test_too_few_training_images(tmp_path: Path, images: int) -> None:
-    """30 are three of each digit, of which a sixth is none."""
-    write_mnist(tmp_path, images=images)
-    with pytest.raises(UsageError, match=f"for validation, got {images}; give 4 or more of one"):
-        digits.make(Config("digits", mnist=str(tmp_path)))
+    monkeypatch.setattr(digits, "fetch_openml", fetch)
+    assert main(["train", "digits", "--mnist", "here", "--out", "run"]) == 2
+    reason = str(error).split("\n")[0]
+    wanted = f"error: --mnist: wanted MNIST in here, or from openml.org, got: {reason}; name a "
+    assert capsys.readouterr().err.startswith(wanted) and not Path("run").exists()

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from bench.train import plots, recall
 from bench.train.config import Config
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
 
 import throughtime
-from closeness import assert_close
 
 TINY = Config(
     "copying",
@@ -49,12 +47,6 @@ def trained(**changes: Any) -> Trainer:
 def without_times(history: Iterable[Epoch]) -> list[dict[str, Any]]:
     rows = [dataclasses.asdict(epoch) for epoch in history]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-@pytest.fixture(autouse=True)
-def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "VALIDATION_SIZE", 30)
-    monkeypatch.setattr(recall, "TEST_SIZE", 40)
 
 
 def test_three_layers_learn_the_same_from_the_same_seed() -> None:
@@ -150,14 +142,6 @@ def test_accuracy_counts_the_last_ten_steps(answer: int) -> None:
     assert trainer.accuracy(sequences) == pytest.approx(expected)
 
 
-def test_training_ends_when_it_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(dataclasses.replace(TINY, epochs=9, stop_at=0.5))
-    accuracies = iter([0.6, 0.0, 0.4, 0.0, 0.5, 0.0, 0.5, 0.0, 1.0, 1.0])
-    monkeypatch.setattr(trainer, "accuracy", lambda sequences: next(accuracies))
-    trainer.run(lambda epoch: None)
-    assert len(trainer.history) == 4  # validation 0.6, 0.4, 0.5, 0.5
-
-
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_number_that_is_not_finite_stops_before_the_weights_change(where: str) -> None:
     trainer = Trainer(TINY)
@@ -188,38 +172,3 @@ def test_best_epoch_is_chosen_by_validation_alone() -> None:
     rows = [(1, 0.5, 0.9), (2, 0.7, 0.1), (3, 0.7, 0.8)]
     history = [Epoch(n, n, 1.0, 1.0, 1.0, v, t, 1.0, 1.0, 0.0, 1.0) for n, v, t in rows]
     assert best(history).epoch == 2
-
-
-# Attention
-
-
-@pytest.mark.parametrize("layer", ["rel-lstm", "rel-first"])
-def test_the_picture_retains_what_the_layer_retains(layer: str) -> None:
-    trainer = Trainer(dataclasses.replace(TINY, **SCREENING | {"layer": layer}))
-    with torch.no_grad():  # so far from uniform that later keys win over the first ones
-        trainer.model.layer.weight_score_l0.mul_(-30)  # type: ignore[operator,union-attr]
-    _, retained = plots.attention(trainer)
-    x, _ = trainer.task.test.batch(torch.tensor([0]))
-    with torch.no_grad():
-        _, state = trainer.model.layer(x[:-1])
-    kept = state.position[0, : state.retained, 0].tolist()
-    assert retained[-1].nonzero().flatten().tolist() == sorted(kept)
-    assert (sorted(kept) == [0, 1, 2]) == (layer == "rel-first")
-
-
-def test_the_picture_shows_attention_and_marks_what_is_retained() -> None:
-    trainer = Trainer(dataclasses.replace(TINY, **SCREENING))
-    weights, retained = plots.attention(trainer)
-    assert weights.shape == retained.shape == (23, 23)
-    assert_close(weights.sum(1), torch.ones(23))
-    assert not weights.triu(1).any()
-    per_query = retained.sum(1)
-    assert per_query.max() == 3 and not retained[:2].any()
-    assert (weights[retained] > 0).all()
-    assert torch.equal((weights > 0).sum(1), torch.arange(1, 24).clamp(max=2) + per_query)
-
-    panel = plots.attended(weights, retained, "a title").axes[0]
-    (marks,) = panel.lines
-    drawn_marks = {(int(query), int(key)) for key, query in zip(*marks.get_data(), strict=True)}
-    assert drawn_marks == {tuple(cell) for cell in retained.nonzero().tolist()} != set()
-    assert panel.images[0].get_array().count() == (weights > 0).sum()

@@ -6,7 +6,6 @@ real ones compile is shown by every other test.
 
 from __future__ import annotations
 
-import ast
 import os
 import platform
 import re
@@ -24,10 +23,12 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import ROOT, constant
+
 FOLDERS = (".ci", "bench", "csrc", "python", "tests", "triton_kernels")
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
 REPOSITORY = "https://github.com/throughtime/throughtime"
+BASELINE, KERNEL = (constant(f"{kind}_SOURCES", "setup.py") for kind in ("BASELINE", "KERNEL"))
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
 BINDING = """
@@ -57,15 +58,6 @@ KERNELS = """
 #define NAME(isa) NAME2(isa)
 extern "C" int NAME(TT_ISA)() { return VALUE; }
 """
-
-
-def table(name: str) -> list[str]:
-    """A list of file names from the head of setup.py."""
-    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            value: list[str] = ast.literal_eval(node.value)
-            return value
-    raise AssertionError(f"setup.py assigns no {name}")
 
 
 @dataclass
@@ -114,9 +106,9 @@ def checkout(tmp_path: Path) -> Path:
             shutil.copy(entry, copy)
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=NOT_SOURCE)
-    for source in table("BASELINE_SOURCES"):
+    for source in BASELINE:
         (copy / source).write_text(BINDING if source.endswith("binding.cpp") else "")
-    for k, source in enumerate(table("KERNEL_SOURCES")):  # the binding calls the first one's
+    for k, source in enumerate(KERNEL):  # the binding calls the first one's
         (copy / source).write_text(KERNELS.replace("@", f"more{k}_" if k else "kernels_"))
     (copy / "csrc" / "stub.h").write_text("#define VALUE 1\n")
     return copy
@@ -154,33 +146,28 @@ def build(checkout: Path, tmp_path: Path) -> Build:
     return run
 
 
-@pytest.fixture
-def empty(tmp_path: Path) -> str:
-    """A PATH without any program."""
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    return str(folder)
-
-
 class TestRefusals:
-    def test_unknown_value(self, build: Build) -> None:
-        said = build("gpu").sentence()
-        assert "must be auto, none, cpu or cuda, but is 'gpu'" in said
-
-    def test_cuda_without_toolkit(self, build: Build, empty: str) -> None:
-        said = build("cuda", PATH=empty, CXX=shutil.which("c++")).sentence()
-        assert "THROUGHTIME_BUILD=cuda: " in said
-        assert "no CUDA toolkit was found" in said
-        assert "name it by CUDA_HOME" in said
-
-    def test_cpu_without_compiler(self, build: Build, empty: str) -> None:
-        said = build("cpu", PATH=empty).sentence()
-        assert "no C++ compiler (c++, g++ or clang++) was found on PATH" in said
-
-    @pytest.mark.parametrize("mode", ["cpu", "auto", None])
-    def test_a_compiler_that_is_none(self, build: Build, mode: str | None) -> None:
-        said = build(mode, CXX="/no/such/c++").sentence()
-        assert "'/no/such/c++' cannot be run: correct CXX" in said
+    @pytest.mark.parametrize(
+        ("mode", "environment", "words"),
+        [
+            ("gpu", {}, ["must be auto, none, cpu or cuda, but is 'gpu'"]),
+            (
+                "cuda",
+                {"PATH": "/none", "CXX": shutil.which("c++")},
+                ["THROUGHTIME_BUILD=cuda: ", "no CUDA toolkit was found", "name it by CUDA_HOME"],
+            ),
+            ("cpu", {"PATH": "/none"}, ["no C++ compiler (c++, g++ or clang++) was found on PATH"]),
+            *(
+                (mode, {"CXX": "/no/such/c++"}, ["'/no/such/c++' cannot be run: correct CXX"])
+                for mode in ("cpu", "auto", None)
+            ),
+        ],
+    )
+    def test_what_is_missing(
+        self, build: Build, mode: str | None, environment: dict[str, str], words: list[str]
+    ) -> None:
+        said = build(mode, **environment).sentence()
+        assert all(part in said for part in words), said
 
     @pytest.mark.parametrize("mode", ["cpu", "auto", None])
     def test_kernels_that_do_not_compile(
@@ -215,28 +202,21 @@ class TestRefusals:
 
 
 class TestPureWheel:
-    def test_none(self, build: Build) -> None:
-        built = build("none")
-        assert built.file is not None, built.output
-        assert built.file.name.endswith("-py3-none-any.whl")
-        assert not [name for name in built.names() if name.endswith((".so", ".cpp"))]
-        assert built.info()["built"] == {}
-        assert "THROUGHTIME_BUILD=none was set" in built.left_out("cpu")
-
     def test_has_every_module_and_nothing_else(self, build: Build, checkout: Path) -> None:
         (checkout / "bench" / "results").mkdir(exist_ok=True)
         (checkout / "bench" / "results" / "notes.csv").write_text("")
-        names = set(build("none").names())
+        built = build("none")
+        assert built.file is not None, built.output
+        assert built.file.name.endswith("-py3-none-any.whl")
+        assert built.info()["built"] == {}
+        assert "THROUGHTIME_BUILD=none was set" in built.left_out("cpu")
+        names = set(built.names())
         for folder, package in (
             ("python/throughtime", "throughtime"),
             ("triton_kernels", "throughtime/triton_kernels"),
         ):
-            sources = {
-                f"{package}/{path.relative_to(ROOT / folder)}"
-                for path in (ROOT / folder).rglob("*.py")
-            }
-            assert sources
-            assert sources <= names
+            modules = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")]
+            assert modules and {f"{package}/{module}" for module in modules} <= names
         others = {n for n in names if not n.endswith(".py") and ".dist-info/" not in n}
         assert others == {"throughtime/py.typed"}
         assert {name.split("/")[0].split("-")[0] for name in names} == {"throughtime"}
@@ -248,8 +228,8 @@ class TestPureWheel:
         module.unlink()
         assert "throughtime/short_lived.py" not in build("none").names()
 
-    def test_auto_without_compiler(self, build: Build, empty: str) -> None:
-        built = build("auto", PATH=empty)
+    def test_auto_without_compiler(self, build: Build) -> None:
+        built = build("auto", PATH="/none")
         assert built.file is not None, built.output
         assert built.file.name.endswith("-py3-none-any.whl")
         reason = built.left_out("cpu")
@@ -302,7 +282,7 @@ class TestCompiledWheel:
         assert kernels_in(built, tmp_path) == len(info["built"]["cpu"].split(", "))
 
     def test_compiles_again_only_what_changed(self, build: Build, checkout: Path) -> None:
-        objects = len(table("BASELINE_SOURCES"))
+        objects = len(BASELINE)
         first = build("cpu").output
         assert len(re.findall(r"^\[\d+/\d+\]", first, re.MULTILINE)) > objects
         assert "ninja: no work to do." in build("cpu").output
@@ -367,7 +347,7 @@ def test_sdist_has_all_that_a_build_needs(build: Build, checkout: Path, tmp_path
     made = build("none", kind="sdist")
     names = set(made.names())
     assert {"Makefile", "LICENSE", "CHANGELOG.md", ".ci/run", "tests/build/test_build.py"} <= names
-    assert {"csrc/toolchain.py", *table("BASELINE_SOURCES"), *table("KERNEL_SOURCES")} <= names
+    assert {"csrc/toolchain.py", *BASELINE, *KERNEL} <= names
     assert not [n for n in names if n.endswith((".so", ".pyc", "_build_info.py"))]
     assert made.file is not None
     with tarfile.open(made.file) as archive:

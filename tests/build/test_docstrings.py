@@ -77,7 +77,6 @@ def test_public_names_are_found() -> None:
     assert set(throughtime.nn.__all__) <= set(throughtime.__all__)
 
 
-# Docstrings that another branch mends; goes when both are merged.
 @pytest.mark.parametrize("name", [*PUBLIC, *METHODS])
 def test_docstring_is_whole(name: str) -> None:
     thing = {**PUBLIC, **METHODS}[name]

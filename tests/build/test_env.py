@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import throughtime
+from checkout import ROOT
+from programs import run_python
 from throughtime import _ext, _install, env
 from throughtime.backends import ORDER
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(text: str, name: str) -> str:
@@ -27,19 +24,22 @@ def row(text: str, name: str) -> str:
     return line.split(name, 1)[1].strip()
 
 
-def test_versions_and_machine() -> None:
+def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THROUGHTIME_BACKEND", "reference")
+    monkeypatch.delenv("MAX_JOBS", raising=False)
     text = env.report()
-    assert row(text, "python") == platform.python_version()
-    assert row(text, "torch") == torch.__version__
-    assert row(text, "throughtime") == throughtime.__version__
-    assert row(text, "torch threads") == str(torch.get_num_threads())
-    assert row(text, "CPU capability") == torch.backends.cpu.get_cpu_capability()
-
-
-def test_backends_with_the_reason() -> None:
-    text = env.report()
-    assert row(text, "reference") == "can run"
-    assert row(text, "cuda") == f"cannot run: {_ext.why_missing('cuda')}"
+    for name, value in {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "throughtime": throughtime.__version__,
+        "torch threads": str(torch.get_num_threads()),
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+        "reference": "can run",
+        "cuda": f"cannot run: {_ext.why_missing('cuda')}",
+        "THROUGHTIME_BACKEND": "reference",
+        "MAX_JOBS": "not set (default: one per core)",
+    }.items():
+        assert row(text, name) == value
     assert row(text, "cpu").startswith("can" if _ext.why_missing() is None else "cannot run: ")
     assert [line.split()[0] for line in text.split("Backends\n")[1].splitlines()[:4]] == list(ORDER)
 
@@ -137,24 +137,6 @@ def test_no_message_installs_a_name_that_no_index_has() -> None:
     assert texts and not [path for path, text in texts.items() if re.search(wrong, text)]
 
 
-def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THROUGHTIME_BACKEND", "reference")
-    monkeypatch.delenv("MAX_JOBS", raising=False)
-    text = env.report()
-    assert row(text, "THROUGHTIME_BACKEND") == "reference"
-    assert row(text, "MAX_JOBS") == "not set (default: one per core)"
-
-
-def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | variables,
-    )
-
-
 def test_import_without_torch_says_what_to_install() -> None:
     code = "import sys; sys.modules['torch'] = None\nimport throughtime"
     done = run_python(code)
@@ -162,8 +144,6 @@ def test_import_without_torch_says_what_to_install() -> None:
     assert last == (
         "ImportError: throughtime needs PyTorch 2.10 or newer; install it with: pip install torch"
     )
-    version = "from importlib.metadata import version; print(version('throughtime'))"
-    assert run_python(version).stdout.strip() == throughtime.__version__
 
 
 def test_import_with_a_broken_torch_shows_its_own_error() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ from typing import Any
 import pytest
 
 import throughtime
+from checkout import ROOT, constant
+from programs import run_python
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +30,6 @@ def found(pattern: str, file: str) -> str:
     match = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
     assert match is not None, f"{file} has no line like {pattern!r}"
     return match[1]
-
-
-def constant(name: str, file: str) -> Any:
-    """The value of a literal assigned at the top level of a Python file."""
-    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
-    raise AssertionError(f"{file} assigns no {name}")
 
 
 def test_one_version(pyproject: dict[str, Any]) -> None:
@@ -111,7 +101,7 @@ def test_type_information_is_installed() -> None:
 
 def test_triton_kernels_refuse_the_bare_name() -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import triton_kernels"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith(
         "ImportError: these Triton kernels were imported"

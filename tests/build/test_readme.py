@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +15,10 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import throughtime
+from checkout import ROOT
 from throughtime import env
 from throughtime.__main__ import make_parser
 
-ROOT = Path(__file__).resolve().parents[2]
 README, GUIDE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "python/README.md"))
 PAGES = sorted(
     str(page.relative_to(ROOT))

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: every instruction set, every way to cut the work, threads, memory."""
+"""The compiled CPU kernels: instruction sets, ways to divide the work, threads, memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import throughtime
 from cases import Shape, as_dtype, options_for, results, tensors
 from closeness import assert_all_close
+from samples import (
+    ATTENTION,
+    LAYERS,
+    Given,
+    Recurrence,
+    Sample,
+    assert_same,
+    doubled,
+    expect,
+    run,
+)
 from throughtime import _ext
 from throughtime.functional import lstm
 
@@ -25,7 +35,7 @@ if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
 kernels: Any = _ext.extension
 
-# One shape per way to cut the work (threads as in SHAPES_THREADS): see test_plan_*.
+# One shape per way to divide the work: see test_plan_*.
 SHAPES = (
     Shape(9, 3, 2, 40),  # one group, a team; input inside the step
     Shape(5, 37, 70, 19),  # two groups, input projected per chunk
@@ -35,41 +45,43 @@ SHAPES = (
     Shape(7, 37, 3, 50, 18),  # projected, in groups
     Shape(5, 3, 50, 170, 130),  # projected, by a team
 )
-THREADS = (1, 2, 3, 5)
+OPTIONS = ("plain", "mask-T", "mask-TB-reverse", "all", "all-reverse")
+RECURRENCES = [Recurrence(shape, option) for shape in SHAPES for option in OPTIONS]
+every_case = pytest.mark.parametrize("case", [*RECURRENCES, *ATTENTION, *LAYERS], ids=str)
 
 
-def expected(shape: Shape, **options: Any) -> dict[str, Tensor]:
-    return results(lstm, tensors(shape), backend="reference", **options)
+def inputs(case: Sample, dtype: torch.dtype) -> Given:
+    """With the one form of a mask that operators take."""
+    given = case.inputs(dtype)
+    mask = given.get("detach_mask")
+    if mask is not None and mask.dim() == 1:
+        given["detach_mask"] = mask.unsqueeze(1).expand(-1, given["input"].size(1))
+    return given
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("option", ["plain", "mask-TB-reverse", "all", "all-reverse"])
-def test_every_instruction_set_matches_the_reference(
-    isa: str, shape: Shape, option: str, threads: None
-) -> None:
+@every_case
+def test_every_instruction_set_matches_the_reference(isa: str, case: Sample, threads: None) -> None:
     torch.set_num_threads(2)
-    options = options_for(shape)[option]
-    exact = expected(shape, **options)
-    assert_all_close(results(lstm, tensors(shape), backend="cpu", **options), exact)
-    single = as_dtype(tensors(shape), torch.float32)
-    exact = results(lstm, as_dtype(single, torch.float64), backend="reference", **options)
-    rounded = {name: x.float() for name, x in exact.items()}
-    assert_all_close(results(lstm, single, backend="cpu", **options), rounded)
+    for dtype in (torch.float64, torch.float32):
+        given = inputs(case, dtype)
+        found, exact = run(case, given), expect(case, doubled(given))
+        if isinstance(case, Recurrence):
+            rounded = {name: x.to(dtype) for name, x in exact.items()}
+            assert_all_close({name: found[name] for name in exact}, rounded)
+        else:
+            assert_same(found, exact, expect(case, given) if dtype == torch.float32 else None)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("option", ["plain", "mask-T", "all-reverse"])
-def test_bit_equal_for_every_number_of_threads(shape: Shape, option: str, threads: None) -> None:
-    named = as_dtype(tensors(shape), torch.float32)
-    options = options_for(shape)[option]
-    torch.set_num_threads(THREADS[0])
-    first = results(lstm, named, backend="cpu", **options)
-    for count in THREADS:
+@every_case
+def test_bit_equal_for_every_number_of_threads(case: Sample, threads: None) -> None:
+    given = inputs(case, torch.float32)
+    torch.set_num_threads(1)
+    first = run(case, given)
+    for count in (1, 2, 3, 5) * 3:
         torch.set_num_threads(count)
-        for _ in range(3):
-            again = results(lstm, named, backend="cpu", **options)
-            for name, tensor in first.items():
-                assert torch.equal(tensor, again[name]), f"{name} with {count} threads"
+        again = run(case, given)
+        for name, tensor in first.items():
+            assert torch.equal(tensor, again[name]), f"{name} with {count} threads"
 
 
 def test_a_pool_with_fewer_threads_than_asked_for() -> None:
@@ -102,8 +114,7 @@ def test_plan_is_the_same_for_every_number_of_threads(bytes_each: int) -> None:
     for T, B, I, H in PLAN_SHAPES:  # noqa: E741
         plans = [kernels.lstm_plan(T, B, I, H, bytes_each, threads) for threads in (1, 2, 7, 64)]
         for plan, threads in zip(plans, (1, 2, 7, 64), strict=True):
-            assert {plan[key] for key in ("groups",)} == {plans[0]["groups"]}
-            assert plan["chunk"] == plans[0]["chunk"]
+            assert all(plan[key] == plans[0][key] for key in ("groups", "chunk"))
             assert 1 <= plan["teams"] * plan["members"] <= threads
             assert plan["teams"] <= plan["groups"] <= B
             assert 1 <= plan["chunk"] <= T
@@ -163,7 +174,8 @@ def test_the_cache_reuses_and_never_raises_the_peak() -> None:
         assert now["peak_used_bytes"] == before["peak_used_bytes"]
         assert now["used_bytes"] + now["idle_bytes"] <= now["peak_used_bytes"]
     throughtime.empty_cache()
-    assert kernels.cache_statistics()["idle_bytes"] == 0
+    now = kernels.cache_statistics()
+    assert now["idle_bytes"] == 0 and now["peak_used_bytes"] == now["used_bytes"]
 
 
 def test_results_survive_later_calls() -> None:
@@ -254,13 +266,6 @@ def test_a_failed_allocation_does_not_raise_the_peak() -> None:
     with pytest.raises(RuntimeError, match="you tried to allocate"):
         layer(torch.zeros(1, 1, 1).expand(1 << 34, 1, 1))
     assert kernels.cache_statistics()["peak_used_bytes"] == before
-
-
-def test_an_empty_cache_forgets_the_peak() -> None:
-    results(lstm, as_dtype(tensors(Shape(60, 20, 8, 64)), torch.float32), backend="cpu")
-    throughtime.empty_cache()
-    found = kernels.cache_statistics()
-    assert found["idle_bytes"] == 0 and found["peak_used_bytes"] == found["used_bytes"]
 
 
 def test_small_results_can_be_resized() -> None:

@@ -1,4 +1,4 @@
-"""The compiled kernels of relevancy screening, called as operators, on every instruction set."""
+"""What holds of the compiled kernels of relevancy screening alone, called as operators."""
 
 from __future__ import annotations
 
@@ -6,53 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from closeness import assert_all_close
-from samples import (
-    ATTENTION,
-    LAYERS,
-    Attention,
-    Layer,
-    assert_same,
-    definition,
-    doubled,
-    expect,
-    operate,
-    run,
-    taken,
-)
+from samples import Attention, Layer, definition, doubled, operate, run, taken
 from throughtime import _ext
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
-kernels: Any = _ext.extension
-every_case = pytest.mark.parametrize("case", [*ATTENTION, *LAYERS], ids=str)
-
-
-@every_case
-def test_kernels_match_the_reference(isa: str, case: Attention | Layer, threads: None) -> None:
-    torch.set_num_threads(2)
-    given = case.inputs()
-    assert_same(run(case, given), expect(case, given))
-    given = case.inputs(torch.float32)
-    assert_same(run(case, given), expect(case, doubled(given)), expect(case, given))
-
-
-@every_case
-def test_bit_equal_for_every_number_of_threads(case: Attention | Layer, threads: None) -> None:
-    given = case.inputs(torch.float32)
-    torch.set_num_threads(1)
-    first = run(case, given)
-    for count in (2, 3, 5):
-        torch.set_num_threads(count)
-        again = run(case, given)
-        for name, tensor in first.items():
-            assert torch.equal(tensor, again[name]), f"{name} with {count} threads"
 
 
 def test_threads_are_used() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import compiled
 import throughtime
 from throughtime import _ext, env
 
@@ -89,6 +90,7 @@ def test_no_control_groups(tmp_path: Path) -> None:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
+    compiled.wait()  # the compilers of other tests take CPUs too
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

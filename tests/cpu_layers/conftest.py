@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +18,34 @@ import pytest
 import torch
 from torch import Tensor
 
+from compiled import compiled
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SUFFIX = {torch.float32: "_f32", torch.float64: "_f64"}
+VECTOR_BYTES = {"sse2": 16, "avx2": 32, "avx512": 64, "neon": 16}
 
 
 class Layer:
     """A compiled layer: calls its exported functions by name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, isa: str) -> None:
         self.library = ctypes.CDLL(str(path))
+        self.isa = isa
 
-    def __call__(self, function: str, *arguments: Tensor | int) -> Any:
+    def __call__(self, function: str, *arguments: Tensor | int | None) -> Any:
         """The first floating point tensor chooses the precision; tensors go by their address."""
         tensors = [x for x in arguments if isinstance(x, Tensor)]
         assert all(x.is_contiguous() for x in tensors)
         dtype = next((SUFFIX[x.dtype] for x in tensors if x.is_floating_point()), "_plain")
-        kinds = [ctypes.c_void_p if isinstance(x, Tensor) else ctypes.c_int64 for x in arguments]
+        kinds = [ctypes.c_int64 if isinstance(x, int) else ctypes.c_void_p for x in arguments]
         address = ctypes.c_void_p.in_dll(self.library, function + dtype).value
         call = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(address)
         return call(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+
+    def lanes(self, dtype: torch.dtype) -> int:
+        """Numbers in a vector."""
+        return VECTOR_BYTES[self.isa] // dtype.itemsize
 
 
 def of_setup(name: str) -> Any:
@@ -53,50 +57,24 @@ def of_setup(name: str) -> Any:
     raise LookupError(name)
 
 
-def compile_layer(compiler: str, name: str, isa: str, folder: Path) -> Path:
+def library(item: pytest.Item) -> Future[Path]:
+    """The layer of a test, for its instruction set, compiled in the background."""
+    name = item.path.stem.removeprefix("test_")
+    isa = item.callspec.params.get("isa", "baseline") if hasattr(item, "callspec") else "baseline"
     flags = {name: x for sets in of_setup("INSTRUCTION_SETS").values() for name, x in sets}
-    path = folder / f"{name}_{isa}.so"
-    command = [
-        compiler,
-        *of_setup("FLAGS"),
-        "-Werror",
-        *flags.get(isa, []),
-        f"-DTT_ISA={isa}",
-        "-shared",
-    ]
-    command += [f"-I{ROOT / 'csrc'}", f"-I{HERE}", str(HERE / f"{name}.cpp"), "-o", str(path)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return path
+    command = [*of_setup("FLAGS"), "-Werror", *flags.get(isa, []), f"-DTT_ISA={isa}"]
+    command += ["-shared", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
+    return compiled(item.config, f"{name}-{isa}.so", HERE / f"{name}.cpp", command)
 
 
-def wanted(item: pytest.Item) -> tuple[str, str]:
-    """The layer and the instruction set of a test."""
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return item.path.stem.removeprefix("test_"), parameters.get("isa", "baseline")
-
-
-@pytest.fixture(scope="session")
-def libraries(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[tuple[str, str], Future[Path]]]:
-    """All layers that the session's tests ask for; the compilers run while the tests do."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("cpu_layers")
-    pairs = dict.fromkeys(
-        wanted(item)
-        for item in request.session.items
-        if "layer" in getattr(item, "fixturenames", ())
-    )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {pair: pool.submit(compile_layer, compiler, *pair, folder) for pair in pairs}
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compilers run while the tests do."""
+    for item in session.items:
+        if "layer" in getattr(item, "fixturenames", ()):
+            library(item)
 
 
 @pytest.fixture
-def layer(
-    request: pytest.FixtureRequest, isa: str, libraries: dict[tuple[str, str], Future[Path]]
-) -> Layer:
+def layer(request: pytest.FixtureRequest, isa: str) -> Layer:
     """The layer that the test's file is named after, for each instruction set of this machine."""
-    return Layer(libraries[wanted(request.node)].result())
+    return Layer(library(request.node).result(), isa)

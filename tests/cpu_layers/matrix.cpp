@@ -8,11 +8,6 @@ namespace throughtime {
 namespace {
 
 template <typename S>
-int64_t elements(const S*) {
-  return kLanes<S>;
-}
-
-template <typename S>
 int64_t register_rows(const S*) {
   return kRegisterRows;
 }
@@ -55,7 +50,6 @@ void outer_products_as(const Operand* a, int64_t n, const Operand* b, int64_t ve
 
 using namespace throughtime;
 
-EXPORT(elements)
 EXPORT(register_rows)
 EXPORT_AS(pack_f32, pack_as<float, float>)
 EXPORT_AS(pack_f64, pack_as<double, double>)

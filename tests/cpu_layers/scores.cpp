@@ -1,60 +1,19 @@
-// relevancy/cpu/attend.h and scores.h; and whole passes with a third score.
+// relevancy/cpu/attend.h and scores.h.
 #include "relevancy/cpu/scores.h"
 
-#include <cmath>
-#include <cstdlib>
 #include <vector>
 
 #include "export.h"
-#include "relevancy/cpu/backward.h"
-#include "relevancy/cpu/forward.h"
 
 using namespace throughtime;
 
 namespace {
-
-// s = q . k / (|q| |k|), which the package does not offer: it shows what a new score takes.
-//
-//   dq += e_c (k_c / (|q| |k_c|) - s_c q / |q|^2)
-//   dk_c += e_c (q / (|q| |k_c|) - s_c k_c / |k_c|^2)
-template <typename S>
-struct ScoreCosine {
-  static constexpr bool kHasWeight = false;
-  int64_t D;
-
-  ScoreCosine of_head(int64_t) const { return *this; }
-
-  S squared(const S* x) const {
-    S products[kLanes<S>];
-    dot_products(x, D, &x, 1, products);
-    return products[0];
-  }
-
-  void scores(const S* q, const S* const* keys, int64_t count, S* to) const {
-    dot_products(q, D, keys, count, to);
-    for (int64_t c = 0; c < count; ++c) to[c] /= std::sqrt(squared(q) * squared(keys[c]));
-  }
-
-  void gradients(const S* q, const S* const* keys, int64_t count, const S* grad,
-                 const ScoreGradients<S>& into) const {
-    std::vector<S> score(round_up(count, kLanes<S>));
-    scores(q, keys, count, score.data());
-    for (int64_t c = 0; c < count; ++c) {
-      const S qq = squared(q), kk = squared(keys[c]), both = std::sqrt(qq * kk);
-      for (int64_t d = 0; d < D; ++d) {
-        into.query[d] += grad[c] * (keys[c][d] / both - score[c] * q[d] / qq);
-        into.keys[c][d] += grad[c] * (q[d] / both - score[c] * keys[c][d] / kk);
-      }
-    }
-  }
-};
 
 // The scores that the tests know by number.
 template <typename S, typename F>
 void with_number(int64_t number, int64_t D, const S* w, const S* scale, const F& f) {
   if (number == 0) f(ScoreDot<S>{D, *scale});
   if (number == 1) f(ScoreAdditive<S>{D, w});
-  if (number == 2) f(ScoreCosine<S>{D});
 }
 
 template <typename S>
@@ -103,37 +62,6 @@ void add_rows(const S* weights, const S* x, int64_t count, int64_t D, const S* f
   add_to_rows(weights, *factor, x, D, rows_of(rows, count, D).data(), count);
 }
 
-void run_alone(int workers, void (*body)(void*, int, int), void* context) {
-  body(context, 0, workers);
-}
-
-void* acquire(size_t bytes) { return std::aligned_alloc(64, round_up(bytes + 1, 64)); }
-
-// Whole passes by the cosine, forward and backward, of [B, heads, T, D] without an earlier call.
-template <typename S>
-void attend(const int64_t* sizes, const S* q, const S* k, const S* v, const S* grad_output,
-            S* output, int64_t* last, S* grad_q, S* grad_k, S* grad_v) {
-  const int64_t B = sizes[0], heads = sizes[1], T = sizes[2], D = sizes[3], Dv = sizes[4];
-  const RelevancyShape shape{B, heads, D, Dv, {T, 0, 0, sizes[5], sizes[6]}};
-  const Runtime runtime{1, run_alone, acquire, std::free, nullptr};
-  const auto dense = [&](const S* at, int64_t size) {
-    return Sequences<S>{at, heads * T * size, T * size, size};
-  };
-  RelevancyInput<S> in{};
-  in.shape = shape;
-  in.query = dense(q, D);
-  in.key = dense(k, D);
-  in.value = dense(v, Dv);
-  std::vector<S> lse(B * heads * T), relevance(B * heads * (sizes[5] + sizes[6]));
-  std::vector<int64_t> index(relevance.size());
-  const RelevancyForward<S> forward{in,         nullptr, false,        output,
-                                    lse.data(), last,    index.data(), relevance.data()};
-  RelevancyForwardPass<S, ScoreCosine<S>>(forward, ScoreCosine<S>{D}, runtime).run(runtime);
-  const RelevancyBackward<S> backward{in,     dense(grad_output, Dv), last, grad_q, grad_k, grad_v,
-                                      nullptr};
-  RelevancyBackwardPass<S, ScoreCosine<S>>(backward, ScoreCosine<S>{D}, runtime).run(runtime);
-}
-
 }  // namespace
 
 EXPORT(scores)
@@ -142,4 +70,3 @@ EXPORT(attention_weights)
 EXPORT(attention_gradient)
 EXPORT(sum_of_rows)
 EXPORT(add_rows)
-EXPORT(attend)

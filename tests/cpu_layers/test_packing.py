@@ -3,63 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ulps import DTYPES
-
-SIZES = pytest.mark.parametrize(("units", "columns"), [(1, 1), (7, 5), (16, 33), (35, 70)])
-
-
-def padded(x: Tensor, *sizes: int) -> Tensor:
-    """x with zeros up to the sizes."""
-    whole = x.new_zeros(sizes)
-    whole[tuple(slice(0, size) for size in x.shape)] = x
-    return whole
-
-
-def packed(pack: Callable[[int, int, Tensor], object], parts: int, wanted: Tensor) -> None:
-    """One worker packs all parts, then two pack some each; both fill exactly what is wanted."""
-    for middle in {0, parts // 2}:
-        found = torch.full((len(wanted) + 1,), math.nan, dtype=wanted.dtype)
-        pack(0, middle, found)
-        pack(middle, parts, found)
-        assert torch.equal(found[:-1], wanted) and found[-1].isnan()
-
-
-def gates_in_vectors(weight: Tensor, size: int) -> Tensor:
-    """[4H, columns] as [blocks, gates, vector, columns], zero past the last unit."""
-    units = len(weight) // 4
-    blocks = math.ceil(units / size)
-    whole = padded(weight.view(4, units, -1), 4, blocks * size, weight.size(1))
-    return whole.view(4, blocks, size, -1).transpose(0, 1)
-
-
-def vector(layer: Any, x: Tensor) -> int:
-    size: int = layer("elements", x)
-    return size
 
 
 @DTYPES
 def test_rows_begin_on_cache_lines(layer: Any, dtype: torch.dtype) -> None:
-    x = torch.empty(0, dtype=dtype)
     for columns in range(1, 300):
-        row = layer("leading", x, columns)
-        assert row >= columns and row * dtype.itemsize // 64 % 2 == 1
-        assert (
-            row * dtype.itemsize % 64 == 0 and row * dtype.itemsize < columns * dtype.itemsize + 128
+        needed, row = (
+            n * dtype.itemsize
+            for n in (columns, layer("leading", torch.empty(0, dtype=dtype), columns))
         )
+        assert needed <= row < needed + 128
+        assert row % 64 == 0 and row // 64 % 2 == 1
 
 
 @DTYPES
-@SIZES
-def test_gate_bias(layer: Any, dtype: torch.dtype, units: int, columns: int) -> None:
+@pytest.mark.parametrize("units", [1, 7, 16, 35])
+@pytest.mark.parametrize("given", [False, True])
+def test_gate_bias(layer: Any, dtype: torch.dtype, units: int, given: bool) -> None:
+    """One worker packs all blocks, or two pack some each; zeros stand past the last unit."""
+    lanes = layer.lanes(dtype)
+    blocks = math.ceil(units / lanes)
     bias = torch.randn(4 * units, dtype=dtype)
-    wanted = gates_in_vectors(bias.unsqueeze(1), vector(layer, bias)).flatten()
-    parts = len(wanted) // (4 * vector(layer, bias))
-    packed(lambda b, e, to: layer("gate_bias", bias, units, b, e, to), parts, wanted)
-    packed(lambda b, e, to: layer("no_gate_bias", units, b, e, to), parts, torch.zeros_like(wanted))
+    wanted = torch.zeros(4, blocks * lanes, dtype=dtype)
+    if given:
+        wanted[:, :units] = bias.view(4, units)
+    wanted = wanted.view(4, blocks, lanes).transpose(0, 1).flatten()
+    for middle in {0, blocks // 2}:
+        found = torch.full((len(wanted) + 1,), math.nan, dtype=dtype)
+        for begin, end in ((0, middle), (middle, blocks)):
+            layer("gate_bias", bias if given else None, units, begin, end, found)
+        assert torch.equal(found[:-1], wanted) and found[-1].isnan()

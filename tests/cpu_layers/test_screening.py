@@ -1,15 +1,15 @@
-"""Screening: the candidates of every query against the definition, by sorted lists."""
+"""Screening: the candidates of every query, and what is left, against the reference."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from throughtime.reference.screening import Screening
 from ulps import DTYPES
 
 
@@ -52,80 +52,36 @@ class Found(NamedTuple):
     memory: list[tuple[int, float]]  # position and relevance of every slot
 
 
-@dataclass
-class Definition:
-    """Every step ranks all keys that have left the window anew."""
-
-    case: Case
-    relevance: list[float]
-    left: list[int] = field(default_factory=list)
-
-    def retained(self) -> list[int]:
-        ranked = sorted(self.left, key=lambda j: (-self.relevance[j], j))
-        return sorted(ranked[: self.case.top_k])
-
-    def run(self, attention: list[list[float]]) -> Found:
-        case, before = self.case, self.case.retained + self.case.window
-        empty = [j for j in range(before) if self.relevance[j] < 0]
-        self.left = [j for j in range(case.retained) if j not in empty]
-        listed, last = [], [-1] * (before + case.T)
-        for step in range(case.length):
-            own = before + step
-            window = [
-                j
-                for j in range(max(case.retained, own - case.window_size + 1), own + 1)
-                if j not in empty
-            ]
-            listed.append(self.retained() + window)
-            for j in listed[-1]:
-                last[j] = step
-            if not case.keep_first:
-                for j in window:
-                    self.relevance[j] += attention[step][j]
-            oldest = own - case.window_size + 1
-            if oldest in window and not math.isnan(self.relevance[oldest]):
-                self.left.append(oldest)
-        return Found(listed, last, self.memory(before + case.length, empty))
-
-    def memory(self, end: int, empty: list[int]) -> list[tuple[int, float]]:
-        case = self.case
-        # What is in the window after the last step; the oldest of a whole window has left it.
-        size = min(case.window_size - 1, case.window + case.T)
-        window = [
-            j if j >= case.retained and j not in empty else -1 for j in range(end - size, end)
-        ]
-        room = case.retained + max(0, case.window + case.T - (case.window_size - 1))
-        kept = self.retained()
-        kept += [-1] * (min(case.top_k, room) - len(kept))
-        return [(j, self.relevance[j] if j >= 0 else -1.0) for j in kept + window]
+def expected(case: Case, before: Tensor, attention: Tensor) -> Found:
+    top_k = min(case.top_k, case.T + len(before))
+    sizes = case.retained, case.T, case.window_size, top_k, case.keep_first
+    screening = Screening(before.unsqueeze(0), *sizes)
+    alive, listed = torch.ones(1, dtype=torch.bool), []
+    for step in range(case.length):
+        positions = screening.candidates(step, alive)
+        screening.advance(step, alive, attention[step][positions.clamp(min=0)])
+        listed.append([j for j in positions[0].tolist() if j >= 0])
+    for step in range(case.length, case.T):  # past its end a sequence stays as it is
+        positions = screening.candidates(step, ~alive)
+        screening.advance(step, ~alive, torch.zeros_like(positions, dtype=before.dtype))
+    left = screening.memory(torch.tensor([case.length]))
+    slots = zip(left.positions[0].tolist(), left.relevance[0].tolist(), strict=True)
+    return Found(listed, screening.last[0].tolist(), list(slots))
 
 
 def run_layer(layer: Any, case: Case, before: Tensor, attention: Tensor) -> tuple[Found, int]:
-    positions = case.retained + case.window + case.T
-    shape = torch.tensor(
-        [
-            case.T,
-            case.retained + case.window,
-            case.retained,
-            case.window_size,
-            case.top_k,
-            case.length,
-        ]
-    )
-    sizes, last = torch.zeros(2, dtype=torch.int64), torch.zeros(positions, dtype=torch.int64)
-    layer("sizes_after", shape, sizes)
-    index, relevance = (
-        torch.zeros(int(sizes.sum()), dtype=torch.int64),
-        before.new_zeros(int(sizes.sum())),
-    )
-    listed = torch.full((2, case.T, positions), -1)
-    keep = int(case.keep_first)
-    kept = layer("screen", shape, keep, before, attention, listed, last, index, relevance)
+    positions = len(before) + case.T
+    sizes = case.T, len(before), case.retained, case.window_size, case.top_k, case.length
+    shape, left = torch.tensor(sizes), torch.zeros(2, dtype=torch.int64)
+    layer("sizes_after", shape, left)
+    index, relevance = left.new_zeros(int(left.sum())), before.new_zeros(int(left.sum()))
+    last, listed = left.new_zeros(positions), left.new_full((2, case.T, positions), -1)
+    results = listed, last, index, relevance
+    kept = layer("screen", shape, int(case.keep_first), before, attention, *results)
     forward, again = ([[j for j in x if j >= 0] for x in y[: case.length].tolist()] for y in listed)
     assert again == forward  # Replay lists what Screening did
-    return Found(
-        forward, last.tolist(), list(zip(index.tolist(), relevance.tolist(), strict=True))
-    ), kept
+    memory = list(zip(index.tolist(), relevance.tolist(), strict=True))
+    return Found(forward, last.tolist(), memory), kept
 
 
 def earlier(case: Case, dtype: torch.dtype, choose: torch.Generator) -> Tensor:
@@ -139,16 +95,14 @@ def earlier(case: Case, dtype: torch.dtype, choose: torch.Generator) -> Tensor:
 
 @DTYPES
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_definition(layer: Any, case: Case, dtype: torch.dtype) -> None:
+def test_the_reference(layer: Any, case: Case, dtype: torch.dtype) -> None:
     """Attention in quarters: relevance is exact and full of ties."""
     for seed in range(12):
         choose = torch.Generator().manual_seed(seed)
         before = earlier(case, dtype, choose)
-        positions = len(before) + case.T
-        attention = torch.randint(0, 4, (case.T, positions), generator=choose).to(dtype) / 4
-        relevance = [*before.tolist(), *[0.0] * case.T]
-        definition = Definition(case, relevance)
-        wanted = definition.run(attention.tolist())
+        sizes = case.T, len(before) + case.T
+        attention = torch.randint(0, 4, sizes, generator=choose).to(dtype) / 4
+        wanted = expected(case, before, attention)
         found, retained = run_layer(layer, case, before, attention)
         assert found == wanted
         if case.length > 0:
@@ -163,33 +117,7 @@ def test_nan_is_no_relevance(layer: Any, dtype: torch.dtype) -> None:
     case = Case(12, 2, 3, 12)
     attention = torch.ones(12, 12, dtype=dtype)
     attention[:, [1, 4, 5]] = math.nan
-    found, _ = run_layer(layer, case, torch.empty(0, dtype=dtype), attention)
-    assert found.listed == Definition(case, [0.0] * 12).run(attention.tolist()).listed
+    nothing = torch.empty(0, dtype=dtype)
+    found, _ = run_layer(layer, case, nothing, attention)
+    assert found.listed == expected(case, nothing, attention).listed
     assert found.listed[-1] == [0, 2, 3, 10, 11]
-
-
-@DTYPES
-def test_two_calls_screen_as_one(layer: Any, dtype: torch.dtype) -> None:
-    """The memory of the first call stands for its keys in the second."""
-    for window_size, top_k, first in ((3, 2, 9), (1, 2, 4), (5, 3, 2), (4, 0, 6)):
-        choose = torch.Generator().manual_seed(first)
-        attention = torch.randint(0, 4, (20, 20), generator=choose).to(dtype) / 4
-        nothing = torch.empty(0, dtype=dtype)
-        whole, _ = run_layer(layer, Case(20, window_size, top_k, 20), nothing, attention)
-        part, _ = run_layer(
-            layer,
-            Case(first, window_size, top_k, first),
-            nothing,
-            attention[:first, :first].contiguous(),
-        )
-        slots = [j for j, _ in part.memory]
-        retained = len(slots) - min(window_size - 1, first)
-        original = [*slots, *range(first, 20)]  # position of the whole sequence, by slot and step
-        second, _ = run_layer(
-            layer,
-            Case(20 - first, window_size, top_k, 20 - first, retained, len(slots) - retained),
-            torch.tensor([r for _, r in part.memory], dtype=dtype),
-            attention[first:, original].contiguous(),
-        )
-        assert part.listed == whole.listed[:first]
-        assert [[original[j] for j in x] for x in second.listed] == whole.listed[first:]

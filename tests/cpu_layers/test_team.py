@@ -24,25 +24,19 @@ def test_no_thread_passes_a_barrier_early(layer: Any, weights: tuple[int, ...]) 
 
 
 def test_shares_hold_every_item_once(layer: Any) -> None:
+    """The share of several workers is that of each together."""
     own = torch.zeros(2, dtype=torch.int64)
     for count, workers in itertools.product((0, 1, 2, 7, 16, 1000, 1 << 40), range(1, 18)):
-        end, sizes = 0, []
+        bounds = [0]
         for index in range(workers):
             layer("share_of_one", count, index, workers, own)
-            assert own[0] == end
-            end = int(own[1])
-            sizes.append(end - int(own[0]))
-        assert end == count and max(sizes) - min(sizes) <= 1
-
-
-def test_the_share_of_several_workers_is_that_of_each_together(layer: Any) -> None:
-    own, first_own, last_own = (torch.zeros(2, dtype=torch.int64) for _ in range(3))
-    for count, workers in itertools.product((0, 1, 13, 100), range(1, 8)):
+            assert own[0] == bounds[-1]
+            bounds.append(int(own[1]))
+        sizes = [end - begin for begin, end in itertools.pairwise(bounds)]
+        assert bounds[-1] == count and max(sizes) - min(sizes) <= 1
         for first, last in itertools.combinations(range(workers + 1), 2):
             layer("share", count, first, last, workers, own)
-            layer("share_of_one", count, first, workers, first_own)
-            layer("share_of_one", count, last - 1, workers, last_own)
-            assert own.tolist() == [first_own[0], last_own[1]]
+            assert own.tolist() == [bounds[first], bounds[last]]
 
 
 @pytest.mark.parametrize(

@@ -11,23 +11,27 @@ using namespace throughtime;
 
 namespace {
 
-template <typename S, typename F>
-void map(const S* x, S* out, int64_t n, const F& f) {
-  for (int64_t k = 0; k < n; k += kLanes<S>) store(out + k, Vec<S>(f(load(x + k))));
-}
+// A function of every vector v of x, with a second argument y that some have.
+#define MAP(name, ...)                                   \
+  template <typename S>                                  \
+  void name(const S* x, const S* y, S* out, int64_t n) { \
+    for (int64_t k = 0; k < n; k += kLanes<S>) {         \
+      const Vec<S> v = load(x + k), other = load(y + k); \
+      (void)other;                                       \
+      store(out + k, Vec<S>(__VA_ARGS__));               \
+    }                                                    \
+  }
+MAP(copy, v)
+MAP(broadcast, (void(v), splat(*y)))
+MAP(magnitude, absolute<S>(v))
+MAP(copy_sign, with_sign<S>(v, other))
+MAP(bounded, at_most<S>(v, *y))
+MAP(map_sigmoid, sigmoid<S>(v))
+MAP(map_tanh, throughtime::tanh<S>(v))
+MAP(map_exp, exp_nonpositive<S>(v))
 
 template <typename S>
-int64_t elements(const S*) {
-  return kLanes<S>;
-}
-
-template <typename S>
-void copy(const S* x, S* out, int64_t n) {
-  map(x, out, n, [](Vec<S> v) { return v; });
-}
-
-template <typename S>
-void copy_streamed(const S* x, S* out, int64_t n) {
+void copy_streamed(const S* x, const S*, S* out, int64_t n) {
   for (int64_t k = 0; k < n; k += kLanes<S>) stream(out + k, load(x + k));
   stream_fence();
 }
@@ -65,42 +69,6 @@ void copy_part_at_the_end(const S* x, int64_t count, S* out) {
 }
 
 template <typename S>
-void broadcast(const S* value, S* out) {
-  store(out, splat(*value));
-}
-
-template <typename S>
-void magnitude(const S* x, S* out, int64_t n) {
-  map(x, out, n, [](Vec<S> v) { return absolute<S>(v); });
-}
-
-template <typename S>
-void copy_sign(const S* magnitude, const S* x, S* out, int64_t n) {
-  for (int64_t k = 0; k < n; k += kLanes<S>)
-    store(out + k, with_sign<S>(load(magnitude + k), load(x + k)));
-}
-
-template <typename S>
-void bounded(const S* x, const S* bound, S* out, int64_t n) {
-  map(x, out, n, [&](Vec<S> v) { return at_most<S>(v, *bound); });
-}
-
-template <typename S>
-void map_sigmoid(const S* x, S* out, int64_t n) {
-  map(x, out, n, [](Vec<S> v) { return sigmoid<S>(v); });
-}
-
-template <typename S>
-void map_tanh(const S* x, S* out, int64_t n) {
-  map(x, out, n, [](Vec<S> v) { return throughtime::tanh<S>(v); });
-}
-
-template <typename S>
-void map_exp(const S* x, S* out, int64_t n) {
-  map(x, out, n, [](Vec<S> v) { return exp_nonpositive<S>(v); });
-}
-
-template <typename S>
 void transposed(const S* square, S* out) {
   Vec<S> rows[kLanes<S>];
   for (int64_t row = 0; row < kLanes<S>; ++row) rows[row] = load(square + row * kLanes<S>);
@@ -128,7 +96,6 @@ void row_sums(const S* square, S* out) {
 
 }  // namespace
 
-EXPORT(elements)
 EXPORT(copy)
 EXPORT(copy_streamed)
 EXPORT(copy_part)

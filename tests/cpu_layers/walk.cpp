@@ -29,8 +29,7 @@ Runtime runtime(int threads) {
 // sizes: T, B, I, H, R, reverse, threads.
 template <typename S>
 WalkInput<S> input(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
-                   const S* h0, const S* weight_ih, const S* weight_hh, const S* weight_hr,
-                   const S* bias) {
+                   const S* h0, const S* weight_ih, const S* weight_hh, const S* bias) {
   WalkInput<S> in{};
   in.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
   in.x = x;
@@ -39,7 +38,6 @@ WalkInput<S> input(const int64_t* sizes, const int64_t* lengths, const int64_t* 
   in.h0 = h0;
   in.weight_ih = weight_ih;
   in.weight_hh = weight_hh;
-  in.weight_hr = weight_hr;
   in.bias = bias;
   in.lengths = lengths;
   in.order = order;
@@ -54,10 +52,10 @@ int64_t saved_size(const S*, const int64_t* sizes) {
 
 template <typename S, typename Operand = S>
 void forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
-             const S* h0, const S* weight_ih, const S* weight_hh, const S* weight_hr, const S* bias,
-             S* y, S* h_n, S* saved) {
+             const S* h0, const S* weight_ih, const S* weight_hh, const S* bias, S* y, S* h_n,
+             S* saved) {
   WalkForward<S> args{};
-  args.in = input(sizes, lengths, order, x, h0, weight_ih, weight_hh, weight_hr, bias);
+  args.in = input(sizes, lengths, order, x, h0, weight_ih, weight_hh, bias);
   args.y = y;
   args.h_n = h_n;
   args.saved = saved;
@@ -67,24 +65,23 @@ void forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order,
 
 template <typename S, typename Operand = S>
 void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
-              const S* h0, const S* weight_ih, const S* weight_hh, const S* weight_hr, const S* y,
-              const S* saved, const int64_t* detach, const S* dy, const S* dh_n, S* dx, S* dh0,
-              S* dweight_ih, S* dweight_hh, S* dweight_hr, S* dbias) {
+              const S* h0, const S* weight_ih, const S* weight_hh, const S* bias, const S* y,
+              const S* saved, const bool* detach, const S* dy, const S* dh_n, S* dx, S* dh0,
+              S* dweight_ih, S* dweight_hh, S* dbias) {
   WalkBackward<S> args{};
-  args.in = input<S>(sizes, lengths, order, x, h0, weight_ih, weight_hh, weight_hr, nullptr);
+  args.in = input(sizes, lengths, order, x, h0, weight_ih, weight_hh, bias);
   args.y = y;
   args.saved = saved;
   args.dy = dy;
   args.dy_stride_t = sizes[1] * sizes[4];
   args.dy_stride_b = sizes[4];
   args.dh_n = dh_n;
-  args.detach = reinterpret_cast<const bool*>(detach);
+  args.detach = detach;
   args.detach_stride_t = 1;
   args.dx = dx;
   args.dh0 = dh0;
   args.dweight_ih = dweight_ih;
   args.dweight_hh = dweight_hh;
-  args.dweight_hr = dweight_hr;
   args.dbias = dbias;
   const Runtime threads = runtime(static_cast<int>(sizes[6]));
   BackwardWalk<TanhCell<S>, Operand>(args, threads).run(threads);

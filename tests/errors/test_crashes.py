@@ -30,12 +30,17 @@ SMALL: dict[str, Sample] = {
     "rel_lstm": Layer(9, 2, 4, 5, 3, 2, 2),
     "relevancy": Attention(2, 2, 9, 4, 4, 2, 2),
 }
-CALLS = [f"{name}_{part}" for name in SMALL for part in ("forward", "backward")]
+FULL: tuple[Sample, ...] = (
+    Recurrence(Shape(3, 2, 4, 5, 2), "all"),
+    Layer(9, 2, 4, 5, 3, 2, 2, lengths=True, before=5, mask="TB"),
+    Attention(2, 2, 9, 4, 4, 2, 2, additive=True, lengths=True, before=5),
+)
+CALLS = {f"{case.op}_{part}": case for case in FULL for part in ("forward", "backward")}
 TENSORS = [
     (op, argument.name)
-    for op in CALLS
+    for op, case in CALLS.items()
     for argument in getattr(torch.ops.throughtime, op).default._schema.arguments
-    if isinstance(arguments(op).get(argument.name), Tensor)
+    if isinstance(arguments(op, case).get(argument.name), Tensor)
 ]
 
 
@@ -45,7 +50,7 @@ def elsewhere(tensor: Tensor) -> Tensor:
 
 
 def without_memory(tensor: Tensor) -> Tensor:
-    """As sharded training leaves it."""
+    """A tensor as sharded training leaves it."""
     tensor = tensor.clone()
     tensor.untyped_storage().resize_(0)
     return tensor
@@ -60,28 +65,47 @@ def endless(tensor: Tensor) -> Tensor:
     return tensor.flatten()[:1].expand(2**40, *tensor.shape)
 
 
-@pytest.mark.parametrize("broken", [elsewhere, without_memory, nothing, endless])
+def longer(tensor: Tensor) -> Tensor:
+    """One more in every dimension."""
+    return torch.nn.functional.pad(tensor, (0, 1) * tensor.dim())
+
+
+def of_another_dtype(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor.half()
+
+
+BREAKAGES = (elsewhere, without_memory, nothing, endless, longer, of_another_dtype)
+
+
+# The others are compared with these, so that another one may be named.
+MEASURES = ("input", "query", "key", "memory", "last", "weight_hh", "weight_score")
+
+
+@pytest.mark.parametrize("broken", BREAKAGES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("op", "name"), TENSORS)
 def test_operators_name_the_tensor_that_is_wrong(
     op: str, name: str, broken: Callable[[Tensor], Tensor | None]
 ) -> None:
-    given = arguments(op)
-    given[name] = broken(given[name])
     schema = getattr(torch.ops.throughtime, op).default._schema
     kind = next(str(given.type) for given in schema.arguments if given.name == name)
     if broken is nothing and kind.startswith("Optional"):
-        operate(op, given)  # None is right there
+        operate(op, arguments(op) | {name: None})  # None is right there
         return
-    # Where all others are compared with that tensor, one of them may be named.
-    by = r"|.* should be on meta|.* should have shape" if name in ("input", "query", "key") else ""
-    with pytest.raises(RuntimeError, match=f"throughtime::{op}: ({name}{by})"):
+    given = arguments(op, CALLS[op])
+    given[name] = broken(given[name])
+    by = r"|\w+ should (be on meta|have shape|have dtype)|an earlier call leaves at most"
+    with pytest.raises(
+        RuntimeError, match=f"throughtime::{op}: ({name}{by if name in MEASURES else ''})"
+    ):
         operate(op, given)
 
 
 @pytest.mark.parametrize(("op", "name"), TENSORS)
 def test_shapes_without_numbers_are_checked_too(op: str, name: str) -> None:
     """A compiler sees nothing else: a wrong size has to end there, whichever tensor is named."""
-    given = {n: x.to("meta") if isinstance(x, Tensor) else x for n, x in arguments(op).items()}
+    given = {
+        n: x.to("meta") if isinstance(x, Tensor) else x for n, x in arguments(op, CALLS[op]).items()
+    }
     operate(op, given)
     given[name] = torch.nn.functional.pad(given[name], (0, 1) * given[name].dim())
     with pytest.raises(RuntimeError, match=rf"throughtime::{op}: \w+ should have shape"):

@@ -20,15 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import throughtime
-from throughtime import (
-    LSTM,
-    RelevancyAttention,
-    RelevancyCache,
-    RelLSTM,
-    _ext,
-    functional,
-    masks,
-)
+from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, functional, masks
 from throughtime.functional import relevancy_attention, retained_positions
 
 T, B = 6, 3
@@ -173,20 +165,6 @@ def test_probabilities(p: object) -> None:
         with pytest.raises(ValueError, match=message):
             attempt()
     assert lstm.detach_prob == 0.0
-
-
-def test_a_backend_that_can_never_run_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    why = "the CUDA kernels were not built; `pip install .`"
-    monkeypatch.setattr(_ext, "_missing_cuda", why)
-    message = f"backend='cuda' cannot run this LSTM: {why}"
-    message = (
-        "backend='cuda' cannot run this LSTM: the CUDA kernels were not built; `pip install .`"
-    )
-    lstm = LSTM(4, 5)
-    for attempt in (lambda: LSTM(4, 5, backend="cuda"), lambda: setattr(lstm, "backend", "cuda")):
-        with pytest.raises(RuntimeError, match=re.escape(message)):
-            attempt()
-    assert lstm.backend == "auto"
 
 
 DTYPES = (torch.int64, torch.bool, torch.complex64, torch.float64, torch.float8_e4m3fn, torch.half)

@@ -1,15 +1,15 @@
 """The tests of the GPU backends: on which device they run, cases, and how close results must be.
 
-Without a GPU they are skipped. THROUGHTIME_TEST_GPU_ON=cpu (or reference, or triton: in its
-interpreter) runs the same tests on that backend of the CPU, without those that need CUDA itself.
-That proves the tests, not the kernels.
+Without a GPU the kernels' own sources run on the CPU: those of backend cuda by cuda_on_cpu, those
+of backend triton in Triton's interpreter. Sizes are smaller, and tests of CUDA itself are skipped.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,34 +17,46 @@ import torch
 from torch import Tensor
 
 import throughtime
-from cases import LOW_PRECISION, Result, Shape, call, options_for, plain_lstm, random, tensors
+from cases import (
+    LOW_PRECISION,
+    Result,
+    Shape,
+    as_dtype,
+    call,
+    options_for,
+    plain_lstm,
+    random,
+    tensors,
+)
 from closeness import TOLERANCE
 from throughtime import functional
 from throughtime.backends import Request, can_run
 
-VARIABLE = "THROUGHTIME_TEST_GPU_ON"
-STAND_IN = os.environ.get(VARIABLE)
-if STAND_IN not in (None, "cpu", "reference", "triton"):
-    raise ValueError(f"{VARIABLE} should be cpu, reference or triton, got {STAND_IN!r}: unset it")
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+BACKENDS = ("cuda", "triton")
 
-DEVICE = torch.device("cpu" if STAND_IN else "cuda")
-BACKENDS = (STAND_IN,) if STAND_IN else ("cuda", "triton")
-_PRESENT = STAND_IN is not None or torch.cuda.is_available()
-
-gpu = (
-    pytest.mark.gpu,
-    pytest.mark.skipif(not _PRESENT, reason="there is no GPU: torch.cuda.is_available() is False"),
-)
+gpu = (pytest.mark.gpu, pytest.mark.usefixtures("stand_in"))
 needs_cuda = pytest.mark.skipif(
-    STAND_IN is not None, reason=f"needs CUDA itself, and {VARIABLE} has put the CPU in its place"
+    not ON_GPU, reason="there is no GPU: torch.cuda.is_available() is False"
 )
 # While a kernel waits for ever, Python sees no signal: only the thread method ends the test.
 may_hang = pytest.mark.timeout(float(os.environ.get("PYTEST_TIMEOUT", "120")), method="thread")
 
-# tests/conftest.py asks for the interpreter where nothing else is said.
-not_interpreted = pytest.mark.skipif(
-    not STAND_IN and _PRESENT and os.environ.get("TRITON_INTERPRET") == "1",
-    reason="TRITON_INTERPRET=1 would run Triton on the CPU: TRITON_INTERPRET=0 pytest -m gpu",
+_TRITON = (
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+    ),
+    # tests/conftest.py asks for the interpreter where nothing else is said.
+    pytest.mark.skipif(
+        (os.environ.get("TRITON_INTERPRET") == "1") == ON_GPU,
+        reason="TRITON_INTERPRET=1 runs Triton on the CPU, TRITON_INTERPRET=0 on a GPU",
+    ),
+)
+# The marks of a test by its backend.
+MARKS: dict[str, tuple[pytest.MarkDecorator, ...]] = {"cuda": (), "triton": _TRITON}
+each_backend = pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=MARKS[name]) for name in BACKENDS]
 )
 
 DTYPES = (torch.float64, torch.float32, *LOW_PRECISION)
@@ -52,6 +64,8 @@ DTYPES = (torch.float64, torch.float32, *LOW_PRECISION)
 # Two roundings of the largest entry for 16-bit numbers: a single result may be rounded luckily by
 # plain PyTorch, so twice its error can be next to nothing. The others are closeness.py's.
 FLOOR = TOLERANCE | {dtype: 2 * torch.finfo(dtype).eps for dtype in LOW_PRECISION}
+# Triton's interpreter truncates where a GPU rounds.
+TRUNCATED = {torch.float16: 4e-3, torch.bfloat16: 6e-2}
 
 
 def short(dtype: torch.dtype) -> str:
@@ -62,21 +76,22 @@ def why_not(backend: str, dtype: torch.dtype, proj_size: int = 0) -> str | None:
     return can_run(backend, Request("lstm", 128, proj_size, DEVICE, dtype))
 
 
-def runs(dtypes: tuple[torch.dtype, ...] = DTYPES) -> pytest.MarkDecorator:
-    """A decorator: once per backend and dtype that it has.
+def runs(*dtypes: torch.dtype) -> pytest.MarkDecorator:
+    """A decorator: once per backend and dtype that it has, of ``dtypes`` if any are given.
 
     For a backend that is missing altogether, test_gpu.py's first test fails.
     """
+
+    def present(backend: str, dtype: torch.dtype) -> bool:
+        if ON_GPU:
+            return why_not(backend, dtype) is None
+        return backend == "triton" or dtype != torch.float64
+
     found = [
-        pytest.param(
-            backend,
-            dtype,
-            id=f"{backend}-{short(dtype)}",
-            marks=not_interpreted if backend == "triton" else (),
-        )
-        for dtype in dtypes
+        pytest.param(backend, dtype, id=f"{backend}-{short(dtype)}", marks=MARKS[backend])
+        for dtype in dtypes or DTYPES
         for backend in BACKENDS
-        if not _PRESENT or why_not(backend, dtype) is None
+        if present(backend, dtype)
     ]
     return pytest.mark.parametrize(("backend", "dtype"), found)
 
@@ -108,24 +123,13 @@ def tiers() -> pytest.MarkDecorator:
         pytest.param(
             Tiered(backend, tier, dtype, shape),
             id=f"{backend}-{tier}-{short(dtype)}",
-            marks=[
-                *([not_interpreted] if backend == "triton" else []),
-                *([pytest.mark.slow] if shape.H >= 1000 else []),
-            ],
+            marks=[*MARKS[backend], *([pytest.mark.slow] if shape.H >= 1000 else [])],
         )
-        for tier, dtype, shape in TIERS
-        for backend in BACKENDS
-        if not _PRESENT or why_not(backend, dtype) is None
+        for tier, dtype, shape in (TIERS if ON_GPU else TIERS[:1])
+        for backend in (BACKENDS if ON_GPU else BACKENDS[:1])
+        if not ON_GPU or why_not(backend, dtype) is None
     ]
     return pytest.mark.parametrize("tiered", found)
-
-
-@pytest.fixture(autouse=True)
-def forced_tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forces the tier of a test that has one."""
-    tiered = getattr(request.node, "callspec", None) and request.node.callspec.params.get("tiered")
-    if tiered:
-        force(monkeypatch, tiered.tier)
 
 
 def force(patch: pytest.MonkeyPatch, tier: str) -> None:
@@ -152,20 +156,20 @@ def leaves(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
     return on_device(tensors(shape, dtype))
 
 
-def as_leaves(named: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: x.detach().to(dtype).requires_grad_() for name, x in named.items()}
-
-
 def results(
     function: Callable[..., Result], named: dict[str, Tensor], **options: Any
 ) -> dict[str, Tensor]:
     """Outputs, states, and the gradients of all leaves through all three of them."""
-    output, (h_n, c_n) = call(function, named, **options)
-    return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+    return with_gradients(call(function, named, **options), named)
 
 
-def with_gradients(found: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adds the gradients of the leaves for random gradients of the results."""
+def with_gradients(
+    result: Result, named: Mapping[str, Tensor], through: tuple[str, ...] = ("output", "h_n", "c_n")
+) -> dict[str, Tensor]:
+    """The results of those names, and the gradients of the leaves for random gradients of them."""
+    output, (h_n, c_n) = result
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    found = {name: found[name] for name in through}
     incoming = {
         name: random(*x.shape, seed=100 + k, dtype=x.dtype).to(x.device)
         for k, (name, x) in enumerate(found.items())
@@ -192,20 +196,24 @@ def expected(
     plain = results(plain_lstm, named, **options)
     if dtype == torch.float64:
         return plain, plain
-    return plain, results(plain_lstm, as_leaves(named, torch.float64), **options)
+    return plain, results(plain_lstm, as_dtype(named, torch.float64), **options)
 
 
 def check(backend: str, dtype: torch.dtype, shape: Shape, option: str) -> None:
     """Values and gradients of one call against ``expected``."""
     named, options = leaves(shape, dtype), on_device(options_for(shape)[option])
     found = results(functional.lstm, named, backend=backend, **options)
-    assert_as_close_as_plain(found, *expected(shape, dtype, option))
+    assert_as_close_as_plain(found, *expected(shape, dtype, option), backend)
 
 
 def assert_as_close_as_plain(
-    actual: Mapping[str, Tensor], plain: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+    actual: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    backend: str,
 ) -> None:
     """FlashAttention's rule: at most twice plain PyTorch's error in the same dtype, and a floor."""
+    floor = FLOOR | TRUNCATED if backend == "triton" and not ON_GPU else FLOOR
     assert list(actual) == list(plain) == list(exact)
     for name, wanted in exact.items():
         got = actual[name]
@@ -217,8 +225,19 @@ def assert_as_close_as_plain(
         error, theirs = (
             (x.double() - wanted.double()).abs().max().item() / scale for x in (got, plain[name])
         )
-        allowed = 2 * theirs + FLOOR[got.dtype]
+        allowed = 2 * theirs + floor[got.dtype]
         assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.2e}"
+
+
+def against_reference(
+    backend: str,
+    run: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]],
+    named: dict[str, Tensor],
+) -> None:
+    """``run`` by a backend with some leaves, against the reference with the same and in float64."""
+    found, plain = (run(name, named) for name in (backend, "reference"))
+    exact = run("reference", as_dtype(named, torch.float64))
+    assert_as_close_as_plain(found, plain, exact, backend)
 
 
 def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -226,14 +245,3 @@ def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     assert list(actual) == list(expected)
     different = [name for name, x in actual.items() if not torch.equal(x, expected[name])]
     assert not different, f"not bit-equal: {', '.join(different)}"
-
-
-@pytest.fixture
-def gpu_poison() -> Iterator[None]:
-    """What torch allocates uninitialised is NaN.
-
-    Not conftest's: that one makes an error of every library call that is not deterministic.
-    """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)

@@ -2,14 +2,80 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from host_kernels import load_module
+from cases_gpu import ON_GPU, force
+from data_sheets import SMALL
+from host_kernels import HostKernels, load, module, sanitized
+from throughtime.backends import requirements
+from throughtime.backends.backend import OPERATIONS
+
+GPU_ONLY = (requirements.cuda_tensors, requirements.cuda_kernels)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compilers run while the tests do."""
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if wanted & {"kernels", "stand_in"} and shutil.which(os.environ.get("CXX", "g++")):
+        module(session.config)
+        if "programs" in wanted:
+            sanitized(session.config)
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def kernels(request: pytest.FixtureRequest) -> ModuleType:
     """The GPU kernels' sources as a module that runs them on the CPU; see tests/gpu/cuda_on_cpu."""
-    return load_module(tmp_path_factory.mktemp("cuda_on_cpu"))
+    return load(module(request.config).result())
+
+
+@pytest.fixture(scope="session")
+def programs(request: pytest.FixtureRequest) -> dict[str, Path]:
+    """main.cpp under each sanitizer."""
+    return {name: made.result() for name, made in sanitized(request.config).items()}
+
+
+@pytest.fixture
+def stand_in(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HostKernels | None]:
+    """Without a GPU: backend cuda runs its kernels' sources on the CPU."""
+    if ON_GPU:
+        yield None
+        return
+    kernels = request.getfixturevalue("kernels")
+    made = HostKernels(kernels, partial(kernels.plan, **SMALL))
+    cuda = OPERATIONS["lstm"]["cuda"]
+    of_calls = tuple(x for x in cuda.requirements if x not in GPU_ONLY)
+    monkeypatch.setitem(OPERATIONS["lstm"], "cuda", replace(cuda, requirements=of_calls))
+    library = torch.library.Library("throughtime", "IMPL")
+    library.impl("lstm_recurrence_forward", made.forward, "CPU")
+    library.impl("lstm_recurrence_backward", made.backward, "CPU")
+    yield made
+    library._destroy()
+
+
+@pytest.fixture(autouse=True)
+def forced_tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backend cuda runs the tier of a test that has one."""
+    if "tiered" in request.fixturenames:
+        force(monkeypatch, request.getfixturevalue("tiered").tier)
+
+
+@pytest.fixture
+def gpu_poison() -> Iterator[None]:
+    """What torch allocates uninitialised is NaN.
+
+    The fixture ``poison`` makes an error of every library call that is not deterministic.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

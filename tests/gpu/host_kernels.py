@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compiled import compiled, find_compiler
 from throughtime.ops.lstm.recurrence import saved_gates
 
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
@@ -25,44 +27,53 @@ CSRC = next(folder / "csrc" for folder in SOURCES.parents if (folder / "csrc").i
 # 8 and later.
 POISON = "-ftrivial-auto-var-init=pattern"
 
+SANITIZERS = {
+    "thread": ["-fsanitize=thread"],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover"],
+}
 
-def takes(compiler: str, flag: str) -> bool:
+
+@functools.cache
+def takes(flag: str) -> bool:
     """Whether the compiler knows the flag."""
-    command = [compiler, "-Werror", flag, "-x", "c++", "-fsyntax-only", os.devnull]
-    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    command = [find_compiler(), "-Werror", flag, "-x", "c++", "-fsyntax-only"]
+    done = subprocess.run([*command, os.devnull], stderr=subprocess.DEVNULL, check=False)
+    return done.returncode == 0
 
 
-def compile_program(flags: list[str], source: str, to: Path) -> Path:
-    """Compile a source of tests/gpu/cuda_on_cpu; skips the test where there is no compiler."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    command = [compiler, "-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    if takes(compiler, POISON):
-        command.append(POISON)
-    command += [*flags, f"-I{SOURCES}", f"-I{CSRC}", str(SOURCES / source), "-o", str(to)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0, done.stderr
-    return to
+def program(config: pytest.Config, name: str, source: str, flags: list[str]) -> Future[Path]:
+    """A source of tests/gpu/cuda_on_cpu, compiled in the background."""
+    common = ["-O1", "-g", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    common += [POISON] if takes(POISON) else []
+    flags = [*common, *flags, f"-I{SOURCES}", f"-I{CSRC}"]
+    return compiled(config, name, SOURCES / source, flags)
 
 
-def load_module(folder: Path) -> ModuleType:
-    """Compile module.cpp into ``folder`` and import it."""
+def module(config: pytest.Config) -> Future[Path]:
+    """module.cpp, compiled in the background."""
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    flags = ["-fPIC", "-shared", *include]
-    path = compile_program(flags, "module.cpp", folder / "cuda_on_cpu.so")
+    return program(config, "cuda_on_cpu.so", "module.cpp", ["-fPIC", "-shared", *include])
+
+
+def sanitized(config: pytest.Config) -> dict[str, Future[Path]]:
+    """main.cpp under each sanitizer."""
+    return {name: program(config, name, "main.cpp", flags) for name, flags in SANITIZERS.items()}
+
+
+def load(path: Path) -> ModuleType:
+    """Import what :func:`module` compiles."""
     spec = importlib.util.spec_from_file_location("cuda_on_cpu", path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 class HostKernels:
     """The operators ``lstm_recurrence_*`` on the CPU, by the kernels' own sources.
 
     Args:
-        kernels: what :func:`load_module` gives.
+        kernels: what :func:`load` gives.
         plan: from the arguments of ``kernels.plan`` without the GPU to a plan.
     """
 
@@ -70,6 +81,7 @@ class HostKernels:
         self.kernels = kernels
         self.plan = plan
         self.tiers: list[int] = []  # of the plans that ran
+        self.work: list[tuple[int, int]] = []  # their products and waits for other blocks
 
     def _run(
         self, backward: bool, T: int, weight: Tensor, reverse: bool, tensors: dict[str, Any],
@@ -81,7 +93,9 @@ class HostKernels:
         addresses = {name: x.data_ptr() for name, x in tensors.items() if x is not None}
         dtype = str(weight.dtype).removeprefix("torch.")
         numbers |= {**sizes, "reverse": int(reverse)}
+        self.kernels.take_work()  # of earlier runs
         self.kernels.run(dtype, plan, backward, addresses, numbers)
+        self.work.append(self.kernels.take_work())
 
     def forward(
         self, projected: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, weight_hh: Tensor,

@@ -1,6 +1,6 @@
 """One LSTM layer in one direction on the GPU backends, against float64 and plain PyTorch.
 
-Run by ``pytest -m gpu`` on a machine with a GPU (bench/gpu.sh test); see cases_gpu.py.
+``pytest -m gpu`` runs it on a GPU (bench/gpu.sh test), other machines on the CPU: cases_gpu.py.
 """
 
 from __future__ import annotations
@@ -12,20 +12,31 @@ import torch
 from torch import Tensor
 
 import throughtime
-from cases import OPTIONS, PROJECTED, SHAPES, SMALL, Shape, call, options_for, random, random_mask
+from cases import (
+    NAMES,
+    OPTIONS,
+    PROJECTED,
+    SHAPES,
+    SMALL,
+    Shape,
+    as_dtype,
+    call,
+    options_for,
+    random,
+    random_mask,
+)
 from cases_gpu import (
-    BACKENDS,
     DEVICE,
     DTYPES,
+    ON_GPU,
     Tiered,
-    as_leaves,
+    against_reference,
     assert_as_close_as_plain,
     assert_equal,
     check,
+    each_backend,
     expected,
-    forced_tier,  # noqa: F401
     gpu,
-    gpu_poison,  # noqa: F401
     leaves,
     may_hang,
     needs_cuda,
@@ -48,7 +59,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
 ]
 
-MIDDLE = Shape(7, 11, 5, 40)
+MIDDLE = Shape(7, 11, 5, 40) if ON_GPU else Shape(4, 3, 2, 5)
 # Tiles of 8 samples, 8 units and 32 of the inner dimension, none of them full; then large ones.
 ODD = (
     Shape(9, 33, 5, 200),
@@ -59,34 +70,39 @@ ODD = (
     Shape(3, 5, 8, 272),  # 9 tiles of the inner dimension, which 4 warps cannot share
 )
 LARGE = (Shape(4, 9, 16, 512), Shape(3, 5, 16, 777), Shape(3, 3, 8, 1024), Shape(2, 2, 8, 2048))
-SIZES = [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]
+ON_CPU = (Shape(1, 1, 1, 1), Shape(4, 3, 2, 16), Shape(4, 3, 2, 40))  # the last in several blocks
+SIZES = (
+    [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]
+    if ON_GPU
+    else ON_CPU
+)
 
-only_float32 = runs(dtypes=(torch.float32,))
+only_float32 = runs(torch.float32)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_the_backend_can_run(name: str) -> None:
+@each_backend
+def test_the_backend_can_run(backend: str) -> None:
     """The one test that fails where a backend is not built: the others do not exist there."""
-    assert why_not(name, torch.float32) is None
+    assert why_not(backend, torch.float32) is None
 
 
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", BACKENDS)
+@each_backend
 def test_a_call_runs_or_raises_as_explain_says(
-    name: Any, dtype: torch.dtype, proj_size: int
+    backend: Any, dtype: torch.dtype, proj_size: int
 ) -> None:
     shape = PROJECTED[0] if proj_size else SMALL
     named = leaves(shape, dtype)
     table = throughtime.explain(
-        "lstm", hidden_size=shape.H, proj_size=shape.P, dtype=dtype, device=DEVICE, backend=name
+        "lstm", hidden_size=shape.H, proj_size=shape.P, dtype=dtype, device=DEVICE, backend=backend
     )
-    if table.chosen == name:
-        assert call(functional.lstm, named, backend=name)[0].shape[2] == (shape.P or shape.H)
+    if table.chosen == backend:
+        assert call(functional.lstm, named, backend=backend)[0].shape[2] == (shape.P or shape.H)
         return
     with pytest.raises(RuntimeError) as error:
-        call(functional.lstm, named, backend=name)
-    assert str(table.reasons[name]) in str(error.value)
+        call(functional.lstm, named, backend=backend)
+    assert str(table.reasons[backend]) in str(error.value)
 
 
 @runs()
@@ -134,17 +150,13 @@ def test_small_for_the_sanitizer(tiered: Tiered, option: str) -> None:
 def test_gradient_through_one_result_alone(
     backend: str, dtype: torch.dtype, used: str, option: str
 ) -> None:
-    named, options = leaves(MIDDLE, dtype), on_device(options_for(MIDDLE)[option])
-    found = []
-    for run, values in (
-        (backend, named),
-        ("reference", named),
-        ("reference", as_leaves(named, torch.float64)),
-    ):
-        output, (h_n, c_n) = call(functional.lstm, values, backend=run, **options)
-        result = {"output": output, "h_n": h_n, "c_n": c_n}[used]
-        found.append(with_gradients({used: result}, values))
-    assert_as_close_as_plain(*found)
+    options = on_device(options_for(MIDDLE)[option])
+
+    def run(name: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        result = call(functional.lstm, named, backend=name, **options)
+        return with_gradients(result, named, (used,))
+
+    against_reference(backend, run, leaves(MIDDLE, dtype))
 
 
 def strange(x: Tensor, layout: str) -> Tensor:
@@ -168,7 +180,7 @@ def test_any_strides(backend: str, dtype: torch.dtype, layout: str) -> None:
     masks = {name: strange(x, layout) for name, x in options.items()}
     assert layout == "offset" or not laid["input"].is_contiguous()
     found = results(functional.lstm, laid, backend=backend, **masks)
-    assert_as_close_as_plain(found, *expected(MIDDLE, dtype, "all"))
+    assert_as_close_as_plain(found, *expected(MIDDLE, dtype, "all"), backend)
 
 
 @runs()
@@ -229,14 +241,55 @@ def test_nan_stays_in_its_sample(backend: str, dtype: torch.dtype) -> None:
     found = []
     for x in (dirty, named["input"].detach()):
         given = named | {"input": x.requires_grad_()}
-        output, (h_n, c_n) = call(functional.lstm, given, backend=backend)
-        values = {"output": output, "h_n": h_n, "c_n": c_n}
-        found.append(with_gradients(values, {"input": given["input"]}))
+        result = call(functional.lstm, given, backend=backend)
+        found.append(with_gradients(result, {"input": given["input"]}))
     others = torch.arange(MIDDLE.B, device=DEVICE) != 1
     assert found[0]["output"][2:, 1].isnan().all() and found[0]["h_n"][1].isnan().all()
     for name in ("output", "grad input"):
         assert torch.equal(found[0][name][:, others], found[1][name][:, others]), name
     assert torch.equal(found[0]["c_n"][others], found[1]["c_n"][others])
+
+
+@only_float32
+@pytest.mark.parametrize(
+    "left_out", [("bias_ih",), ("bias_hh",), ("bias_ih", "bias_hh"), ("h_0", "c_0")], ids="-".join
+)
+def test_what_may_be_missing(backend: str, dtype: torch.dtype, left_out: tuple[str, ...]) -> None:
+    given = {name: x for name, x in leaves(MIDDLE, dtype).items() if name not in left_out}
+    against_reference(backend, lambda name, x: results(functional.lstm, x, backend=name), given)
+
+
+@only_float32
+@pytest.mark.parametrize("leaf", NAMES[:7])
+def test_only_what_needs_a_gradient_gets_one(backend: str, dtype: torch.dtype, leaf: str) -> None:
+    reset = random_mask(MIDDLE.T, MIDDLE.B, p=0.4, seed=1).to(DEVICE)
+
+    def run(name: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        only = {n: x.detach().requires_grad_(n == leaf) for n, x in named.items()}
+        result = call(functional.lstm, only, backend=name, reset=reset)
+        return with_gradients(result, {leaf: only[leaf]}, ("output",))
+
+    against_reference(backend, run, leaves(MIDDLE, dtype))
+
+
+@only_float32
+def test_one_state_for_both_without_grad(backend: str, dtype: torch.dtype) -> None:
+    def run(name: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            output, _ = call(functional.lstm, named | {"c_0": named["h_0"]}, backend=name)
+        assert not output.requires_grad
+        return {"output": output}
+
+    against_reference(backend, run, leaves(MIDDLE, dtype))
+
+
+@only_float32
+def test_a_second_derivative_is_refused(backend: str, dtype: torch.dtype) -> None:
+    named = leaves(MIDDLE, dtype)
+    output, _ = call(functional.lstm, named, backend=backend)
+    (grad,) = torch.autograd.grad(output.sum(), named["input"], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"LSTM kernels can be differentiated once.*reference"):
+        grad.sum().backward()
 
 
 @runs()
@@ -248,6 +301,7 @@ def test_empty_batch(backend: str, dtype: torch.dtype) -> None:
     assert found["grad weight_hh"].shape == (160, 40) and not found["grad weight_hh"].any()
 
 
+@needs_cuda  # on the CPU the recurrence alone is tested for it
 @runs()
 def test_a_long_memory_keeps_its_gradient(backend: str, dtype: torch.dtype) -> None:
     """f is 0.993 to 0.9997 for 2,000 steps: rounding must leave what 1 - f is."""
@@ -259,9 +313,8 @@ def test_a_long_memory_keeps_its_gradient(backend: str, dtype: torch.dtype) -> N
         f += torch.linspace(5, 8, shape.H, device=DEVICE)
         i -= torch.linspace(5, 8, shape.H, device=DEVICE)
     found = []
-    for run, given in ((backend, named), ("reference", as_leaves(named, torch.float64))):
-        _, (h_n, _) = call(functional.lstm, given, backend=run)
-        found.append(with_gradients({"h_n": h_n}, given))
+    for run, given in ((backend, named), ("reference", as_dtype(named, torch.float64))):
+        found.append(with_gradients(call(functional.lstm, given, backend=run), given, ("h_n",)))
     for name in ("c_0", "bias_ih", "weight_ih"):
         got, wanted = (x[f"grad {name}"].double() for x in found)
         error = ((got - wanted).norm() / wanted.norm()).item()

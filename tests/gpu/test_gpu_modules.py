@@ -12,25 +12,29 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import throughtime
-from cases import LOW_PRECISION, random, random_mask
+from cases import LOW_PRECISION, NAMES, Shape, as_dtype, random, random_mask
 from cases_gpu import (
     DEVICE,
-    as_leaves,
+    ON_GPU,
+    against_reference,
     assert_as_close_as_plain,
     assert_equal,
     gpu,
+    leaves,
     may_hang,
+    needs_cuda,
     on_device,
     runs,
     with_gradients,
 )
+from host_kernels import HostKernels
 from throughtime import functional
 
 pytestmark = [*gpu, may_hang]
 
-T, B, I, H = 9, 10, 6, 40  # noqa: E741
+T, B, I, H = (9, 10, 6, 40) if ON_GPU else (4, 3, 2, 5)  # noqa: E741
 
-only_float32 = runs(dtypes=(torch.float32,))
+only_float32 = runs(torch.float32)
 
 
 def module(dtype: torch.dtype, **options: Any) -> throughtime.LSTM:
@@ -40,9 +44,8 @@ def module(dtype: torch.dtype, **options: Any) -> throughtime.LSTM:
 
 def run(layer: nn.Module, *args: Any, **options: Any) -> dict[str, Tensor]:
     """Results, and the gradients of the parameters and the input, which is the first argument."""
-    output, (h_n, c_n) = layer(*args, **options)
-    found = {"output": output, "h_n": h_n, "c_n": c_n}
-    return with_gradients(found, {"input": args[0], **dict(layer.named_parameters())})
+    named = {"input": args[0], **dict(layer.named_parameters())}
+    return with_gradients(layer(*args, **options), named)
 
 
 def input_of(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -77,16 +80,54 @@ def test_layers_and_directions(backend: Any, dtype: torch.dtype, options: dict[s
     assert_as_close_as_plain(
         run(ours, x, states, **given),
         run(plain, x, states, **given),
-        run(exact, as_leaves({"x": x}, torch.float64)["x"], [s.double() for s in states], **given),
+        run(exact, as_dtype({"x": x}, torch.float64)["x"], [s.double() for s in states], **given),
+        backend,
     )
 
 
-@runs(dtypes=(torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("hidden", [5, 24])
+@pytest.mark.parametrize(
+    ("masks", "resets"),
+    [((1, None), (None, None)), ((1, 2), (2, 2)), ((1, 1), (None, 2)), ((None, None),) * 2],
+    ids=str,
+)
+def test_one_launch_for_both_directions(
+    masks: Any, resets: Any, hidden: int, stand_in: HostKernels | None
+) -> None:
+    """Masks and resets by their number of axes, of each direction its own."""
+
+    def drawn(axes: tuple[int | None, ...], p: float) -> Any:
+        return tuple(
+            n and random_mask(*(T, B)[:n], p=p, seed=d + n).to(DEVICE) for d, n in enumerate(axes)
+        )
+
+    given = leaves(Shape(T, B, I, hidden), torch.float32)
+    given |= {n: torch.stack([x.detach(), -x.detach()]).requires_grad_()
+              for n, x in given.items() if n != "input"}  # fmt: skip
+    options = {"detach_mask": drawn(masks, 0.5), "reset": drawn(resets, 0.3)}
+    options["lengths"] = torch.arange(B, device=DEVICE) * 2 % (T + 1)
+
+    def run(backend: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        one, other = zip(*(named[name].unbind() for name in NAMES[3:7]), strict=True)
+        result = functional.bidirectional_lstm(
+            named["input"],
+            (named["h_0"], named["c_0"]),
+            ((*one, None), (*other, None)),
+            backend=backend,
+            **options,
+        )
+        return with_gradients(result, named)
+
+    against_reference("cuda", run, given)
+    assert stand_in is None or len(stand_in.tiers) == 2  # in each pass
+
+
+@runs(torch.float32, torch.bfloat16)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_packed_sequence_is_each_sequence_alone(
     backend: Any, dtype: torch.dtype, bidirectional: bool
 ) -> None:
-    lengths = (4, 9, 1, 6)
+    lengths = (4, T, 1, T - 1)
     parts = [random(n, I, seed=n, dtype=dtype).to(DEVICE) for n in lengths]
     layer = module(dtype, backend=backend, num_layers=2, bidirectional=bidirectional)
     packed, (h_n, c_n) = layer(pack_sequence(parts, enforce_sorted=False))
@@ -101,29 +142,8 @@ def test_a_packed_sequence_is_each_sequence_alone(
         for other in (plain, exact):
             output, (h, c) = other(part.to(other.weight_hh_l0.dtype).unsqueeze(1))
             alone.append({"output": output[:, 0], "h_n": h[:, 0], "c_n": c[:, 0]})
-        assert_as_close_as_plain(found, *alone)
+        assert_as_close_as_plain(found, *alone, backend)
         assert not padded[lengths[b] :, b].any()
-
-
-@runs(dtypes=(torch.float32,))
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_replace_gives_the_numbers_of_nn_lstm(
-    backend: Any, dtype: torch.dtype, bidirectional: bool
-) -> None:
-    """cuDNN's on a GPU; it may use TF32 unless told otherwise."""
-    torch.manual_seed(3)
-    theirs = nn.LSTM(I, H, num_layers=2, bidirectional=bidirectional).to(DEVICE)
-    holder = nn.ModuleDict({"rnn": copy.deepcopy(theirs)})
-    report = throughtime.replace(holder, backend=backend)
-    ours = holder["rnn"]
-    assert report.replaced == ("rnn",) and isinstance(ours, throughtime.LSTM)
-    x = input_of(dtype)
-    exact = copy.deepcopy(theirs).cpu().double()
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        plain = run(theirs, x)
-    wanted = run(exact, as_leaves({"x": x.cpu()}, torch.float64)["x"])
-    found, plain = ({n: v.cpu() for n, v in r.items()} for r in (run(ours, x), plain))
-    assert_as_close_as_plain(found, plain, wanted)
 
 
 @only_float32
@@ -133,13 +153,12 @@ def test_autocast_is_the_same_as_casting(
 ) -> None:
     layer, x = module(dtype, backend=backend), input_of(dtype)
     with torch.autocast(DEVICE.type, low):
-        output, (h_n, c_n) = layer(x)
-    assert output.dtype == h_n.dtype == c_n.dtype == low
-    named = {"input": x, **dict(layer.named_parameters())}
-    found = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+        result = layer(x)
+    found = with_gradients(result, {"input": x, **dict(layer.named_parameters())})
+    assert found["output"].dtype == found["h_n"].dtype == found["c_n"].dtype == low
     assert found["grad weight_hh_l0"].dtype == dtype
     cast = copy.deepcopy(layer).to(low)
-    wanted = run(cast, as_leaves({"x": x}, low)["x"])
+    wanted = run(cast, as_dtype({"x": x}, low)["x"])
     assert_equal({n: v.to(low) for n, v in found.items()}, wanted)
 
 
@@ -161,6 +180,7 @@ def test_a_mask_that_is_drawn(backend: Any, dtype: torch.dtype) -> None:
     assert not torch.equal(one["grad weight_hh_l0"], plain["grad weight_hh_l0"])
 
 
+@needs_cuda
 @pytest.mark.slow
 @only_float32
 def test_compile_of_the_whole_graph(backend: Any, dtype: torch.dtype) -> None:
@@ -168,26 +188,20 @@ def test_compile_of_the_whole_graph(backend: Any, dtype: torch.dtype) -> None:
     mask = random_mask(T, B, p=0.5, seed=2).to(DEVICE)
 
     def scaled(x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        output, (h_n, c_n) = layer(2 * x, detach_mask=mask)
-        return output.tanh(), (h_n, c_n)
+        output, states = layer(2 * x, detach_mask=mask)
+        return output.tanh(), states
 
     named = {"input": x, **dict(layer.named_parameters())}
-
-    def gradients(function: Any) -> dict[str, Tensor]:
-        output, (h_n, c_n) = function(x, mask)
-        return with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
-
-    wanted = gradients(scaled)
+    wanted = with_gradients(scaled(x, mask), named)
     with warnings.catch_warnings():
         # Inductor's own: TF32 is there and off, or it names its other deprecations.
         warnings.simplefilter("ignore")
-        found = gradients(torch.compile(scaled, fullgraph=True))
-    assert_as_close_as_plain(found, wanted, {n: v.double() for n, v in wanted.items()})
+        found = with_gradients(torch.compile(scaled, fullgraph=True)(x, mask), named)
+    assert_as_close_as_plain(found, wanted, {n: v.double() for n, v in wanted.items()}, backend)
 
 
+@needs_cuda
 def test_inputs_on_two_devices_are_refused() -> None:
-    if DEVICE.type == "cpu":
-        pytest.skip("there is one device only")
     layer = module(torch.float32)
     with pytest.raises(RuntimeError, match="not at the same device"):
         functional.lstm(torch.zeros(2, 3, I), None, layer.weight_ih_l0, layer.weight_hh_l0)

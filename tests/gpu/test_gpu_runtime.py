@@ -18,10 +18,9 @@ import throughtime
 from cases import Shape, call, options_for, random, random_mask
 from cases_gpu import (
     DEVICE,
-    STAND_IN,
+    ON_GPU,
     Tiered,
     assert_equal,
-    forced_tier,  # noqa: F401
     gpu,
     leaves,
     may_hang,
@@ -36,8 +35,8 @@ from throughtime import functional
 
 pytestmark = [*gpu, may_hang]
 
-REPEATS = 10 if STAND_IN else 1000
-only_float32 = runs(dtypes=(torch.float32,))
+REPEATS = 1000 if ON_GPU else 2
+only_float32 = runs(torch.float32)
 
 
 @tiers()
@@ -157,25 +156,24 @@ def test_two_streams_at_once(tiered: Tiered) -> None:
     inputs = [leaves(shape, dtype) for _ in streams]
     with torch.no_grad():
         inputs[1]["input"].mul_(0.5)
-    wanted = [results(functional.lstm, named, backend=backend) for named in inputs]
-    incoming = [torch.ones_like(wanted[0]["output"]) for _ in streams]
-    grads = [
-        torch.autograd.grad(call(functional.lstm, named, backend=backend)[0], named["input"], ones)
-        for named, ones in zip(inputs, incoming, strict=True)
-    ]
+    ones = torch.ones(shape.T, shape.B, shape.H, device=DEVICE, dtype=dtype)
+
+    def run(named: dict[str, Tensor]) -> dict[str, Tensor]:
+        output, _ = call(functional.lstm, named, backend=backend)
+        (grad,) = torch.autograd.grad(output, named["input"], ones)
+        return {"output": output.detach(), "grad": grad}
+
+    wanted = [run(named) for named in inputs]
     torch.cuda.synchronize()
-    found: list[list[tuple[Tensor, Tensor]]] = [[], []]
+    found: list[list[dict[str, Tensor]]] = [[], []]
     for _ in range(20):
         for k, stream in enumerate(streams):
             with torch.cuda.stream(stream):
-                output, _ = call(functional.lstm, inputs[k], backend=backend)
-                (grad,) = torch.autograd.grad(output, inputs[k]["input"], incoming[k])
-                found[k].append((output.detach(), grad))
+                found[k].append(run(inputs[k]))
     torch.cuda.synchronize()
     for k in range(2):
-        for output, grad in found[k]:
-            assert torch.equal(output, wanted[k]["output"])
-            assert torch.equal(grad, grads[k][0])
+        for each in found[k]:
+            assert_equal(each, wanted[k])
 
 
 @needs_cuda
@@ -220,7 +218,7 @@ def test_a_training_step_of_a_module_does_not_wait(backend: Any, dtype: torch.dt
 
 
 @needs_cuda
-@runs(dtypes=(torch.float32, torch.bfloat16))
+@runs(torch.float32, torch.bfloat16)
 def test_memory_does_not_grow(backend: Any, dtype: torch.dtype) -> None:
     layer = throughtime.LSTM(8, 256, detach_prob=0.5, backend=backend, dtype=dtype).to(DEVICE)
 
@@ -247,10 +245,8 @@ def test_the_second_gpu(backend: Any, dtype: torch.dtype) -> None:
     found = []
     for device in ("cuda:0", "cuda:1"):
         here, given = copy.deepcopy(layer).to(device), x.to(device).requires_grad_()
-        output, (h_n, c_n) = here(given)
-        assert output.device == torch.device(device)
-        named = {"input": given, **dict(here.named_parameters())}
-        values = with_gradients({"output": output, "h_n": h_n, "c_n": c_n}, named)
+        values = with_gradients(here(given), {"input": given, **dict(here.named_parameters())})
+        assert values["output"].device == torch.device(device)
         found.append({name: value.cpu() for name, value in values.items()})
     assert torch.cuda.current_device() == 0
     names = {torch.cuda.get_device_name(k) for k in range(2)}
@@ -263,7 +259,7 @@ def test_the_second_gpu(backend: Any, dtype: torch.dtype) -> None:
 
 @needs_cuda
 @pytest.mark.slow
-@runs(dtypes=(torch.bfloat16,))
+@runs(torch.bfloat16)
 def test_detached_steps_make_the_backward_faster(backend: Any, dtype: torch.dtype) -> None:
     """Half of the steps detached against none, in turns, by events of the GPU."""
     shape = Shape(512, 16, 8, 256)

@@ -1,4 +1,4 @@
-"""bench/gpu.sh and bench/gpu/latency.cu, without a GPU."""
+"""bench/gpu.sh without a GPU, and what it names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -111,7 +110,7 @@ def test_without_a_gpu_it_stops_with_one_sentence(tmp_path: Path) -> None:
     done = gpu_sh("--python", sys.executable, "--out", out)
     assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
     assert done.stderr.startswith("gpu.sh: an NVIDIA GPU is needed, and ")
-    assert f"torch {torch.__version__}" in done.stderr and not out.exists()
+    assert "Torch not compiled with CUDA" in done.stderr and not out.exists()
 
 
 FAKE_PYTHON = """#!/bin/sh
@@ -173,7 +172,7 @@ def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
     # The shapes after the one that broke as well.
     files = [f"lstm-{shape}.csv" for shape in ("H1024-B64", "H128-B16", "H200-B33", "H256-B64")]
     assert sorted(path.name for path in out.glob("lstm-*")) == files
-    assert "--peers torch flashrnn haste" in (out / files[0]).read_text()
+    assert "--peers torch compiled-loop" in (out / files[0]).read_text()
     log = (out / "gpu.log").read_text()
     for text in ("Fake GPU (80 GB)", "the driver", "GPU: fake", "this shape broke", "FAILED (4)"):
         assert text in log, text
@@ -186,113 +185,11 @@ def test_shellcheck_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def nvcc(*arguments: str) -> subprocess.CompletedProcess[str]:
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed")
-    source = str(ROOT / "bench/gpu/latency.cu")
-    flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
-    flags += ["-Werror", "all-warnings"]
-    return subprocess.run(["nvcc", *flags, *arguments, source], capture_output=True, text=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["80", "90a", "100"])
-def test_latency_compiles_without_warnings(arch: str, tmp_path: Path) -> None:
-    done = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
-    assert done.returncode == 0, done.stderr
-    text = done.stdout + done.stderr
-    assert len(re.findall(r"Compiling entry function", text)) == 8
-    spilled = re.findall(r"[1-9]\d* bytes spill", text)
-    assert not spilled, "what is spilled is measured too"
-
-
-# Kernel, instruction, how many at least: what is measured has to be left by the compiler.
-MEASURED = (
-    ("latency3fma", "FFMA", 64),
-    ("latency3mmaILi4E", "HMMA", 4),
-    ("latency3mmaILi1E", "HMMA", 1),
-    ("latency4readILb0E", "LDG.E.128", 8),
-    ("latency4readILb1E", "LDS.128", 8),
-    ("latency5chase", "LDG.E", 1),
-    ("latency9pointwise", "MUFU.TANH", 4),
-    ("latency8exchange", "STAS", 1),
-    ("latency8exchange", "SYNCS.PHASECHK", 1),
-    ("latency8exchange", "REDG", 1),
-    ("latency8exchange", "BAR.SYNC", 3),
-)
-
-
-@pytest.mark.slow
-def test_latency_measures_what_it_names(tmp_path: Path) -> None:
-    triton = find_spec("triton")
-    beside = Path(triton.origin).parent if triton and triton.origin else tmp_path
-    cuobjdump = shutil.which("cuobjdump", path=str(beside / "backends/nvidia/bin"))
-    cuobjdump = shutil.which("cuobjdump") or cuobjdump
-    if cuobjdump is None:
-        pytest.skip("cuobjdump is not installed, nor Triton, which has one")
-    assert nvcc("-cubin", "-arch=sm_90", "-o", str(tmp_path / "cubin")).returncode == 0
-    code = subprocess.check_output([cuobjdump, "-sass", str(tmp_path / "cubin")], text=True)
-    for kernel, instruction, least in MEASURED:
-        (body,) = [body for body in code.split("Function : ") if kernel in body.split("\n")[0]]
-        assert body.count(f" {instruction}") >= least, (kernel, instruction)
-
-
 def test_latency_names_every_measurable_constant_of_the_plan() -> None:
     plan = (ROOT / "csrc/lstm/cuda/plan.h").read_text("utf-8")
     constants = set(re.findall(r"\b(k\w+) = [\d.]+[,;]", plan))
     table = (ROOT / "bench/gpu/latency.cu").read_text("utf-8")
     assert len(constants) == 13 and set(re.findall(r"OF_PLAN\((k\w+)\)", table)) == constants
-
-
-@pytest.mark.slow
-@without_gpu
-def test_latency_says_that_there_is_no_gpu(tmp_path: Path) -> None:
-    program = tmp_path / "latency"
-    done = nvcc("-arch=sm_80", "-o", str(program))
-    assert done.returncode == 0, done.stderr
-    ran = subprocess.run([str(program)], capture_output=True, text=True)
-    assert ran.returncode == 1 and not ran.stdout
-    assert ran.stderr.startswith("latency: needs an NVIDIA GPU, and there is none")
-
-
-# What the stand-in is for: the bodies of the GPU tests run here, and notice what is wrong.
-WRONG = """
-
-from throughtime import functional
-run = functional.lstm
-
-def wrong(*args, backend="auto", **options):
-    output, states = run(*args, backend=backend, **options)
-    return output * (1 + 1e-4 * (backend == "cpu")), states
-
-functional.lstm = wrong
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sabotage", [False, True])
-def test_gpu_tests_run_on_a_stand_in_and_see_a_wrong_result(sabotage: bool, tmp_path: Path) -> None:
-    from throughtime.backends.requirements import missing_kernels
-
-    if missing_kernels() is not None:
-        pytest.skip("the CPU kernels are not built")
-    plugin = tmp_path / "gpu_sabotage.py"
-    plugin.write_text(WRONG if sabotage else "")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "gpu_sabotage", "-p", "no:cacheprovider", "-q",
-         "-m", "gpu and not slow", "-k", "every_option and float32 or one_result or long_memory",
-         str(ROOT / "tests/gpu/test_gpu.py")],
-        capture_output=True, text=True, cwd=ROOT,
-        env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "cpu", "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    passed, failed = (
-        int(m[1]) if (m := re.search(rf"(\d+) {word}", done.stdout)) else 0
-        for word in ("passed", "failed")
-    )
-    if sabotage:
-        assert failed >= 12, done.stdout
-    else:
-        assert done.returncode == 0 and passed >= 20, done.stdout
 
 
 @pytest.mark.parametrize(("tier", "dtype", "shape"), TIERS, ids=str)
@@ -303,13 +200,3 @@ def test_every_tier_of_the_gpu_tests_fits_an_h100(
         pytest.skip("the plan is known to the compiled extension")
     force(monkeypatch, tier)
     assert plan_of(shape, dtype, gpu="H100") == [tier, tier]
-
-
-def test_an_unknown_stand_in_is_refused() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import cases_gpu"], capture_output=True, text=True,
-        cwd=ROOT / "tests/gpu",
-        env=os.environ | {"THROUGHTIME_TEST_GPU_ON": "tpu", "PYTHONPATH": str(ROOT / "tests")},
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "THROUGHTIME_TEST_GPU_ON should be cpu, reference or triton, got 'tpu'" in done.stderr

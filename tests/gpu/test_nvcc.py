@@ -1,4 +1,4 @@
-"""nvcc compiles the LSTM's kernels, without a GPU: registers, and nothing in local memory."""
+"""nvcc compiles the LSTM's kernels and bench/gpu/latency.cu, without a GPU; nothing is spilled."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90a", "100")
 # Kernels of a dtype: tiles of samples and of held weights, forward and backward, and a step each.
 # float: 1, 2 tiles, and 4 backward. 16 bits: 1, 2, and 4 forward; with held (1, 4), (1, 8), (2, 4).
-INSTANCES = {"float": 2 + 3 + 2, "device::BFloat16": 6 + 5 + 2, "device::Float16": 6 + 5 + 2}
+# Without a dtype: latency.cu.
+INSTANCES = {"float": 2 + 3 + 2, "device::BFloat16": 6 + 5 + 2, "device::Float16": 6 + 5 + 2, "": 8}
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -25,44 +28,83 @@ KERNEL = re.compile(
 )
 
 
-def compile_kernels(arch: str, scalar: str, folder: Path) -> str:
-    """The output of ptxas for csrc/lstm/cuda/launch.cu."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
+Cubins = dict[tuple[str, str], tuple[Path, str]]
+
+
+def nvcc(scalar: str, to: Path, *flags: str) -> str:
+    """What nvcc says to csrc/lstm/cuda/launch.cu with that dtype, without one to latency.cu."""
+    if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
-    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Werror", "all-warnings"]
-    flags += [
-        "-Xptxas",
-        "-v",
-        "-cubin",
-        f"-arch=sm_{arch}",
-        f"-DTT_SCALAR={scalar}",
-        f"-I{ROOT / 'csrc'}",
-    ]
-    to = folder / f"{arch}-{scalar.rpartition(':')[2]}.cubin"
-    command = [nvcc, *flags, str(ROOT / "csrc/lstm/cuda/launch.cu"), "-o", str(to)]
+    source = ROOT / ("csrc/lstm/cuda/launch.cu" if scalar else "bench/gpu/latency.cu")
+    command = ["nvcc", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Werror", "all-warnings"]
+    command += [*flags, *([f"-DTT_SCALAR={scalar}"] if scalar else []), f"-I{ROOT / 'csrc'}"]
+    command += [str(source), "-o", str(to)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """By architecture and dtype; compiled side by side."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Cubins:
+    """By architecture and dtype the cubin and the output of ptxas; compiled side by side."""
     folder = tmp_path_factory.mktemp("nvcc")
+
+    def compile_kernels(pair: tuple[str, str]) -> tuple[Path, str]:
+        arch, scalar = pair
+        to = folder / f"{arch}-{scalar.rpartition(':')[2]}.cubin"
+        return to, nvcc(scalar, to, "-Xptxas", "-v", "-cubin", f"-arch=sm_{arch}")
+
     pairs = list(itertools.product(ARCHITECTURES, INSTANCES))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        said = pool.map(lambda pair: compile_kernels(*pair, folder), pairs)
-    return dict(zip(pairs, said, strict=True))
+        return dict(zip(pairs, pool.map(compile_kernels, pairs), strict=True))
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("scalar", INSTANCES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_no_kernel_spills(arch: str, scalar: str, compiled: dict[tuple[str, str], str]) -> None:
-    kernels = [match.groupdict() for match in KERNEL.finditer(compiled[arch, scalar])]
+def test_no_kernel_spills(arch: str, scalar: str, compiled: Cubins) -> None:
+    kernels = [match.groupdict() for match in KERNEL.finditer(compiled[arch, scalar][1])]
     print(f"\nsm_{arch}, {scalar}: registers, stack, spilled bytes")
     for k in kernels:
         print(f"{k['registers']:>4} {k['stack']:>4} {k['stores']:>4}  {k['name']}")
     assert len(kernels) == INSTANCES[scalar]
     assert [k["name"] for k in kernels if k["stack"] + k["stores"] + k["loads"] != "000"] == []
+
+
+# Kernel, instruction, how many at least: what is measured has to be left by the compiler.
+MEASURED = (
+    ("latency3fma", "FFMA", 64),
+    ("latency3mmaILi4E", "HMMA", 4),
+    ("latency3mmaILi1E", "HMMA", 1),
+    ("latency4readILb0E", "LDG.E.128", 8),
+    ("latency4readILb1E", "LDS.128", 8),
+    ("latency5chase", "LDG.E", 1),
+    ("latency9pointwise", "MUFU.TANH", 4),
+    ("latency8exchange", "STAS", 1),
+    ("latency8exchange", "SYNCS.PHASECHK", 1),
+    ("latency8exchange", "REDG", 1),
+    ("latency8exchange", "BAR.SYNC", 3),
+)
+
+
+def test_latency_measures_what_it_names(compiled: Cubins, tmp_path: Path) -> None:
+    triton = find_spec("triton")
+    beside = Path(triton.origin).parent if triton and triton.origin else tmp_path
+    cuobjdump = shutil.which("cuobjdump", path=str(beside / "backends/nvidia/bin"))
+    cuobjdump = shutil.which("cuobjdump") or cuobjdump
+    if cuobjdump is None:
+        pytest.skip("cuobjdump is not installed, nor Triton, which has one")
+    cubin, _ = compiled["90a", ""]
+    code = subprocess.check_output([cuobjdump, "-sass", str(cubin)], text=True)
+    for kernel, instruction, least in MEASURED:
+        (body,) = [body for body in code.split("Function : ") if kernel in body.split("\n")[0]]
+        assert body.count(f" {instruction}") >= least, (kernel, instruction)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_latency_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+    program = tmp_path / "latency"
+    nvcc("", program, "-arch=sm_80")
+    ran = subprocess.run([str(program)], capture_output=True, text=True)
+    assert ran.returncode == 1 and not ran.stdout
+    assert ran.stderr.startswith("latency: needs an NVIDIA GPU, and there is none")

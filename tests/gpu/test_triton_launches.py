@@ -1,9 +1,12 @@
-"""Where Triton's kernels are launched, and with how many programs: without a GPU, nothing runs."""
+"""Triton's kernels without a GPU: each compiles, and where each is launched; nothing runs."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections import namedtuple
+import os
+import subprocess
+import sys
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,6 +19,8 @@ if importlib.util.find_spec("triton") is None:
 
 from throughtime.triton_kernels import lstm, rel_lstm, relevancy
 from triton.runtime.jit import KernelInterface
+
+from samples import Attention, Layer
 
 T, B, H = 5, 3, 4
 META = torch.device("meta")  # tensors without numbers, for a GPU that is not there
@@ -68,7 +73,10 @@ def call(op: str, **given: Any) -> Any:
     return namedtuple("Call", names)(**{name: given.pop(name, None) for name in names})
 
 
-def run_lstm(made: Callable[..., Tensor], units: int) -> None:
+def run_lstm(units: int) -> None:
+    def made(*shape: int) -> Tensor:
+        return torch.empty(shape, device=META)
+
     given = {"h_0": made(B, units), "c_0": made(B, units), "weight_hh": made(4 * units, units)}
     given |= {"projected": made(T, B, 4 * units), "reverse": False}
     found = lstm.recurrence_forward(call("lstm_recurrence_forward", **given, save=True))
@@ -78,24 +86,17 @@ def run_lstm(made: Callable[..., Tensor], units: int) -> None:
     lstm.recurrence_backward(call("lstm_recurrence_backward", **given))
 
 
-def run_relevancy(made: Callable[..., Tensor]) -> None:
-    given: dict[str, Any] = {name: made(B, 2, T, H) for name in ("query", "key", "value")}
-    given |= {"retained": 0, "window_size": 2, "top_k": 2, "scale": 1.0, "keep_first": False}
-    output, lse, last, *_ = relevancy.forward(call("relevancy_forward", **given))
-    given |= {"output": output, "lse": lse, "last": last, "grad_output": output}
-    relevancy.backward(call("relevancy_backward", **given))
-
-
-def run_rel_lstm(made: Callable[..., Tensor]) -> None:
-    given: dict[str, Any] = {name: made(B, H) for name in ("h_0", "c_0", "context_0")}
-    given |= {"input": made(T, B, 2), "weight_ih": made(4 * H, 2), "weight_hh": made(4 * H, H)}
-    given |= {name: made(H, H) for name in ("weight_query", "weight_key")}
-    given |= {"weight_score": made(H), "retained": 0, "window_size": 2, "top_k": 2}
-    given["keep_first"] = False
-    *_, last, _, _, saved = rel_lstm.forward(call("rel_lstm_forward", **given, save=True))
-    given |= {"last": last, "saved": saved, "grad_output": made(T, B, H)}
-    given |= {"need_input": True, "need_weights": True}
-    rel_lstm.backward(call("rel_lstm_backward", **given))
+def run_sample(case: Attention | Layer, kernels: Any) -> None:
+    given = {
+        name: x.detach().to(META) if isinstance(x, Tensor) else x
+        for name, x in case.inputs().items()
+    }
+    forward, backward = f"{case.op}_forward", f"{case.op}_backward"
+    names = [
+        result.name for result in getattr(torch.ops.throughtime, forward).default._schema.returns
+    ]
+    given |= dict(zip(names, kernels.forward(call(forward, **given)), strict=True))
+    kernels.backward(call(backward, **given))
 
 
 def test_every_kernel_is_launched_on_the_gpu_of_its_tensors(
@@ -106,13 +107,10 @@ def test_every_kernel_is_launched_on_the_gpu_of_its_tensors(
     These have no numbers: nothing but RelLSTM's backward waits for some, which no CUDA graph could.
     """
 
-    def made(*shape: int) -> Tensor:
-        return torch.empty(shape, device=META)
-
-    run_lstm(made, H)
-    run_lstm(made, 200)  # too many units for a walk
-    run_relevancy(made)
-    run_rel_lstm(made)
+    run_lstm(H)
+    run_lstm(200)  # too many units for a walk
+    run_sample(Attention(B, 2, T, H, H, 2, 2), relevancy)
+    run_sample(Layer(T, B, 2, H, H, 2, 2), rel_lstm)
     assert len(launched_on) == 11 and Current.device.type == "cuda"
     assert {name: gpus for name, gpus in launched_on.items() if gpus != {META}} == {}
 
@@ -124,3 +122,27 @@ def test_a_grid_holds_any_length_and_batch(sequences: int, length: int) -> None:
     grid = (*relevancy.programs(sequences, length), 1, 1)[:3]
     assert grid[0] <= 2**31 - 1 and max(grid[1:]) <= 65_535  # CUDA's limits
     assert grid[0] * grid[1] * relevancy.QUERIES >= sequences * length
+
+
+@pytest.mark.timeout(600)  # a minute where nothing else runs
+def test_every_kernel_compiles_for_every_gpu_without_spills() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "throughtime.triton_kernels.compile"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout)
+    rows = [[x.strip() for x in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    kernels = {row[0] for row in rows}
+    assert len(kernels) == 11
+    assert Counter(row[2] for row in rows) == {
+        "sm_80": 44, "sm_90": 44, "sm_100": 44, "gfx942": len(kernels),
+    }  # fmt: skip
+    for kernel, sizes, target, registers, _, spilled in rows:
+        most = 64 if " of " in sizes else 0  # odd sizes
+        assert int(registers) > 0 and int(spilled) <= most, (kernel, sizes, target)

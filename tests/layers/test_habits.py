@@ -34,12 +34,6 @@ def pruned(layer: nn.Module) -> Any:
     return train(layer), train(layer)
 
 
-def freeze_a_part(layer: nn.Module) -> Any:
-    layer.weight_hh_l0.requires_grad_(False)
-    layer.bias_ih_l0.requires_grad_(False)
-    return train(layer)[:4]
-
-
 def hook_backward(layer: nn.Module) -> Any:
     seen: list[Any] = []
     layer.register_full_backward_pre_hook(lambda _, grads: seen.append(len(grads)))
@@ -52,16 +46,6 @@ def vectors(layer: nn.Module) -> Any:
     vector = nn.utils.parameters_to_vector(layer.parameters())
     nn.utils.vector_to_parameters(vector * 2, layer.parameters())
     return train(layer)[:4], nn.utils.clip_grad_norm_(layer.parameters(), 1.0) > 0
-
-
-def stateless(layer: nn.Module) -> Any:
-    weights = {name: (2 * p.detach()).requires_grad_() for name, p in layer.named_parameters()}
-    found = torch.func.functional_call(layer, weights, (X,))[0]
-    found.sum().backward()
-    torch.nn.utils.vector_to_parameters(
-        nn.utils.parameters_to_vector(weights.values()).detach(), layer.parameters()
-    )
-    return all(w.grad is not None for w in weights.values()), torch.equal(layer(X)[0], found)
 
 
 def halves(layer: nn.Module) -> Any:
@@ -114,10 +98,8 @@ def backward_twice(layer: nn.Module) -> Any:
 HABITS: list[Callable[[nn.Module], Any]] = [
     reparametrize,
     pruned,
-    freeze_a_part,
     hook_backward,
     vectors,
-    stateless,
     halves,
     double_by_default,
     assigned,
@@ -177,7 +159,7 @@ def test_expected_sizes(options: dict[str, Any], packed: Tensor | None) -> None:
     "layer", [LSTM(4, 64), RelLSTM(4, 32), RelevancyAttention(4, 1, 3, 2)], ids=type
 )
 def test_a_worker_forked_after_a_call(layer: nn.Module) -> None:
-    """As a DataLoader's does it: forked from a process that has threads, with one thread itself."""
+    """A DataLoader forks its worker from a process with threads; the worker has one thread."""
     x, threads = X.repeat(10, 8, 1), torch.get_num_threads()
     torch.set_num_threads(2)
     try:

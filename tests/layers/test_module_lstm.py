@@ -34,7 +34,7 @@ def gradient(lstm: LSTM, x: Tensor, hx: object = None, **options: object) -> Ten
 
 
 @pytest.fixture
-def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     """The mask that each layer and direction was run with, in order."""
     seen: list[Tensor | None] = []
     one, both = functional.lstm, functional.bidirectional_lstm
@@ -52,7 +52,7 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     return seen
 
 
-def test_draws_nothing_unless_it_trains_with_p(cuts: list[Tensor | None]) -> None:
+def test_draws_nothing_unless_it_trains_with_p(masks: list[Tensor | None]) -> None:
     lstm, x = make(detach_prob=0.5, num_layers=2), make_input()
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_draws_nothing_unless_it_trains_with_p(cuts: list[Tensor | None]) -> Non
     lstm.train()
     lstm.detach_prob = 0.0
     lstm(x)
-    assert cuts == [None] * 8
+    assert masks == [None] * 8
     lstm.detach_prob = 0.5
     lstm(x, detach_mask=torch.zeros(T, dtype=torch.bool))
     assert torch.equal(torch.get_rng_state(), state)
@@ -71,36 +71,33 @@ def test_draws_nothing_unless_it_trains_with_p(cuts: list[Tensor | None]) -> Non
     assert not torch.equal(torch.get_rng_state(), state)
 
 
-def test_draws_a_mask_per_step_for_each_layer_and_direction(cuts: list[Tensor | None]) -> None:
-    lstm = make(detach_prob=0.5, num_layers=2, bidirectional=True)
-    x = random(200, 1, 4, seed=1)
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1.0])
+def test_draws_a_mask_per_step_for_each_layer_and_direction(
+    p: float, masks: list[Tensor | None]
+) -> None:
+    lstm = make(detach_prob=p, num_layers=2, bidirectional=True)
+    x = random(1000, 1, 4, seed=1)
     lstm(x)
     lstm(x)
-    assert [mask.shape for mask in cuts] == [(200,)] * 8
-    drawn = torch.stack(cuts)
-    assert (drawn.unsqueeze(0) != drawn.unsqueeze(1)).any(2).sum() == 8 * 7
-    assert abs(drawn.double().mean().item() - 0.5) < 0.05
+    assert [mask.shape for mask in masks] == [(1000,)] * 8
+    drawn = torch.stack(masks)
+    assert p == 1 or (drawn.unsqueeze(0) != drawn.unsqueeze(1)).any(2).sum() == 8 * 7
+    assert (drawn.double().mean(1) - p).abs().max() < 0.06
 
 
-@pytest.mark.parametrize("p", [0.1, 0.25, 0.9, 1.0])
-def test_detaches_with_the_given_probability(p: float, cuts: list[Tensor | None]) -> None:
-    make(detach_prob=p)(random(4000, 1, 4, seed=1))
-    assert abs(cuts[0].double().mean().item() - p) < 0.03
-
-
-def test_a_shared_mask(cuts: list[Tensor | None]) -> None:
+def test_a_shared_mask(masks: list[Tensor | None]) -> None:
     make(detach_prob=0.5, num_layers=2, bidirectional=True, detach_shared=True)(make_input())
-    assert len(cuts) == 4 and all(torch.equal(mask, cuts[0]) for mask in cuts)
+    assert len(masks) == 4 and all(torch.equal(mask, masks[0]) for mask in masks)
 
 
-def test_generator(cuts: list[Tensor | None]) -> None:
+def test_generator(masks: list[Tensor | None]) -> None:
     lstm, x = make(detach_prob=0.2), random(50, 1, 4, seed=1)
     state = torch.get_rng_state()
     for seed in (7, 7, 8):
         lstm(x, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(cuts[0], cuts[1]) and not torch.equal(cuts[0], cuts[2])
-    assert 1 <= cuts[0].sum() <= 25
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert 1 <= masks[0].sum() <= 25
 
 
 def test_a_seed_gives_the_same_gradient_on_every_backend(backend: str) -> None:
@@ -122,59 +119,38 @@ def test_detach_prob_may_change_at_any_time(backend: str) -> None:
     assert (gradient(lstm, x) - every).abs().max() > 1e-2
 
 
-def test_mask_shapes_that_mean_the_same(backend: str) -> None:
+def test_masks_and_resets_of_every_form_mean_the_same(backend: str) -> None:
     lstm, x = make(num_layers=2, bidirectional=True, backend=backend), make_input()
-    mask = random_mask(T, p=0.5, seed=1)
-    expected = gradient(lstm, x, detach_mask=mask)
+    mask, reset = random_mask(T, p=0.5, seed=1), random_mask(T, B, p=0.3, seed=2)
+    expected = gradient(lstm, x, detach_mask=mask, reset=reset)
+    assert (gradient(lstm, x, reset=reset) - expected).abs().max() > 1e-3
     by_sample = mask.view(T, 1).expand(T, B)
     for same in (by_sample, mask.view(1, T, 1).expand(4, T, 1), by_sample.expand(4, T, B)):
-        assert_close(gradient(lstm, x, detach_mask=same), expected)
-    assert (gradient(lstm, x) - expected).abs().max() > 1e-3
-
-
-def test_each_layer_and_direction_gets_its_own_mask(cuts: list[Tensor | None]) -> None:
-    mask = random_mask(4, T, B, p=0.5, seed=1)
-    make(num_layers=2, bidirectional=True)(make_input(), detach_mask=mask)
-    assert all(torch.equal(seen, given) for seen, given in zip(cuts, mask, strict=True))
-
-
-def test_masks_and_resets_are_time_major_with_batch_first(backend: str) -> None:
-    options = {
-        "detach_mask": random_mask(T, B, p=0.5, seed=1),
-        "reset": random_mask(T, B, p=0.3, seed=2),
-    }
-    expected = gradient(make(backend=backend), make_input(), **options)
-    lstm = make(backend=backend, batch_first=True)
-    assert_close(gradient(lstm, make_input().transpose(0, 1), **options), expected)
-
-
-def test_unbatched_masks_and_resets(backend: str) -> None:
-    lstm = make(backend=backend, num_layers=2)
-    mask, reset = random_mask(T, p=0.5, seed=1), random_mask(T, p=0.3, seed=2)
-    x = make_input()[:, :1]
-    expected = gradient(lstm, x, detach_mask=mask, reset=reset.unsqueeze(1))
-    found = gradient(lstm, x.squeeze(1), detach_mask=mask, reset=reset)
+        assert_close(gradient(lstm, x, detach_mask=same, reset=reset), expected)
+    alone = gradient(lstm, x[:, :1], detach_mask=mask, reset=reset[:, :1])
+    assert_close(gradient(lstm, x[:, 0], detach_mask=mask, reset=reset[:, 0]), alone)
+    lstm.batch_first = True  # masks and resets stay time-major
+    found = gradient(lstm, x.transpose(0, 1), detach_mask=by_sample, reset=reset)
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_reset_equals_episodes_run_alone_in_both_directions(
-    backend: str, bidirectional: bool
-) -> None:
-    lstm = make(num_layers=2, bidirectional=bidirectional, backend=backend)
-    x = make_input()
+def test_each_layer_and_direction_gets_its_own_mask(masks: list[Tensor | None]) -> None:
+    mask = random_mask(4, T, B, p=0.5, seed=1)
+    make(num_layers=2, bidirectional=True)(make_input(), detach_mask=mask)
+    assert all(torch.equal(seen, given) for seen, given in zip(masks, mask, strict=True))
+
+
+def test_reset_equals_episodes_run_alone_in_both_directions(backend: str) -> None:
+    lstm, x = make(num_layers=2, bidirectional=True, backend=backend), make_input()
     reset = torch.zeros(T, B, dtype=torch.bool)
     reset[4] = True
-    output, (h_n, c_n) = lstm(x, reset=reset)
-    first, (h_first, c_first) = lstm(x[:4])
-    second, (h_second, c_second) = lstm(x[4:])
+    output, states = lstm(x, reset=reset)
+    first, first_states = lstm(x[:4])
+    second, second_states = lstm(x[4:])
     assert_close(output, torch.cat([first, second]))
-    step = 2 if bidirectional else 1
-    assert_close(h_n[::step], h_second[::step])
-    assert_close(c_n[::step], c_second[::step])
-    if bidirectional:
-        assert_close(h_n[1::2], h_first[1::2])
-        assert_close(c_n[1::2], c_first[1::2])
+    for state, begin, end in zip(states, first_states, second_states, strict=True):
+        assert_close(state[::2], end[::2])
+        assert_close(state[1::2], begin[1::2])
 
 
 def test_repr_shows_what_is_not_default() -> None:

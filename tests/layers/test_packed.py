@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 from cases import random, random_mask
 from closeness import assert_close
-from throughtime import LSTM
+from throughtime import LSTM, RelLSTM, RelState
 
 LENGTHS = (2, 5, 3)
+
+
+def packed() -> PackedSequence:
+    return pack_sequence(sequences(), enforce_sorted=False)
 
 
 def sequences() -> list[Tensor]:
@@ -23,63 +29,72 @@ def make(**options: object) -> LSTM:
     return LSTM(4, 5, dtype=torch.float64, **options)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_each_sequence_alone_gives_the_same(backend: str, bidirectional: bool) -> None:
-    """Outputs, states and gradients, with masks and resets given in the caller's batch order."""
-    lstm = make(num_layers=2, bidirectional=bidirectional, backend=backend)
-    count = 4 if bidirectional else 2
-    hx = (random(count, 3, 5, seed=7), random(count, 3, 5, seed=8))
-    mask = random_mask(count, 5, 3, p=0.5, seed=1)
-    reset = random_mask(5, 3, p=0.3, seed=2)
-    parameters = list(lstm.parameters())
+def assert_same_states(together: Any, alone: Any, b: int) -> None:
+    """The states of one sample; slots that are empty alone need not be there together."""
+    if isinstance(together, RelState):
+        for one, other in zip(together.position[:, :, b], alone.position[:, :, 0], strict=True):
+            assert one[one >= 0].tolist() == other[other >= 0].tolist()
+        together, alone = ((state.h, state.c, state.context) for state in (together, alone))
+    for one, other in zip(together, alone, strict=True):
+        assert_close(one[:, b], other[:, 0])
 
-    packed = pack_sequence(sequences(), enforce_sorted=False)
-    output, (h_n, c_n) = lstm(packed, hx, detach_mask=mask, reset=reset)
+
+@pytest.mark.parametrize("kind", ["LSTM", "bidirectional LSTM", "RelLSTM"])
+def test_each_sequence_alone_gives_the_same(backend: str, kind: str) -> None:
+    """Outputs, states and gradients, with masks and resets given in the caller's batch order."""
+    count, layer, options = 2, nn.Module(), {}
+    if kind == "RelLSTM":
+        sizes = {"num_layers": 2, "window_size": 2, "top_k": 2}
+        layer = RelLSTM(4, 5, **sizes, dtype=torch.float64, backend=backend)
+        _, hx = layer(packed())
+        hx = hx.detach()
+    else:
+        count = 4 if kind.startswith("bi") else 2
+        layer = make(num_layers=2, bidirectional=count == 4, backend=backend)
+        hx = (random(count, 3, 5, seed=7), random(count, 3, 5, seed=8))
+        options["reset"] = random_mask(5, 3, p=0.3, seed=2)
+    options["detach_mask"] = random_mask(count, 5, 3, p=0.5, seed=1)
+    parameters = list(layer.parameters())
+
+    output, states = layer(packed(), hx, **options)
     assert isinstance(output, PackedSequence)
     padded, _ = pad_packed_sequence(output)
     weight = random(5, 3, padded.size(2), seed=5)
-    loss = (padded * weight).sum() + h_n.square().sum() + c_n.square().sum()
-    found = torch.autograd.grad(loss, parameters)
+    found = torch.autograd.grad((padded * weight).sum(), parameters)
 
     total = torch.zeros((), dtype=torch.float64)
     for b, sequence in enumerate(sequences()):
-        length = LENGTHS[b]
-        alone, (h, c) = lstm(
-            sequence.unsqueeze(1),
-            (hx[0][:, b : b + 1], hx[1][:, b : b + 1]),
-            detach_mask=mask[:, :length, b : b + 1],
-            reset=reset[:length, b : b + 1],
+        length, one = LENGTHS[b], slice(b, b + 1)
+        own = (
+            hx.index_select(torch.tensor([b]))
+            if kind == "RelLSTM"
+            else tuple(x[:, one] for x in hx)
         )
+        shorter = {name: x[..., :length, one] for name, x in options.items()}
+        alone, end = layer(sequence.unsqueeze(1), own, **shorter)
         assert_close(padded[:length, b], alone[:, 0])
-        assert_close(h_n[:, b], h[:, 0])
-        assert_close(c_n[:, b], c[:, 0])
+        assert_same_states(states, end, b)
         total = total + (alone[:, 0] * weight[:length, b]).sum()
-        total = total + h.square().sum() + c.square().sum()
     for mine, expected in zip(found, torch.autograd.grad(total, parameters), strict=True):
         assert_close(mine, expected)
 
 
+def gradient(lstm: LSTM, mask: Tensor | None) -> Tensor:
+    output, _ = lstm(packed(), detach_mask=mask)
+    return torch.autograd.grad(output.data.square().sum(), lstm.weight_hh_l0)[0]
+
+
 def test_a_mask_per_step_counts_positions_in_the_sample(backend: str) -> None:
-    lstm = make(backend=backend, bidirectional=True)
-    mask = random_mask(5, p=0.5, seed=3)
-    packed = pack_sequence(sequences(), enforce_sorted=False)
-    gradients = []
-    for given in (mask, mask.unsqueeze(1).expand(5, 3), mask.view(1, 5, 1).expand(2, 5, 1)):
-        output, _ = lstm(packed, detach_mask=given)
-        gradients.append(torch.autograd.grad(output.data.square().sum(), lstm.weight_hh_l0)[0])
-    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
-    output, _ = lstm(packed)
-    uncut = torch.autograd.grad(output.data.square().sum(), lstm.weight_hh_l0)[0]
-    assert (uncut - gradients[0]).abs().max() > 1e-4
+    lstm, mask = make(backend=backend, bidirectional=True), random_mask(5, p=0.5, seed=3)
+    first = gradient(lstm, mask)
+    for same in (mask.unsqueeze(1).expand(5, 3), mask.view(1, 5, 1).expand(2, 5, 1)):
+        assert torch.equal(gradient(lstm, same), first)
+    assert (gradient(lstm, None) - first).abs().max() > 1e-4
 
 
 def test_draws_one_mask_of_the_longest_length() -> None:
     lstm = make(detach_prob=0.5, num_layers=2)
-    packed = pack_sequence(sequences(), enforce_sorted=False)
     torch.manual_seed(3)
-    first, _ = lstm(packed)
-    grad = torch.autograd.grad(first.data.square().sum(), lstm.weight_hh_l1)[0]
+    drawn = gradient(lstm, None)
     torch.manual_seed(3)
-    mask = (torch.rand(10) < 0.5).view(2, 5, 1)
-    second, _ = lstm(packed, detach_mask=mask)
-    assert torch.equal(torch.autograd.grad(second.data.square().sum(), lstm.weight_hh_l1)[0], grad)
+    assert torch.equal(gradient(lstm, (torch.rand(10) < 0.5).view(2, 5, 1)), drawn)

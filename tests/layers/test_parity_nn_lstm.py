@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from cases import random
-from closeness import assert_all_close, assert_close
+from cases import RESULTS, random, with_gradients
+from closeness import assert_all_close
 from throughtime import LSTM
 
 T, B, INPUT_SIZE, H = 4, 3, 2, 5
@@ -29,11 +29,16 @@ def name_of(options: dict[str, Any]) -> str:
 
 
 def pair(dtype: torch.dtype = torch.float64, **options: Any) -> tuple[nn.LSTM, LSTM]:
-    """Both layers with the same weights."""
+    """Both layers, which draw the same weights from a seed."""
     torch.manual_seed(1)
     theirs = nn.LSTM(INPUT_SIZE, H, dtype=dtype, **options)
+    drawn_next = torch.rand(1)
+    torch.manual_seed(1)
     ours = LSTM(INPUT_SIZE, H, dtype=dtype, **options)
-    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(torch.rand(1), drawn_next)
+    expected = theirs.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    assert all(torch.equal(x, expected[name]) for name, x in ours.state_dict().items())
     return theirs, ours
 
 
@@ -58,25 +63,17 @@ def make_states(layer: nn.LSTM, kind: str) -> tuple[Tensor, Tensor]:
     return h_0, random(*shape, H, seed=3).requires_grad_()
 
 
-def run(layer: nn.Module, kind: str, with_states: bool) -> dict[str, Tensor]:
+def run(layer: nn.LSTM, kind: str, with_states: bool) -> dict[str, Tensor]:
     """All results and gradients of one call."""
     leaf, made = make_input(kind, layer.batch_first)
     states = make_states(layer, kind) if with_states else None
-    output, (h_n, c_n) = layer(made, states)
-    found = {}
-    if isinstance(output, PackedSequence):
-        assert isinstance(made, PackedSequence)
-        assert torch.equal(output.batch_sizes, made.batch_sizes)
-        for mine, given in zip(output[2:], made[2:], strict=True):
+    result = layer(made, states)
+    if isinstance(made, PackedSequence):
+        assert isinstance(result[0], PackedSequence)
+        for mine, given in zip(result[0][1:], made[1:], strict=True):
             assert mine is given or torch.equal(mine, given)
-        output = output.data
-    found |= {"output": output, "h_n": h_n, "c_n": c_n}
-    weights = dict(layer.named_parameters())
-    leaves = [leaf, *(states or ()), *weights.values()]
-    loss = sum((x * random(*x.shape, seed=9 + k)).sum() for k, x in enumerate((output, h_n, c_n)))
-    grads = torch.autograd.grad(loss, leaves)
-    names = ["input", *(["h_0", "c_0"] if states else []), *weights]
-    return found | {f"grad {name}": x for name, x in zip(names, grads, strict=True)}
+    leaves = {"input": leaf} | dict(zip(("h_0", "c_0"), states or (), strict=False))
+    return with_gradients(result, leaves | dict(layer.named_parameters()))
 
 
 @pytest.mark.parametrize("kind", INPUTS)
@@ -86,68 +83,31 @@ def test_results_and_gradients(options: dict[str, Any], kind: str) -> None:
     for with_states in (False, True):
         expected, found = run(theirs, kind, with_states), run(ours, kind, with_states)
         assert_all_close(found, expected)
+        for name in RESULTS:
+            assert found[name].stride() == expected[name].stride()
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
-@pytest.mark.parametrize("batched", [True, False])
-def test_strides_are_the_same(options: dict[str, Any], batched: bool) -> None:
-    theirs, ours = pair(**options)
-    x = random(T, B, INPUT_SIZE, seed=1)
-    made = x[:, 0] if not batched else x.transpose(0, 1) if theirs.batch_first else x
-    expected, (expected_h, expected_c) = theirs(made)
-    output, (h_n, c_n) = ours(made)
-    assert output.stride() == expected.stride()
-    assert h_n.stride() == expected_h.stride() and c_n.stride() == expected_c.stride()
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
-def test_a_seed_gives_the_same_weights(options: dict[str, Any]) -> None:
-    torch.manual_seed(3)
-    theirs = nn.LSTM(INPUT_SIZE, H, **options)
-    after = torch.rand(1)
-    torch.manual_seed(3)
-    ours = LSTM(INPUT_SIZE, H, **options)
-    assert torch.equal(torch.rand(1), after)
-    expected = theirs.state_dict()
-    assert list(ours.state_dict()) == list(expected)
-    for name, x in ours.state_dict().items():
-        assert torch.equal(x, expected[name])
-    torch.manual_seed(4)
-    theirs.reset_parameters()
-    torch.manual_seed(4)
-    ours.reset_parameters()
-    assert torch.equal(ours.weight_hh_l0, theirs.weight_hh_l0)
+def test_reset_parameters_draws_what_theirs_draws() -> None:
+    for layer in (layers := pair()):
+        torch.manual_seed(4)
+        layer.reset_parameters()
+    assert torch.equal(*(layer.weight_hh_l0 for layer in layers))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_draws_what_theirs_draws(batch_first: bool, bidirectional: bool) -> None:
-    options = {"dropout": 0.4, "num_layers": 3}
-    theirs, ours = pair(batch_first=batch_first, bidirectional=bidirectional, **options)
-    x = random(T, T, INPUT_SIZE, seed=1)
-    torch.manual_seed(5)
-    expected, _ = theirs(x)
-    torch.manual_seed(5)
-    output, _ = ours(x)
-    assert_close(output, expected)
-    assert (output - ours(x)[0]).abs().max() > 1e-3
-    assert_close(ours.eval()(x)[0], theirs.eval()(x)[0])
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("proj_size", [0, 2])
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_dropout_of_a_packed_input_draws_what_theirs_draws(
-    lengths: str, proj_size: int, bidirectional: bool
+@pytest.mark.parametrize("more", [{}, {"proj_size": 2}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("kind", INPUTS)
+def test_dropout_draws_what_theirs_draws(
+    kind: str, more: dict[str, Any], bidirectional: bool
 ) -> None:
-    options = {"dropout": 0.5, "num_layers": 3, "proj_size": proj_size}
+    layers = pair(bidirectional=bidirectional, dropout=0.5, num_layers=3, **more)
     found = []
-    for layer in pair(bidirectional=bidirectional, **options):
+    for layer in layers:
         torch.manual_seed(5)
-        found.append(run(layer, lengths, True))
-        found[-1]["drawn next"] = torch.rand(1)
-    assert torch.equal(found[0].pop("drawn next"), found[1].pop("drawn next"))
+        found.append(run(layer, kind, True) | {"drawn next": torch.rand(1).double()})
     assert_all_close(found[1], found[0])
+    assert (run(layers[1], kind, True)["output"] - found[1]["output"]).abs().max() > 1e-3
+    assert_all_close(*(run(layer.eval(), kind, True) for layer in layers[::-1]))
 
 
 def test_no_grad_and_eval_give_the_training_values(backend: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -21,21 +22,21 @@ def values(schedule: DetachSchedule, layer: LSTM, steps: int) -> list[float]:
     return seen
 
 
-def test_constant_then_zero() -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"total_steps": 6, "final_steps": 2}, [0.25] * 4 + [0.0] * 4),
+        ({"total_steps": 3}, [0.25] * 3 + [0.0]),
+        (
+            {"total_steps": 6, "kind": "linear", "final_steps": 2, "detach_prob": 0.5},
+            [0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0],
+        ),
+    ],
+    ids=["constant then zero", "constant to the end", "linear"],
+)
+def test_values(options: dict[str, Any], expected: list[float]) -> None:
     layer = LSTM(2, 3, detach_prob=0.25)
-    schedule = DetachSchedule(layer, 6, final_steps=2)
-    assert values(schedule, layer, 8) == [0.25] * 4 + [0.0] * 4
-
-
-def test_constant_to_the_end_and_zero_after_it() -> None:
-    layer = LSTM(2, 3, detach_prob=0.25)
-    assert values(DetachSchedule(layer, 3), layer, 4) == [0.25] * 3 + [0.0]
-
-
-def test_linear() -> None:
-    layer = LSTM(2, 3)
-    schedule = DetachSchedule(layer, 6, kind="linear", final_steps=2, detach_prob=0.5)
-    assert values(schedule, layer, 7) == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0])
+    assert values(DetachSchedule(layer, **options), layer, len(expected)) == pytest.approx(expected)
 
 
 def test_each_layer_falls_from_its_own_value() -> None:

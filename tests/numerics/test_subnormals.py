@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 import throughtime
-from cases import random
+from cases import Shape
+from samples import Attention, Given, Layer, Recurrence, Sample, expect, run
 from throughtime import _ext
-from throughtime.functional import relevancy_attention
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
 kernels: Any = _ext.extension
 
-CONTROL = 0xFFC0  # of MXCSR: without the flags that say what happened
+CONTROL = 0xFFC0  # bits of MXCSR without the flags that say what happened
 
 
 @pytest.fixture(params=[1, 2])
@@ -39,78 +39,54 @@ def subnormals(x: Tensor) -> int:
     return int(((x != 0) & (x.abs() < torch.finfo(x.dtype).tiny)).sum())
 
 
-def recurrent(
-    kind: Callable[..., torch.nn.Module], backend: str, dtype: torch.dtype, x: float, dy: float
-) -> dict[str, Tensor]:
-    """The output for an input of size x, and the gradients for one of the output of size dy."""
-    layer = kind(5, 64, backend=backend, dtype=dtype)
-    for seed, (name, parameter) in enumerate(layer.named_parameters()):
-        size = 0.0 if name.startswith("bias") else 0.2
-        parameter.data = (size * random(*parameter.shape, seed=seed)).to(dtype)
-    steps = (x * random(30, 8, 5, seed=1)).to(dtype).requires_grad_()
-    output = layer(steps)[0]
-    leaves = {"input": steps, **dict(layer.named_parameters())}
-    grad = (dy * random(30, 8, 64, seed=2)).to(dtype)
-    gradients = torch.autograd.grad(output, list(leaves.values()), grad)
-    return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-
-def attention(
-    additive: bool, backend: str, dtype: torch.dtype, x: float, dy: float
-) -> dict[str, Tensor]:
-    query, key, value = (random(2, 2, 60, 32, seed=seed) for seed in range(3))
-    leaves = {"query": query, "key": key, "value": x * value}
-    if additive:
-        leaves["score_weight"] = random(2, 32, seed=4)
-    leaves = {name: leaf.to(dtype).requires_grad_() for name, leaf in leaves.items()}
-    output = relevancy_attention(
-        leaves["query"],
-        leaves["key"],
-        leaves["value"],
-        window_size=8,
-        top_k=8,
-        score="additive" if additive else "dot",
-        score_weight=leaves.get("score_weight"),
-        backend=backend,  # type: ignore[arg-type]
-    )
-    grad = (dy * random(2, 2, 60, 32, seed=5)).to(dtype)
-    gradients = torch.autograd.grad(output, list(leaves.values()), grad)
-    return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-
-OPS: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "lstm": lambda *args: recurrent(throughtime.LSTM, *args),
-    "rel_lstm": lambda *args: recurrent(throughtime.RelLSTM, *args),
-    "dot": lambda *args: attention(False, *args),
-    "additive": lambda *args: attention(True, *args),
+SMALL_ARGUMENTS = ("input", "h_0", "c_0", "context_0", "value")
+CASES: dict[str, Sample] = {
+    "lstm": Recurrence(Shape(30, 8, 5, 64)),
+    "rel_lstm": Layer(30, 8, 5, 64, 64, 10, 15),
+    "dot": Attention(2, 2, 60, 32, 32, 8, 8),
+    "additive": Attention(2, 2, 60, 32, 32, 8, 8, additive=True),
 }
 
 
+def arguments(case: Sample, dtype: torch.dtype, x: float, dy: float) -> Given:
+    """Arguments of size x without biases, and arriving gradients of size dy."""
+    given = case.inputs()
+    for name in given:
+        if name.startswith("bias"):
+            given[name] = None
+        elif name.startswith("grad_"):
+            given[name] = (dy * given[name]).to(dtype)
+        elif isinstance(given[name], Tensor) and given[name].is_floating_point():
+            size = x if name in SMALL_ARGUMENTS else 1.0
+            given[name] = (size * given[name].detach()).to(dtype).requires_grad_()
+    return given
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("op", OPS)
-def test_no_result_of_a_kernel_is_subnormal(op: str, dtype: torch.dtype, threads: None) -> None:
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_no_result_of_a_kernel_is_subnormal(
+    case: Sample, dtype: torch.dtype, threads: None
+) -> None:
     tiny = torch.finfo(dtype).tiny
-    results = {
-        backend: [OPS[op](backend, dtype, *sizes) for sizes in ((4 * tiny, 1.0), (1.0, tiny))]
-        for backend in ("reference", "cpu")
-    }
-    (small_input, _), (_, small_gradient) = results["reference"], results["reference"]
-    assert subnormals(small_input["output"])
-    for name, x in small_gradient.items():
-        assert name == "output" or subnormals(x), f"{name}: the test shows nothing"
-    for result in results["cpu"]:
-        for name, x in result.items():
-            assert not subnormals(x), name
+    small_input = arguments(case, dtype, 4 * tiny, 1.0)
+    small_gradient = arguments(case, dtype, 1.0, tiny)
+    assert subnormals(expect(case, small_input)["output"])
+    for name, x in expect(case, small_gradient).items():
+        if name.startswith("grad_"):
+            assert subnormals(x), f"{name}: the test shows nothing"
+    for given in (small_input, small_gradient):
+        for name, x in run(case, given).items():
+            assert not x.is_floating_point() or not subnormals(x), name
 
 
 @pytest.mark.parametrize("flush", [False, True])
-@pytest.mark.parametrize("op", OPS)
-def test_the_caller_keeps_its_own_setting(op: str, flush: bool, threads: None) -> None:
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_caller_keeps_its_own_setting(case: Sample, flush: bool, threads: None) -> None:
     small = torch.full((100_000,), 1e-40)  # more than torch leaves to one thread
     torch.set_flush_denormal(flush)
     try:
         before, kept = control(), small * 0.5 != 0
-        OPS[op]("cpu", torch.float32, 1.0, 1.0)
+        run(case, case.inputs(torch.float32))
         assert control() == before
         assert torch.equal(small * 0.5 != 0, kept)
     finally:
@@ -118,7 +94,7 @@ def test_the_caller_keeps_its_own_setting(op: str, flush: bool, threads: None) -
 
 
 def control() -> int:
-    """The calling thread's MXCSR; 0 where that is not known how to read."""
+    """The calling thread's MXCSR; 0 where this test cannot read it."""
     if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
         return 0
     environment = (ctypes.c_uint32 * 8)()

@@ -35,12 +35,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+import calls
 import throughtime
-from throughtime import functional
+from calls import MASK, B, H, I, T
 
-T, B, I, H = 5, 3, 4, 6  # noqa: E741
-WINDOW, TOP_K = 2, 2
-MASK = torch.tensor([True, False, True, False, True])
 WAY_OUT = ('backend="reference"', "backend='reference'")
 
 
@@ -74,37 +72,20 @@ class Layer(nn.Module):
         return tuple(y for y in leaves if isinstance(y, Tensor) and y.is_floating_point())
 
 
-def _function(backend: str, sizes: Sizes, run: Callable[..., Any], **options: Any) -> Layer:
-    """A function of x and of parameters by name."""
-    inner = nn.ParameterDict({name: torch.randn(size) / 2 for name, size in sizes.items()})
-    options["backend"] = backend
-    return Layer(inner, lambda inner, x: run(x, **dict(inner.items()), **options))
+def _function(name: str, backend: str) -> Layer:
+    """A function of x and of its weights; that of attention is given what they make of x."""
+    call, shapes = calls.CALLS[name]
+    if name == "relevancy_attention":
+        inner = nn.ParameterList(torch.randn(I, H) / 2 for _ in shapes)
+        return Layer(
+            inner,
+            lambda inner, x: call(backend, *((x @ w).transpose(0, 1)[:, None] for w in inner))[0],
+        )
+    inner = nn.ParameterList(torch.randn(shape) / 2 for shape in shapes[1:])
+    return Layer(inner, lambda inner, x: call(backend, x, *inner))
 
 
-def _bidirectional(x: Tensor, backend: str, **named: Tensor) -> Any:
-    pair = tuple((*(named[n + end] for n in LSTM), None) for end in ("", "_reverse"))
-    options: dict[str, Any] = {"detach_mask": (MASK, None), "backend": backend}
-    return functional.bidirectional_lstm(x, None, pair, **options)
-
-
-def _attention(
-    x: Tensor, query: Tensor, key: Tensor, value: Tensor, score: Tensor, backend: Any
-) -> Any:
-    q, k, v = (x @ w for w in (query, key, value))  # [T, B, H]
-    q, k, v = (t.unflatten(2, (2, H // 2)).permute(1, 2, 0, 3) for t in (q, k, v))
-    output = functional.relevancy_attention(
-        q, k, v, WINDOW, TOP_K, score="additive", score_weight=score, backend=backend
-    )
-    return output.permute(2, 0, 1, 3)
-
-
-Sizes = dict[str, tuple[int, ...]]
-LSTM: Sizes = {"weight_ih": (4 * H, I), "weight_hh": (4 * H, H), "bias_ih": (4 * H,)}
-LSTM["bias_hh"] = (4 * H,)
-BOTH = LSTM | {f"{name}_reverse": size for name, size in LSTM.items()}
-REL_LSTM = LSTM | {"weight_query": (H, H), "weight_key": (H, H), "weight_score": (H,)}
-ATTENTION: Sizes = {"query": (I, H), "key": (I, H), "value": (I, H), "score": (H // 2,)}
-SCREENING = {"window_size": WINDOW, "top_k": TOP_K}
+SCREENING = {"window_size": 2, "top_k": 2}
 BUILD: dict[str, Callable[[Any], Layer]] = {
     "LSTM": lambda backend: Layer(
         throughtime.LSTM(I, H, num_layers=2, bidirectional=True, backend=backend), _masked
@@ -113,19 +94,15 @@ BUILD: dict[str, Callable[[Any], Layer]] = {
         throughtime.RelLSTM(I, H, **SCREENING, backend=backend), _masked
     ),
     "RelevancyAttention": lambda backend: Layer(
-        throughtime.RelevancyAttention(I, 2, **SCREENING, batch_first=False, backend=backend),
+        throughtime.RelevancyAttention(
+            I, 1, **SCREENING, score="additive", batch_first=False, backend=backend
+        ),
         lambda inner, x: inner(x),
     ),
-    "functional.lstm": lambda backend: _function(
-        backend, LSTM, functools.partial(functional.lstm, hx=None), detach_mask=MASK
-    ),
-    "functional.bidirectional_lstm": lambda backend: _function(backend, BOTH, _bidirectional),
-    "functional.rel_lstm": lambda backend: _function(
-        backend, REL_LSTM, functools.partial(functional.rel_lstm, hx=None), detach_mask=MASK,
-        **SCREENING,
-    ),
-    "functional.relevancy_attention": lambda backend: _function(backend, ATTENTION, _attention),
-}  # fmt: skip
+} | {
+    f"functional.{name}": functools.partial(_function, name)
+    for name in ("lstm", "bidirectional_lstm", "rel_lstm", "relevancy_attention")
+}
 STOCK = "torch.nn.LSTM"
 
 

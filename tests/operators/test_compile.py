@@ -11,15 +11,13 @@ import torch
 import torch._dynamo.config
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
-from torch.utils import _pytree as pytree
 
 import throughtime
 from cases import Shape, call, options_for, random, results, runnable, tensors
 from closeness import assert_all_close, assert_close
-from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, RelState, functional
+from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, functional
 
-# torch warns of what its own compiler does: it makes an instance of an autograd.Function, and uses
-# torch.jit.
+# Torch warns of its own compiler, which makes an instance of an autograd.Function.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 TINY = Shape(3, 3, 2, 4)
@@ -37,16 +35,15 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["plain", "mask-T", "all", "all-reverse"])
-def test_same_values_and_gradients_in_one_graph(backend: str, name: str) -> None:
-    named, options = tensors(TINY), options_for(TINY)[name]
+def test_same_values_and_gradients_in_one_graph(backend: str) -> None:
+    named, options = tensors(TINY), options_for(TINY)["all-reverse"]
     compiled = torch.compile(functional.lstm, fullgraph=True, backend="aot_eager")
     found = results(compiled, named, backend=backend, **options)
     assert_all_close(found, results(functional.lstm, named, backend=backend, **options))
 
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "LSTM": lambda **options: LSTM(4, 5, num_layers=2, bidirectional=True, **options),
+    "LSTM": lambda **options: LSTM(4, 5, bidirectional=True, **options),
     "RelLSTM": lambda **options: RelLSTM(4, 5, num_layers=2, window_size=2, top_k=2, **options),
     "RelevancyAttention": lambda **options: RelevancyAttention(
         4, 2, 3, 2, batch_first=False, **options
@@ -55,17 +52,18 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
 
 
 @compiled_only
-@pytest.mark.parametrize("name", LAYERS)
-def test_compiles_once_for_many_lengths(name: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "compiler"), [*((name, "aot_eager") for name in LAYERS), ("LSTM", "inductor")]
+)
+def test_compiles_once_for_many_lengths(name: str, compiler: str, backend: str) -> None:
     layer = LAYERS[name](backend=backend)
     twin = layer
     if name == "LSTM":
         layer.detach_prob = 1.0
         twin = LAYERS[name](backend="reference")
         twin.load_state_dict(layer.state_dict())
-    compiled = torch.compile(
-        layer, fullgraph=True, backend="inductor" if name == "LSTM" else "aot_eager"
-    )
+    dynamic = True if compiler == "inductor" else None  # inductor is slow: one graph, not two
+    compiled = torch.compile(layer, fullgraph=True, backend=compiler, dynamic=dynamic)
 
     def check(length: int) -> None:
         x = random(length, 3, 4, seed=length, dtype=torch.float32)
@@ -126,40 +124,22 @@ class Recorder(CompileCounter):
         return super().__call__(graph, inputs)
 
 
-def test_a_changed_backend_context_is_not_served_by_the_old_graph() -> None:
+def test_a_context_has_its_own_graph_in_its_own_thread() -> None:
     recorder = Recorder()
-    lstm = LSTM(4, 5)
-    compiled = torch.compile(lstm, fullgraph=True, backend=recorder)
+    compiled = torch.compile(LSTM(4, 5), fullgraph=True, backend=recorder)
     x = torch.randn(3, 2, 4)
     compiled(x)
     with throughtime.backend("reference"):
         compiled(x)
         assert recorder.frame_count == 2
         assert not any("throughtime" in target for target in recorder.targets)
+        thread = threading.Thread(target=compiled, args=(x,))  # served by the first graph
+        thread.start()
+        thread.join()
     compiled(x)
     assert recorder.frame_count == 2
     with pytest.raises(RuntimeError), throughtime.backend("cuda"):
         compiled(x)
-
-
-def test_another_thread_has_its_own_context_in_compiled_code() -> None:
-    recorder = Recorder()
-    compiled = torch.compile(LSTM(4, 5), fullgraph=True, backend=recorder)
-    x = torch.randn(3, 2, 4)
-    counts = []
-
-    def other() -> None:
-        compiled(x)
-        counts.append(recorder.frame_count)
-
-    compiled(x)
-    with throughtime.backend("reference"):
-        compiled(x)
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-    # Served by the first graph: the second one is for threads inside the context.
-    assert counts == [2] and recorder.frame_count == 2
 
 
 def test_the_context_works_inside_compiled_code() -> None:
@@ -188,70 +168,33 @@ def test_autocast_and_no_grad_in_one_graph(backend: str) -> None:
         assert torch.equal(torch.get_rng_state(), state)
 
 
-# Dynamo cannot trace the loop of the reference over a choice of keys.
-EXPORTED = [(n, b) for n in LAYERS for b in runnable() if n == "LSTM" or b != "reference"]
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize(("name", "backend"), EXPORTED)
-def test_export(name: str, backend: str, strict: bool) -> None:
-    layer = LAYERS[name](backend=backend).eval().requires_grad_(False)
-    dynamic = None if backend == "reference" else {0: torch.export.Dim("T", min=4)}
-    program = torch.export.export(
-        layer, (torch.randn(6, 3, 4),), dynamic_shapes=(dynamic,), strict=strict
-    )
-    for length in (6,) if dynamic is None else (6, 11):
-        x = torch.randn(length, 3, 4)
-        leaves = zip(*(pytree.tree_leaves(f(x)) for f in (program.module(), layer)), strict=True)
-        for found, expected in leaves:
-            torch.testing.assert_close(found, expected)
-    operators = {"LSTM": 4, "RelLSTM": 2, "RelevancyAttention": 1}
-    nodes = [n for part in program.graph_module.modules() for n in part.graph.nodes]
-    ours = [n for n in nodes if str(n.target).startswith("throughtime.")]
-    assert len(ours) == (0 if backend == "reference" else operators[name])
-
-
 @pytest.mark.skipif("cpu" not in runnable(), reason="the compiled kernels are not here")
-def test_a_stream_of_a_layer_compiles_no_longer_once_its_memory_is_full() -> None:
-    layer = RelLSTM(3, 4, num_layers=2, window_size=2, top_k=2, backend="cpu")
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    state: RelState | None = None
-    expected: RelState | None = None
+@pytest.mark.parametrize("name", ["RelLSTM", "RelevancyAttention"])
+def test_a_stream_compiles_no_longer_once_its_memory_is_full(name: str) -> None:
+    layer = LAYERS[name](backend="cpu").requires_grad_(False)
+
+    def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if name == "RelLSTM":
+            output, state = layer(x, state)
+            return output, state
+        return layer(x, cache=state), state
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    states = [RelevancyCache() if name == "RelevancyAttention" else None for _ in range(2)]
 
     def check(length: int) -> None:
-        nonlocal state, expected
-        x = random(length, 2, 3, seed=length, dtype=torch.float32)
-        found, state = compiled(x, state)
-        wanted, expected = layer(x, expected)
-        state, expected = state.detach(), expected.detach()
+        x = random(length, 2, 4, seed=length, dtype=torch.float32)
+        found, states[0] = compiled(x, states[0])
+        wanted, states[1] = step(x, states[1])
         assert_close(found, wanted)
-        assert torch.equal(state.position, expected.position)
-        assert state.retained == expected.retained
+        assert torch.equal(states[0].position, states[1].position)
+        assert states[0].retained == states[1].retained
 
     for length in (8, 11, 9, 7):
         check(length)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for length in (30, 5, 17):
             check(length)
-
-
-@pytest.mark.skipif("cpu" not in runnable(), reason="the compiled kernels are not here")
-@pytest.mark.parametrize("score", ["dot", "additive"])
-def test_a_stream_of_queries_compiles_no_longer_once_its_cache_is_full(score: Any) -> None:
-    attention = RelevancyAttention(8, 2, 3, 2, score=score, backend="cpu")
-
-    def step(x: Tensor, cache: RelevancyCache) -> Tensor:
-        return attention(x, cache=cache)
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    x = random(2, 16, 8, seed=0, dtype=torch.float32)
-    cache = RelevancyCache()
-    with torch.no_grad():
-        parts = [compiled(x[:, t : t + 1], cache) for t in range(8)]
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            parts += [compiled(x[:, t : t + 1], cache) for t in range(8, 16)]
-        assert_close(torch.cat(parts, 1), attention(x))
-    assert cache.length is not None and cache.length.tolist() == [16, 16]
 
 
 def test_arguments_are_checked_while_tracing(backend: str) -> None:

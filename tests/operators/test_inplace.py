@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree as pytree
 
+import calls
+from calls import GATES, B, H, I, T
 from cases import random, runnable
 from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, functional
-
-T, B, I, H = 5, 2, 3, 4  # noqa: E741
 
 Change = Callable[[Tensor], Any]
 
@@ -24,7 +24,7 @@ def without_grad(x: Tensor) -> Tensor:
         return x.mul_(2)
 
 
-# In place, and what it should amount to.
+# A change in place, and the same change out of place.
 CHANGES: dict[str, tuple[Change, Change]] = {
     "detach_": (lambda x: x.detach_(), lambda x: x.detach()),
     "mul_": (lambda x: x.mul_(0), lambda x: x * 0),
@@ -77,7 +77,7 @@ def check(run: Callable[[list[Tensor]], Any], leaves: list[Tensor], theirs: Any 
 
 
 OPTIONS: list[dict[str, Any]] = [
-    {}, {"num_layers": 2}, {"bidirectional": True}, {"batch_first": True}, {"proj_size": 2},
+    {}, {"num_layers": 2, "batch_first": True}, {"bidirectional": True}, {"proj_size": 2},
     {"proj_size": 2, "num_layers": 2, "bidirectional": True},
 ]  # fmt: skip
 FORMS: dict[str, Callable[[Tensor], Tensor | PackedSequence]] = {
@@ -105,24 +105,11 @@ def test_lstm_as_theirs(backend: str, options: dict[str, Any], form: str) -> Non
     check(of(ours), [x, *weights], of(theirs))
 
 
-def lstm(backend: Any, x: Tensor, *weights: Tensor) -> Any:
-    return functional.lstm(x, None, *weights, backend=backend)
-
-
-def both(backend: Any, x: Tensor, *weights: Tensor) -> Any:
-    pair = ((*weights, None, None, None),) * 2
-    return functional.bidirectional_lstm(x, None, pair, backend=backend)
-
-
-def rel_lstm(backend: Any, x: Tensor, *weights: Tensor) -> Any:
-    first = (*weights[:2], None, None, *weights[2:])
-    _, state = functional.rel_lstm(x, None, *first, 2, 2, backend=backend)
-    return functional.rel_lstm(x, state, *first, 2, 2, backend=backend)
-
-
-def attention(backend: Any, *rows: Tensor) -> Any:
-    cache = RelevancyCache()
-    return functional.relevancy_attention(*rows, 2, 2, cache=cache, backend=backend), cache
+def rel_lstm_twice(backend: Any, x: Tensor, *weights: Tensor) -> Any:
+    _, state = calls.rel_lstm(backend, x, *weights)
+    return functional.rel_lstm(
+        x, state, *weights[:2], None, None, *weights[2:], 2, 2, backend=backend
+    )
 
 
 def rel_layer(backend: Any, x: Tensor) -> Any:
@@ -134,16 +121,8 @@ def attention_layer(backend: Any, x: Tensor) -> Any:
     return RelevancyAttention(I, 1, 2, 2, backend=backend, dtype=x.dtype)(x, cache=cache), cache
 
 
-GATES = ((4 * H, I), (4 * H, H))
-CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
-    "lstm": (lstm, ((T, B, I), *GATES)),
-    "lstm-projected": (
-        lambda b, x, ih, hh, hr: lstm(b, x, ih, hh, None, None, hr),
-        ((T, B, I), (4 * H, I), (4 * H, 2), (2, H)),
-    ),
-    "bidirectional_lstm": (both, ((T, B, I), *GATES)),
-    "rel_lstm": (rel_lstm, ((T, B, I), *GATES, (3, H), (3, H), (3,))),
-    "relevancy_attention": (attention, ((B, 1, T, 2),) * 3),
+CALLS = calls.CALLS | {
+    "rel_lstm": (rel_lstm_twice, calls.CALLS["rel_lstm"][1]),
     "RelLSTM": (rel_layer, ((T, B, I),)),
     "RelevancyAttention": (attention_layer, ((B, T, I),)),
 }
@@ -163,12 +142,12 @@ def test_never_wrong(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", [*runnable(), "triton"])
 def test_states_can_be_detached(backend: str) -> None:
-    """Not the views that states often are of what a kernel returned."""
+    """A state is no view of what a kernel returned: torch refuses to detach a view in place."""
     x = random(T, B, I, seed=0).requires_grad_()
     weights = [random(*shape, seed=1) for shape in GATES]
     for result in (
-        lstm(backend, x, *weights)[1],
-        both(backend, x, *weights)[1],
+        calls.lstm(backend, x, *weights)[1],
+        calls.both(backend, x, *weights, *weights)[1],
         rel_layer(backend, x)[1],
         LSTM(I, H, backend=backend, dtype=x.dtype)(x)[1],
     ):

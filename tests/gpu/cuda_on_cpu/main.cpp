@@ -1,12 +1,10 @@
-// The LSTM's GPU kernels on the CPU under a sanitizer: every tier and every barrier, compared with the
-// stepwise tier, which test_cuda_on_cpu.py compares with a loop. Without Python, which sanitizers do not
-// support.
+// The LSTM's GPU kernels on the CPU under a sanitizer: every tier and every barrier, without Python,
+// which sanitizers do not support. test_cuda_on_cpu.py tests the numbers.
 //
 //     main [SITE CASE]    leaves out barrier SITE (its number in device.cuh) and runs one case
 //
-// Exits 0 if all results are equal, 1 otherwise; a sanitizer that finds something has its own status.
+// Exits 0, or as the sanitizer does that finds something.
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <vector>
@@ -33,7 +31,7 @@ constexpr Case kCases[] = {
     {Tier::kResident, 6, 5, 1, 40, 1, 0, 2, 2, 1, 3, false, true, true, true},
     {Tier::kResident, 6, 11, 1, 56, 2, 0, 4, 1, 2, 2, true, true, false, false},
     // Blocks of a grid, in both directions.
-    {Tier::kGrid, 6, 9, 2, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
+    {Tier::kGrid, 4, 9, 2, 40, 1, 0, 3, 2, 2, 2, true, true, true, false},
     {Tier::kGrid, 6, 3, 1, 24, 1, 0, 3, 1, 1, 1, false, false, false, true},
     {Tier::kStepwise, 3, 3, 2, 8, 0, 0, 1, 1, 1, 1, true, true, true, true},
 };
@@ -77,13 +75,6 @@ Numbers<S> draw(const Case& c) {
 }
 
 template <typename S>
-struct Results {
-  std::vector<S> y, h_n, dgates;
-  std::vector<SavedGate<S>> gates;
-  std::vector<float> c_n, cells, dh0, dc0;
-};
-
-template <typename S>
 RecurrenceInput<S> input(const Case& c, const Numbers<S>& n) {
   RecurrenceInput<S> in{};
   in.T = c.T;
@@ -98,41 +89,33 @@ RecurrenceInput<S> input(const Case& c, const Numbers<S>& n) {
   return in;
 }
 
-RecurrencePlan plan_of(const Case& c, Tier tier, int scalar_bytes, bool backward) {
+RecurrencePlan plan_of(const Case& c, int scalar_bytes, bool backward) {
   const RecurrenceShape shape{c.T, c.B, c.D, c.H, scalar_bytes, backward};
-  return plan_by_hand(shape, tier, c.ranks, c.tiles_n, c.held,
+  return plan_by_hand(shape, c.tier, c.ranks, c.tiles_n, c.held,
                       backward ? c.backward_parts : c.forward_parts, c.backward_warps);
 }
 
+// Forward and backward. Threads of the stepwise tier run at once, to be watched.
 template <typename S>
-Results<S> kernels(const Case& c, Tier tier, const Numbers<S>& n) {
+void run_both(const Case& c) {
+  const Numbers<S> n = draw<S>(c);
   const size_t state = static_cast<size_t>(c.D) * c.B * c.H, all = c.T * state;
-  const float nan = std::nanf("");
-  const auto floats = [&](size_t count) { return std::vector<float>(count, nan); };
-  const auto scalars = [&](size_t count) {
-    return std::vector<S>(count, device::from_float<S>(nan));
-  };
-  Results<S> r{scalars(all),
-               n.h0,
-               scalars(4 * all),
-               std::vector<SavedGate<S>>(4 * all, device::from_float<SavedGate<S>>(nan)),
-               n.c0,
-               floats(all),
-               floats(state),
-               n.dc_n};
-  for (size_t i = 0; i < state; ++i) r.dh0[i] = device::to_float(n.dh_n[i]);
+  std::vector<S> y(all), h_n = n.h0, dgates(4 * all);
+  std::vector<SavedGate<S>> gates(4 * all);
+  std::vector<float> c_n = n.c0, cells(all), dh0(state), dc0 = n.dc_n;
 
   RecurrenceForward<S> f{};
   f.in = input(c, n);
   f.projected = n.projected.data();
   f.bias = n.bias.data();
   f.h0 = n.h0.data();
-  f.y = r.y.data();
-  f.h_n = r.h_n.data();
-  f.c_n = r.c_n.data();
-  f.gates = r.gates.data();
-  f.cells = r.cells.data();
-  if (!run(plan_of(c, tier, sizeof(S), false), f)) std::abort();
+  f.y = y.data();
+  f.h_n = h_n.data();
+  f.c_n = c_n.data();
+  f.gates = gates.data();
+  f.cells = cells.data();
+  steps_at_once = true;
+  if (!run(plan_of(c, sizeof(S), false), f)) std::abort();
 
   RecurrenceBackward<S> b{};
   b.in = f.in;
@@ -145,45 +128,10 @@ Results<S> kernels(const Case& c, Tier tier, const Numbers<S>& n) {
   b.detach_stride_d = static_cast<int64_t>(c.T) * c.B;
   b.detach_stride_t = c.B;
   b.detach_stride_b = 1;
-  b.dgates = r.dgates.data();
-  b.dh0 = r.dh0.data();
-  b.dc0 = r.dc0.data();
-  if (!run(plan_of(c, tier, sizeof(S), true), b)) std::abort();
-  return r;
-}
-
-template <typename V>
-bool same(const char* name, const std::vector<V>& found, const std::vector<V>& wanted,
-          double tolerance) {
-  double scale = 1, worst = 0;
-  for (const V w : wanted) scale = std::fmax(scale, std::fabs(device::to_float(w)));
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    const double error =
-        std::fabs(device::to_float(found[i]) - device::to_float(wanted[i])) / scale;
-    worst = error <= worst ? worst : error;  // keeps NaN
-  }
-  if (worst <= tolerance) return true;
-  std::printf("%s: relative error %g, allowed %g\n", name, worst, tolerance);
-  return false;
-}
-
-template <typename S>
-bool check(const Case& c, double tolerance) {
-  const Numbers<S> numbers = draw<S>(c);
-  const Results<S> found = kernels(c, c.tier, numbers);
-  const Results<S> wanted = kernels(c, Tier::kStepwise, numbers);
-  bool good = true;
-  good &= same("y", found.y, wanted.y, tolerance);
-  good &= same("h_n", found.h_n, wanted.h_n, tolerance);
-  good &= same("c_n", found.c_n, wanted.c_n, tolerance);
-  good &= same("dgates", found.dgates, wanted.dgates, tolerance);
-  good &= same("dh0", found.dh0, wanted.dh0, tolerance);
-  good &= same("dc0", found.dc0, wanted.dc0, tolerance);
-  if (!good) {
-    std::printf("  in tier %d, T %d, B %d, D %d, H %d, %zu bytes\n", static_cast<int>(c.tier), c.T,
-                c.B, c.D, c.H, sizeof(S));
-  }
-  return good;
+  b.dgates = dgates.data();
+  b.dh0 = dh0.data();
+  b.dc0 = dc0.data();
+  if (!run(plan_of(c, sizeof(S), true), b)) std::abort();
 }
 
 }  // namespace
@@ -194,12 +142,9 @@ int main(int count, char** words) {
     device::dropped = static_cast<device::Site>(std::atoi(words[1]));
     only = std::atoi(words[2]);
   }
-  bool good = true;
   for (const Case& c : kCases) {
     if (only >= 0 && only != index++) continue;
-    good &= check<float>(c, 1e-5);
-    good &= check<device::BFloat16>(c, 3e-2);
+    run_both<float>(c);
+    run_both<device::BFloat16>(c);
   }
-  std::printf("%s\n", good ? "equal" : "different");
-  return good ? 0 : 1;
 }

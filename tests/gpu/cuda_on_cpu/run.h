@@ -44,15 +44,17 @@ void multiply(const Left& a, int64_t rows, int64_t inner, int64_t columns, const
 }
 
 // Threads of a step share nothing, so they may run one after the other: a thousand steps take a second.
-// Under the thread sanitizer they run at once, which proves that they share nothing.
+// At once they prove it to the thread sanitizer.
+inline bool steps_at_once = false;
+
 inline auto launch_steps(int64_t threads) {
   return [=](auto kernel, const auto& arguments) {
     const auto blocks = static_cast<int>((threads + kStepThreads - 1) / kStepThreads);
-#if defined(__SANITIZE_THREAD__)
-    device::launch(kernel, arguments, blocks, kStepThreads, 1, 0, false);
-#else
-    device::launch_in_turn(kernel, arguments, blocks, kStepThreads);
-#endif
+    if (steps_at_once) {
+      device::launch(kernel, arguments, blocks, kStepThreads, 1, 0, false);
+    } else {
+      device::launch_in_turn(kernel, arguments, blocks, kStepThreads);
+    }
   };
 }
 
