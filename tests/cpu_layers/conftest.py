@@ -19,11 +19,21 @@ import torch
 from torch import Tensor
 
 from compiled import compiled
+from throughtime import _ext
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-SUFFIX = {torch.float32: "_f32", torch.float64: "_f64"}
-VECTOR_BYTES = {"sse2": 16, "avx2": 32, "avx512": 64, "neon": 16}
+SUFFIX = {torch.float32: "_f32", torch.float64: "_f64", torch.bfloat16: "_bf16"}
+VECTOR_BYTES = {"sse2": 16, "avx2": 32, "neon": 16}  # 64 of all others
+RUNNABLE = _ext.extension.runnable_isas() if _ext.extension else []
+BASE = [isa for isa in RUNNABLE if isa not in ("avx512_bf16", "amx")]
+STAND_IN = ["amx_stand_in"] if "avx512" in RUNNABLE else []  # functions in place of instructions
+# Layers whose code depends on more than the vectors.
+SETS = {
+    "matrix": [*RUNNABLE, *STAND_IN],
+    "walk": [isa for isa in RUNNABLE if isa != "amx"],
+    "lstm_bfloat16": [*(isa for isa in RUNNABLE if isa.startswith(("avx512", "amx"))), *STAND_IN],
+}
 
 
 class Layer:
@@ -45,7 +55,7 @@ class Layer:
 
     def lanes(self, dtype: torch.dtype) -> int:
         """Numbers in a vector."""
-        return VECTOR_BYTES[self.isa] // dtype.itemsize
+        return VECTOR_BYTES.get(self.isa, 64) // dtype.itemsize
 
 
 def of_setup(name: str) -> Any:
@@ -57,24 +67,49 @@ def of_setup(name: str) -> Any:
     raise LookupError(name)
 
 
-def library(item: pytest.Item) -> Future[Path]:
-    """The layer of a test, for its instruction set, compiled in the background."""
-    name = item.path.stem.removeprefix("test_")
-    isa = item.callspec.params.get("isa", "baseline") if hasattr(item, "callspec") else "baseline"
+def layer_of(path: Path) -> str:
+    """The layer that a test's file is named after."""
+    return path.stem.removeprefix("test_")
+
+
+def library(item: pytest.Item, isa: str) -> Future[Path]:
+    """The layer of a test, for an instruction set, compiled in the background."""
+    name = layer_of(item.path)
     flags = {name: x for sets in of_setup("INSTRUCTION_SETS").values() for name, x in sets}
-    command = [*of_setup("FLAGS"), "-Werror", *flags.get(isa, []), f"-DTT_ISA={isa}"]
+    flags["amx_stand_in"] = [*flags["avx512"], "-DTT_AMX", "-DTT_AMX_STAND_IN"]
+    command = [*of_setup("FLAGS"), "-Werror", *flags[isa], f"-DTT_ISA={isa}"]
     command += ["-shared", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
     return compiled(item.config, f"{name}-{isa}.so", HERE / f"{name}.cpp", command)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each instruction set of this machine that makes a difference to the layer."""
+    if "layer" in metafunc.fixturenames:
+        path = metafunc.definition.path
+        metafunc.parametrize("isa", SETS.get(layer_of(path), BASE), indirect=True)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compilers run while the tests do."""
     for item in session.items:
         if "layer" in getattr(item, "fixturenames", ()):
-            library(item)
+            library(item, item.callspec.params["isa"])  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> str:
+    """The instruction set of a layer; that of the package stays as it is."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
 def layer(request: pytest.FixtureRequest, isa: str) -> Layer:
-    """The layer that the test's file is named after, for each instruction set of this machine."""
-    return Layer(library(request.node).result(), isa)
+    """The layer that the test's file is named after."""
+    return Layer(library(request.node, isa).result(), isa)
+
+
+@pytest.fixture
+def stand_in(request: pytest.FixtureRequest) -> Layer:
+    """The same on the stand-in for AMX."""
+    return Layer(library(request.node, "amx_stand_in").result(), "amx_stand_in")

@@ -1,15 +1,23 @@
 // common/cpu/tile.h and matrix.h: packing, products and outer products, also of 16-bit operands.
 #include "common/cpu/matrix.h"
 
-#include "bfloat16.h"
 #include "export.h"
 
 namespace throughtime {
 namespace {
 
-template <typename S>
-int64_t register_rows(const S*) {
-  return kRegisterRows;
+// Rows of one product, and what the rows of a left operand are padded to.
+template <typename Operand>
+int64_t product_rows(const Operand*) {
+  return Tiling<Operand>::kRows;
+}
+template <typename Operand>
+int64_t row_padding(const Operand*) {
+  return Tiling<Operand>::kPadding;
+}
+template <typename Operand>
+int64_t depth(const Operand*) {
+  return Numbers<Operand>::kDepth;
 }
 
 // weight [vectors * L, k_count], or its transpose with `columns` columns; into panels.
@@ -32,9 +40,9 @@ template <typename Operand>
 void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
                 const Operand* panels, int64_t vectors, int64_t width, int64_t begun,
                 const SumOf<Operand>* bias, SumOf<Operand>* out) {
-  const int64_t row_stride = k_count + 3;  // pieces of one number of blocks lie side by side
+  const int64_t row_stride = round_up(k_count, Numbers<Operand>::kDepth) + 3;
   const Panels<Operand> weight{const_cast<Operand*>(panels), k_count * blocks, vectors, width};
-  multiply<Operand>({a, row_stride, k_count, blocks, rows * row_stride}, rows, weight,
+  multiply<Operand>({a, row_stride, k_count, blocks, round_up(rows, Tiling<Operand>::kPadding) * row_stride}, rows, weight,
                     {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
 }
 
@@ -50,7 +58,12 @@ void outer_products_as(const Operand* a, int64_t n, const Operand* b, int64_t ve
 
 using namespace throughtime;
 
-EXPORT(register_rows)
+EXPORT(product_rows)
+EXPORT_AS(product_rows_bf16, product_rows<BFloat16>)
+EXPORT(row_padding)
+EXPORT_AS(row_padding_bf16, row_padding<BFloat16>)
+EXPORT(depth)
+EXPORT_AS(depth_bf16, depth<BFloat16>)
 EXPORT_AS(pack_f32, pack_as<float, float>)
 EXPORT_AS(pack_f64, pack_as<double, double>)
 EXPORT_AS(pack_narrow_f32, pack_as<float, BFloat16>)
@@ -59,4 +72,3 @@ EXPORT_AS(product_f64, product_as<double>)
 EXPORT_AS(product_narrow_f32, product_as<BFloat16>)
 EXPORT_AS(outer_products_f32, outer_products_as<float>)
 EXPORT_AS(outer_products_f64, outer_products_as<double>)
-EXPORT_AS(outer_products_narrow_f32, outer_products_as<BFloat16>)

@@ -23,6 +23,10 @@ class Kind:
         self.sum = torch.float64 if kind == "float64" else torch.float32
         self.layer = layer
         self.lanes = layer.lanes(self.sum)
+        of = torch.empty(0, dtype=self.operand)
+        self.rows, self.padding, self.depth = (
+            layer(name, of) for name in ("product_rows", "row_padding", "depth")
+        )
 
     def call(self, function: str, *arguments: Any) -> None:
         """bfloat16 goes as its bits: the sums choose the function."""
@@ -37,14 +41,33 @@ class Kind:
     def randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64).to(self.operand)
 
-    def vectors(self, columns: int) -> int:
-        return -(-columns // self.lanes)
+    def left(self, blocks: int, rows: int, k_count: int) -> Tensor:
+        """[blocks, rows, K] as the left operand of a product, between NaN that no product reads."""
+        shape = (blocks, up(rows, self.padding), up(k_count, self.depth) + 3)
+        a = torch.full(shape, torch.nan, dtype=self.operand)
+        a[..., :-3] = 0
+        a[:, :rows, :k_count] = self.randn(blocks, rows, k_count)
+        return a
+
+    def panels(self, weight: Tensor, vectors: int, width: int) -> Tensor:
+        """[K, columns] in panels of ``width`` vectors of columns.
+
+        Each is K-major in pieces of ``depth``, of which one vector of columns is contiguous: two k
+        lie side by side there if the operand is one of pairs.
+        """
+        depth, pair = self.depth, 2 if self.operand == torch.bfloat16 else 1
+        k_count, columns = weight.shape
+        more = (0, vectors * self.lanes - columns, 0, up(k_count, depth) - k_count)
+        whole = torch.nn.functional.pad(weight, more)
+        return torch.cat([
+            x.reshape(-1, depth // pair, pair, x.size(1) // self.lanes, self.lanes)
+            .permute(0, 3, 1, 4, 2).reshape(-1)
+            for x in whole.split(width * self.lanes, 1)
+        ])  # fmt: skip
 
 
-def panels_of(weight: Tensor, vectors: int, width: int, lanes: int) -> Tensor:
-    """[K, columns] in panels of ``width`` vectors of columns, each K-major."""
-    whole = torch.nn.functional.pad(weight, (0, vectors * lanes - weight.size(1)))
-    return torch.cat([x.reshape(-1) for x in whole.split(width * lanes, 1)])
+def up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 @KINDS
@@ -55,8 +78,7 @@ def test_packing(layer: Any, kind: str, transposed: bool, width: int) -> None:
     for rows, columns in ((1, 1), (5, 70), (33, 16), (70, 9)):
         weight = of.randn(rows, columns)
         matrix = weight.t() if transposed else weight
-        vectors = of.vectors(matrix.size(1))
-        wanted = panels_of(matrix, vectors, width, of.lanes)
+        wanted = of.panels(matrix, up(matrix.size(1), of.lanes) // of.lanes, width)
         found = torch.full((len(wanted) + 1,), 7.0, dtype=of.operand)
         of.call("pack", weight.to(of.sum), rows, columns, int(transposed), width, found)
         assert torch.equal(found, torch.cat([wanted, found.new_tensor([7.0])]))
@@ -79,19 +101,19 @@ def terms(a: Tensor, b: Tensor) -> list[Tensor]:
 def test_products(layer: Any, kind: str, vectors: int, width: int) -> None:
     of = Kind(layer, kind)
     columns = vectors * of.lanes
-    most_rows = layer("register_rows", torch.empty(0, dtype=of.sum))
-    for rows in range(1, 2 * most_rows + 2):
-        for k_count, blocks in ((1, 1), (6, 3), (300, 2)):
-            a, weight = of.randn(blocks, rows, k_count + 3), of.randn(blocks * k_count, columns)
+    for rows in {1, 2, 15, 17, *range(3, 2 * of.rows + 2, 1 + of.rows // 4)}:
+        for k_count, blocks in ((1, 1), (2 * of.depth, 3), (320, 2), (300, 1)):
+            a, weight = of.left(blocks, rows, k_count), of.randn(blocks * k_count, columns)
             bias = torch.randn(columns).to(of.sum)
             before = torch.randn(rows, columns + 1).to(of.sum)
-            packed = panels_of(weight, vectors, width, of.lanes)
-            whole = terms(a[..., :k_count].transpose(0, 1).reshape(rows, -1), weight)
+            packed = of.panels(weight, vectors, width)
+            whole = terms(a[:, :rows, :k_count].transpose(0, 1).reshape(rows, -1), weight)
             for begun in (0, 1):
                 found = before.clone()
                 numbers = (rows, k_count, blocks, packed, vectors, width, begun)
-                of.call("product", a, *numbers, bias, found)
-                assert_sum(found[:, :-1], [*whole, bias.expand(rows, -1), begun * before[:, :-1]])
+                of.call("product", a, *numbers, None if begun else bias, found)
+                addend = before[:, :-1] if begun else bias.expand(rows, -1)
+                assert_sum(found[:, :-1], [*whole, addend])
                 assert torch.equal(found[:, -1], before[:, -1])
 
 
@@ -101,19 +123,19 @@ def test_bits_do_not_depend_on_the_tile(layer: Any, kind: str) -> None:
     of = Kind(layer, kind)
     vectors, k_count = 7, 300
     columns = vectors * of.lanes
-    a, weight = of.randn(1, 13, k_count + 3), of.randn(k_count, columns)
+    a, weight = of.left(1, 40, k_count), of.randn(k_count, columns)
     bias = torch.randn(columns).to(of.sum)
     found = {}
     for width in (1, 2, 4):
-        packed = panels_of(weight, vectors, width, of.lanes)
-        for rows in (1, 2, 5, 13):
+        packed = of.panels(weight, vectors, width)
+        for rows in (1, 2, 5, 13, 40):
             out = torch.zeros(rows, columns + 1, dtype=of.sum)
             of.call("product", a, rows, k_count, 1, packed, vectors, width, 0, bias, out)
             found[width, rows] = out
-    assert all(torch.equal(x, found[4, 13][: len(x)]) for x in found.values())
+    assert all(torch.equal(x, found[4, 40][: len(x)]) for x in found.values())
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_outer_products(layer: Any, kind: str) -> None:
     of = Kind(layer, kind)
     for n, vectors, rows in ((1, 1, 0), (1, 1, 1), (8, 3, 40), (13, 6, 600)):

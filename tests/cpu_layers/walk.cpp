@@ -1,36 +1,20 @@
 // recurrence/cpu/: a walk through time with a cell that the package does not have, tanh_cell.h, and
 // with operands of 16 bits.
-#include <cstdlib>
-#include <thread>
-
-#include "bfloat16.h"
 #include "export.h"
 #include "recurrence/cpu/backward.h"
 #include "recurrence/cpu/forward.h"
 #include "tanh_cell.h"
+#include "threads.h"
 
 using namespace throughtime;
 
 namespace {
 
-Runtime runtime(int threads) {
-  Runtime made{};
-  made.threads = threads;
-  made.parallel = [](int workers, void (*body)(void*, int, int), void* context) {
-    std::thread other(body, context, workers / 2, workers);
-    if (workers > 1) body(context, 0, workers / 2);
-    other.join();
-  };
-  made.acquire = [](size_t bytes) { return std::aligned_alloc(64, bytes); };
-  made.release = std::free;
-  return made;
-}
-
 // sizes: T, B, I, H, R, reverse, threads.
-template <typename S>
-WalkInput<S> input(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
-                   const S* h0, const S* weight_ih, const S* weight_hh, const S* bias) {
-  WalkInput<S> in{};
+template <typename X, typename S = SumOf<X>>
+WalkInput<X> input(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const X* x,
+                   const X* h0, const S* weight_ih, const S* weight_hh, const S* bias) {
+  WalkInput<X> in{};
   in.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
   in.x = x;
   in.x_stride_t = sizes[1] * sizes[2];
@@ -45,30 +29,30 @@ WalkInput<S> input(const int64_t* sizes, const int64_t* lengths, const int64_t* 
   return in;
 }
 
-template <typename S>
-int64_t saved_size(const S*, const int64_t* sizes) {
-  return saved_activations({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, TanhCell<S>::kSaved);
+template <typename X>
+int64_t saved_size(const X*, const int64_t* sizes) {
+  return saved_activations({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, TanhCell<SumOf<X>>::kSaved);
 }
 
-template <typename S, typename Operand = S>
-void forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
-             const S* h0, const S* weight_ih, const S* weight_hh, const S* bias, S* y, S* h_n,
+template <typename X, typename S = SumOf<X>>
+void forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const X* x,
+             const X* h0, const S* weight_ih, const S* weight_hh, const S* bias, X* y, S* h_n,
              S* saved) {
-  WalkForward<S> args{};
+  WalkForward<X> args{};
   args.in = input(sizes, lengths, order, x, h0, weight_ih, weight_hh, bias);
   args.y = y;
   args.h_n = h_n;
   args.saved = saved;
-  const Runtime threads = runtime(static_cast<int>(sizes[6]));
-  ForwardWalk<TanhCell<S>, Operand>(args, threads).run(threads);
+  const Runtime threads = on_threads(sizes[6]);
+  ForwardWalk<TanhCell<S>, X>(args, threads).run(threads);
 }
 
-template <typename S, typename Operand = S>
-void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const S* x,
-              const S* h0, const S* weight_ih, const S* weight_hh, const S* bias, const S* y,
-              const S* saved, const bool* detach, const S* dy, const S* dh_n, S* dx, S* dh0,
+template <typename X, typename S = SumOf<X>>
+void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const X* x,
+              const X* h0, const S* weight_ih, const S* weight_hh, const S* bias, const X* y,
+              const S* saved, const bool* detach, const X* dy, const S* dh_n, X* dx, S* dh0,
               S* dweight_ih, S* dweight_hh, S* dbias) {
-  WalkBackward<S> args{};
+  WalkBackward<X> args{};
   args.in = input(sizes, lengths, order, x, h0, weight_ih, weight_hh, bias);
   args.y = y;
   args.saved = saved;
@@ -83,8 +67,8 @@ void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order
   args.dweight_ih = dweight_ih;
   args.dweight_hh = dweight_hh;
   args.dbias = dbias;
-  const Runtime threads = runtime(static_cast<int>(sizes[6]));
-  BackwardWalk<TanhCell<S>, Operand>(args, threads).run(threads);
+  const Runtime threads = on_threads(sizes[6]);
+  BackwardWalk<TanhCell<S>, X>(args, threads).run(threads);
 }
 
 }  // namespace
@@ -92,5 +76,6 @@ void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order
 EXPORT(saved_size)
 EXPORT(forward)
 EXPORT(backward)
-EXPORT_AS(forward_narrow_f32, forward<float, BFloat16>)
-EXPORT_AS(backward_narrow_f32, backward<float, BFloat16>)
+EXPORT_AS(saved_size_bf16, saved_size<BFloat16>)
+EXPORT_AS(forward_bf16, forward<BFloat16>)
+EXPORT_AS(backward_bf16, backward<BFloat16>)

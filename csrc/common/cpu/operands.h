@@ -63,7 +63,7 @@ struct Left {
   }
 };
 
-// Where a product goes, and what it is added to.
+// Where a product goes, and what it is added to: one of what lies there, a bias and an addend.
 template <typename S>
 struct Target {
   S* at;

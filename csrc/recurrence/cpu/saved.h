@@ -28,11 +28,12 @@ struct Saved {
 
 #if defined(__AVX512F__)
 template <typename Cell>
+  requires Cell::kCarriesCell
 struct Saved<Cell, BFloat16> {
   using S = float;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int kVectors = (Cell::kSaved + 2) / 2;
-  static_assert(Cell::kCarriesCell && Cell::kSaved % 2 == 1);
+  static_assert(Cell::kSaved % 2 == 1, "the cell comes last, everything else in pairs");
 
   TT_INLINE static void put(S* to, const Vec<S>* v) { write(v, to, throughtime::store<S>); }
   TT_INLINE static void stream(S* to, const Vec<S>* v) { write(v, to, throughtime::stream<S>); }
