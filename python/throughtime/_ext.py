@@ -7,6 +7,7 @@ already loaded.
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 from typing import Literal
 
@@ -48,6 +49,22 @@ def _not_built(part: Part) -> str:
 
 extension, _missing = _load("cpu", "throughtime._C")
 cuda_extension, _missing_cuda = _load("cuda", "throughtime._C_cuda")
+
+
+def _choose_instruction_set(name: str | None) -> None:
+    """Run another instruction set's kernels than the best that the processor has."""
+    if not name or extension is None:
+        return
+    known = extension.runnable_isas()
+    if name not in known:
+        raise ValueError(
+            f"environment variable THROUGHTIME_CPU_ISA should be one of {', '.join(known)}, which "
+            f"this processor and this build have, got {name!r}"
+        )
+    extension.set_isa(name)
+
+
+_choose_instruction_set(os.environ.get("THROUGHTIME_CPU_ISA"))
 
 
 def why_missing(part: Part = "cpu") -> str | None:

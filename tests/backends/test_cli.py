@@ -7,7 +7,8 @@ import re
 import pytest
 
 import throughtime
-from programs import Refusals, printed
+from programs import Refusals, printed, run_python
+from throughtime import _ext
 from throughtime.__main__ import main
 
 
@@ -54,3 +55,13 @@ def test_what_cannot_be_explained_is_one_sentence(capsys: pytest.CaptureFixture[
 )
 def test_options(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     Refusals(main, capsys).of_option(command, words)
+
+
+@pytest.mark.skipif(_ext.extension is None, reason="the compiled kernels are not here")
+def test_a_variable_chooses_the_instruction_set() -> None:
+    code = "import throughtime; print(throughtime.explain('lstm', hidden_size=8))"
+    smallest = _ext.extension.runnable_isas()[-1]
+    assert f", with {smallest} (" in printed(code, THROUGHTIME_CPU_ISA=smallest)
+    failed = run_python(code, THROUGHTIME_CPU_ISA="mmx")
+    assert f"should be one of {', '.join(_ext.extension.runnable_isas())}" in failed.stderr
+    assert "got 'mmx'" in failed.stderr

@@ -1,7 +1,6 @@
 // lstm/cpu/bfloat16_kernels.cpp: the LSTM with bfloat16 operands, also on a stand-in for AMX.
-#include "lstm/cpu/bfloat16_kernels.cpp"
-
 #include "export.h"
+#include "lstm/cpu/bfloat16_kernels.cpp"
 #include "threads.h"
 
 using namespace throughtime;
@@ -37,8 +36,8 @@ void run_forward(const int64_t* sizes, const int64_t* lengths, const int64_t* or
                  const bool* reset, const BFloat16* x, const BFloat16* h0, const float* c0,
                  const float* weight_ih, const float* weight_hh, const float* weight_hr,
                  const float* bias, BFloat16* y, float* h_n, float* c_n, float* saved) {
-  const LstmInput<BFloat16> in = input(sizes, lengths, order, reset, x, h0, c0, weight_ih,
-                                       weight_hh, weight_hr, bias);
+  const LstmInput<BFloat16> in =
+      input(sizes, lengths, order, reset, x, h0, c0, weight_ih, weight_hh, weight_hr, bias);
   TT_KERNELS(lstm_bfloat16).forward({in, y, h_n, c_n, saved}, on_threads(sizes[6]));
 }
 
@@ -49,8 +48,8 @@ void run_backward(const int64_t* sizes, const int64_t* lengths, const int64_t* o
                   const BFloat16* dy, const float* dh_n, const float* dc_n, BFloat16* dx,
                   float* dh0, float* dc0, float* dweight_ih, float* dweight_hh, float* dweight_hr,
                   float* dbias) {
-  const LstmInput<BFloat16> in = input(sizes, lengths, order, reset, x, h0, c0, weight_ih,
-                                       weight_hh, weight_hr, bias);
+  const LstmInput<BFloat16> in =
+      input(sizes, lengths, order, reset, x, h0, c0, weight_ih, weight_hh, weight_hr, bias);
   TT_KERNELS(lstm_bfloat16)
       .backward({.in = in,
                  .y = y,

@@ -42,8 +42,9 @@ void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
                 const SumOf<Operand>* bias, SumOf<Operand>* out) {
   const int64_t row_stride = round_up(k_count, Numbers<Operand>::kDepth) + 3;
   const Panels<Operand> weight{const_cast<Operand*>(panels), k_count * blocks, vectors, width};
-  multiply<Operand>({a, row_stride, k_count, blocks, round_up(rows, Tiling<Operand>::kPadding) * row_stride}, rows, weight,
-                    {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
+  multiply<Operand>(
+      {a, row_stride, k_count, blocks, round_up(rows, Tiling<Operand>::kPadding) * row_stride},
+      rows, weight, {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
 }
 
 template <typename Operand>

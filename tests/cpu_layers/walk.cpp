@@ -31,7 +31,8 @@ WalkInput<X> input(const int64_t* sizes, const int64_t* lengths, const int64_t* 
 
 template <typename X>
 int64_t saved_size(const X*, const int64_t* sizes) {
-  return saved_activations({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, TanhCell<SumOf<X>>::kSaved);
+  return saved_activations({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]},
+                           TanhCell<SumOf<X>>::kSaved);
 }
 
 template <typename X, typename S = SumOf<X>>

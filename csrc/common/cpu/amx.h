@@ -165,7 +165,8 @@ TT_INLINE void multiply_tiles(const Term<BFloat16>* terms, int count, int64_t ro
   const auto copy_rows = [&](const float* from, int64_t from_stride, float* dest, int64_t stride) {
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t k = 0; k < width; k += amx::kColumns)
-        throughtime::store(dest + row * stride + k, throughtime::load(from + row * from_stride + k));
+        throughtime::store(dest + row * stride + k,
+                           throughtime::load(from + row * from_stride + k));
   };
   TileBuffer<float, 32> buffer;
   Target<float> whole = to;

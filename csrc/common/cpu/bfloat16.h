@@ -13,8 +13,7 @@ namespace {
 template <>
 struct Numbers<BFloat16> {
   typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-  typedef uint16_t AnyHalves
-      __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  typedef uint16_t AnyHalves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
   typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
   static constexpr int64_t L = kLanes<float>;
 

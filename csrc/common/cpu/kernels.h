@@ -64,19 +64,16 @@
 #define TT_KERNEL_TABLES(Kernels, op)                                                             \
   TT_EACH_BASE_ISA(TT_DECLARE_KERNELS, Kernels, op)                                               \
   const Kernels& op##_kernels() {                                                                 \
-    static const Kernels* const tables[] = {TT_EACH_BFLOAT16_ISA(TT_ADDRESS_OF_AVX512, Kernels,   \
-                                                                 op)                              \
-                                                TT_EACH_BASE_ISA(TT_ADDRESS_OF_KERNELS, Kernels,  \
-                                                                 op)};                            \
+    static const Kernels* const tables[] = {TT_EACH_BFLOAT16_ISA(                                 \
+        TT_ADDRESS_OF_AVX512, Kernels, op) TT_EACH_BASE_ISA(TT_ADDRESS_OF_KERNELS, Kernels, op)}; \
     return *tables[chosen_isa()];                                                                 \
   }
-#define TT_BFLOAT16_TABLES(Kernels, op)                                                           \
-  TT_EACH_BFLOAT16_ISA(TT_DECLARE_KERNELS, Kernels, op)                                           \
-  const Kernels* op##_kernels() {                                                                 \
-    static const Kernels* const tables[] = {TT_EACH_BFLOAT16_ISA(TT_ADDRESS_OF_KERNELS, Kernels,  \
-                                                                 op)                              \
-                                                TT_EACH_BASE_ISA(TT_NO_ADDRESS, Kernels, op)};    \
-    return tables[chosen_isa()];                                                                  \
+#define TT_BFLOAT16_TABLES(Kernels, op)                                                    \
+  TT_EACH_BFLOAT16_ISA(TT_DECLARE_KERNELS, Kernels, op)                                    \
+  const Kernels* op##_kernels() {                                                          \
+    static const Kernels* const tables[] = {TT_EACH_BFLOAT16_ISA(                          \
+        TT_ADDRESS_OF_KERNELS, Kernels, op) TT_EACH_BASE_ISA(TT_NO_ADDRESS, Kernels, op)}; \
+    return tables[chosen_isa()];                                                           \
   }
 
 namespace throughtime {

@@ -21,7 +21,8 @@ void pack_rows_as_columns(const Panels<Operand>& to, Share own, const F& at) {
     for (int64_t v = 0; v < to.width_of(q); ++v)
       transpose_rows<SumOf<Operand>>(
           [&](int64_t element) { return at((q * to.width + v) * L + element); }, to.k_count,
-          to.depth(), Numbers<Operand>::kPair, [&](int64_t k, const Vec<SumOf<Operand>>* columns) {
+          to.depth(), Numbers<Operand>::kPair,
+          [&](int64_t k, const Vec<SumOf<Operand>>* columns) {
             Numbers<Operand>::put_step(to.place(q, k, v), columns);
           });
 }

@@ -68,8 +68,8 @@ template <typename S>
 struct Target {
   S* at;
   int64_t row_stride;
-  bool begun = false;       // what lies there is added to, not replaced
-  const S* bias = nullptr;  // a row that is added to every row, or null
+  bool begun = false;         // what lies there is added to, not replaced
+  const S* bias = nullptr;    // a row that is added to every row, or null
   const S* addend = nullptr;  // rows that are added, or null
   int64_t addend_stride = 0;
 

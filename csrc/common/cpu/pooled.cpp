@@ -73,9 +73,11 @@ Tensor converted(const Tensor& tensor, ScalarType dtype) {
     for (int64_t i = 0; i < count; ++i) to[i] = one(from[i]);
   };
   if (dtype == ScalarType::Float) {
-    convert(data<BFloat16>(from), mutable_data<float>(to), to.numel(), [](BFloat16 x) { return wide(x); });
+    convert(data<BFloat16>(from), mutable_data<float>(to), to.numel(),
+            [](BFloat16 x) { return wide(x); });
   } else {
-    convert(data<float>(from), mutable_data<BFloat16>(to), to.numel(), [](float x) { return narrow(x); });
+    convert(data<float>(from), mutable_data<BFloat16>(to), to.numel(),
+            [](float x) { return narrow(x); });
   }
   return to;
 }

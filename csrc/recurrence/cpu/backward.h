@@ -18,10 +18,10 @@
 #pragma once
 
 #include "recurrence/cpu/pack.h"
+#include "recurrence/cpu/paired_weight_gradients.h"
 #include "recurrence/cpu/plan.h"
 #include "recurrence/cpu/ring.h"
 #include "recurrence/cpu/saved.h"
-#include "recurrence/cpu/paired_weight_gradients.h"
 
 namespace throughtime {
 namespace {
@@ -33,7 +33,8 @@ class BackwardWalk {
   using X = Operand;
   using Activations = Saved<Cell, Operand>;
   static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
-  static constexpr bool kPads = Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
+  static constexpr bool kPads =
+      Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;

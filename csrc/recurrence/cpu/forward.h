@@ -120,7 +120,8 @@ class ForwardWalk {
     Operand* u;          // [rows, ld_u]: the cell's output before a projection
   };
 
-  static constexpr bool kPads = Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
+  static constexpr bool kPads =
+      Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
 
   Panels<Operand> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
   Panels<Operand> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }

@@ -15,9 +15,9 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
   using Base = WeightSums<Cell, BFloat16>;
   using Operand = BFloat16;
   using Pairs = Numbers<BFloat16>;
-  using typename Base::S;
   using Base::blocks_, Base::columns_, Base::dw_, Base::dw_r_, Base::G, Base::in_, Base::kGates,
       Base::L, Base::p_, Base::plan_, Base::shape_;
+  using typename Base::S;
   static constexpr int64_t kRun = 2 * L;  // k that are gathered together
   static_assert(kRun % Pairs::kDepth == 0);
 
@@ -88,10 +88,9 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       pair_rows(part, chunk, u, block, panels, block);
       const Timing timing(part.member.watch, kWeights);
-      multiply_panel<Operand>({to, ld_, rows}, shape_.R, panels, block,
-                              {.at = dw_r_(group) + block * shape_.R * L,
-                               .row_stride = L,
-                               .begun = chunk.n > 0});
+      multiply_panel<Operand>(
+          {to, ld_, rows}, shape_.R, panels, block,
+          {.at = dw_r_(group) + block * shape_.R * L, .row_stride = L, .begun = chunk.n > 0});
     }
   }
 
@@ -211,8 +210,8 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
         };
         const Operand *first = at(rows[r]), *second = at(rows[r + 1]);
         for (int64_t v = 0; v < panels.width; ++v) {
-          const auto words = Pairs::pairs(first ? first + v * L : nullptr,
-                                          second ? second + v * L : nullptr, L);
+          const auto words =
+              Pairs::pairs(first ? first + v * L : nullptr, second ? second + v * L : nullptr, L);
           std::memcpy(panels.place(q, k + r, v), &words, sizeof words);
         }
       }

@@ -45,7 +45,8 @@ TT_INLINE void for_runs(const WalkInput<X>& in, const GroupPart& part, const Chu
     const int64_t slot = (chunk.n + k) % ring.slots, rows = active(k);
     int64_t whole = 1;
     if (rows == ring.rows)
-      while (k + whole < chunk.steps && slot + whole < ring.slots && active(k + whole) == rows) ++whole;
+      while (k + whole < chunk.steps && slot + whole < ring.slots && active(k + whole) == rows)
+        ++whole;
     f(slot, k * part.rows, whole * rows);
     k += whole;
   }

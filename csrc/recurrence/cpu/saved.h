@@ -28,8 +28,7 @@ struct Saved {
 
 #if defined(__AVX512F__)
 template <typename Cell>
-  requires Cell::kCarriesCell
-struct Saved<Cell, BFloat16> {
+requires Cell::kCarriesCell struct Saved<Cell, BFloat16> {
   using S = float;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int kVectors = (Cell::kSaved + 2) / 2;

@@ -15,18 +15,17 @@ namespace {
 template <typename Cell, typename Operand>
 class WeightGradients : public WeightSums<Cell, Operand> {
   using Base = WeightSums<Cell, Operand>;
-  using typename Base::S;
   using Base::blocks_, Base::columns_, Base::dw_, Base::dw_r_, Base::G, Base::in_, Base::kGates,
       Base::L, Base::p_, Base::plan_, Base::shape_;
+  using typename Base::S;
 
  public:
   WeightGradients(const WalkBackward<Operand>& args, const WalkPlan& plan,
                   const WalkSchedule& schedule, Scratch* scratch)
       : Base(args, plan, scratch) {
     if (!this->wanted()) return;
-    hx_ = scratch->template reserve<Operand>(schedule.teams, plan.chunk,
-                                             divide_up(shape_.B, plan.groups),
-                                             columns_ + kRegisterRows);
+    hx_ = scratch->template reserve<Operand>(
+        schedule.teams, plan.chunk, divide_up(shape_.B, plan.groups), columns_ + kRegisterRows);
   }
 
   // Left operands of the weight gradient of one chunk, in the order in which its steps are walked.
@@ -99,8 +98,8 @@ class WeightGradients : public WeightSums<Cell, Operand> {
   }
 
   // Columns [column, column + count) of a row; zeros where there is no source.
-  TT_INLINE void put_columns(const GroupPart& part, int64_t row, int64_t column, const Operand* from,
-                             int64_t count) {
+  TT_INLINE void put_columns(const GroupPart& part, int64_t row, int64_t column,
+                             const Operand* from, int64_t count) {
     constexpr int64_t width = kRegisterRows;
     const int64_t to_next_tile = plan_.chunk * part.rows * width;
     const int64_t first = column % width;

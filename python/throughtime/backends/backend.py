@@ -49,9 +49,11 @@ class Backend(Generic[Arguments, Results]):
         name: one of ``ORDER``.
         requirements: what it needs, in the order in which reasons are given.
         run: makes the record of results from the record of arguments, which are checked and of one
-            dtype.
+            dtype, but for ``float32_weights``.
         run_both: runs two directions of one layer side by side, where that is faster than one
             after the other.
+        float32_weights: whether it takes float32 weights with an input of this dtype. Autocast
+            leaves them as they are then, and so their gradients.
         describe: says how it divides the work of a layer on a GPU, a line each; see
             :func:`throughtime.explain`.
     """
@@ -60,6 +62,7 @@ class Backend(Generic[Arguments, Results]):
     requirements: tuple[Requirement, ...]
     run: Callable[[Arguments], Results]
     run_both: Callable[[Arguments, Arguments], Results] | None = None
+    float32_weights: Callable[[torch.dtype], bool] = lambda dtype: False
     describe: Callable[[str, Gpu, torch.dtype, int, int, int, int], list[str]] | None = None
 
     def why_not(self, request: Request) -> str | None:

@@ -8,7 +8,7 @@ from throughtime import _ext
 
 
 def workers() -> str | None:
-    """One line about this moment; None without compiled kernels."""
+    """One line about this moment, with the instruction set; None without compiled kernels."""
     if _ext.extension is None:
         return None
     found = _ext.extension.workers()
@@ -17,7 +17,7 @@ def workers() -> str | None:
     limits.append(f"quota: {found['quota']:g} CPUs" if found["quota"] else "no quota")
     if taken:
         limits.append(f"left to other processes for now: {taken}")
-    return f"{count} ({', '.join(limits)})"
+    return f"{count}, with {_ext.extension.isa()} ({', '.join(limits)})"
 
 
 def empty_cache() -> None:

@@ -98,8 +98,9 @@ def lstm(
     """
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     args, autocast = _arguments(input, hx, weights, lengths, reset, detach_mask, reverse)
+    runs = _backend(backend, args, autocast)
     with without_autocast(input, autocast):
-        output, h_n, c_n = _backend(backend, args).run(args)
+        output, h_n, c_n = runs.run(_cast(args, autocast, runs))
     return output, (h_n, c_n)
 
 
@@ -158,7 +159,8 @@ def bidirectional_lstm(
             raise TypeError(
                 f"{_BOTH}: both directions should have the same biases and projections, or none"
             )
-    runs = _backend(backend, one)
+    runs = _backend(backend, one, autocast)
+    one, other = (_cast(args, autocast, runs) for args in (one, other))
     with without_autocast(input, autocast):
         if runs.run_both is not None:
             output, h_n, c_n = runs.run_both(one, other)
@@ -219,10 +221,10 @@ def _arguments(
     detach_mask: Tensor | None,
     reverse: bool,
 ) -> tuple[LstmArguments, torch.dtype | None]:
-    """The record of one direction: checked, in the dtype that it runs in, masks ``[T, B]``.
+    """The record of one direction: checked, masks ``[T, B]``.
 
     Returns:
-        The record, and autocast's dtype if that is the one.
+        The record, and autocast's dtype if it is to run in that.
 
     Raises:
         RuntimeError, TypeError, ValueError: as :func:`lstm` says.
@@ -257,8 +259,7 @@ def _arguments(
     else:
         h_0, c_0 = hx
     mask = per_sample(detach_mask, length, batch)
-    args = LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse)
-    return args if autocast is None else cast(args, autocast), autocast
+    return LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse), autocast
 
 
 def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:
@@ -273,12 +274,23 @@ def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:
     return hidden_size, weight_hr.size(0)
 
 
-def _backend(name: BackendName, args: LstmArguments) -> Backend[LstmArguments, LstmResults]:
+_Backend = Backend[LstmArguments, LstmResults]
+
+
+def _cast(args: LstmArguments, autocast: torch.dtype | None, runs: _Backend) -> LstmArguments:
+    """The record as autocast has it: weights may stay what they are."""
+    if autocast is None:
+        return args
+    keeps = args.weight_ih.dtype == torch.float32 and runs.float32_weights(autocast)
+    return cast(args, autocast, torch.float32 if keeps else None)
+
+
+def _backend(name: BackendName, args: LstmArguments, autocast: torch.dtype | None) -> _Backend:
     request = Request(
         op="lstm",
         hidden_size=args.weight_hh.size(0) // 4,
         proj_size=0 if args.weight_hr is None else args.weight_hr.size(0),
         device=args.input.device,
-        dtype=args.input.dtype,
+        dtype=autocast or args.input.dtype,
     )
     return chosen(name, request)

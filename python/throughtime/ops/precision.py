@@ -18,11 +18,15 @@ Results = TypeVar("Results", bound=tuple[Any, ...])
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
-def cast(record: Record, dtype: torch.dtype) -> Record:
-    """A record with its differentiable tensors in another dtype."""
+def cast(record: Record, dtype: torch.dtype, weights: torch.dtype | None = None) -> Record:
+    """A record with its differentiable tensors in another dtype; weights may have one of their own."""
     given = {name: getattr(record, name) for name in DIFFERENTIABLE[type(record)]}
     return record._replace(  # type: ignore[attr-defined, no-any-return]
-        **{name: x.to(dtype) for name, x in given.items() if x is not None}
+        **{
+            name: x.to(weights if weights and name.startswith(("weight", "bias")) else dtype)
+            for name, x in given.items()
+            if x is not None
+        }
     )
 
 

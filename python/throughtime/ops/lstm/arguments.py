@@ -22,16 +22,19 @@ from throughtime.ops.record import Mask, Real, Whole
 
 
 class LstmArguments(NamedTuple):
-    """Arguments; floating point tensors have one dtype."""
+    """Arguments; floating point tensors have one dtype.
+
+    CPU kernels that multiply bfloat16 take float32 weights too, as autocast has them.
+    """
 
     input: Annotated[Tensor, Real("T, B, I")]
     h_0: Annotated[Tensor, Real("B, H or P")]
     c_0: Annotated[Tensor, Real("B, H")]
-    weight_ih: Annotated[Tensor, Real("4H, I")]  # gate rows i, f, g, o
-    weight_hh: Annotated[Tensor, Real("4H, H or P")]
-    bias_ih: Annotated[Tensor | None, Real("4H", backward=False)]
-    bias_hh: Annotated[Tensor | None, Real("4H", backward=False)]
-    weight_hr: Annotated[Tensor | None, Real("H or P, H", absent="H or P = H")]
+    weight_ih: Annotated[Tensor, Real("4H, I", like="weight_ih")]  # gate rows i, f, g, o
+    weight_hh: Annotated[Tensor, Real("4H, H or P", like="weight_ih")]
+    bias_ih: Annotated[Tensor | None, Real("4H", backward=False, like="weight_ih")]
+    bias_hh: Annotated[Tensor | None, Real("4H", backward=False, like="weight_ih")]
+    weight_hr: Annotated[Tensor | None, Real("H or P, H", absent="H or P = H", like="weight_ih")]
     lengths: Annotated[Tensor | None, Whole("B")]
     reset: Annotated[Tensor | None, Mask("T, B")]
     detach_mask: Annotated[Tensor | None, Mask("T, B")]

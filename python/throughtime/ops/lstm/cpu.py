@@ -11,7 +11,7 @@ from throughtime.backends.backend import Backend
 from throughtime.ops.lstm import reference
 from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
 from throughtime.ops.operation import Operation
-from throughtime.ops.precision import in_float32
+from throughtime.ops.precision import in_float32, multiplies_bfloat16
 from throughtime.ops.record import Real, Size, Sizes
 
 
@@ -56,4 +56,5 @@ backend = Backend(
         requirements.cpu_kernels,
     ),
     run,
+    float32_weights=lambda dtype: dtype == torch.bfloat16 and multiplies_bfloat16(),
 )
