@@ -21,8 +21,6 @@ TASKS = {
     "denoise": "remember ten symbols scattered over T steps (relevancy screening paper)",
 }
 RECALL = ("copying", "denoise")
-LARGEST = 2**31 - 1
-MOST_THREADS = 256
 CGROUP = Path("/sys/fs/cgroup")
 
 # "mnist" is the task digits with --mnist.
@@ -82,7 +80,7 @@ class Config:
     window_size: int = _option(10, "latest steps attended by rel-*", arguments.positive)
     top_k: int = _option(15, "earlier steps retained by rel-*", arguments.natural)
     seed: int = _option(0, "of weights, data and masks", arguments.natural)
-    threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.positive)
+    threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.thread_count)
     device: str = _option("cpu", "where the model lives", metavar="NAME")
     backend: str = _option("auto", "which kernels throughtime uses", metavar="NAME")
 
@@ -196,8 +194,4 @@ def from_arguments(args: argparse.Namespace) -> Config:
         raise UsageError(
             f"--anneal must be at most --epochs ({config.epochs}), got {config.anneal}"
         )
-    for name, value in given.items():
-        most = MOST_THREADS if name == "threads" else LARGEST
-        if type(value) is int and value > most:
-            raise UsageError(f"{flag(name)}: wanted a whole number up to {most}, got {value}")
     return config
