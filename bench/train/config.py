@@ -103,22 +103,17 @@ class Config:
         """Makes sure that the least memory that a run needs is free; evaluated at ``delays``."""
         steps = max([self.steps, *(delay + 20 for delay in delays)])
         batch = self.batch if self.task in RECALL else min(self.batch, 60_000)
-        needed = {
-            # Weights (3 H^2 float32 at least), gradients and Adam's two moments; but for the
-            # gradients once more, as the checkpoint is made in memory.
-            "--hidden": 7 * 4 * 3 * self.hidden**2,
-            # Output, its gradient, and what the backward pass needs, in float32.
-            "--T, --transfer, --batch and --hidden": 6 * 4 * steps * batch * self.hidden,
-            # Answers and inputs.
-            "--train-size and --T": self.train_size * (80 + steps),
-            "--updates-per-epoch and --batch": 8 * self.updates_per_epoch * batch,
-        }
-        free, total = free_memory(), sum(needed.values())
-        if self.device == "cpu" and total > free:
+        # Weights (3 H^2 float32 at least), gradients and Adam's two moments; but for the gradients
+        # once more, as the checkpoint is made in memory. Output, its gradient, and what the
+        # backward pass needs. Answers and inputs. Indices of an epoch.
+        needed = 7 * 4 * 3 * self.hidden**2 + 6 * 4 * steps * batch * self.hidden
+        needed += self.train_size * (80 + steps) + 8 * self.updates_per_epoch * batch
+        free = free_memory()
+        if self.device == "cpu" and needed > free:
             raise UsageError(
-                f"{max(needed, key=lambda name: needed[name])}: wanted a run that fits into "
-                f"{free / 2**30:.3g} GiB, the free memory, got one that needs at least "
-                f"{total / 2**30:.3g} GiB; give smaller numbers"
+                f"wanted a run that fits into {free / 2**30:.3g} GiB, the free memory, got one "
+                f"that needs at least {needed / 2**30:.3g} GiB; give smaller numbers: --hidden, "
+                "--batch, --T, --transfer, --train-size or --updates-per-epoch"
             )
 
     def check_resumes(self, stored: Mapping[str, Any], source: Path) -> None:

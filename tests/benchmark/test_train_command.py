@@ -355,11 +355,11 @@ def test_a_second_run_in_the_folder_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--hidden 1000000000", "error: --hidden: wanted a run that fits into"),
-        ("--T 1000000000", "--T, --transfer, --batch and --hidden: wanted a run that fits into"),
-        ("--transfer 5 1000000000", "--T, --transfer, --batch and --hidden: wanted a run"),
+        ("--hidden 1000000000", "error: wanted a run that fits into"),
+        ("--T 1000000000", "smaller numbers: --hidden, --batch, --T, --transfer, --train-size"),
+        ("--transfer 5 1000000000", "wanted a run that fits into"),
         ("--train-size 1000000000000", "--train-size: wanted a whole number from 0 to 2147"),
-        ("--updates-per-epoch 2000000000", "--updates-per-epoch and --batch: wanted a run"),
+        ("--updates-per-epoch 2000000000", "wanted a run that fits into"),
         ("--threads 257", "--threads: wanted a whole number from 1 to 256, got"),
         ("--layer torch --p 0.5", "--p makes no difference to --layer torch, got 0.5: leave it"),
         ("--layer torch --top-k 3", "--top-k makes no difference to --layer torch"),
@@ -387,7 +387,7 @@ def test_the_container_limits_the_memory(
     monkeypatch.setattr(config, "CGROUP", tmp_path)
     assert config.free_memory() == 2 * 2**20
     error = refused([*COPYING, "--hidden", "1000"], capsys)
-    assert "error: --hidden: wanted a run that fits into 0.00195 GiB" in error
+    assert "error: wanted a run that fits into 0.00195 GiB" in error
     (tmp_path / "memory.max").write_text("max\n")
     assert config.free_memory() > 2**27
 
