@@ -12,6 +12,8 @@ from typing import Any
 
 from throughtime import _install
 
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+
 
 class UsageError(Exception):
     """Something the person at the keyboard can put right; the message says what and how."""
