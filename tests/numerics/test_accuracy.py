@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import compiled  # noqa: F401
 from cases import RESULTS, random, with_gradients
 from closeness import assert_rule, rms
 from samples import Attention, Layer, doubled, expect, numbers, run
-from throughtime import LSTM, _ext
-
-if _ext.extension is None:
-    pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
+from throughtime import LSTM
 
 Named = dict[str, Tensor]
 
