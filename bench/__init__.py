@@ -1,1 +1,1 @@
-"""Benchmarks and training tasks behind ``python -m throughtime``."""
+"""``python -m bench``: benchmarks and training tasks, in a checkout."""

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench.arguments import UsageError, require
+from bench.arguments import INTERRUPTED, UsageError, require
 
 # Command -> what it does, and the module whose ``add_arguments`` adds its options and sets ``run``.
 COMMANDS = {
@@ -21,7 +21,6 @@ COMMANDS = {
     "demo": ("show all of it in a few minutes", "bench.train.demo"),
 }
 MEASURED = ("lstm", "rel-lstm", "relevancy")
-INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 
 
 def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:

@@ -12,6 +12,8 @@ from typing import Any
 
 from throughtime import _install
 
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+
 
 class UsageError(Exception):
     """Something the person at the keyboard can put right; the message says what and how."""
@@ -47,8 +49,12 @@ def _kind(
     return parse
 
 
-positive = _kind("a whole number of 1 or more", int, lambda value: value >= 1)
-natural = _kind("a whole number of 0 or more", int, lambda value: value >= 0)
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], Any]:
+    wanted = f"a whole number from {least} to {most}"
+    return _kind(wanted, int, lambda value: least <= value <= most)
+
+
+positive, natural, thread_count = _whole(1), _whole(0), _whole(1, 256)
 probability = _kind("a number from 0 to 1", float, lambda value: 0 <= value <= 1)
 above_zero = _kind("a number above 0", float, lambda value: 0 < value < math.inf)
 
@@ -57,7 +63,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     import torch
 
     text = "threads of each contestant (as torch has them)"
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help=text)
+    parser.add_argument("--threads", type=thread_count, default=torch.get_num_threads(), help=text)
 
 
 def _writable(text: str) -> Path:

@@ -73,6 +73,16 @@ def draw(found: pd.DataFrame, out: Path) -> list[Path]:
     ]
 
 
+def write(found: pd.DataFrame, args: argparse.Namespace) -> None:
+    """The files that ``arguments.add_files`` lets a command name."""
+    if args.csv is not None:
+        table.write_csv(args.csv, found)
+        print(f"measurements: {args.csv}")
+    if args.plot is not None:
+        for path in draw(found, args.plot):
+            print(f"plot: {path}")
+
+
 def prepared(found: pd.DataFrame) -> pd.DataFrame:
     """Rows with a time, and columns of what a picture names.
 

@@ -136,13 +136,7 @@ def run(args: argparse.Namespace) -> int:
     found = measure(args.ops, quick=args.quick)
     failures = [one.failure for one in found if one.failure]
     print("\n".join(["", report(found), "", RULE, *failures]))
-    rows = pd.concat([one.rows for one in found])
-    if args.csv is not None:
-        table.write_csv(args.csv, rows)
-        print(f"measurements: {args.csv}")
-    if args.plot is not None:
-        for path in plot.draw(rows, args.plot):
-            print(f"plot: {path}")
+    plot.write(pd.concat([one.rows for one in found]), args)
     return 1 if failures else 0
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
     repo = trees.repository(Path.cwd())
     revision = trees.commit(repo, args.base)
     base = trees.build_base(repo, revision)
-    with trees.built_working_tree(repo) as tree:
+    print("building the working tree", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="throughtime-tree-") as scratch:
+        tree = Path(scratch, "package")
+        trees.install(repo, tree)
         print("\n".join(machine.header()))
         print(f"base: {args.base} ({revision[:12]})\n")
         places = {"base": base, "tree": tree, "twin": base}

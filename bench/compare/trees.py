@@ -9,8 +9,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,16 +62,6 @@ def build_base(repo: Path, revision: str) -> Path:
             install(source, made)
         made.rename(target)  # what is there under its own name is complete
     return target
-
-
-@contextmanager
-def built_working_tree(repo: Path) -> Iterator[Path]:
-    """A temporary folder with the package of the working tree; compiles what has changed."""
-    print("building the working tree", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="throughtime-tree-") as scratch:
-        target = Path(scratch, "package")
-        install(repo, target)
-        yield target
 
 
 def install(source: Path, target: Path) -> None:

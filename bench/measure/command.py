@@ -63,13 +63,8 @@ def run(operation: Operation, args: argparse.Namespace) -> int:
     bench = _make_bench(operation, args)
     print("\n".join(machine.header(args.devices[-1])))
     found = bench.rows(chosen)
-    print(f"\n{table.report(found)}")
-    if args.csv is not None:
-        table.write_csv(args.csv, found)
-        print(f"\nmeasurements: {args.csv}")
-    if args.plot is not None:
-        for path in plot.draw(found, args.plot):
-            print(f"plot: {path}")
+    print(f"\n{table.report(found)}\n")
+    plot.write(found, args)
     if found.loc[found["backend"] != "", "median_ms"].isna().all():
         print("error: nothing of ours was measured: the notes say why", file=sys.stderr)
         return 1

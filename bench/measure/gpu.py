@@ -1,4 +1,4 @@
-"""Measuring on a GPU: events, caches flushed, clocks, what torch allocated."""
+"""Measuring on a GPU: events, flushed caches, what torch allocated."""
 
 from __future__ import annotations
 

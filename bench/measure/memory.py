@@ -6,9 +6,9 @@ import contextlib
 import multiprocessing
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,28 +26,21 @@ def peak_mb(contestant: Contestant, case: Case) -> float | None:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = contestant, case, torch.get_num_threads(), sender
-    process = context.Process(target=_measure, args=arguments)
-    process.start()
-    sender.close()
     try:
-        return float(receiver.recv())
-    except EOFError:  # it died
+        with ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(_measure, contestant, case, torch.get_num_threads()).result()
+    except Exception:  # noqa: BLE001, whatever it raised, or it died
         return None
-    finally:
-        process.join()
 
 
-def _measure(contestant: Contestant, case: Case, threads: int, sender: Any) -> None:
+def _measure(contestant: Contestant, case: Case, threads: int) -> float:
     torch.set_num_threads(threads)
     operation = OPERATIONS[case.op]
     # What a first call allocates once and keeps belongs to no iteration.
-    tiny = replace(case, T=2, B=1)
-    operation.work(contestant, tiny).iterate(case.mode)
+    operation.work(contestant, replace(case, T=2, B=1)).iterate(case.mode)
     work = operation.work(contestant, case)
     growth = gpu.growth_mb if case.device == "cuda" else growth_mb
-    sender.send(growth(lambda: work.iterate(case.mode)))
+    return growth(lambda: work.iterate(case.mode))
 
 
 def growth_mb(run: Callable[[], object]) -> float:

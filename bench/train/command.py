@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import arguments, plots
+from bench.arguments import INTERRUPTED
 from bench.train import recall
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
 
-INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 PRESET_TRANSFER = (500, 5000)
 TRANSFER_SEQUENCES, TRANSFER_BATCH = 500, 100
 

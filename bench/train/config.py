@@ -21,8 +21,6 @@ TASKS = {
     "denoise": "remember ten symbols scattered over T steps (relevancy screening paper)",
 }
 RECALL = ("copying", "denoise")
-LARGEST = 2**31 - 1
-MOST_THREADS = 256
 CGROUP = Path("/sys/fs/cgroup")
 
 # "mnist" is the task digits with --mnist.
@@ -82,7 +80,7 @@ class Config:
     window_size: int = _option(10, "latest steps attended by rel-*", arguments.positive)
     top_k: int = _option(15, "earlier steps retained by rel-*", arguments.natural)
     seed: int = _option(0, "of weights, data and masks", arguments.natural)
-    threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.positive)
+    threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.thread_count)
     device: str = _option("cpu", "where the model lives", metavar="NAME")
     backend: str = _option("auto", "which kernels throughtime uses", metavar="NAME")
 
@@ -105,22 +103,17 @@ class Config:
         """Makes sure that the least memory that a run needs is free; evaluated at ``delays``."""
         steps = max([self.steps, *(delay + 20 for delay in delays)])
         batch = self.batch if self.task in RECALL else min(self.batch, 60_000)
-        needed = {
-            # Weights (3 H^2 float32 at least), gradients and Adam's two moments; but for the
-            # gradients once more, as the checkpoint is made in memory.
-            "--hidden": 7 * 4 * 3 * self.hidden**2,
-            # Output, its gradient, and what the backward pass needs, in float32.
-            "--T, --transfer, --batch and --hidden": 6 * 4 * steps * batch * self.hidden,
-            # Answers and inputs.
-            "--train-size and --T": self.train_size * (80 + steps),
-            "--updates-per-epoch and --batch": 8 * self.updates_per_epoch * batch,
-        }
-        free, total = free_memory(), sum(needed.values())
-        if self.device == "cpu" and total > free:
+        # Weights (3 H^2 float32 at least), gradients and Adam's two moments; but for the gradients
+        # once more, as the checkpoint is made in memory. Output, its gradient, and what the
+        # backward pass needs. Answers and inputs. Indices of an epoch.
+        needed = 7 * 4 * 3 * self.hidden**2 + 6 * 4 * steps * batch * self.hidden
+        needed += self.train_size * (80 + steps) + 8 * self.updates_per_epoch * batch
+        free = free_memory()
+        if self.device == "cpu" and needed > free:
             raise UsageError(
-                f"{max(needed, key=lambda name: needed[name])}: wanted a run that fits into "
-                f"{free / 2**30:.3g} GiB, the free memory, got one that needs at least "
-                f"{total / 2**30:.3g} GiB; give smaller numbers"
+                f"wanted a run that fits into {free / 2**30:.3g} GiB, the free memory, got one "
+                f"that needs at least {needed / 2**30:.3g} GiB; give smaller numbers: --hidden, "
+                "--batch, --T, --transfer, --train-size or --updates-per-epoch"
             )
 
     def check_resumes(self, stored: Mapping[str, Any], source: Path) -> None:
@@ -196,8 +189,4 @@ def from_arguments(args: argparse.Namespace) -> Config:
         raise UsageError(
             f"--anneal must be at most --epochs ({config.epochs}), got {config.anneal}"
         )
-    for name, value in given.items():
-        most = MOST_THREADS if name == "threads" else LARGEST
-        if type(value) is int and value > most:
-            raise UsageError(f"{flag(name)}: wanted a whole number up to {most}, got {value}")
     return config

@@ -116,7 +116,7 @@ def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("lstm --p x", "--p: wanted a number from 0 to 1, got 'x'"),
         ("lstm --p 2", "--p: wanted a number from 0 to 1, got '2'"),
-        ("lstm --T 0", "--T: wanted a whole number of 1 or more, got '0'"),
+        ("lstm --T 0", "--T: wanted a whole number from 1 to 2147483647, got '0'"),
         ("gru", "invalid choice: 'gru'"),
         ("lstm --backends nonsense", "invalid choice: 'nonsense'"),
         ("relevancy --peers torch", "invalid choice: 'torch'"),

@@ -13,7 +13,7 @@ from bench.measure.verify import Verifier
 from bench.operations import OPERATIONS, lstm_peers
 from bench.operations.authors_rel_lstm import AuthorsRelLSTM
 from bench.operations.operation import OURS, REFERENCE, Contestant, Work
-from torch import Tensor, nn
+from torch import Tensor
 
 import throughtime
 from closeness import assert_close
@@ -93,16 +93,6 @@ def test_contestants_that_would_take_too_long_have_a_reason() -> None:
 
 
 # Peers
-
-
-def test_lstm_peers_start_alike() -> None:
-    states = []
-    for make in (throughtime.LSTM, nn.LSTM, lstm_peers.LoopLSTM):
-        torch.manual_seed(0)
-        states.append({**make(3, 4).state_dict(), "after": torch.rand(1)})
-    for state in states[1:]:
-        assert state.keys() == states[0].keys()
-        assert all(torch.equal(state[name], states[0][name]) for name in state)
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 3), (2, 2, 4, 3)], ids=["T-B-H", "B-heads-T-D"])

@@ -146,17 +146,6 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert {row["phase"] for row in rows} >= {"input", "recurrent", "pointwise", "weights"}
 
 
-@pytest.mark.parametrize(
-    ("operation", "sizes"),
-    [("rel-lstm", ["--T", "60", "--B", "2", "--H", "8"]), ("relevancy", ["--T", "20", "--D", "8"])],
-)
-def test_other_operations(
-    operation: str, sizes: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["profile", operation, *sizes, "--repeats", "1"]) == 0
-    assert "scores" in capsys.readouterr().out
-
-
 def test_without_compiled_kernels(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -355,12 +355,12 @@ def test_a_second_run_in_the_folder_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--hidden 1000000000", "error: --hidden: wanted a run that fits into"),
-        ("--T 1000000000", "--T, --transfer, --batch and --hidden: wanted a run that fits into"),
-        ("--transfer 5 1000000000", "--T, --transfer, --batch and --hidden: wanted a run"),
-        ("--train-size 1000000000000", "--train-size: wanted a whole number up to 2147483647"),
-        ("--updates-per-epoch 2000000000", "--updates-per-epoch and --batch: wanted a run"),
-        ("--threads 257", "--threads: wanted a whole number up to 256, got 257"),
+        ("--hidden 1000000000", "error: wanted a run that fits into"),
+        ("--T 1000000000", "smaller numbers: --hidden, --batch, --T, --transfer, --train-size"),
+        ("--transfer 5 1000000000", "wanted a run that fits into"),
+        ("--train-size 1000000000000", "--train-size: wanted a whole number from 0 to 2147"),
+        ("--updates-per-epoch 2000000000", "wanted a run that fits into"),
+        ("--threads 257", "--threads: wanted a whole number from 1 to 256, got"),
         ("--layer torch --p 0.5", "--p makes no difference to --layer torch, got 0.5: leave it"),
         ("--layer torch --top-k 3", "--top-k makes no difference to --layer torch"),
         ("--layer mem-rnn --window-size 3", "got 3: leave it out, or use one of rel-lstm,"),
@@ -369,7 +369,7 @@ def test_a_second_run_in_the_folder_is_refused_at_once(
         ("--backend nonsense", "--backend nonsense"),
         ("--backend cuda", "backend='cuda' cannot run"),
         ("--lr nan", "--lr: wanted a number above 0, got 'nan'"),
-        ("--seed 2147483648", "--seed: wanted a whole number up to 2147483647, got 2147483648"),
+        ("--seed 2147483648", "from 0 to 2147483647, got '2147483648'"),
     ],
 )
 def test_wrong_options_are_one_sentence_and_leave_nothing(
@@ -387,7 +387,7 @@ def test_the_container_limits_the_memory(
     monkeypatch.setattr(config, "CGROUP", tmp_path)
     assert config.free_memory() == 2 * 2**20
     error = refused([*COPYING, "--hidden", "1000"], capsys)
-    assert "error: --hidden: wanted a run that fits into 0.00195 GiB" in error
+    assert "error: wanted a run that fits into 0.00195 GiB" in error
     (tmp_path / "memory.max").write_text("max\n")
     assert config.free_memory() > 2**27
 

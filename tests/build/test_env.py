@@ -50,11 +50,17 @@ def test_missing_kernels_are_told_with_the_command(monkeypatch: pytest.MonkeyPat
         assert row(env.report(), part) == "cannot run: no kernels; `pip install .`"
 
 
-def test_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def build_info(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:
+    """Let an installation record other things of its build."""
     info = ModuleType("throughtime._build_info")
-    info.built, info.left_out = {"cpu": "sse2, avx2"}, {"cuda": "no toolkit"}
-    info.compiler, info.flags, info.torch = "g++ 13", "-O3", "2.13.0"
+    vars(info).update(names)
     monkeypatch.setitem(sys.modules, "throughtime._build_info", info)
+
+
+def test_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"compiler": "g++ 13", "flags": "-O3", "torch": "2.13.0"}
+    parts = {"built": {"cpu": "sse2, avx2"}, "left_out": {"cuda": "no toolkit"}}
+    build_info(monkeypatch, **made, **parts)
     text = env.report()
     assert row(text, "built cpu") == "sse2, avx2"
     assert row(text, "left out cuda") == "no toolkit"
@@ -63,11 +69,8 @@ def test_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row(env.report(), "record").startswith("none: this is a source tree")
 
 
-def build_record(monkeypatch: pytest.MonkeyPatch, **left_out: str) -> None:
-    info = ModuleType("throughtime._build_info")
-    info.left_out = left_out
-    monkeypatch.setitem(sys.modules, "throughtime._build_info", info)
-    # Neither extension is found, as in a pure Python installation.
+def pure_installation(monkeypatch: pytest.MonkeyPatch, **left_out: str) -> None:
+    build_info(monkeypatch, left_out=left_out)
     monkeypatch.setattr(_ext, "importlib", SimpleNamespace(import_module=find_all_but_extensions))
 
 
@@ -80,7 +83,7 @@ def find_all_but_extensions(name: str) -> ModuleType:
 def test_the_reason_for_missing_cuda_kernels_is_of_the_torch_that_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build_record(monkeypatch, cuda="torch 2.13.0+cpu was without CUDA (toolkit: /opt/cuda)")
+    pure_installation(monkeypatch, cuda="torch 2.13.0+cpu was without CUDA (toolkit: /opt/cuda)")
     run = f"run {_install.again('cuda')}"
     needs = f"where there are a torch for CUDA, the CUDA toolkit and a C++ compiler, {run}"
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -96,7 +99,7 @@ def test_the_reason_for_missing_cuda_kernels_is_of_the_torch_that_runs(
 
 
 def test_the_reason_for_missing_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    build_record(monkeypatch, cpu="THROUGHTIME_BUILD=none was set")
+    pure_installation(monkeypatch, cpu="THROUGHTIME_BUILD=none was set")
     assert _ext._load("cpu", "throughtime._C")[1] == (
         "the compiled CPU kernels are not in this installation (when it was built: "
         "THROUGHTIME_BUILD=none was set); where there are torch >= 2.10 and a C++ compiler, run "

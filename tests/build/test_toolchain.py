@@ -34,42 +34,34 @@ def script(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("version", "message"),
+    ("version", "headers", "wanted"),
     [
-        ("__version__ = '2.9.1+cu128'", r"torch 2\.9\.1\+cu128 in .* is older than 2.10"),
-        ("__version__ = '2.10.0'", r"has no C\+\+ headers"),
-        ("git_version = 'abc'", "names no version"),
+        ("__version__ = '2.9.1+cu128'", True, r"torch 2\.9\.1\+cu128 in .* is older than 2.10"),
+        ("__version__ = '2.10.0'", False, r"has no C\+\+ headers"),
+        ("git_version = 'abc'", True, "names no version"),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = None", True, ("2.13.0", None)),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'", True, ("2.13.0", "13.0")),
     ],
 )
-def test_unfit_torch(
+def test_torch_is_read_without_an_import(
     toolchain: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     version: str,
-    message: str,
-) -> None:
-    (tmp_path / "version.py").write_text(version + "\ncuda: Optional[str] = None\n")
-    monkeypatch.setattr(toolchain, "torch_folder", lambda: tmp_path)
-    with pytest.raises(toolchain.CannotBuild, match=message):
-        toolchain.find_torch()
-
-
-@pytest.mark.parametrize(("line", "cuda"), [("None", None), ("'13.0'", "13.0")])
-def test_reads_torch_without_importing_it(
-    toolchain: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    line: str,
-    cuda: str | None,
+    headers: bool,
+    wanted: str | tuple[str, str | None],
 ) -> None:
     header = tmp_path / "include" / "torch" / "csrc" / "stable" / "library.h"
     header.parent.mkdir(parents=True)
-    header.touch()
-    (tmp_path / "version.py").write_text(
-        f"__version__ = '2.13.0'\ncuda: Optional[str] = {line}\nhip: Optional[str] = '7'\n"
-    )
+    if headers:
+        header.touch()
+    (tmp_path / "version.py").write_text(f"{version}\nhip: Optional[str] = '7'\n")
     monkeypatch.setattr(toolchain, "torch_folder", lambda: tmp_path)
-    assert toolchain.find_torch() == toolchain.Torch(tmp_path, "2.13.0", cuda)
+    if isinstance(wanted, tuple):
+        assert toolchain.find_torch() == toolchain.Torch(tmp_path, *wanted)
+        return
+    with pytest.raises(toolchain.CannotBuild, match=wanted):
+        toolchain.find_torch()
 
 
 def test_cuda_toolkit_behind_a_wrapper(

@@ -1,7 +1,12 @@
 // common/cpu/pool.h, as C functions; 0 is where an allocation has thrown.
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -42,6 +47,28 @@ void statistics(int64_t* out) {
   out[2] = static_cast<int64_t>(now.peak_used_bytes);
 }
 
+// Threads hold four blocks each. Returns how often a block was not what its thread had made it.
+int64_t hold(int64_t threads, int64_t turns) {
+  std::atomic<int64_t> wrong{0};
+  std::vector<std::thread> running;
+  for (int64_t mark = 1; mark <= threads; ++mark)
+    running.emplace_back([&wrong, mark, turns] {
+      std::mt19937 choose(static_cast<unsigned>(mark));
+      std::pair<char*, size_t> held[4] = {};
+      for (int64_t turn = 0; turn < turns; ++turn) {
+        auto& [block, size] = held[choose() % 4];
+        if (block) wrong += block[0] != mark || block[size - 1] != mark;
+        pool_release(block);
+        size = choose() % (1 << 20) + 1;
+        block = static_cast<char*>(pool_acquire(size));
+        block[0] = block[size - 1] = static_cast<char>(mark);
+      }
+      for (const auto& [block, size] : held) pool_release(block);
+    });
+  for (std::thread& thread : running) thread.join();
+  return wrong;
+}
+
 }  // namespace
 
 EXPORT_PLAIN(acquire)
@@ -49,3 +76,4 @@ EXPORT_PLAIN(release)
 EXPORT_PLAIN(pool_empty)
 EXPORT_PLAIN(fail)
 EXPORT_PLAIN(statistics)
+EXPORT_PLAIN(hold)

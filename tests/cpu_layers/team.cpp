@@ -57,12 +57,6 @@ void share(int64_t count, int64_t first, int64_t last, int64_t workers, int64_t*
   out[1] = own.end;
 }
 
-void share_of_one(int64_t count, int64_t index, int64_t workers, int64_t* out) {
-  const Share own(count, index, workers);
-  out[0] = own.begin;
-  out[1] = own.end;
-}
-
 const int64_t* thread_ends;  // of the run in progress: thread i takes workers up to thread_ends[i]
 
 void run_on_threads(int workers, void (*body)(void*, int, int), void* context) {
@@ -153,6 +147,5 @@ void spans(const S*, const int64_t* counts, int64_t parts, int64_t* offsets) {
 
 EXPORT_PLAIN(meet)
 EXPORT_PLAIN(share)
-EXPORT_PLAIN(share_of_one)
 EXPORT_PLAIN(run)
 EXPORT(spans)

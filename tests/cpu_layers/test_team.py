@@ -29,7 +29,7 @@ def test_shares_hold_every_item_once(layer: Any) -> None:
     for count, workers in itertools.product((0, 1, 2, 7, 16, 1000, 1 << 40), range(1, 18)):
         bounds = [0]
         for index in range(workers):
-            layer("share_of_one", count, index, workers, own)
+            layer("share", count, index, index + 1, workers, own)
             assert own[0] == bounds[-1]
             bounds.append(int(own[1]))
         sizes = [end - begin for begin, end in itertools.pairwise(bounds)]

@@ -22,7 +22,7 @@ class Given(NamedTuple):
     inputs: list[Tensor]  # x, h_0, weight_ih, weight_hh, bias
     grads: list[Tensor]  # of the output and of h_n
     lengths: Tensor | None
-    detach: Tensor | None
+    detach: Tensor | None  # [T, B], or [T, 1] of all samples
     reverse: bool
 
 
@@ -32,7 +32,7 @@ def given(
     inputs: int,
     units: int,
     lengths: list[int] | None = None,
-    detach: bool = False,
+    detach: int = 0,
     reverse: bool = False,
 ) -> Given:
     sizes = ((steps, batch, inputs), (batch, units), (units, inputs), (units, units), (units,))
@@ -42,7 +42,7 @@ def given(
         [k * torch.randn(*s, dtype=torch.float64) for k, s in zip(scales, sizes, strict=True)],
         grads,
         None if lengths is None else torch.tensor(lengths),
-        torch.arange(steps) % 3 != 1 if detach else None,
+        torch.rand(steps, detach) < 0.6 if detach else None,
         reverse,
     )
 
@@ -56,7 +56,8 @@ def run(layer: Any, given: Given, dtype: torch.dtype, threads: int) -> list[Tens
     x, h_0 = (v.to(dtype) for v in given.inputs[:2])
     weights = [v.to(sums) for v in given.inputs[2:]]
     (steps, batch, inputs), units = x.shape, h_0.size(1)
-    sizes = torch.tensor([steps, batch, inputs, units, units, int(given.reverse), threads])
+    columns = 1 if given.detach is None else given.detach.size(1)
+    sizes = torch.tensor([steps, batch, inputs, units, int(given.reverse), threads, columns])
     call = (sizes, given.lengths, torch.arange(batch), x, h_0, *weights)
     dtypes = (dtype, sums, dtype, sums, sums, sums, sums)
     results = [
@@ -82,7 +83,8 @@ def expected(given: Given) -> list[Tensor]:
         h, end = h_0[b], steps if given.lengths is None else int(given.lengths[b])
         rows = [torch.zeros_like(h)] * steps
         for t in reversed(range(end)) if given.reverse else range(end):
-            h = h.detach() if given.detach is not None and given.detach[t] else h
+            if given.detach is not None and given.detach[t].expand(batch)[b]:
+                h = h.detach()
             rows[t] = h = torch.tanh(weight_ih @ x[t, b] + bias + weight_hh @ h)
         y.append(torch.stack(rows))
         final.append(h)
@@ -104,7 +106,8 @@ def error(found: list[Tensor], wanted: list[Tensor]) -> float:
           for reverse in (False, True)
           for sizes in ((1, 1, 1, 1), (9, 5, 3, 17), (30, 37, 60, 40), (4, 3, 2, 300))),
         {"sizes": (12, 6, 4, 21), "lengths": [12, 12, 9, 4, 4, 1]},
-        {"sizes": (12, 6, 4, 21), "detach": True},
+        {"sizes": (12, 6, 4, 21), "detach": 1},
+        {"sizes": (12, 6, 4, 21), "detach": 6},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )  # fmt: skip

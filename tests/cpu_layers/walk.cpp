@@ -10,12 +10,12 @@ using namespace throughtime;
 
 namespace {
 
-// sizes: T, B, I, H, R, reverse, threads.
+// sizes: T, B, I, H, reverse, threads, columns of the mask: 1 or B.
 template <typename X, typename S = SumOf<X>>
 WalkInput<X> input(const int64_t* sizes, const int64_t* lengths, const int64_t* order, const X* x,
                    const X* h0, const S* weight_ih, const S* weight_hh, const S* bias) {
   WalkInput<X> in{};
-  in.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  in.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[3]};
   in.x = x;
   in.x_stride_t = sizes[1] * sizes[2];
   in.x_stride_b = sizes[2];
@@ -25,13 +25,13 @@ WalkInput<X> input(const int64_t* sizes, const int64_t* lengths, const int64_t* 
   in.bias = bias;
   in.lengths = lengths;
   in.order = order;
-  in.reverse = sizes[5] != 0;
+  in.reverse = sizes[4] != 0;
   return in;
 }
 
 template <typename X>
 int64_t saved_size(const X*, const int64_t* sizes) {
-  return saved_activations({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]},
+  return saved_activations({sizes[0], sizes[1], sizes[2], sizes[3], sizes[3]},
                            TanhCell<SumOf<X>>::kSaved);
 }
 
@@ -44,7 +44,7 @@ void forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order,
   args.y = y;
   args.h_n = h_n;
   args.saved = saved;
-  const Runtime threads = on_threads(sizes[6]);
+  const Runtime threads = on_threads(sizes[5]);
   ForwardWalk<TanhCell<S>, X>(args, threads).run(threads);
 }
 
@@ -58,17 +58,18 @@ void backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order
   args.y = y;
   args.saved = saved;
   args.dy = dy;
-  args.dy_stride_t = sizes[1] * sizes[4];
-  args.dy_stride_b = sizes[4];
+  args.dy_stride_t = sizes[1] * sizes[3];
+  args.dy_stride_b = sizes[3];
   args.dh_n = dh_n;
   args.detach = detach;
-  args.detach_stride_t = 1;
+  args.detach_stride_t = sizes[6];
+  args.detach_stride_b = sizes[6] > 1;
   args.dx = dx;
   args.dh0 = dh0;
   args.dweight_ih = dweight_ih;
   args.dweight_hh = dweight_hh;
   args.dbias = dbias;
-  const Runtime threads = on_threads(sizes[6]);
+  const Runtime threads = on_threads(sizes[5]);
   BackwardWalk<TanhCell<S>, X>(args, threads).run(threads);
 }
 

@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from cases import Shape
+from compiled_kernels import kernels
 from samples import Attention, Layer, Recurrence, Sample, detached, operate
-from throughtime import LSTM, RelevancyAttention, RelLSTM, _ext, functional
-
-if _ext.extension is None:
-    pytest.skip("needs the compiled CPU kernels", allow_module_level=True)
+from throughtime import LSTM, RelevancyAttention, RelLSTM, functional
 
 
 def arguments(op: str, case: Sample | None = None, **changed: object) -> dict[str, Any]:
@@ -162,7 +160,7 @@ def test_sizes_of_zero() -> None:
 def test_plans_of_nothing() -> None:
     for sizes in ((0, 0, 0, 0), (1, 0, 1, 1), (1, 1, 1, 0), (-1, 1, 1, 1), (2**62, 2**62, 1, 1)):
         with pytest.raises(ValueError, match="sizes should be"):
-            _ext.extension.lstm_plan(*sizes, 4, 2)  # type: ignore[union-attr]
+            kernels.lstm_plan(*sizes, 4, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -227,7 +225,6 @@ def test_orders_made_by_hand(layer: torch.nn.Module, order: list[int], back: lis
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_saved_is_read_by_the_set_that_wrote_it(isa: str, dtype: torch.dtype) -> None:
-    kernels: Any = _ext.extension
     given = detached(SMALL["lstm"].inputs(dtype))
     given |= operate("lstm_forward", given)
     for other in kernels.runnable_isas():

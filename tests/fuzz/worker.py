@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import re
 import resource
-import signal
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -120,7 +119,7 @@ class Worker:
             self._left = 0
         self._process.join(SECONDS)
         code = self._process.exitcode
-        return Outcome("crash", _words(code)) if code else outcome
+        return Outcome("crash", f"exit code {code}") if code else outcome
 
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -129,13 +128,3 @@ class Worker:
         self._process.start()
         theirs.close()
         self._left = PROGRAMS
-
-
-def _words(code: int | None) -> str:
-    return (
-        "it does not end"
-        if code is None
-        else signal.Signals(-code).name
-        if code < 0
-        else f"status {code}"
-    )

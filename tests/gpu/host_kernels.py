@@ -13,13 +13,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pybind11
 import pytest
 import torch
 from torch import Tensor
 
+from cases_gpu import short
 from compiled import compiled, find_compiler
-from throughtime.ops.lstm.recurrence import saved_gates
+from throughtime.ops.lstm.recurrence import (
+    BackwardArguments,
+    BackwardResults,
+    ForwardArguments,
+    ForwardResults,
+    saved_gates,
+)
 
 SOURCES = Path(__file__).parent / "cuda_on_cpu"
 CSRC = next(folder / "csrc" for folder in SOURCES.parents if (folder / "csrc").is_dir())
@@ -51,6 +57,8 @@ def program(config: pytest.Config, name: str, source: str, flags: list[str]) -> 
 
 def module(config: pytest.Config) -> Future[Path]:
     """module.cpp, compiled in the background."""
+    import pybind11  # a machine with a GPU may be without
+
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     return program(config, "cuda_on_cpu.so", "module.cpp", ["-fPIC", "-shared", *include])
 
@@ -83,65 +91,51 @@ class HostKernels:
         self.tiers: list[int] = []  # of the plans that ran
         self.work: list[tuple[int, int]] = []  # their products and waits for other blocks
 
-    def _run(
-        self, backward: bool, T: int, weight: Tensor, reverse: bool, tensors: dict[str, Any],
-        **numbers: int,
-    ) -> None:  # fmt: skip
-        sizes = {"T": T, "B": tensors["c_0"].size(1), "D": weight.size(0), "H": weight.size(2)}
+    def _run(self, backward: bool, T: int, call: Any, results: dict[str, Tensor]) -> None:
+        """Arguments and results go by address; the strides of the mask are told."""
+        weight = call.weight_hh
+        sizes = {"T": T, "B": call.c_0.size(1), "D": weight.size(0), "H": weight.size(2)}
         plan = self.plan(**sizes, scalar_bytes=weight.itemsize, backward=backward)
         self.tiers.append(plan.tier)
-        addresses = {name: x.data_ptr() for name, x in tensors.items() if x is not None}
-        dtype = str(weight.dtype).removeprefix("torch.")
-        numbers |= {**sizes, "reverse": int(reverse)}
+        given = {name: x for name, x in call._asdict().items() if isinstance(x, Tensor)}
+        mask = given.pop("detach_mask", None)
+        dense = {name: x.contiguous() for name, x in given.items()} | results
+        numbers = {**sizes, "reverse": int(call.reverse)}
+        if mask is not None:
+            dense["detach_mask"] = mask
+        for axis, name in enumerate("dtb"):
+            numbers[f"detach_stride_{name}"] = 0 if mask is None else mask.stride(axis)
+        addresses = {name: x.data_ptr() for name, x in dense.items()}
         self.kernels.take_work()  # of earlier runs
-        self.kernels.run(dtype, plan, backward, addresses, numbers)
+        self.kernels.run(short(weight.dtype), plan, backward, addresses, numbers)
         self.work.append(self.kernels.take_work())
 
-    def forward(
-        self, projected: Tensor, bias: Tensor | None, h_0: Tensor, c_0: Tensor, weight_hh: Tensor,
-        lengths: Tensor | None, reset: Tensor | None, reverse: bool, save: bool,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        (T, B, D, gates), H = projected.shape, weight_hh.size(2)
-        saved = [(T if save else 0, B, D, size) for size in (gates, H)]
-        results = {
-            "output": h_0.new_full((T, B, D, H), torch.nan), "h_n": h_0.clone(),
-            "c_n": c_0.clone(),
-            "gates": h_0.new_full(saved[0], torch.nan, dtype=saved_gates(h_0.dtype)),
-            "cells": c_0.new_full(saved[1], torch.nan),
-        }  # fmt: skip
-        inputs = {
-            "projected": projected, "bias": bias, "h_0": h_0, "c_0": c_0, "weight_hh": weight_hh,
-            "lengths": lengths, "reset": reset,
-        }  # fmt: skip
-        dense = {name: None if x is None else x.contiguous() for name, x in inputs.items()}
-        passed = {name: x for name, x in results.items() if save or name not in ("gates", "cells")}
+    def forward(self, *args: Any) -> tuple[Tensor, ...]:
+        call = ForwardArguments(*args)
+        h_0, c_0, (T, B, D, gates) = call.h_0, call.c_0, call.projected.shape
+        H, steps = call.weight_hh.size(2), T if call.save else 0
+        results = ForwardResults(
+            output=h_0.new_full((T, B, D, H), torch.nan),
+            h_n=h_0.clone(),
+            c_n=c_0.clone(),
+            gates=h_0.new_full((steps, B, D, gates), torch.nan, dtype=saved_gates(h_0.dtype)),
+            cells=c_0.new_full((steps, B, D, H), torch.nan),
+        )
+        passed = results._asdict()
+        if not call.save:
+            del passed["gates"], passed["cells"]
         if B > 0:
-            self._run(False, T, weight_hh, reverse, dense | passed)
-        return tuple(results.values())
+            self._run(False, T, call, passed)
+        return tuple(results)
 
-    def backward(
-        self, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None,
-        c_0: Tensor, weight_hh: Tensor, gates: Tensor, cells: Tensor, lengths: Tensor | None,
-        reset: Tensor | None, detach_mask: Tensor | None, reverse: bool,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        def initial(state: Tensor | None) -> Tensor:
-            return torch.zeros_like(c_0) if state is None else state.to(c_0.dtype, copy=True)
-
-        grad_gates = torch.full_like(gates, torch.nan, dtype=weight_hh.dtype)
-        results = (grad_gates, initial(grad_h_n), initial(grad_c_n))
-        if c_0.size(1) == 0:
-            return results
-        inputs = {
-            "grad_output": grad_output, "grad_h_n": grad_h_n, "grad_c_n": grad_c_n, "c_0": c_0,
-            "weight_hh": weight_hh, "gates": gates, "cells": cells, "lengths": lengths,
-            "reset": reset,
-        }  # fmt: skip
-        dense = {name: None if x is None else x.contiguous() for name, x in inputs.items()}
-        dense |= dict(zip(("grad_gates", "grad_h_0", "grad_c_0"), results, strict=True))
-        strides = (0, 0, 0) if detach_mask is None else detach_mask.stride()
-        self._run(
-            True, gates.size(0), weight_hh, reverse, dense | {"detach_mask": detach_mask},
-            detach_stride_d=strides[0], detach_stride_t=strides[1],
-            detach_stride_b=strides[2] if detach_mask is None or detach_mask.size(2) > 1 else 0,
-        )  # fmt: skip
-        return results
+    def backward(self, *args: Any) -> tuple[Tensor, ...]:
+        call = BackwardArguments(*args)
+        c_0, dtype = call.c_0, call.weight_hh.dtype
+        states = (
+            torch.zeros_like(c_0) if state is None else state.to(c_0.dtype, copy=True)
+            for state in (call.grad_h_n, call.grad_c_n)
+        )
+        results = BackwardResults(torch.full_like(call.gates, torch.nan, dtype=dtype), *states)
+        if c_0.size(1) > 0:
+            self._run(True, call.gates.size(0), call, results._asdict())
+        return tuple(results)

@@ -70,7 +70,7 @@ ODD = (
     Shape(3, 5, 8, 272),  # 9 tiles of the inner dimension, which 4 warps cannot share
 )
 LARGE = (Shape(4, 9, 16, 512), Shape(3, 5, 16, 777), Shape(3, 3, 8, 1024), Shape(2, 2, 8, 2048))
-ON_CPU = (Shape(1, 1, 1, 1), Shape(4, 3, 2, 16), Shape(4, 3, 2, 40))  # the last in several blocks
+ON_CPU = (Shape(3, 2, 1, 1), Shape(4, 3, 2, 16), Shape(4, 3, 2, 40))  # the last in several blocks
 SIZES = (
     [*SHAPES, *ODD, *(pytest.param(shape, marks=pytest.mark.slow) for shape in LARGE)]
     if ON_GPU

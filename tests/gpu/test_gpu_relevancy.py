@@ -125,13 +125,16 @@ def test_calls_one_after_the_other_are_one_call() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, the interpreter, names each NaN
 def test_ties_and_nan() -> None:
-    ones = torch.ones(1, 2, 12, 2)
-    ones[0, 1, 5] = torch.nan
+    """A new key has a quarter beside three retained ones, which have as much."""
+    rows = torch.ones(1, 2, 15, 2, device=DEVICE)
+    rows[0, 1, 8] = torch.nan
+    relevance = torch.full((1, 2, 3), 0.25, device=DEVICE)
     forward = torch.ops.throughtime.relevancy_forward_triton
-    ones = ones.to(DEVICE)
-    output, _, last, index, _ = forward(ones, ones, ones, None, None, None, 0, 1, 3, 0.5, False)
+    output, _, last, index, _ = forward(
+        rows[:, :, 3:], rows, rows, None, None, relevance, 3, 1, 3, 0.5, False
+    )
     assert index[0, 0].tolist() == [0, 1, 2], "of equals the earlier keys stay"
-    assert last[0, 0].tolist() == [11, 11, 11, *range(3, 12)]
+    assert last[0, 0].tolist() == [11, 11, 11, *range(12)]
     assert output[0, 0].isfinite().all() and output[0, 1, :5].isfinite().all()
     assert output[0, 1, 5].isnan().all() and (last < 12).all()
 

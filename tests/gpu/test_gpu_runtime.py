@@ -1,4 +1,4 @@
-"""The GPU backends and CUDA itself: graphs, streams, repeats, synchronisation, memory, time.
+"""The GPU backends and CUDA itself: graphs, streams, repeats, synchronisation, memory.
 
 These tests are for kernels whose blocks wait for each other: they show a barrier that is not reset
 between launches, and blocks of two launches that keep each other from running.
@@ -7,7 +7,8 @@ between launches, and blocks of two launches that keep each other from running.
 from __future__ import annotations
 
 import copy
-import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -176,6 +177,16 @@ def test_two_streams_at_once(tiered: Tiered) -> None:
             assert_equal(each, wanted[k])
 
 
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """What waits for the GPU is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @needs_cuda
 @tiers()
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
@@ -186,13 +197,10 @@ def test_nothing_waits_for_the_gpu(tiered: Tiered) -> None:
     results(functional.lstm, named, backend=backend, **options)  # compiles, loads, allocates
     output, (h_n, c_n) = call(functional.lstm, named, backend=backend)
     incoming = [torch.ones_like(x) for x in (output, h_n, c_n)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting():
         for given in ({}, options):
             output, (h_n, c_n) = call(functional.lstm, named, backend=backend, **given)
             grads = torch.autograd.grad((output, h_n, c_n), list(named.values()), incoming)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert all(grad.isfinite().all() for grad in grads)
 
 
@@ -207,13 +215,10 @@ def test_a_training_step_of_a_module_does_not_wait(backend: Any, dtype: torch.dt
     layer(x)[0].square().mean().backward()
     before = layer.weight_hh_l0.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting():
         optimizer.zero_grad()
         layer(x)[0].square().mean().backward()
         optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert not torch.equal(layer.weight_hh_l0, before)
 
 
@@ -255,36 +260,3 @@ def test_the_second_gpu(backend: Any, dtype: torch.dtype) -> None:
     else:  # another GPU may have another plan, and sums in another order
         for name, value in found[0].items():
             assert torch.allclose(value, found[1][name], rtol=1e-4, atol=1e-5), name
-
-
-@needs_cuda
-@pytest.mark.slow
-@runs(torch.bfloat16)
-def test_detached_steps_make_the_backward_faster(backend: Any, dtype: torch.dtype) -> None:
-    """Half of the steps detached against none, in turns, by events of the GPU."""
-    shape = Shape(512, 16, 8, 256)
-    named = leaves(shape, dtype)
-    half = torch.arange(shape.T, device=DEVICE) % 2 == 0
-    ones = torch.ones(shape.T, shape.B, shape.H, device=DEVICE, dtype=dtype)
-    given = list(named.values())
-    passes = [
-        call(functional.lstm, named, detach_mask=mask, backend=backend)[0] for mask in (None, half)
-    ]
-
-    def milliseconds(output: Tensor) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        torch.autograd.grad(output, given, ones, retain_graph=True)
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
-
-    for output in passes * 3:
-        milliseconds(output)
-    times: list[list[float]] = [[], []]
-    for _ in range(21):
-        for k, output in enumerate(passes):
-            times[k].append(milliseconds(output))
-    whole, halved = (statistics.median(t) for t in times)
-    print(f"\n{backend}: p = 0 {whole:.3f} ms, p = 0.5 {halved:.3f} ms, {whole / halved:.2f} times")
-    assert halved < 0.97 * whole, f"p = 0: {whole:.3f} ms, p = 0.5: {halved:.3f} ms"

@@ -5,15 +5,11 @@ The functions alone: cpu_layers/test_vec.py.
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from throughtime import _ext
+import compiled_kernels  # noqa: F401
 from throughtime.functional import lstm
 from ulps import DTYPES, LEAST_LOG, ULPS, assert_few_ulps, exact, known
-
-if _ext.extension is None:
-    pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
 
 
 @DTYPES

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-import throughtime
 from cases import Shape
+from compiled_kernels import kernels
 from samples import Attention, Given, Layer, Recurrence, Sample, expect, run
-from throughtime import _ext
-
-if _ext.extension is None:
-    pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
-kernels: Any = _ext.extension
 
 CONTROL = 0xFFC0  # bits of MXCSR without the flags that say what happened
 
@@ -100,28 +92,3 @@ def control() -> int:
     environment = (ctypes.c_uint32 * 8)()
     assert ctypes.CDLL(None).fegetenv(environment) == 0
     return environment[7] & CONTROL
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def test_a_loss_on_the_last_step_costs_no_more_than_on_every_step() -> None:
-    """Only where the processor is slow with subnormals; some are not."""
-    normal, small = torch.full((2, 1 << 16), 1.0), torch.full((2, 1 << 16), 1e-39)
-    cost = [
-        statistics.median(seconds(lambda x=x: x * 0.7) for _ in range(20)) for x in (normal, small)
-    ]
-    if cost[1] < 4 * cost[0]:
-        pytest.skip(f"subnormals cost this processor {cost[1] / cost[0]:.1f} times a normal number")
-    layer = throughtime.LSTM(1, 64, backend="cpu")
-    x = torch.randn(500, 16, 1)
-    grad = torch.randn(500, 16, 64)
-    times: dict[str, list[float]] = {"last": [], "every": []}
-    for _ in range(5):
-        for name, steps in (("last", slice(-1, None)), ("every", slice(None))):
-            output = layer(x)[0][steps]
-            times[name].append(seconds(lambda y=output, g=grad[steps]: y.backward(g)))
-    assert statistics.median(times["last"]) < 2 * statistics.median(times["every"])

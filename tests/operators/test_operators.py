@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import compiled_kernels  # noqa: F401
 from cases import PROJECTED, SHAPES, Shape
 from samples import (
     ATTENTION,
@@ -19,10 +20,6 @@ from samples import (
     operate,
     run,
 )
-from throughtime import _ext
-
-if _ext.extension is None:
-    pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
 
 ops: Any = torch.ops.throughtime
 CASES: tuple[Sample, ...] = (
