@@ -80,7 +80,7 @@ CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
     "csrc/lstm/cuda/operators.cpp",
     "csrc/lstm/cuda/gpu.cpp",
 ]
-# For the instruction sets that multiply bfloat16: these run float32 and float64 by AVX-512's kernels.
+# For instruction sets that multiply bfloat16, which share all other kernels with AVX-512.
 BFLOAT16_SETS = ["avx512_bf16", "amx"]
 BFLOAT16_KERNEL_SOURCES = ["csrc/lstm/cpu/bfloat16_kernels.cpp"]
 # by nvcc, once per dtype, without torch's headers

@@ -122,8 +122,9 @@ def test_bits_of_a_sample_do_not_depend_on_the_batch(layer: Any) -> None:
     given = {name: x if name in WEIGHTS or x is None else x[..., rows, :].contiguous()
              for name, x in whole.tensors.items()}  # fmt: skip
     assert whole.lengths is not None and whole.reset is not None and whole.detach is not None
-    part = Case(given, [g[..., rows, :].contiguous() for g in whole.grads], whole.lengths[rows],
-                *(x[:, rows].contiguous() for x in (whole.reset, whole.detach)), whole.reverse)  # fmt: skip
+    grads = [g[..., rows, :].contiguous() for g in whole.grads]
+    masks = [x[:, rows].contiguous() for x in (whole.reset, whole.detach)]
+    part = Case(given, grads, whole.lengths[rows], *masks, reverse=False)
     all_rows, found = run(layer, whole), run(layer, part)
     for name in found.keys() - set(WEIGHTS):
         assert torch.equal(found[name], all_rows[name][..., rows, :]), name

@@ -19,7 +19,7 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def cast(record: Record, dtype: torch.dtype, weights: torch.dtype | None = None) -> Record:
-    """A record with its differentiable tensors in another dtype; weights may have one of their own."""
+    """A record with its differentiable tensors in another dtype, weights in one of their own."""
     given = {name: getattr(record, name) for name in DIFFERENTIABLE[type(record)]}
     return record._replace(  # type: ignore[attr-defined, no-any-return]
         **{
