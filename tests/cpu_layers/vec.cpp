@@ -84,7 +84,8 @@ void transposed_rows(const S* x, const int64_t* missing, int64_t columns, S* out
   const Guarded<S> room(count);
   std::memcpy(room.at, x, count * sizeof(S));
   transpose_rows<S>([&](int64_t row) { return missing[row] ? nullptr : room.at + row * columns; },
-                    columns, out, out_stride);
+                    columns, columns, 1,
+                    [&](int64_t k, const Vec<S>* v) { store(out + k * out_stride, *v); });
 }
 
 template <typename S>
