@@ -92,7 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compilers run while the tests do."""
     for item in session.items:
-        if "layer" in getattr(item, "fixturenames", ()):
+        if item.path.parent == HERE and "layer" in getattr(item, "fixturenames", ()):
             library(item, item.callspec.params["isa"])  # type: ignore[attr-defined]
 
 
