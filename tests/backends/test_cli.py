@@ -61,7 +61,7 @@ def test_options(command: str, words: str, capsys: pytest.CaptureFixture[str]) -
 def test_a_variable_chooses_the_instruction_set() -> None:
     code = "import throughtime; print(throughtime.explain('lstm', hidden_size=8))"
     smallest = _ext.extension.runnable_isas()[-1]
-    assert f", with {smallest} (" in printed(code, THROUGHTIME_CPU_ISA=smallest)
+    assert f"instruction set: {smallest})" in printed(code, THROUGHTIME_CPU_ISA=smallest)
     failed = run_python(code, THROUGHTIME_CPU_ISA="mmx")
     assert f"should be one of {', '.join(_ext.extension.runnable_isas())}" in failed.stderr
     assert "got 'mmx'" in failed.stderr

@@ -13,12 +13,6 @@ import torch
 MB = 1 << 20
 
 
-@pytest.fixture
-def isa() -> str:
-    """Compiled once: nothing in it depends on the instruction set."""
-    return "baseline"
-
-
 class Statistics(NamedTuple):
     used: int
     idle: int

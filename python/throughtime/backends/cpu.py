@@ -17,7 +17,8 @@ def workers() -> str | None:
     limits.append(f"quota: {found['quota']:g} CPUs" if found["quota"] else "no quota")
     if taken:
         limits.append(f"left to other processes for now: {taken}")
-    return f"{count}, with {_ext.extension.isa()} ({', '.join(limits)})"
+    limits.append(f"instruction set: {_ext.extension.isa()}")
+    return f"{count} ({', '.join(limits)})"
 
 
 def empty_cache() -> None:
