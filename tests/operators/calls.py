@@ -15,8 +15,8 @@ T, B, I, H = 5, 2, 3, 4  # noqa: E741
 MASK = torch.tensor([True, False, True, False, True])
 
 
-def lstm(backend: Any, x: Tensor, *weights: Tensor | None) -> Any:
-    return functional.lstm(x, None, *weights, detach_mask=MASK, backend=backend)
+def lstm(backend: Any, x: Tensor, *weights: Tensor | None, **options: Any) -> Any:
+    return functional.lstm(x, None, *weights, detach_mask=MASK, backend=backend, **options)
 
 
 def both(backend: Any, x: Tensor, *weights: Tensor) -> Any:
@@ -41,6 +41,10 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "lstm-projected": (
         lambda b, x, ih, hh, hr: lstm(b, x, ih, hh, None, None, hr),
         ((T, B, I), (4 * H, I), (4 * H, 2), (2, H)),
+    ),
+    "lstm-recompute": (
+        lambda b, x, *weights: lstm(b, x, *weights, recompute=True),
+        ((T, B, I), *GATES, (4 * H,)),
     ),
     "bidirectional_lstm": (both, ((T, B, I), *GATES, *GATES)),
     "rel_lstm": (rel_lstm, ((T, B, I), *GATES, (3, H), (3, H), (3,))),

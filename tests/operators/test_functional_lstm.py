@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,9 +50,10 @@ size = st.integers(1, 9)
     shape=st.builds(Shape, size, st.integers(0, 5), size, st.integers(4, 40), st.integers(0, 3)),
     without=st.sets(st.sampled_from(["bias_ih", "bias_hh", "h_0"])),
     p=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    recompute=st.booleans(),
 )
 def test_values_and_gradients(
-    dtype: torch.dtype, name: str, shape: Shape, without: set[str], p: float
+    dtype: torch.dtype, name: str, shape: Shape, without: set[str], p: float, recompute: bool
 ) -> None:
     options = options_for(shape)[name]
     if "detach_mask" in options:
@@ -62,7 +65,8 @@ def test_values_and_gradients(
     exact = results(loop, as_dtype(named, torch.float64), **options)
     expected = {key: x.to(dtype) for key, x in exact.items()}
     for backend in runnable(shape.P):
-        assert_all_close(results(functional.lstm, named, backend=backend, **options), expected)
+        run = partial(functional.lstm, backend=backend, recompute=recompute)
+        assert_all_close(results(run, named, **options), expected)
 
 
 @pytest.mark.parametrize("name", ["mask-T", "mask-TB", "mask-all", "all", "all-reverse"])

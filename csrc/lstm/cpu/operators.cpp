@@ -19,7 +19,7 @@ namespace {
 struct LstmArguments {
   Tensor input, h_0, c_0, weight_ih, weight_hh;
   Maybe bias_ih, bias_hh, weight_hr, lengths, reset, detach_mask;
-  bool reverse;
+  bool reverse, recompute;
 };
 
 struct ForwardCall {
@@ -150,8 +150,9 @@ void with_input(ScalarType dtype, const Visit& visit) {
 }
 
 // Numbers of `dtype` that `saved` consists of.
-int64_t saved_size(const LstmShape& s, ScalarType dtype) {
-  return dtype == kBFloat16 ? 2 * saved_numbers<BFloat16>(s) : saved_numbers<float>(s);
+int64_t saved_size(const LstmShape& s, ScalarType dtype, bool cell_only) {
+  return dtype == kBFloat16 ? 2 * saved_numbers<BFloat16>(s, cell_only)
+                            : saved_numbers<float>(s, cell_only);
 }
 
 // An uninitialised result, empty if it is not wanted.
@@ -166,10 +167,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
   Layer layer(call.args);
   layer.lay_out();
   const LstmShape& s = layer.shape;
+  const bool recompute = call.args.recompute;
   operation.checked();
   const Tensor output = make({s.T, s.B, s.R}, layer.dtype), h_n = make({s.B, s.R}, layer.sums),
                c_n = make({s.B, s.H}, layer.sums),
-               saved = make({saved_size(s, layer.dtype)}, layer.dtype, call.save);
+               saved = make({saved_size(s, layer.dtype, recompute)}, layer.dtype, call.save);
   operation.allocated();
   with_input(layer.dtype, [&](auto zero) {
     using X = decltype(zero);
@@ -178,8 +180,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
                               .y = mutable_data<X>(output),
                               .h_n = mutable_data<S>(h_n),
                               .c_n = mutable_data<S>(c_n),
-                              .saved = call.save ? mutable_data<S>(saved) : nullptr};
-    if (call.save) pass.saved[saved_activations<X>(s)] = static_cast<S>(isa().mark);
+                              .saved = call.save ? mutable_data<S>(saved) : nullptr,
+                              .cell_only = recompute};
+    if (call.save) pass.saved[saved_activations<X>(s, recompute)] = static_cast<S>(isa().mark);
     if (s.B > 0) run(pass, operation.runtime());
   });
   return {output, converted(h_n, layer.dtype), converted(c_n, layer.dtype), saved};
@@ -190,11 +193,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   Call operation(backward_operator);
   Layer layer(call.args);
   const LstmShape& s = layer.shape;
+  const bool recompute = call.args.recompute;
   check_argument("grad_output", call.grad_output, {s.T, s.B, s.R}, layer.dtype);
   check_argument("grad_h_n", call.grad_h_n, {s.B, s.R}, layer.dtype);
   check_argument("grad_c_n", call.grad_c_n, {s.B, s.H}, layer.dtype);
   check_argument("output", call.output, {s.T, s.B, s.R}, layer.dtype);
-  check_argument("saved", call.saved, {saved_size(s, layer.dtype)}, layer.dtype);
+  check_argument("saved", call.saved, {saved_size(s, layer.dtype, recompute)}, layer.dtype);
   layer.lay_out();
   const OptionalTensor grad_h_n = converted(call.grad_h_n, layer.sums),
                        grad_c_n = converted(call.grad_c_n, layer.sums);
@@ -223,6 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
       const LstmBackward<X> pass{.in = layer.as<X>(),
                                  .y = data<X>(output),
                                  .saved = data<S>(saved),
+                                 .cell_only = recompute,
                                  .dy = data<X>(grad),
                                  .dy_stride_t = grad ? grad->stride(0) : 0,
                                  .dy_stride_b = grad ? grad->stride(1) : 0,
@@ -239,7 +244,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
                                  .dweight_hh = weight(dweight_hh),
                                  .dbias = weight(dbias),
                                  .dweight_hr = weight(dweight_hr)};
-      TT_CHECK_CALL(pass.saved[saved_activations<X>(s)] == static_cast<S>(isa().mark),
+      TT_CHECK_CALL(pass.saved[saved_activations<X>(s, recompute)] == static_cast<S>(isa().mark),
                     "saved should be what lstm_forward saved with the same instruction set, ",
                     isa().name, "; another one wrote it, or it was changed: run forward again");
       run(pass, operation.runtime());

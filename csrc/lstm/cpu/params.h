@@ -22,14 +22,14 @@ constexpr int kLstmBFloat16Saved = 3;
 
 // In numbers of the type of the sums.
 template <typename X>
-TT_INLINE int64_t saved_activations(const LstmShape& s) {
-  return saved_activations(s, sizeof(X) == 2 ? kLstmBFloat16Saved : kLstmSaved);
+TT_INLINE int64_t saved_activations(const LstmShape& s, bool cell_only) {
+  return saved_activations(s, cell_only ? 1 : sizeof(X) == 2 ? kLstmBFloat16Saved : kLstmSaved);
 }
 // Behind the activations one number tells which instruction set wrote them: others lay them out in
 // another way.
 template <typename X>
-TT_INLINE int64_t saved_numbers(const LstmShape& s) {
-  return saved_activations<X>(s) + 1;
+TT_INLINE int64_t saved_numbers(const LstmShape& s, bool cell_only) {
+  return saved_activations<X>(s, cell_only) + 1;
 }
 
 }  // namespace throughtime

@@ -20,6 +20,7 @@
 #include "recurrence/cpu/pack.h"
 #include "recurrence/cpu/paired_weight_gradients.h"
 #include "recurrence/cpu/plan.h"
+#include "recurrence/cpu/recompute.h"
 #include "recurrence/cpu/ring.h"
 #include "recurrence/cpu/saved.h"
 
@@ -38,7 +39,6 @@ class BackwardWalk {
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
-  static constexpr int64_t kSavedNumbers = Activations::kVectors * L;
   static_assert(kGates % Numbers<Operand>::kDepth == 0, "da is multiplied block by block");
 
  public:
@@ -57,8 +57,10 @@ class BackwardWalk {
         most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
+        saved_numbers_(L * (p_.cell_only ? 1 : Activations::kVectors)),
         scratch_(runtime),
-        weights_(args, plan_, schedule_, &scratch_) {
+        weights_(args, plan_, schedule_, &scratch_),
+        again_(args, plan_, schedule_, slots_, &scratch_) {
     panel_h_ =
         scratch_.template reserve<Operand>(Panels<Operand>::numbers(blocks_ * kGates, outputs_));
     panel_x_ = scratch_.template reserve<Operand>(
@@ -86,6 +88,7 @@ class BackwardWalk {
     if (p_.dx)
       pack_rows(panel_x(), shape_.I, blocks.of(panel_x().count(), blocks_),
                 [&](int64_t n) { return gate_row<G>(in_.weight_ih, shape_.H, shape_.I, n); });
+    if (again_.wanted()) again_.prepare(blocks);
     if (projected_)
       pack_rows(panel_r(), shape_.H, blocks.of(panels_, blocks_),
                 [&](int64_t n) { return in_.weight_hr + n * shape_.H; });
@@ -108,6 +111,7 @@ class BackwardWalk {
     S* dc;             // [blocks, rows, L]
     Ring<Operand> dr;  // [1][slots][rows][ld_dr], with a projection only, as the next
     Ring<Operand> u;   // [blocks][slots][rows][L]: the cell's output
+    Ring<S> again;     // [blocks][slots][rows][kSaved L]: what is not saved
   };
 
   // A step of the walk, its time, and its slot in the rings.
@@ -139,7 +143,8 @@ class BackwardWalk {
                   {da_(team), slots_, rows_of(rows), kGates},
                   dc_(team),
                   {projected_ ? dr_(team) : nullptr, slots_, rows_of(rows), ld_dr_},
-                  {projected_ ? u_(team) : nullptr, slots_, rows_of(rows), L}};
+                  {projected_ ? u_(team) : nullptr, slots_, rows_of(rows), L},
+                  again_.ring(team, rows)};
     if (kPads) clear_rings(g);
     const int64_t longest = in_.length(g.row0);
     if (weights_.wanted() && longest == 0) weights_.clear(g, group);
@@ -150,6 +155,13 @@ class BackwardWalk {
       chunk.steps = least(chunk.step - first, plan_.chunk);
       chunk.step -= chunk.steps;
       if (weights_.wanted()) weights_.gather(g, chunk);
+      if (again_.wanted()) {
+        again_.gather(g, chunk);
+        member.wait();
+        again_.run(g, chunk, g.again, [&](int64_t step, int64_t block, int64_t at) {
+          return cell_before(step, in_.time(step), block, at);
+        });
+      }
       for (int64_t k = 0; k < chunk.steps; ++k) {
         const Step now = step_at(chunk.step + chunk.steps - 1 - k, chunk.n + k);
         const int64_t active = active_rows(in_, now.t, g.row0, g.rows);
@@ -338,15 +350,21 @@ class BackwardWalk {
     const bool watch = in_.lengths || in_.reset || t == in_.first_time(at);
     const S* saved = saved_at(t, block, at);
     const S* before = now.step > 0 ? saved_at(in_.time(now.step - 1), block, at) : saved;
+    const S* again = again_.wanted() ? g.again.at(block, slot, row) : nullptr;
     S* carried = g.dc + (block * g.rows + row) * L;
     Operand* da = g.da.at(block, slot, row);
     Operand* u = projected_ ? g.u.at(block, slot, row) : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> kept[Cell::kSaved], gates[G], c_before{}, dc{};
-      Activations::get(saved, kept);
+      if (again) {
+        load_vectors<Cell::kSaved>(again, L, kept);
+        again += Cell::kSaved * L;
+      } else {
+        Activations::get(saved, kept);
+      }
       if (Cell::kCarriesCell) {
-        c_before = watch ? cell_before(t, block, at + r, before) : Activations::cell(before);
-        for (int v = 0; v < Activations::kVectors - 1; ++v) __builtin_prefetch(before + v * L);
+        c_before = watch ? cell_before(now.step, t, block, at + r) : cell(before);
+        for (int64_t v = 0; v < saved_numbers_ - L; v += L) __builtin_prefetch(before + v);
         dc = load(carried);
       }
       const Vec<S> output = Cell::retreat(kept, c_before, load(dh), &dc, gates);
@@ -359,8 +377,8 @@ class BackwardWalk {
         Numbers<Operand>::put(u, output);
         u += L;
       }
-      saved += kSavedNumbers;
-      before += kSavedNumbers;
+      saved += saved_numbers_;
+      before += saved_numbers_;
       dh += dh_stride;
       da += kGates;
     }
@@ -374,12 +392,15 @@ class BackwardWalk {
   }
 
   const S* saved_at(int64_t t, int64_t block, int64_t at) const {
-    return p_.saved + ((t * blocks_ + block) * shape_.B + at) * kSavedNumbers;
+    return p_.saved + ((t * blocks_ + block) * shape_.B + at) * saved_numbers_;
+  }
+  TT_INLINE Vec<S> cell(const S* saved) const {
+    return p_.cell_only ? load(saved) : Activations::cell(saved);
   }
 
-  Vec<S> cell_before(int64_t t, int64_t block, int64_t at, const S* before) const {
+  Vec<S> cell_before(int64_t step, int64_t t, int64_t block, int64_t at) const {
     if (in_.resets(t, at)) return Vec<S>{};
-    if (t != in_.first_time(at)) return Activations::cell(before);
+    if (t != in_.first_time(at)) return cell(saved_at(in_.time(step - 1), block, at));
     return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }
 
@@ -437,8 +458,10 @@ class BackwardWalk {
   const int64_t blocks_, outputs_;
   const bool projected_;
   const int64_t width_, panels_, panels_out_, most_rows_, slots_, ld_dr_;
+  const int64_t saved_numbers_;  // per step, row and block of units
   Scratch scratch_;
   WeightGradients<Cell, Operand> weights_;
+  Recomputation<Cell, Operand> again_;
   Span<Operand> panel_h_, panel_x_, panel_r_, da_, dr_, u_;
   Span<S> dc_;
   Span<Barrier> barriers_;

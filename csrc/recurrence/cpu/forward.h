@@ -38,7 +38,6 @@ class ForwardWalk {
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
-  static constexpr int64_t kSavedNumbers = Activations::kVectors * L;
   static_assert(G <= kPanelVectors && Cell::kHeld <= G, "all gates of a unit lie in one tile");
 
  public:
@@ -55,7 +54,8 @@ class ForwardWalk {
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(leading_dimension<Operand>(blocks_ * L)),
-        stream_(saved_activations(shape_, Activations::kVectors) * static_cast<int64_t>(sizeof(S)) >
+        saved_vectors_(p_.cell_only ? 1 : Activations::kVectors),
+        stream_(saved_activations(shape_, saved_vectors_) * static_cast<int64_t>(sizeof(S)) >
                 kStreamBytes),
         scratch_(runtime) {
     panel_x_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.I, blocks_ * G));
@@ -270,18 +270,14 @@ class ForwardWalk {
     Operand* next = (g.u ? g.u : g.h[(step + 1) & 1]) + row * next_ld + unit;
     X* y = p_.y + t * shape_.B * shape_.R + unit;
     S* saved = p_.saved;
-    if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * kSavedNumbers;
+    if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * (saved_vectors_ * L);
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> a[G], c{}, kept[Cell::kSaved];
       load_vectors<G>(sums + r * kGates, L, a);
       if (Cell::kCarriesCell) c = load(state + r * L);
       Cell::advance(a, &c, kept);
       store_vectors<Cell::kHeld>(sums + r * kGates, L, a);
-      if (saved && stream_) {
-        Activations::stream(saved + r * kSavedNumbers, kept);
-      } else if (saved) {
-        Activations::put(saved + r * kSavedNumbers, kept);
-      }
+      if (saved) save(saved + r * saved_vectors_ * L, kept);
       if (!Cell::kCarriesCell) continue;
       if (watch) c = carried_cell(c, step, t, block, at + r);
       store(state + r * L, c);
@@ -296,6 +292,16 @@ class ForwardWalk {
         Numbers<Operand>::put_part(next, h, kPads ? tail(block) : L);
         if (!g.u) Numbers<X>::put(y + order[r] * shape_.R, h);
       }
+    }
+  }
+
+  TT_INLINE void save(S* to, const Vec<S>* kept) const {
+    if (p_.cell_only) {
+      store(to, kept[Cell::kSaved - 1]);
+    } else if (stream_) {
+      Activations::stream(to, kept);
+    } else {
+      Activations::put(to, kept);
     }
   }
 
@@ -353,6 +359,7 @@ class ForwardWalk {
   const int64_t blocks_, outputs_;
   const bool projected_;
   const int64_t most_rows_, ld_x_, ld_h_, ld_u_;
+  const int64_t saved_vectors_;  // per step, row and block of units
   const bool stream_;
   Scratch scratch_;
   Span<Operand> panel_x_, panel_h_, panel_r_, x_, h_, u_;

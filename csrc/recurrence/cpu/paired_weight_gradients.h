@@ -43,7 +43,8 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
     for_own_runs(part, chunk, [&](int64_t k, const Row* rows) {
       const Operand *h[kRun], *x[kRun];
       for (int64_t r = 0; r < kRun; ++r) {
-        h[r] = rows[r].inside ? state_before(part, rows[r]) : nullptr;
+        const int64_t at = part.row0 + rows[r].row;
+        h[r] = rows[r].inside ? state_before(in_, p_.y, rows[r].t, at) : nullptr;
         x[r] = rows[r].inside ? in_.x + rows[r].t * in_.x_stride_t + rows[r].sample * in_.x_stride_b
                               : nullptr;
       }
@@ -173,14 +174,6 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
   void clear_rows(const GroupPart& part, Operand* to, int64_t columns) const {
     if (part.member.begin == 0)
       std::memset(to + columns * ld_, 0, (padded(columns) - columns) * ld_ * sizeof(Operand));
-  }
-
-  const Operand* state_before(const GroupPart& part, const Row& row) const {
-    const int64_t at = part.row0 + row.row;
-    if (in_.resets(row.t, at)) return nullptr;
-    if (row.t == in_.first_time(at)) return in_.h0 + row.sample * shape_.R;
-    const int64_t before = in_.reverse ? row.t + 1 : row.t - 1;
-    return p_.y + (before * shape_.B + row.sample) * shape_.R;
   }
 
   // to[column ld_ + r] = from[r][column], r < kRun; zeros where there is no source.

@@ -56,6 +56,7 @@ struct WalkForward {
   S* h_n;    // [B, R]
   S* c_n;    // [B, H]
   S* saved;  // saved_activations, or null; layout private to the kernels
+  bool cell_only;  // of the activations, only c is saved
 };
 
 template <typename X>
@@ -65,6 +66,7 @@ struct WalkBackward {
   WalkInput<X> in;
   const X* y;      // of the forward
   const S* saved;  // of the forward
+  bool cell_only;  // as in the forward; the gates are computed again
   const X* dy;     // [T, B, R], or null: zero
   int64_t dy_stride_t, dy_stride_b;
   bool dy_same;        // one value for all units (the gradient of a sum), else contiguous units

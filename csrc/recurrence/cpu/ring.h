@@ -33,11 +33,20 @@ struct GroupPart {
   TT_INLINE Share own(int64_t count) const { return Share(count, member.begin, member.end, team); }
 };
 
+// h_{t-1} of a row: of the outputs y, or h_0 at its first step; null where the state is zero.
+template <typename X>
+TT_INLINE const X* state_before(const WalkInput<X>& in, const X* y, int64_t t, int64_t at) {
+  const int64_t sample = in.order[at], R = in.shape.R;
+  if (in.resets(t, at)) return nullptr;
+  if (t == in.first_time(at)) return in.h0 + sample * R;
+  return y + ((in.reverse ? t + 1 : t - 1) * in.shape.B + sample) * R;
+}
+
 // Calls f(slot, index, rows) for the runs of (step, row) pairs of a chunk that lie side by side in
 // a ring; index counts rows from the step walked first. Rows past their end are in no run.
-template <typename X, typename F>
+template <typename X, typename Y, typename F>
 TT_INLINE void for_runs(const WalkInput<X>& in, const GroupPart& part, const Chunk& chunk,
-                        const Ring<X>& ring, const F& f) {
+                        const Ring<Y>& ring, const F& f) {
   const auto active = [&](int64_t k) {
     return active_rows(in, in.time(chunk.step + chunk.steps - 1 - k), part.row0, part.rows);
   };

@@ -36,17 +36,12 @@ class WeightGradients : public WeightSums<Cell, Operand> {
     int64_t row = own.begin % part.rows, s = chunk.step + chunk.steps - 1 - own.begin / part.rows;
     for (int64_t r = own.begin; r < own.end; ++r) {
       const int64_t at = part.row0 + row, sample = in_.order[at], t = in_.time(s);
-      const int64_t before = s - 1;
       if (++row == part.rows) {
         row = 0;
         --s;
       }
       if (t >= in_.length(at)) continue;
-      const Operand* h = nullptr;
-      if (!in_.resets(t, at))
-        h = t == in_.first_time(at) ? in_.h0 + sample * shape_.R
-                                    : p_.y + (in_.time(before) * shape_.B + sample) * shape_.R;
-      put_columns(part, r, 0, h, shape_.R);
+      put_columns(part, r, 0, state_before(in_, p_.y, t, at), shape_.R);
       put_columns(part, r, shape_.R, in_.x + t * in_.x_stride_t + sample * in_.x_stride_b,
                   shape_.I);
       put_columns(part, r, shape_.R + shape_.I, &one, 1);

@@ -52,6 +52,8 @@ class Backend(Generic[Arguments, Results]):
             dtype, but for ``float32_weights``.
         run_both: runs two directions of one layer side by side, where that is faster than one
             after the other.
+        recomputes: whether it knows what it need not save with ``recompute``. Others run their
+            forward again in the backward pass.
         float32_weights: whether it takes float32 weights with an input of this dtype. Autocast
             leaves them as they are then, and so their gradients.
         describe: says how it divides the work of a layer on a GPU, a line each; see
@@ -62,6 +64,7 @@ class Backend(Generic[Arguments, Results]):
     requirements: tuple[Requirement, ...]
     run: Callable[[Arguments], Results]
     run_both: Callable[[Arguments, Arguments], Results] | None = None
+    recomputes: bool = False
     float32_weights: Callable[[torch.dtype], bool] = lambda dtype: False
     describe: Callable[[str, Gpu, torch.dtype, int, int, int, int], list[str]] | None = None
 

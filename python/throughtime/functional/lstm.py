@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from throughtime.backends.backend import Backend, BackendName, Request
 from throughtime.backends.selection import chosen
@@ -47,6 +50,7 @@ def lstm(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
+    recompute: bool = False,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, States]:
     """Run one LSTM layer in one direction; only its gradient can differ from ``nn.LSTM``'s.
@@ -73,6 +77,10 @@ def lstm(
             The range is checked if the lengths are on the CPU, and not inside ``torch.compile``.
         reset: bool ``[T, B]``; True sets h and c to zero before step t, in the direction of travel.
         reverse: True travels from each sample's last position to its first.
+        recompute: True computes the gates again in the backward pass, for less memory. Backend
+            ``"cpu"`` saves c alone then, a fifth of the numbers, and its gradients keep their bits
+            (in bfloat16 they are a little more exact, for a third of the bytes). Other backends
+            save the arguments alone and run their forward again.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
@@ -97,10 +105,10 @@ def lstm(
     Source: arXiv 1810.03023, Algorithm 1.
     """
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    args, autocast = _arguments(input, hx, weights, lengths, reset, detach_mask, reverse)
+    args, autocast = _arguments(input, hx, weights, lengths, reset, detach_mask, reverse, recompute)
     runs = _backend(backend, args, autocast)
     with without_autocast(input, autocast):
-        output, h_n, c_n = runs.run(_cast(args, autocast, runs))
+        output, h_n, c_n = _run(runs, runs.run, _cast(args, autocast, runs))
     return output, (h_n, c_n)
 
 
@@ -112,6 +120,7 @@ def bidirectional_lstm(
     detach_mask: PerDirection = (None, None),
     lengths: Tensor | None = None,
     reset: PerDirection = (None, None),
+    recompute: bool = False,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, States]:
     """Run both directions of one LSTM layer; backend ``"cuda"`` runs them in one launch.
@@ -124,6 +133,7 @@ def bidirectional_lstm(
         detach_mask: per direction, bool ``[T]`` or ``[T, B]``, or None.
         lengths: as in :func:`lstm`.
         reset: per direction, bool ``[T, B]``, or None.
+        recompute: as in :func:`lstm`.
         backend: as in :func:`lstm`.
 
     Returns:
@@ -147,7 +157,7 @@ def bidirectional_lstm(
     (one, autocast), (other, _) = (
         _arguments(
             input, None if hx is None else (hx[0][d], hx[1][d]), weights[d], lengths, reset[d],
-            detach_mask[d], d == 1,
+            detach_mask[d], d == 1, recompute,
         )
         for d in range(2)
     )  # fmt: skip
@@ -163,9 +173,9 @@ def bidirectional_lstm(
     one, other = (_cast(args, autocast, runs) for args in (one, other))
     with without_autocast(input, autocast):
         if runs.run_both is not None:
-            output, h_n, c_n = runs.run_both(one, other)
+            output, h_n, c_n = _run(runs, runs.run_both, one, other)
             return output, (h_n, c_n)
-        first, second = runs.run(one), runs.run(other)
+        first, second = (_run(runs, runs.run, args) for args in (one, other))
         output = torch.cat((first.output, second.output), dim=2)
         return output, (torch.stack((first.h_n, second.h_n)), torch.stack((first.c_n, second.c_n)))
 
@@ -220,6 +230,7 @@ def _arguments(
     reset: Tensor | None,
     detach_mask: Tensor | None,
     reverse: bool,
+    recompute: bool,
 ) -> tuple[LstmArguments, torch.dtype | None]:
     """The record of one direction: checked, masks ``[T, B]``.
 
@@ -233,6 +244,7 @@ def _arguments(
     named = dict(zip(_WEIGHTS, weights, strict=True))
     check_tensors("lstm", {"input": input, **named}, _WEIGHTS[2:])
     check_flag("lstm: reverse", reverse)
+    check_flag("lstm: recompute", recompute)
     check_input(input, weights[0])
     length, batch, input_size = input.shape
     hidden_size, output_size = _sizes(weights[1], weights[4])
@@ -259,7 +271,8 @@ def _arguments(
     else:
         h_0, c_0 = hx
     mask = per_sample(detach_mask, length, batch)
-    return LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse), autocast
+    args = LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse, recompute)
+    return args, autocast
 
 
 def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:
@@ -275,6 +288,14 @@ def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:
 
 
 _Backend = Backend[LstmArguments, LstmResults]
+
+
+def _run(runs: _Backend, run: Callable[..., LstmResults], *args: LstmArguments) -> LstmResults:
+    """One way of a backend to run; with its forward again in the backward if that is wanted."""
+    if not args[0].recompute or runs.recomputes:
+        return run(*args)
+    found = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+    return LstmResults._make(found)
 
 
 def _cast(args: LstmArguments, autocast: torch.dtype | None, runs: _Backend) -> LstmArguments:

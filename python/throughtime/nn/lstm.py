@@ -48,6 +48,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         detach_prob: probability in [0, 1] of detaching a step. It may change at any time, for
             example by :class:`throughtime.DetachSchedule`.
         detach_shared: True draws one mask for all layers and directions, instead of one each.
+        recompute: True computes the gates again in the backward pass, for less memory; see
+            :func:`throughtime.functional.lstm`. It may change at any time.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Any name but
             ``"auto"`` runs or raises.
 
@@ -69,6 +71,7 @@ class LSTM(BackendChoice, nn.RNNBase):
     """
 
     detach_shared: bool
+    recompute = False
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
@@ -92,10 +95,12 @@ class LSTM(BackendChoice, nn.RNNBase):
         *,
         detach_prob: float = 0.0,
         detach_shared: bool = False,
+        recompute: bool = False,
         backend: BackendName = "auto",
     ) -> None:
         masks.check_probability(detach_prob, "detach_prob")
         check_flag("detach_shared", detach_shared)
+        check_flag("recompute", recompute)
         check_name(backend)
         super().__init__(
             "LSTM",
@@ -112,6 +117,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         )
         self.detach_prob = detach_prob
         self.detach_shared = detach_shared
+        self.recompute = recompute
         self.backend = backend
 
     @property
@@ -141,6 +147,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         *,
         detach_prob: float = 0.0,
         detach_shared: bool = False,
+        recompute: bool = False,
         backend: BackendName = "auto",
     ) -> LSTM:
         """Make an independent LSTM with the options and a copy of the weights of an ``nn.LSTM``.
@@ -152,6 +159,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             module: the layer to copy.
             detach_prob: as in the constructor.
             detach_shared: as in the constructor.
+            recompute: as in the constructor.
             backend: as in the constructor.
 
         Returns:
@@ -174,6 +182,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             device="meta",
             detach_prob=detach_prob,
             detach_shared=detach_shared,
+            recompute=recompute,
             backend=backend,
         )
         return _copy_weights(module, made)
@@ -331,6 +340,7 @@ class LSTM(BackendChoice, nn.RNNBase):
                     detach_mask=detach_masks[layer],
                     lengths=ends,
                     reset=reset,
+                    recompute=self.recompute,
                     backend=self.backend,
                 )
             h_n.append(h)
@@ -359,6 +369,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             detach_mask=(detach_masks[k], detach_masks[k + 1]),
             lengths=lengths,
             reset=(reset, masks.reverse_reset(reset)),
+            recompute=self.recompute,
             backend=self.backend,
         )
 
@@ -429,6 +440,8 @@ class LSTM(BackendChoice, nn.RNNBase):
             text += f", detach_prob={self.detach_prob}"
         if self.detach_shared:
             text += ", detach_shared=True"
+        if self.recompute:
+            text += ", recompute=True"
         if self.backend != "auto":
             text += f", backend={self.backend!r}"
         return text

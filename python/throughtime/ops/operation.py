@@ -194,6 +194,12 @@ class Operation(Generic[Arguments, Results]):
         self._read_count, self._unread = len(read), (None,) * len(unread)
         self._restore = _picking(order.index(k) for k in range(len(inputs)))
         self._take_read, self._take_options = _picking(read), _picking(options)
+        # Without its flag, the None that keep() puts behind the arguments is read.
+        wanted = {k: x.layout.backward for k, x in enumerate(inputs) if x.layout}
+        conditional = [k for k in read if isinstance(wanted[k], str)]
+        names = [x.name for x in inputs]
+        self._flag = names.index(str(wanted[conditional[0]])) if conditional else None
+        self._take_unconditional = _picking(len(inputs) if k in conditional else k for k in read)
         self._take_results = _picking(outputs.index(x) for x in reads)
         self._take_grads = _picking(with_gradient)
         self._take_constant = _picking(k for k in range(len(outputs)) if k not in with_gradient)
@@ -235,7 +241,11 @@ class Operation(Generic[Arguments, Results]):
         """Save for the backward pass what the backward operator takes."""
         ctx.mark_non_differentiable(*self._take_constant(results))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*self._take_read(args), *self._take_results(results))
+        if self._flag is None or args[self._flag]:
+            read = self._take_read(args)
+        else:
+            read = self._take_unconditional((*args, None))
+        ctx.save_for_backward(*read, *self._take_results(results))
         ctx.options = self._take_options(args)
 
     def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -279,7 +289,7 @@ class Operation(Generic[Arguments, Results]):
             checker = Checker(name, self.derived, call)
             for field in (*self._again, *self._reads, *self._grads):
                 x = getattr(call, field.name)
-                if field.layout and (field.layout.backward or x is not None):
+                if field.layout and (field.layout.backward is True or x is not None):
                     checker.check(field, x)
             given = call._asdict()
             return tuple([self._gradient(checker, field, given) for field in self._gradients])
@@ -291,7 +301,8 @@ class Operation(Generic[Arguments, Results]):
         name = field.name.removeprefix("grad_")
         layout = field.layout
         assert layout is not None and checker.first is not None
-        if not call.get(f"need_{_need(name)}", True) or (layout.backward and call[name] is None):
+        absent = layout.backward is True and call[name] is None
+        if absent or not call.get(f"need_{_need(name)}", True):
             return checker.first.new_empty(0)
         return checker.empty(field)
 

@@ -39,7 +39,8 @@ class Layout:
         shape: its sizes, separated by commas.
         dtype: None is the dtype of the record's first tensor; a function takes the record.
         differentiable: whether it has a gradient.
-        backward: whether the backward operator reads it.
+        backward: whether the backward operator reads it; the name of a flag of the record: if it
+            is set, and gets None otherwise.
         absent: what follows if it is None: ``"R = H"``.
         like: the argument whose dtype a result has, in place of the first tensor's.
     """
@@ -47,7 +48,7 @@ class Layout:
     shape: str
     dtype: torch.dtype | Callable[[Any], torch.dtype] | None = None
     differentiable: bool = False
-    backward: bool = True
+    backward: bool | str = True
     absent: str = ""
     like: str = ""
     terms: tuple[Mapping[str, int], ...] = dataclasses.field(init=False, repr=False)

@@ -32,13 +32,14 @@ class LstmArguments(NamedTuple):
     c_0: Annotated[Tensor, Real("B, H")]
     weight_ih: Annotated[Tensor, Real("4H, I", like="weight_ih")]  # gate rows i, f, g, o
     weight_hh: Annotated[Tensor, Real("4H, H or P", like="weight_ih")]
-    bias_ih: Annotated[Tensor | None, Real("4H", backward=False, like="weight_ih")]
-    bias_hh: Annotated[Tensor | None, Real("4H", backward=False, like="weight_ih")]
+    bias_ih: Annotated[Tensor | None, Real("4H", backward="recompute", like="weight_ih")]
+    bias_hh: Annotated[Tensor | None, Real("4H", backward="recompute", like="weight_ih")]
     weight_hr: Annotated[Tensor | None, Real("H or P, H", absent="H or P = H", like="weight_ih")]
     lengths: Annotated[Tensor | None, Whole("B")]
     reset: Annotated[Tensor | None, Mask("T, B")]
     detach_mask: Annotated[Tensor | None, Mask("T, B")]
     reverse: bool  # travel from the last step to the first
+    recompute: bool  # save c alone for the backward, which computes the gates again
 
 
 class LstmResults(NamedTuple):

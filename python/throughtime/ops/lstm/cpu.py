@@ -18,10 +18,12 @@ from throughtime.ops.record import Real, Size, Sizes
 def _saved(sizes: Sizes, args: LstmArguments) -> Size:
     """saved_size of csrc/lstm/cpu/operators.cpp: i, f, g, o, c in padded units, and a mark.
 
-    bfloat16 kernels save 12 bytes of each unit, and a float32 for a mark.
+    bfloat16 kernels save float32 numbers too: three of each unit, or c alone.
     """
     units = sizes["T"] * sizes["B"] * ((sizes["H"] + 15) // 16 * 16)
-    return 2 * (3 * units + 1) if args.input.dtype == torch.bfloat16 else 5 * units + 1
+    narrow = args.input.dtype == torch.bfloat16
+    per_unit = 1 if args.recompute else 3 if narrow else 5
+    return (2 if narrow else 1) * (per_unit * units + 1)
 
 
 lstm = Operation(
@@ -56,5 +58,6 @@ backend = Backend(
         requirements.cpu_kernels,
     ),
     run,
+    recomputes=True,
     float32_weights=lambda dtype: dtype == torch.bfloat16 and multiplies_bfloat16(),
 )

@@ -86,6 +86,7 @@ def _definition(args: GpuArguments) -> tuple[Tensor, ...]:
             lengths=args.lengths,
             weight_hr=None,
             reverse=args.reverse != (d == 1),
+            recompute=False,
             **given,
         )
         results.append(reference.run(one._replace(c_0=one.c_0.to(one.h_0.dtype))))

@@ -11,6 +11,7 @@ from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
 def run(args: LstmArguments) -> LstmResults:
     """The definition in plain PyTorch."""
     given = args._asdict()
+    del given["recompute"]
     output, (h_n, c_n) = reference.lstm(hx=(given.pop("h_0"), given.pop("c_0")), **given)
     return LstmResults(output, h_n, c_n)
 
