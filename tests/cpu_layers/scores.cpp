@@ -18,10 +18,10 @@ namespace {
 //   dq += e_c (k_c / (|q| |k_c|) - s_c q / |q|^2)
 //   dk_c += e_c (q / (|q| |k_c|) - s_c k_c / |k_c|^2)
 template <typename S>
-struct ScoreCosine {
-  static constexpr bool kHasWeight = false;
+struct ScoreCosine : ScoreOfRows<S> {
   int64_t D;
 
+  explicit ScoreCosine(int64_t D) : D(D) {}
   ScoreCosine of_head(int64_t) const { return *this; }
 
   S squared(const S* x) const {
@@ -30,15 +30,15 @@ struct ScoreCosine {
     return products[0];
   }
 
-  void scores(const S* q, const S* const* keys, int64_t count, S* to) const {
+  void scores(const S* q, const S* const* keys, int64_t count, S* to, S*) const {
     dot_products(q, D, keys, count, to);
     for (int64_t c = 0; c < count; ++c) to[c] /= std::sqrt(squared(q) * squared(keys[c]));
   }
 
-  void gradients(const S* q, const S* const* keys, int64_t count, const S* grad,
+  void gradients(const S* q, const S* const* keys, const S*, int64_t count, const S* grad,
                  const ScoreGradients<S>& into) const {
     std::vector<S> score(round_up(count, kLanes<S>));
-    scores(q, keys, count, score.data());
+    scores(q, keys, count, score.data(), nullptr);
     for (int64_t c = 0; c < count; ++c) {
       const S qq = squared(q), kk = squared(keys[c]), both = std::sqrt(qq * kk);
       for (int64_t d = 0; d < D; ++d) {
@@ -65,20 +65,41 @@ std::vector<S*> rows_of(S* matrix, int64_t count, int64_t columns) {
   return rows;
 }
 
+// What a score makes of a query and of keys.
+template <typename S>
+struct Made {
+  template <typename Score>
+  Made(const Score& score, const S* q, const S* rows, int64_t D, int64_t count)
+      : query_room(score.query_numbers()), key_room(count * score.key_numbers()) {
+    query = score.query(q, query_room.data());
+    const KeyRows<S> key(score, rows, D, count, key_room.data());
+    for (int64_t c = 0; c < count; ++c) keys.push_back(key(c));
+  }
+
+  std::vector<S> query_room, key_room;
+  std::vector<const S*> keys;
+  const S* query;
+};
+
 template <typename S>
 void scores(int64_t number, const S* q, const S* keys, const S* w, const S* scale, int64_t D,
             int64_t count, S* to) {
-  const auto rows = rows_of(keys, count, D);
-  with_number(number, D, w, scale, [&](auto score) { score.scores(q, rows.data(), count, to); });
+  with_number(number, D, w, scale, [&](auto score) {
+    const Made<S> made(score, q, keys, D, count);
+    score.scores(made.query, made.keys.data(), count, to, nullptr);
+  });
 }
 
 template <typename S>
 void gradients(int64_t number, const S* q, const S* keys, const S* w, const S* scale, int64_t D,
                int64_t count, const S* grad, S* grad_q, S* grad_keys, S* grad_w, S* lost) {
-  const auto rows = rows_of(keys, count, D);
   const auto grad_rows = rows_of(grad_keys, count, D);
   with_number(number, D, w, scale, [&](auto score) {
-    score.gradients(q, rows.data(), count, grad, {grad_q, grad_rows.data(), grad_w, lost});
+    const Made<S> made(score, q, keys, D, count);
+    std::vector<S> kept(count * score.kept_numbers()), to(padded<S>(count));
+    score.scores(made.query, made.keys.data(), count, to.data(), kept.data());
+    score.gradients(made.query, made.keys.data(), kept.data(), count, grad,
+                    {grad_q, grad_rows.data(), grad_w, lost});
   });
 }
 

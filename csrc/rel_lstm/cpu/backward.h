@@ -69,6 +69,7 @@ class RelLstmBackwardPass {
     slot_ = per_team(times(most_rows_, slots_, at_.key));
     weights_ = per_team(most_);
     grad_ = per_team(most_);
+    query_ = per_team(score().query_numbers());
     tanh_ = per_team(times(slots_, at_.attention));
     lost_score_ = per_team(at_.attention);
     sum_s_ = per_group(times(at_.stacked, at_.units));
@@ -141,7 +142,7 @@ class RelLstmBackwardPass {
     int64_t team, group, row0, rows;
     Slots* slots;
     Replay* replay;
-    S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *tanh;
+    S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *query, *tanh;
     S* lost_score;  // by rounding the group's sum_score
     Stopwatch* watch;
   };
@@ -149,6 +150,8 @@ class RelLstmBackwardPass {
   Panels<S> stacked() const { return {stacked_(), at_.stacked, at_.units / L}; }
   Panels<S> key() const { return {key_(), shape_.A, at_.units / L}; }
   Panels<S> inputs() const { return {inputs_(), at_.gates, divide_up(shape_.I, L)}; }
+
+  ScoreAdditive<S> score() const { return {at_.attention, score_()}; }
 
   int64_t count_slots() const {
     int64_t retained = 0;
@@ -186,6 +189,7 @@ class RelLstmBackwardPass {
                   .slot = slot_() + first * slots_ * at_.key,
                   .weights = weights_() + team * most_,
                   .grad = grad_() + team * most_,
+                  .query = query_(team),
                   .tanh = tanh_() + team * slots_ * at_.attention,
                   .lost_score = lost_score_() + team * at_.attention,
                   .watch = member.watch};
@@ -289,10 +293,8 @@ class RelLstmBackwardPass {
     const S* q = step_row(t, at) + 6 * n;
     const S* grad_context = w.context + row * n;
     timing.turn(kScores);
-    const ScoreAdditive<S> score{at_.attention, score_()};
-    score.scores(q, keys, count, w.weights, [&](int64_t d, int64_t, int64_t c, Vec<S> t) {
-      store(w.tanh + c * at_.attention + d, t);
-    });
+    const S* query = score().query(q, w.query);
+    score().scores(query, keys, count, w.weights, w.tanh);
     softmax(w.weights, count);
     dot_products(grad_context, n, hidden, count, w.grad);
     softmax_gradient(w.weights, w.grad, count);
@@ -300,9 +302,8 @@ class RelLstmBackwardPass {
     add_to_rows(w.weights, S(1), grad_context, n, dhidden, count);
     timing.turn(kScores);
     std::memset(dq, 0, at_.attention * sizeof(S));
-    score.gradients(
-        count, w.grad, {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score},
-        [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
+    score().gradients(query, keys, w.tanh, count, w.grad,
+                      {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score});
   }
 
   // The slot of a key, cleared when the key first needs one.
@@ -432,7 +433,7 @@ class RelLstmBackwardPass {
   Scratch scratch_;
   Span<S> stacked_, key_, inputs_, score_;
   Span<S> da_, sx_, keys_, dx_, dh_, ds_, direct_, context_, dc_, c_0_;
-  Span<S> slot_, weights_, grad_, tanh_, lost_score_;
+  Span<S> slot_, weights_, grad_, query_, tanh_, lost_score_;
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
   Span<int64_t> ended_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;
