@@ -72,14 +72,15 @@ struct ScoreDot : ScoreOfRows<S> {
 //   with t = tanh(q + k_c), g = e_c w (1 - t^2):   dq += g   dk_c += g   dw += e_c t
 //
 // Exponentials are made once per query, a = e^2q - 1 and e = e^2q, and once per key,
-// m = +-(e^2|k| - 1) with the sign of k. A pair of them takes a few operations and a division:
+// m = +-(e^2|k| - 1) with the sign of k. A pair of them takes a few operations and one division:
 //
-//   k >= 0:   n = m e + a   t = n / (n + 2)         n = e^2(q + k) - 1
-//   k < 0:    n = m + a     t = n / (n + 2 - 2m)    n = (e^2(q + k) - 1) e^2|k|
+//   t = (u - d) / (u + d)     k >= 0:   u = e m + e   d = 1       u - d = e m + a
+//                             k < 0:    u = e         d = 1 - m   u - d = m + a
 //
-// The error of t is some roundings of tanh(|q| + |k|), as that of q + k is, and none where q and k
-// are small: no exponential near 1 is ever rounded. A key with |k| > kFarKey, or NaN, lies as it
-// is, and its scores take tanh itself. For the others tanh of a query past kFarQuery is 1.
+// So t has no more error than tanh(q + k) has by itself: u - d is not a difference of rounded
+// exponentials, which would lose a small t; and where |t| > 1/3, it is 1 - 2 min(u, d) / (u + d).
+// A key with |k| > kFarKey, or NaN, lies as it is, and its scores take tanh itself. For the others
+// tanh of a query past kFarQuery is 1.
 template <typename S>
 struct ScoreAdditive {
   static constexpr bool kHasWeight = true;
@@ -137,10 +138,7 @@ struct ScoreAdditive {
       };
       if (key[columns()] == S(0)) {
         for_vectors<S>(D, [&](int64_t d, int64_t part) {
-          const Vec<S> m = load(key + d);
-          const auto below = m < Vec<S>{};
-          const Vec<S> n = m * (below ? splat(S(1)) : load(e + d)) + load(a + d), n2 = n + S(2);
-          add(d, part, n / (below ? n2 - m * S(2) : n2));
+          add(d, part, tanh_of_sum(load(a + d), load(e + d), load(key + d)));
         });
       } else {
         for_vectors<S>(D, [&](int64_t d, int64_t part) {
@@ -162,6 +160,17 @@ struct ScoreAdditive {
   }
 
  private:
+  TT_INLINE static Vec<S> tanh_of_sum(Vec<S> a, Vec<S> e, Vec<S> m) {
+    const auto below = m < Vec<S>{};
+    const Vec<S> one = splat(S(1));
+    const Vec<S> up = below ? e : m * e + e, down = below ? one - m : one;
+    const Vec<S> difference = m * (below ? one : e) + a, size = absolute<S>(difference);
+    const Vec<S> less = up < down ? up : down;
+    const auto large = size > less;
+    const Vec<S> quotient = (large ? less * S(-2) : size) / (up + down);
+    return with_sign<S>(large ? quotient + one : quotient, difference);
+  }
+
   template <int NV>
   TT_INLINE void block(const S* kept, int64_t begin, int64_t end, const S* grad, int64_t d,
                        int64_t part, const ScoreGradients<S>& into) const {
