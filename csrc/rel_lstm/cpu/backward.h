@@ -250,6 +250,7 @@ class RelLstmBackwardPass {
     S* da = w.da + filled * at_.stacked;
     S* keys = w.keys + filled * at_.key;
     for (int64_t row = 0; row < active; ++row) {
+      read_ahead(t, w.row0 + row);
       attend(w, t, row, da + row * at_.stacked + at_.gates);
       take_slot(w, screen_.P + t, row, w.dh + row * n, keys + row * at_.key);
     }
@@ -271,6 +272,14 @@ class RelLstmBackwardPass {
     }
     timing.turn(kInputGradients);
     if (p_.dx) input_gradients(w, t, active, da);
+  }
+
+  // Asks for what the step before t is the first to read; the caches have lost it since the forward
+  // pass.
+  void read_ahead(int64_t t, int64_t row) const {
+    const int64_t position = screen_.P + t - screen_.window_size;
+    if (t > 0) prefetch_row(step_row(t - 1, row), at_.step);
+    if (t > 0 && position >= 0) prefetch_row(key_row(position, row), at_.key);
   }
 
   // Gradients of one query: dq, and the parts of its candidates' gradients, in their slots.
