@@ -276,7 +276,7 @@ class RelLstmBackwardPass {
 
   // Asks for what the step before t is the first to read; the caches have lost it since the forward
   // pass.
-  void read_ahead(int64_t t, int64_t row) const {
+  TT_INLINE void read_ahead(int64_t t, int64_t row) const {
     const int64_t position = screen_.P + t - screen_.window_size;
     if (t > 0) prefetch_row(step_row(t - 1, row), at_.step);
     if (t > 0 && position >= 0) prefetch_row(key_row(position, row), at_.key);

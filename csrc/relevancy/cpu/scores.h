@@ -183,7 +183,7 @@ struct ScoreAdditive {
       S* row = into.keys[c] + d;
       const Vec<S> e = splat(grad[c]);
       for (int v = 0; v < NV; ++v) {
-        const Vec<S> t = load(tanh + v * L), g = e * (S(1) - t * t);
+        const Vec<S> t = load(tanh + v * L), g = e * ((S(1) - t) * (S(1) + t));
         to_q[v] += g;
         to_w[v] += e * t;
         store_part(row + v * L, load_part(row + v * L, in(v)) + weight[v] * g, in(v));
