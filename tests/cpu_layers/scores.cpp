@@ -105,7 +105,7 @@ void gradients(int64_t number, const S* q, const S* keys, const S* w, const S* s
 
 template <typename S>
 void attention_weights(S* scores, int64_t count, S* log_sum) {
-  *log_sum = softmax(scores, count);
+  *log_sum = softmax(scores, count).log();
 }
 
 template <typename S>

@@ -275,7 +275,7 @@ class RelLstmBackwardPass {
   }
 
   // Asks for what the step before t is the first to read; the caches have lost it since the forward
-  // pass.
+  // pass. Inline, or GCC drops the call: a function that only prefetches does nothing.
   TT_INLINE void read_ahead(int64_t t, int64_t row) const {
     const int64_t position = screen_.P + t - screen_.window_size;
     if (t > 0) prefetch_row(step_row(t - 1, row), at_.step);

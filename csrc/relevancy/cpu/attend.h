@@ -88,9 +88,16 @@ TT_INLINE S lane_sum(Vec<S> v) {
   return sum;
 }
 
-// Turns scores into weights, in place, zero in the padding. Returns the log of the sum of e^score.
+// The sum of e^score.
 template <typename S>
-S softmax(S* scores, int64_t count) {
+struct SumOfExponentials {
+  S top, sum;  // sum e^top
+  TT_INLINE S log() const { return top + static_cast<S>(__builtin_log(static_cast<double>(sum))); }
+};
+
+// Turns scores into weights, in place, zero in the padding.
+template <typename S>
+SumOfExponentials<S> softmax(S* scores, int64_t count) {
   const S infinity = static_cast<S>(__builtin_inff());
   for (int64_t c = count; c < padded<S>(count); ++c) scores[c] = -infinity;
   Vec<S> highest = load(scores);
@@ -108,7 +115,7 @@ S softmax(S* scores, int64_t count) {
   }
   const S sum = lane_sum<S>(sums), factor = S(1) / sum;
   for (int64_t c = 0; c < count; c += kLanes<S>) store(scores + c, load(scores + c) * factor);
-  return top + static_cast<S>(__builtin_log(static_cast<double>(sum)));
+  return {top, sum};
 }
 
 // out [d .. d + NV vectors) = factor * sum over c of weights[c] rows[c]

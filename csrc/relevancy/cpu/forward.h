@@ -2,7 +2,8 @@
 //
 // Per query: scores of its candidates, softmax, output, then the relevance of the window and the
 // competition for the retained set (screening.h). Cost per query: (window_size + top_k) (D + Dv)
-// multiply-adds. Memory beside the tensors: O(T) per worker.
+// multiply-adds. Memory beside the tensors: O(T) per worker, and O(T D) where the score makes
+// something of the keys.
 #pragma once
 
 #include "relevancy/cpu/scores.h"
@@ -97,7 +98,7 @@ class RelevancyForwardPass {
       const S* q = query + step * in_.query.stride_t;
       watch.lap(kScreening);
       score.scores(score.query(q, made_query_(worker)), keys, count, scores, nullptr);
-      p_.lse[n * s.T + step] = softmax(scores, count);
+      p_.lse[n * s.T + step] = softmax(scores, count).log();
       watch.lap(kScores);
       weighted_sum(scores, values, count, shape_.Dv, S(1), output + step * shape_.Dv);
       watch.lap(kSums);

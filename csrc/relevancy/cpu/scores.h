@@ -127,16 +127,18 @@ struct ScoreAdditive {
   // t
   TT_INLINE int64_t kept_numbers() const { return columns(); }
   void scores(const S* query, const S* const* keys, int64_t count, S* to, S* kept) const {
-    const S *a = query + columns(), *e = a + columns();
-    reduce_rows<S>(count, to, [&](int64_t c) {
+    // Copies: what is kept might lie over this structure, for all that the compiler knows.
+    const int64_t D = this->D, columns = this->columns();
+    const S *w = this->w, *a = query + columns, *e = a + columns;
+    reduce_rows<S>(count, to, [=](int64_t c) {
       const S* key = keys[c];
-      S* keep = kept ? kept + c * columns() : nullptr;
+      S* keep = kept ? kept + c * columns : nullptr;
       Vec<S> sum{};
       const auto add = [&](int64_t d, int64_t part, Vec<S> t) {
         if (keep) store(keep + d, t);
         sum += load_part(w + d, part) * t;
       };
-      if (key[columns()] == S(0)) {
+      if (key[columns] == S(0)) {
         for_vectors<S>(D, [&](int64_t d, int64_t part) {
           add(d, part, tanh_of_sum(load(a + d), load(e + d), load(key + d)));
         });
