@@ -24,26 +24,47 @@ std::vector<S*> rows_of(S* matrix, int64_t count, int64_t columns) {
   return rows;
 }
 
+// What a score makes of a query and of keys.
+template <typename S>
+struct Made {
+  template <typename Score>
+  Made(const Score& score, const S* q, const S* rows, int64_t D, int64_t count)
+      : query_room(score.query_numbers()), key_room(count * score.key_numbers()) {
+    query = score.query(q, query_room.data());
+    const KeyRows<S> key(score, rows, D, count, key_room.data());
+    for (int64_t c = 0; c < count; ++c) keys.push_back(key(c));
+  }
+
+  std::vector<S> query_room, key_room;
+  std::vector<const S*> keys;
+  const S* query;
+};
+
 template <typename S>
 void scores(int64_t number, const S* q, const S* keys, const S* w, const S* scale, int64_t D,
             int64_t count, S* to) {
-  const auto rows = rows_of(keys, count, D);
-  with_number(number, D, w, scale, [&](auto score) { score.scores(q, rows.data(), count, to); });
+  with_number(number, D, w, scale, [&](auto score) {
+    const Made<S> made(score, q, keys, D, count);
+    score.scores(made.query, made.keys.data(), count, to, nullptr);
+  });
 }
 
 template <typename S>
 void gradients(int64_t number, const S* q, const S* keys, const S* w, const S* scale, int64_t D,
                int64_t count, const S* grad, S* grad_q, S* grad_keys, S* grad_w, S* lost) {
-  const auto rows = rows_of(keys, count, D);
   const auto grad_rows = rows_of(grad_keys, count, D);
   with_number(number, D, w, scale, [&](auto score) {
-    score.gradients(q, rows.data(), count, grad, {grad_q, grad_rows.data(), grad_w, lost});
+    const Made<S> made(score, q, keys, D, count);
+    std::vector<S> kept(count * score.kept_numbers()), to(padded<S>(count));
+    score.scores(made.query, made.keys.data(), count, to.data(), kept.data());
+    score.gradients(made.query, made.keys.data(), kept.data(), count, grad,
+                    {grad_q, grad_rows.data(), grad_w, lost});
   });
 }
 
 template <typename S>
 void attention_weights(S* scores, int64_t count, S* log_sum) {
-  *log_sum = softmax(scores, count);
+  *log_sum = softmax(scores, count).log();
 }
 
 template <typename S>

@@ -60,6 +60,25 @@ def test_scores_and_gradients(
 
 
 @DTYPES
+def test_an_additive_score_is_tanh_of_the_sum(layer: Any, dtype: torch.dtype) -> None:
+    """Of any two numbers: small ones keep their digits, and far ones do not overflow."""
+    sizes = torch.cat([torch.logspace(-30, -3, 40), torch.linspace(1e-2, 60, 900)])
+    sizes = torch.cat([sizes, torch.tensor([0.0, 15.99, 16.01, 300.0, 1e30, math.inf, math.nan])])
+    keys = torch.cat([sizes, -sizes]).to(dtype)
+    one, found = torch.ones(1, dtype=dtype), torch.empty(len(keys) + 16, dtype=dtype)
+    for q in keys[::7].tolist() + keys[-7:].tolist():
+        query = torch.tensor([q], dtype=dtype)
+        near = torch.cat([keys[::2], (-query * (1 + 1e-3 * torch.randn(len(keys) // 2)).to(dtype))])
+        layer("scores", 1, query, near, one, one, 1, len(near), found)
+        # float64 has one rounding of its own, of the sum
+        wanted = torch.tanh(query.double() + near.double())
+        assert torch.equal(found[: len(near)].isnan(), wanted.isnan())
+        scale = torch.finfo(dtype).eps * torch.tanh(query.abs() + near.abs()).double()
+        error = ((found[: len(near)].double() - wanted).abs() / scale).nan_to_num(0.0)
+        assert error.max() <= 2, f"{error.max()} roundings at {q} + {near[error.argmax()]}"
+
+
+@DTYPES
 def test_the_gradient_of_the_weight_is_compensated(layer: Any, dtype: torch.dtype) -> None:
     """Ten thousand small terms and a large one; a plain sum would lose the small ones."""
     q, k, w = (torch.full((1,), x, dtype=dtype) for x in (20.0, 20.0, 1.0))  # t = 1

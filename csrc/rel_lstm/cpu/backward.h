@@ -69,6 +69,7 @@ class RelLstmBackwardPass {
     slot_ = per_team(times(most_rows_, slots_, at_.key));
     weights_ = per_team(most_);
     grad_ = per_team(most_);
+    query_ = per_team(score().query_numbers());
     tanh_ = per_team(times(slots_, at_.attention));
     lost_score_ = per_team(at_.attention);
     sum_s_ = per_group(times(at_.stacked, at_.units));
@@ -141,7 +142,7 @@ class RelLstmBackwardPass {
     int64_t team, group, row0, rows;
     Slots* slots;
     Replay* replay;
-    S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *tanh;
+    S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *query, *tanh;
     S* lost_score;  // by rounding the group's sum_score
     Stopwatch* watch;
   };
@@ -149,6 +150,8 @@ class RelLstmBackwardPass {
   Panels<S> stacked() const { return {stacked_(), at_.stacked, at_.units / L}; }
   Panels<S> key() const { return {key_(), shape_.A, at_.units / L}; }
   Panels<S> inputs() const { return {inputs_(), at_.gates, divide_up(shape_.I, L)}; }
+
+  ScoreAdditive<S> score() const { return {at_.attention, score_()}; }
 
   int64_t count_slots() const {
     int64_t retained = 0;
@@ -186,6 +189,7 @@ class RelLstmBackwardPass {
                   .slot = slot_() + first * slots_ * at_.key,
                   .weights = weights_() + team * most_,
                   .grad = grad_() + team * most_,
+                  .query = query_(team),
                   .tanh = tanh_() + team * slots_ * at_.attention,
                   .lost_score = lost_score_() + team * at_.attention,
                   .watch = member.watch};
@@ -246,6 +250,7 @@ class RelLstmBackwardPass {
     S* da = w.da + filled * at_.stacked;
     S* keys = w.keys + filled * at_.key;
     for (int64_t row = 0; row < active; ++row) {
+      read_ahead(t, w.row0 + row);
       attend(w, t, row, da + row * at_.stacked + at_.gates);
       take_slot(w, screen_.P + t, row, w.dh + row * n, keys + row * at_.key);
     }
@@ -269,6 +274,14 @@ class RelLstmBackwardPass {
     if (p_.dx) input_gradients(w, t, active, da);
   }
 
+  // Asks for what the step before t is the first to read; the caches have lost it since the forward
+  // pass. Inline, or GCC drops the call: a function that only prefetches does nothing.
+  TT_INLINE void read_ahead(int64_t t, int64_t row) const {
+    const int64_t position = screen_.P + t - screen_.window_size;
+    if (t > 0) prefetch_row(step_row(t - 1, row), at_.step);
+    if (t > 0 && position >= 0) prefetch_row(key_row(position, row), at_.key);
+  }
+
   // Gradients of one query: dq, and the parts of its candidates' gradients, in their slots.
   void attend(const Group& w, int64_t t, int64_t row, S* dq) {
     Timing timing(w.watch, kScreening);
@@ -289,10 +302,8 @@ class RelLstmBackwardPass {
     const S* q = step_row(t, at) + 6 * n;
     const S* grad_context = w.context + row * n;
     timing.turn(kScores);
-    const ScoreAdditive<S> score{at_.attention, score_()};
-    score.scores(q, keys, count, w.weights, [&](int64_t d, int64_t, int64_t c, Vec<S> t) {
-      store(w.tanh + c * at_.attention + d, t);
-    });
+    const S* query = score().query(q, w.query);
+    score().scores(query, keys, count, w.weights, w.tanh);
     softmax(w.weights, count);
     dot_products(grad_context, n, hidden, count, w.grad);
     softmax_gradient(w.weights, w.grad, count);
@@ -300,9 +311,8 @@ class RelLstmBackwardPass {
     add_to_rows(w.weights, S(1), grad_context, n, dhidden, count);
     timing.turn(kScores);
     std::memset(dq, 0, at_.attention * sizeof(S));
-    score.gradients(
-        count, w.grad, {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score},
-        [&](int64_t d, int64_t, int64_t c) { return load(w.tanh + c * at_.attention + d); });
+    score().gradients(query, keys, w.tanh, count, w.grad,
+                      {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score});
   }
 
   // The slot of a key, cleared when the key first needs one.
@@ -432,7 +442,7 @@ class RelLstmBackwardPass {
   Scratch scratch_;
   Span<S> stacked_, key_, inputs_, score_;
   Span<S> da_, sx_, keys_, dx_, dh_, ds_, direct_, context_, dc_, c_0_;
-  Span<S> slot_, weights_, grad_, tanh_, lost_score_;
+  Span<S> slot_, weights_, grad_, query_, tanh_, lost_score_;
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
   Span<int64_t> ended_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;

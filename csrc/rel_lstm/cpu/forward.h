@@ -1,9 +1,9 @@
 // RelLSTM forward on a CPU: every group of rows walks through time alone.
 //
 // Per step: [gates | query] = [x_t, 1] W_ih^T + s [W_hh; V_a]^T, cells, u = h U_a^T, and for every
-// row its attention and screening. A key is the row [h_j, U_a h_j], computed once when h_j is born.
-// Cost per row and step: (4H + 2A) H + 4H I multiply-adds, and per candidate A tanh and A + H
-// multiply-adds; nothing grows with t.
+// row its attention and screening. A key is the row [h_j, what the score makes of U_a h_j], computed
+// once when h_j is born. Cost per row and step: (4H + 2A) H + 4H I multiply-adds and 2A exponentials,
+// and per candidate A divisions and H multiply-adds; nothing grows with t.
 #pragma once
 
 #include "rel_lstm/cpu/weights.h"
@@ -44,6 +44,7 @@ class RelLstmForwardPass {
     h_0_ = per_team(times(most_rows_, at_.units));
     context_ = per_team(times(most_rows_, at_.units));
     scores_ = per_team(most_);
+    query_ = per_team(score().query_numbers());
     relevance_ = per_team(times(most_rows_, screen_.positions()));
     kept_ = scratch_.template reserve<int64_t>(schedule_.teams, most_rows_, kept_size());
     screenings_ = scratch_.template reserve<Screening<S>>(schedule_.teams, most_rows_);
@@ -86,7 +87,7 @@ class RelLstmForwardPass {
  private:
   struct Group {
     int64_t row0, rows;
-    S *z, *x, *c, *h_0, *context, *scores, *step;
+    S *z, *x, *c, *h_0, *context, *scores, *query, *step;
     Screening<S>* screening;
     const S** keys;
     const S** hidden;
@@ -96,6 +97,7 @@ class RelLstmForwardPass {
   Panels<S> stacked() const { return {stacked_(), shape_.H, at_.stacked / L}; }
   Panels<S> inputs() const { return {inputs_(), shape_.I, at_.gates / L}; }
   Panels<S> key() const { return {key_(), shape_.H, at_.attention / L}; }
+  ScoreAdditive<S> score() const { return {at_.attention, score_()}; }
   int64_t kept_size() const { return screen_.most_retained() + 1; }
 
   S* key_row(int64_t position, int64_t row) const {
@@ -119,6 +121,7 @@ class RelLstmForwardPass {
                   .h_0 = h_0_() + first * at_.units,
                   .context = context_() + first * at_.units,
                   .scores = scores_() + team * most_,
+                  .query = query_(team),
                   .step = p_.saved ? nullptr : step_() + first * at_.step,
                   .screening = screenings_() + first,
                   .keys = keys_of_() + team * most_,
@@ -151,12 +154,16 @@ class RelLstmForwardPass {
     for (int64_t j = 0; j < screen_.P; ++j) make_keys(w, j, w.rows);
   }
 
-  // U_a h for the rows of one position.
+  // The score's keys, of U_a h, for the rows of one position.
   void make_keys(const Group& w, int64_t position, int64_t rows) {
     S* first = key_row(position, w.row0);
     multiply<S>({first, at_.key, shape_.H}, rows, key(), {first + at_.units, at_.key});
-    for (int64_t row = 0; row < rows; ++row)
-      clear_padding(first + row * at_.key + at_.units, shape_.A, at_.attention);
+    const Timing timing(w.watch, kScores);
+    for (int64_t row = 0; row < rows; ++row) {
+      S* key = first + row * at_.key + at_.units;
+      clear_padding(key, shape_.A, at_.attention);
+      score().key(key, key);
+    }
   }
 
   void advance(const Group& w, int64_t t, int64_t active) {
@@ -216,8 +223,8 @@ class RelLstmForwardPass {
       w.keys[c] = w.hidden[c] + at_.units;
     });
     timing.turn(kScores);
-    const ScoreAdditive<S> score{at_.attention, score_()};
-    score.scores(w.z + row * at_.stacked + at_.gates, w.keys, candidates.count(), w.scores);
+    const S* query = score().query(w.z + row * at_.stacked + at_.gates, w.query);
+    score().scores(query, w.keys, candidates.count(), w.scores, nullptr);
     softmax(w.scores, candidates.count());
     timing.turn(kSums);
     weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),
@@ -248,7 +255,7 @@ class RelLstmForwardPass {
   const int64_t most_rows_, most_;
   Scratch scratch_;
   Span<S> stacked_, inputs_, key_, bias_, score_;
-  Span<S> z_, x_, c_, h_0_, context_, scores_, relevance_, keys_, step_;
+  Span<S> z_, x_, c_, h_0_, context_, scores_, query_, relevance_, keys_, step_;
   Span<int64_t> kept_;
   Span<Screening<S>> screenings_;
   Span<const S*> keys_of_, hidden_of_;

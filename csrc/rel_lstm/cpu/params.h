@@ -29,12 +29,13 @@ struct RelLstmShape {
   TT_INLINE int64_t T() const { return screening.T; }
   TT_INLINE int64_t units() const { return round_up(H, kRelLstmUnits); }
   TT_INLINE int64_t attention_units() const { return round_up(A, kRelLstmUnits); }
-  TT_INLINE int64_t key_numbers() const { return units() + attention_units(); }
+  // h_j, and what the score makes of U_a h_j (relevancy/cpu/scores.h)
+  TT_INLINE int64_t key_numbers() const { return units() + attention_units() + kRelLstmUnits; }
   TT_INLINE int64_t step_numbers() const { return 6 * units() + attention_units(); }
 };
 
 // What the forward pass leaves for the backward pass, per row in padded units:
-//   keys   [P + T][B]: h_j, U_a h_j
+//   keys   [P + T][B]: h_j, the score's key made of U_a h_j
 //   steps  [T][B]: i, f, g, o, c, s, V_a s
 TT_INLINE int64_t saved_numbers(const RelLstmShape& s) {
   return times(s.B,

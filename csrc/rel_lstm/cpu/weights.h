@@ -62,6 +62,12 @@ TT_INLINE void clear_padding(S* row, int64_t count, int64_t columns) {
 }
 
 template <typename S>
+TT_INLINE void prefetch_row(const S* row, int64_t count) {
+  constexpr int64_t kLineNumbers = 64 / sizeof(S);
+  for (int64_t k = 0; k < count; k += kLineNumbers) __builtin_prefetch(row + k, 0, 2);
+}
+
+template <typename S>
 TT_INLINE void store_row(S* to, const S* from, int64_t count) {
   for (int64_t k = 0; k < count; k += kLanes<S>) store_part(to + k, load(from + k), count - k);
 }

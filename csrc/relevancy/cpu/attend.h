@@ -22,6 +22,26 @@ TT_INLINE void for_vectors(int64_t D, const F& f) {
   if (d < D) f(d, D - d);
 }
 
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// Calls f(Number<NV>, d, part) for blocks of NV <= 4 vectors of D numbers, so that NV sums stay in
+// registers. The last vector of a block has `part` of them.
+template <typename S, typename F>
+TT_INLINE void for_blocks(int64_t D, const F& f) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t d = 0; d < D; d += 4 * L) {
+    const int64_t vectors = least(4, divide_up(D - d, L));
+    const int64_t part = least(L, D - d - (vectors - 1) * L);
+    if (vectors == 4) f(Number<4>{}, d, part);
+    if (vectors == 3) f(Number<3>{}, d, part);
+    if (vectors == 2) f(Number<2>{}, d, part);
+    if (vectors == 1) f(Number<1>{}, d, part);
+  }
+}
+
 // Calls f(begin, end) for the pieces of [0, count) that one chain of additions covers. Weights are
 // positive, so a sum grows with every link, and its rounding error with it.
 template <typename F>
@@ -39,26 +59,25 @@ TT_INLINE void add_compensated(S* sum, S* lost, Vec<S> value, int64_t part) {
   store_part(sum, now, part);
 }
 
-// sums[c] = sum over d of term(d, part, c), for `count` rows; written in whole vectors.
+// sums[c] = the sum of the lanes of row(c), for `count` rows; written in whole vectors.
 template <typename S, typename F>
-TT_INLINE void reduce_rows(int64_t D, int64_t count, S* sums, const F& term) {
+TT_INLINE void reduce_rows(int64_t count, S* sums, const F& row) {
   for (int64_t c = 0; c < count; c += kLanes<S>) {
-    Vec<S> partial[kLanes<S>];
-    for (int64_t r = 0; r < kLanes<S>; ++r) {
-      Vec<S> sum{};
-      if (c + r < count)
-        for_vectors<S>(D, [&](int64_t d, int64_t part) { sum += term(d, part, c + r); });
-      partial[r] = sum;
-    }
-    store(sums + c, sums_of_rows<S>(partial));
+    Vec<S> rows[kLanes<S>];
+    for (int64_t r = 0; r < kLanes<S>; ++r) rows[r] = c + r < count ? row(c + r) : Vec<S>{};
+    store(sums + c, sums_of_rows<S>(rows));
   }
 }
 
 // products[c] = x . rows[c]
 template <typename S>
 void dot_products(const S* x, int64_t D, const S* const* rows, int64_t count, S* products) {
-  reduce_rows<S>(D, count, products, [&](int64_t d, int64_t part, int64_t c) {
-    return load_part(x + d, part) * load_part(rows[c] + d, part);
+  reduce_rows<S>(count, products, [&](int64_t c) {
+    Vec<S> sum{};
+    for_vectors<S>(D, [&](int64_t d, int64_t part) {
+      sum += load_part(x + d, part) * load_part(rows[c] + d, part);
+    });
+    return sum;
   });
 }
 
@@ -69,9 +88,16 @@ TT_INLINE S lane_sum(Vec<S> v) {
   return sum;
 }
 
-// Turns scores into weights, in place, zero in the padding. Returns the log of the sum of e^score.
+// The sum of e^score.
 template <typename S>
-S softmax(S* scores, int64_t count) {
+struct SumOfExponentials {
+  S top, sum;  // sum e^top
+  TT_INLINE S log() const { return top + static_cast<S>(__builtin_log(static_cast<double>(sum))); }
+};
+
+// Turns scores into weights, in place, zero in the padding.
+template <typename S>
+SumOfExponentials<S> softmax(S* scores, int64_t count) {
   const S infinity = static_cast<S>(__builtin_inff());
   for (int64_t c = count; c < padded<S>(count); ++c) scores[c] = -infinity;
   Vec<S> highest = load(scores);
@@ -89,7 +115,7 @@ S softmax(S* scores, int64_t count) {
   }
   const S sum = lane_sum<S>(sums), factor = S(1) / sum;
   for (int64_t c = 0; c < count; c += kLanes<S>) store(scores + c, load(scores + c) * factor);
-  return top + static_cast<S>(__builtin_log(static_cast<double>(sum)));
+  return {top, sum};
 }
 
 // out [d .. d + NV vectors) = factor * sum over c of weights[c] rows[c]
@@ -115,20 +141,9 @@ TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t co
 template <typename S>
 void weighted_sum(const S* weights, const S* const* rows, int64_t count, int64_t D, S factor,
                   S* out) {
-  constexpr int64_t L = kLanes<S>;
-  for (int64_t d = 0; d < D; d += 4 * L) {
-    const int64_t vectors = least(4, divide_up(D - d, L));
-    const int64_t part = least(L, D - d - (vectors - 1) * L);
-    if (vectors == 4) {
-      weighted_block<S, 4>(weights, rows, count, d, part, factor, out);
-    } else if (vectors == 3) {
-      weighted_block<S, 3>(weights, rows, count, d, part, factor, out);
-    } else if (vectors == 2) {
-      weighted_block<S, 2>(weights, rows, count, d, part, factor, out);
-    } else {
-      weighted_block<S, 1>(weights, rows, count, d, part, factor, out);
-    }
-  }
+  for_blocks<S>(D, [&](auto vectors, int64_t d, int64_t part) {
+    weighted_block<S, decltype(vectors)::value>(weights, rows, count, d, part, factor, out);
+  });
 }
 
 // rows[c] += factor * weights[c] x for all c.

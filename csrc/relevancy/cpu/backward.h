@@ -46,6 +46,9 @@ class RelevancyBackwardPass {
     values_ = per_worker(static_cast<const S*>(nullptr), most_);
     grad_keys_ = per_worker(static_cast<S*>(nullptr), most_);
     grad_values_ = per_worker(static_cast<S*>(nullptr), most_);
+    made_keys_ = per_worker(S(), times(s.positions(), score.key_numbers()));
+    made_query_ = per_worker(S(), score.query_numbers());
+    kept_scores_ = per_worker(S(), times(most_, score.kept_numbers()));
     grad_w_ = scratch_.template reserve<S>(Score::kHasWeight ? shape_.sequences() : 0, shape_.D);
     lost_w_ = per_worker(S(), Score::kHasWeight ? shape_.D : 0);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
@@ -83,10 +86,12 @@ class RelevancyBackwardPass {
     const int64_t D = shape_.D, Dv = shape_.Dv;
     const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
     const S* query = in_.query.sequence(b, h);
-    const S* key = in_.key.sequence(b, h);
     const S* value = in_.value.sequence(b, h);
     const S* grad_output = p_.grad_output.sequence(b, h);
     const Score score = score_.of_head(h);
+    const KeyRows<S> key(score, in_.key.sequence(b, h), in_.key.stride_t, s.P + length,
+                         made_keys_(worker));
+    watch.lap(kScores);
     S* grad_query = p_.grad_query + n * s.T * D;
     S* grad_key = p_.grad_key + n * s.positions() * D;
     S* grad_value = p_.grad_value + n * s.positions() * Dv;
@@ -112,23 +117,23 @@ class RelevancyBackwardPass {
       const Candidates& candidates = replay.candidates(step);
       const int64_t count = candidates.count();
       candidates.each([&](int64_t c, int64_t position) {
-        keys[c] = key + position * in_.key.stride_t;
+        keys[c] = key(position);
         values[c] = value + position * in_.value.stride_t;
         grad_keys[c] = grad_key + position * D;
         grad_values[c] = grad_value + position * Dv;
       });
-      const S* q = query + step * in_.query.stride_t;
+      const S* q = score.query(query + step * in_.query.stride_t, made_query_(worker));
       const S* go = grad_output + step * p_.grad_output.stride_t;
       S* dq = grad_query + step * D;
       watch.lap(kScreening);
-      score.scores(q, keys, count, weights);
+      score.scores(q, keys, count, weights, kept_scores_(worker));
       softmax(weights, count);
       dot_products(go, Dv, values, count, grad);
       softmax_gradient(weights, grad, count);
       watch.lap(kScores);
       add_to_rows(weights, S(1), go, Dv, grad_values, count);
       watch.lap(kSums);
-      score.gradients(q, keys, count, grad, {dq, grad_keys, grad_w, lost_w});
+      score.gradients(q, keys, kept_scores_(worker), count, grad, {dq, grad_keys, grad_w, lost_w});
       watch.lap(kScores);
     }
   }
@@ -140,7 +145,7 @@ class RelevancyBackwardPass {
   const SequenceSchedule schedule_;
   int64_t most_;  // candidates of a query, in whole vectors
   Scratch scratch_;
-  Span<S> weights_, grad_, grad_w_, lost_w_;
+  Span<S> weights_, grad_, grad_w_, lost_w_, made_keys_, made_query_, kept_scores_;
   Span<int64_t> ended_, kept_;
   Span<const S*> keys_, values_;
   Span<S*> grad_keys_, grad_values_;

@@ -2,7 +2,8 @@
 //
 // Per query: scores of its candidates, softmax, output, then the relevance of the window and the
 // competition for the retained set (screening.h). Cost per query: (window_size + top_k) (D + Dv)
-// multiply-adds. Memory beside the tensors: O(T) per worker.
+// multiply-adds. Memory beside the tensors: O(T) per worker, and O(T D) where the score makes
+// something of the keys.
 #pragma once
 
 #include "relevancy/cpu/scores.h"
@@ -46,6 +47,8 @@ class RelevancyForwardPass {
     scores_ = per_worker(S(), most_);
     keys_ = per_worker(static_cast<const S*>(nullptr), most_);
     values_ = per_worker(static_cast<const S*>(nullptr), most_);
+    made_keys_ = per_worker(S(), times(shape_.screening.positions(), score.key_numbers()));
+    made_query_ = per_worker(S(), score.query_numbers());
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
@@ -72,9 +75,11 @@ class RelevancyForwardPass {
     const ScreeningShape& s = shape_.screening;
     const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
     const S* query = in_.query.sequence(b, h);
-    const S* key = in_.key.sequence(b, h);
     const S* value = in_.value.sequence(b, h);
     const Score score = score_.of_head(h);
+    const KeyRows<S> key(score, in_.key.sequence(b, h), in_.key.stride_t, s.P + length,
+                         made_keys_(worker));
+    watch.lap(kScores);
     S* scores = scores_() + worker * most_;
     const S** keys = keys_() + worker * most_;
     const S** values = values_() + worker * most_;
@@ -87,13 +92,13 @@ class RelevancyForwardPass {
       const Candidates& candidates = screening.candidates(step);
       const int64_t count = candidates.count();
       candidates.each([&](int64_t c, int64_t position) {
-        keys[c] = key + position * in_.key.stride_t;
+        keys[c] = key(position);
         values[c] = value + position * in_.value.stride_t;
       });
       const S* q = query + step * in_.query.stride_t;
       watch.lap(kScreening);
-      score.scores(q, keys, count, scores);
-      p_.lse[n * s.T + step] = softmax(scores, count);
+      score.scores(score.query(q, made_query_(worker)), keys, count, scores, nullptr);
+      p_.lse[n * s.T + step] = softmax(scores, count).log();
       watch.lap(kScores);
       weighted_sum(scores, values, count, shape_.Dv, S(1), output + step * shape_.Dv);
       watch.lap(kSums);
@@ -112,7 +117,7 @@ class RelevancyForwardPass {
   const SequenceSchedule schedule_;
   const int64_t most_;  // candidates of a query, in whole vectors
   Scratch scratch_;
-  Span<S> relevance_, scores_;
+  Span<S> relevance_, scores_, made_keys_, made_query_;
   Span<int64_t> kept_;
   Span<const S*> keys_, values_;
   Span<Barrier> barriers_;

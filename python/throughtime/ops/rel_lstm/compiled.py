@@ -26,7 +26,7 @@ _UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/cpu/params.h
 def _saved_by_cpu(sizes: Sizes, args: Any) -> Size:
     """saved_numbers of csrc/rel_lstm/cpu/params.h."""
     units, attention = ((sizes[x] + _UNITS - 1) // _UNITS * _UNITS for x in "HA")
-    keys = (sizes["P"] + sizes["T"]) * (units + attention)
+    keys = (sizes["P"] + sizes["T"]) * (units + attention + _UNITS)
     return sizes["B"] * (keys + sizes["T"] * (6 * units + attention))
 
 
