@@ -52,10 +52,10 @@ struct WalkForward {
   using S = SumOf<X>;
 
   WalkInput<X> in;
-  X* y;      // [T, B, R]
-  S* h_n;    // [B, R]
-  S* c_n;    // [B, H]
-  S* saved;  // saved_activations, or null; layout private to the kernels
+  X* y;            // [T, B, R]
+  S* h_n;          // [B, R]
+  S* c_n;          // [B, H]
+  S* saved;        // saved_activations, or null; layout private to the kernels
   bool cell_only;  // of the activations, only c is saved
 };
 

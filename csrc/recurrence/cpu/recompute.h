@@ -49,9 +49,8 @@ class Recomputation {
 
   void prepare(Share blocks) {
     const auto pack = [&](const Panels<Operand>& to, const S* weight) {
-      pack_rows_as_columns(to, blocks, [&](int64_t n) {
-        return gate_row<G>(weight, shape_.H, to.k_count, n);
-      });
+      pack_rows_as_columns(to, blocks,
+                           [&](int64_t n) { return gate_row<G>(weight, shape_.H, to.k_count, n); });
     };
     pack(panel_x(), in_.weight_ih);
     pack(panel_h(), in_.weight_hh);
@@ -89,8 +88,8 @@ class Recomputation {
         for_row_tiles<kTileRows>(0, rows, [&](int64_t row, int64_t height) {
           TileBuffer<S, kTileRows> gates;
           const int64_t first = index + row;
-          gate_sums(block, {x + first * ld_x_, ld_x_, shape_.I}, {h + first * ld_h_, ld_h_, shape_.R},
-                    height, gates.numbers);
+          gate_sums(block, {x + first * ld_x_, ld_x_, shape_.I},
+                    {h + first * ld_h_, ld_h_, shape_.R}, height, gates.numbers);
           for (int64_t r = 0; r < height; ++r) {
             const int64_t step = step_of(part, chunk, first + r);
             Vec<S> a[G], kept[Cell::kSaved];
