@@ -66,7 +66,7 @@ test:
 	part types $(BIN)/mypy --cache-dir $(VENV)/mypy -p throughtime; \
 	part types-build $(BIN)/mypy --cache-dir $(VENV)/mypy setup.py csrc/toolchain.py csrc/ninja_file.py; \
 	part clang-format $(BIN)/clang-format --dry-run -Werror $(CPP); \
-	part pytest $(BIN)/pytest $(PYTEST_ARGS); \
+	part pytest $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS); \
 	printf '\nmake test: all passed in %s s\n' $$(( $$(date +%s) - begin ))
 
 # No GPU is needed: the kernels are compiled, linked and loaded.
