@@ -121,6 +121,24 @@ def test_the_balance_that_is_told(B: int, I: int, H: int, threads: int) -> None:
             assert float(speed_up) == pytest.approx(most, abs=0.05)
 
 
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("B", [1, 16, 33, 100, 500])
+def test_rel_lstm(B: int, threads: int) -> None:
+    part = kernels.rel_lstm_plan(50, B, 30, 128, 64, 4, threads)
+    groups = len(part["rows"])
+    assert part["rows"] == [share(B, group, groups) for group in range(groups)]
+    assert part["rows"] == kernels.rel_lstm_plan(50, B, 30, 128, 64, 4, 1)["rows"]
+    assert 1 <= part["teams"] <= min(threads, groups)
+    part["blocks"] = [(0, 1)]
+    assert max(works(part)) < B / min(threads, groups) * 2
+    if B >= 32:
+        assert balance(part) >= 0.8
+    layer = throughtime.RelLSTM(30, 128, attention_size=64, window_size=4, top_k=4)
+    told = str(throughtime.explain(layer, steps=50, batch_size=B, threads=threads))
+    assert f"both passes: workers: {part['teams']}" in told
+    assert f"balance: {balance(part):.0%}, work per barrier: no barrier" in told
+
+
 BATCHES = (32, 33, 40, 48, 63, 64, 65, 97, 100, 128, 129, 200, 256, 512)
 UNITS = (128, 130, 144, 160, 176, 192, 200, 224, 256, 300, 384, 400, 512, 600, 768, 1000, 2048)
 
