@@ -15,6 +15,7 @@
 #include "lstm/cpu/kernels.h"
 #include "lstm/cuda/plan.h"
 #include "recurrence/cpu/plan.h"
+#include "rel_lstm/cpu/plan.h"
 
 namespace {
 
@@ -82,18 +83,66 @@ PyObject* quota_below(PyObject*, PyObject* args) {
   return PyFloat_FromDouble(cgroup_quota(root));
 }
 
+// [[begin, end], ...] of share(0) ... share(count - 1).
+template <typename F>
+PyObject* shares(int64_t count, const F& share) {
+  PyObject* list = PyList_New(0);
+  for (int64_t i = 0; list && i < count; ++i) {
+    const Share own = share(i);
+    PyObject* pair =
+        Py_BuildValue("nn", static_cast<Py_ssize_t>(own.begin), static_cast<Py_ssize_t>(own.end));
+    if (!pair || PyList_Append(list, pair) < 0) Py_CLEAR(list);
+    Py_XDECREF(pair);
+  }
+  return list;
+}
+
+// Which rows and blocks of units the members of the teams have, whose panels have `width` blocks.
+PyObject* partition(const WalkShape& shape, const WalkPlan& plan, const WalkSchedule& schedule,
+                    int64_t blocks, int64_t width) {
+  return Py_BuildValue(
+      "{s:N,s:i,s:N,s:n}", "rows",
+      shares(plan.groups, [&](int64_t group) { return group_rows(shape, plan, group); }), "teams",
+      schedule.teams, "blocks",
+      shares(schedule.members,
+             [&](int64_t member) {
+               return member_blocks(blocks, width, member, member + 1, schedule.members);
+             }),
+      "chunk", static_cast<Py_ssize_t>(plan.chunk));
+}
+
 PyObject* lstm_plan(PyObject*, PyObject* args) {
-  Py_ssize_t T, B, I, H, scalar_bytes;
+  Py_ssize_t T, B, I, H, R, scalar_bytes;
   int threads;
-  if (!PyArg_ParseTuple(args, "nnnnni", &T, &B, &I, &H, &scalar_bytes, &threads)) return nullptr;
-  if (!are_sizes({T, B, I, H, scalar_bytes})) return nullptr;
-  const LstmShape shape{T, B, I, H, H};
-  const WalkPlan plan = plan_walk(shape, kLstmGates, scalar_bytes);
-  const WalkSchedule schedule = schedule_walk(shape, kLstmGates, plan, threads);
-  return Py_BuildValue("{s:n,s:n,s:O,s:i,s:i}", "groups", static_cast<Py_ssize_t>(plan.groups),
-                       "chunk", static_cast<Py_ssize_t>(plan.chunk), "fuse_input",
-                       plan.fuse_input ? Py_True : Py_False, "teams", schedule.teams, "members",
-                       schedule.members);
+  if (!PyArg_ParseTuple(args, "nnnnnni", &T, &B, &I, &H, &R, &scalar_bytes, &threads))
+    return nullptr;
+  if (!are_sizes({T, B, I, H, R, scalar_bytes})) return nullptr;
+  const LstmShape shape{T, B, I, H, R};
+  const int64_t lanes = lstm_kernels().vector_bytes / most(scalar_bytes, sizeof(float));
+  const int64_t blocks = divide_up(H, lanes);
+  const WalkPlan forward = plan_forward(shape, kLstmGates, scalar_bytes, threads, lanes);
+  const WalkPlan backward = plan_walk(shape, kLstmGates, scalar_bytes);
+  const auto schedule = [&](const WalkPlan& plan) {
+    return schedule_walk(shape, kLstmGates, plan, threads, lanes);
+  };
+  return Py_BuildValue("{s:n,s:O,s:N,s:N}", "lanes", static_cast<Py_ssize_t>(lanes), "fuse_input",
+                       forward.fuse_input ? Py_True : Py_False, "forward",
+                       partition(shape, forward, schedule(forward), blocks, 1), "backward",
+                       partition(shape, backward, schedule(backward), blocks,
+                                 panel_width(blocks, schedule(backward).members)));
+}
+
+PyObject* rel_lstm_plan(PyObject*, PyObject* args) {
+  Py_ssize_t T, B, I, H, A, scalar_bytes;
+  int threads;
+  if (!PyArg_ParseTuple(args, "nnnnnni", &T, &B, &I, &H, &A, &scalar_bytes, &threads))
+    return nullptr;
+  if (!are_sizes({T, B, I, H, A, scalar_bytes})) return nullptr;
+  const RelLstmShape shape{B, I, H, A, {.T = T}};
+  const RelLstmPlan plan = plan_rel_lstm(shape, scalar_bytes);
+  PyObject* rows = shares(plan.groups, [&](int64_t g) { return Share(B, g, plan.groups); });
+  return Py_BuildValue("{s:N,s:i}", "rows", rows, "teams",
+                       schedule_rel_lstm(shape, plan, threads).teams);
 }
 
 PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
@@ -172,6 +221,14 @@ PyObject* multiply_adds(PyObject*, PyObject* args) {
   return PyLong_FromLongLong(context.done);
 }
 
+PyObject* meet(PyObject*, PyObject* args) {
+  int members;
+  Py_ssize_t times;
+  if (!PyArg_ParseTuple(args, "in", &members, &times)) return nullptr;
+  lstm_kernels().meet(cpu_runtime(), members, times);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"isa", name_of_isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
     {"runnable_isas", runnable_isas, METH_NOARGS,
@@ -188,7 +245,11 @@ PyMethodDef methods[] = {
     {"cgroup_quota", quota_below, METH_VARARGS,
      "cgroup_quota(root): CPUs that the control groups described below that folder grant, 0: all."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
-     "lstm_plan(T, B, I, H, scalar_bytes, threads): how the CPU kernels divide that work."},
+     "lstm_plan(T, B, I, H, R, scalar_bytes, threads): how the CPU kernels divide that work: of "
+     "both "
+     "passes the rows of groups, and blocks of units of the members of a team, as [begin, end)."},
+    {"rel_lstm_plan", rel_lstm_plan, METH_VARARGS,
+     "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same; a team is one worker."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
      "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tier, gpu): how the GPU kernels divide "
      "that "
@@ -202,6 +263,8 @@ PyMethodDef methods[] = {
     {"multiply_adds", multiply_adds, METH_VARARGS,
      "multiply_adds(repeats): runs the kernels' register tile in the first-level cache on all "
      "threads and returns the number of float32 multiply-adds."},
+    {"meet", meet, METH_VARARGS,
+     "meet(members, times): that many workers meet so often at a barrier of the kernels."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT,

@@ -26,13 +26,16 @@ def make_parser() -> argparse.ArgumentParser:
     env_parser.set_defaults(run=_env)
 
     explain_parser = commands.add_parser("explain", help="which backend would run a layer")
-    for name, default in (("H", 128), ("T", 1024), ("B", 16)):
+    for name, default in (("I", 1), ("H", 128), ("T", 1024), ("B", 16)):
         explain_parser.add_argument(
             f"--{name}", type=_positive, default=default, help=f"({default})"
         )
     explain_parser.add_argument("--bidirectional", action="store_true", help="both directions")
     explain_parser.add_argument(
         "--gpu", choices=GPUS, help="plan the CUDA kernels for this GPU, which need not be here"
+    )
+    explain_parser.add_argument(
+        "--threads", type=_positive, help="plan the CPU kernels for so many threads"
     )
     explain_parser.add_argument("--proj", type=_natural, default=0, help="proj_size (0)")
     explain_parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -51,7 +54,7 @@ def _env(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     try:
         table = throughtime.explain(
-            throughtime.LSTM(1, args.H, bidirectional=args.bidirectional, device="meta"),
+            throughtime.LSTM(args.I, args.H, bidirectional=args.bidirectional, device="meta"),
             proj_size=args.proj,
             dtype=getattr(torch, args.dtype),
             device=torch.device(args.device),
@@ -59,6 +62,7 @@ def _explain(args: argparse.Namespace) -> int:
             steps=args.T,
             batch_size=args.B,
             gpu=args.gpu,
+            threads=args.threads,
         )
     except (RuntimeError, ValueError) as error:  # unknown device, unknown THROUGHTIME_BACKEND
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)

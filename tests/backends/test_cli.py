@@ -28,6 +28,18 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert "CUDA kernels on H100, T=100, B=8, D=1, H=64, torch.bfloat16" in out
 
 
+@pytest.mark.skipif(_ext.extension is None, reason="the compiled kernels are not here")
+def test_explain_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--I 5 --H 64 --T 100 --B 70 --threads 8"
+    assert main(["explain", *sizes.split()]) == 0
+    out = capsys.readouterr().out
+    assert "CPU kernels on 8 threads, one direction of an LSTM, H=64, T=100, B=70, I=5" in out
+    assert re.search(r"forward: workers: [4-8]\b.*; groups: 4 \(rows each: 17 to 18\)", out)
+    assert "speed-up over one thread: predicted from" in out
+    assert main(["explain"]) == 0
+    assert "threads," not in capsys.readouterr().out.partition("CPU workers")[0]
+
+
 def test_module_runs_as_a_program_and_imports_nothing_of_the_benchmarks() -> None:
     code = (
         "import runpy, sys\n"

@@ -16,7 +16,7 @@ def threads() -> Iterator[None]:
     """The test sets the number of threads; kernels take as many workers on any machine."""
     kernels: Any = _ext.extension
     before = torch.get_num_threads()
-    kernels.pretend_cpus(8)
+    kernels.pretend_cpus(64)
     yield
     kernels.pretend_cpus(0)
     torch.set_num_threads(before)

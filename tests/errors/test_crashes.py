@@ -160,7 +160,7 @@ def test_sizes_of_zero() -> None:
 def test_plans_of_nothing() -> None:
     for sizes in ((0, 0, 0, 0), (1, 0, 1, 1), (1, 1, 1, 0), (-1, 1, 1, 1), (2**62, 2**62, 1, 1)):
         with pytest.raises(ValueError, match="sizes should be"):
-            kernels.lstm_plan(*sizes, 4, 2)
+            kernels.lstm_plan(*sizes, 1, 4, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -35,10 +35,34 @@ int64_t multiply_adds(int64_t repeats) {
   return repeats * kRegisterRows * kColumns * kDepth;
 }
 
+// A walk whose steps have no work.
+class Meetings {
+ public:
+  explicit Meetings(int64_t times) : times_(times) {}
+  int64_t blocks() const { return 1; }
+  void prepare(Share) {}
+  void walk(const Member& member) {
+    for (int64_t n = 0; n < times_; ++n) member.wait();
+  }
+  void finish(Share) {}
+
+ private:
+  int64_t times_;
+};
+
+void meet(const Runtime& runtime, int members, int64_t times) {
+  Barrier barriers[2];
+  Meetings meetings(times);
+  run_workers(runtime, WalkSchedule{1, members}, barriers, meetings);
+}
+
 }  // namespace
 
 extern const LstmKernels TT_KERNELS(lstm);
-const LstmKernels TT_KERNELS(lstm) = {
-    {forward<float>, forward<double>}, {backward<float>, backward<double>}, multiply_adds};
+const LstmKernels TT_KERNELS(lstm) = {{forward<float>, forward<double>},
+                                      {backward<float>, backward<double>},
+                                      multiply_adds,
+                                      meet,
+                                      kVectorBytes};
 
 }  // namespace throughtime

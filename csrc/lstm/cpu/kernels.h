@@ -12,6 +12,8 @@ struct LstmKernels {
   // The machine's rate, for `bench profile`: multiplies register tiles that lie in the first-level
   // cache and returns the number of multiply-adds.
   int64_t (*multiply_adds)(int64_t repeats);
+  void (*meet)(const Runtime& runtime, int members, int64_t times);  // at a barrier
+  int64_t vector_bytes;
 };
 
 // With bfloat16 operands: of instruction sets that multiply them faster than float32.

@@ -39,6 +39,7 @@ class BackwardWalk {
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
+  static_assert(walk_plan_detail::kWidestPanel == kPanelVectors, "a product takes every panel");
   static_assert(kGates % Numbers<Operand>::kDepth == 0, "da is multiplied block by block");
 
  public:
@@ -47,13 +48,12 @@ class BackwardWalk {
         in_(args.in),
         shape_(args.in.shape),
         plan_(plan_walk(shape_, G, sizeof(Operand))),
-        schedule_(schedule_walk(shape_, G, plan_, runtime.threads)),
+        schedule_(schedule_walk(shape_, G, plan_, runtime.threads, L)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),
         projected_(in_.weight_hr != nullptr),
-        width_(panel_width()),
-        panels_(divide_up(blocks_, width_)),
-        panels_out_(divide_up(outputs_, width_)),
+        width_(panel_width(blocks_, schedule_.members)),
+        width_out_(panel_width(outputs_, schedule_.members)),
         most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
@@ -83,20 +83,20 @@ class BackwardWalk {
   int64_t blocks() const { return blocks_; }
 
   void prepare(Share blocks) {
-    pack_rows(panel_h(), shape_.R, blocks.of(panels_out_, blocks_),
+    pack_rows(panel_h(), shape_.R, blocks.of(panel_h().count(), blocks_),
               [&](int64_t n) { return gate_row<G>(in_.weight_hh, shape_.H, shape_.R, n); });
     if (p_.dx)
       pack_rows(panel_x(), shape_.I, blocks.of(panel_x().count(), blocks_),
                 [&](int64_t n) { return gate_row<G>(in_.weight_ih, shape_.H, shape_.I, n); });
     if (again_.wanted()) again_.prepare(blocks);
     if (projected_)
-      pack_rows(panel_r(), shape_.H, blocks.of(panels_, blocks_),
+      pack_rows(panel_r(), shape_.H, blocks.of(panel_r().count(), blocks_),
                 [&](int64_t n) { return in_.weight_hr + n * shape_.H; });
   }
 
   void walk(const Member& member) {
     for (int64_t group = member.team; group < plan_.groups; group += schedule_.teams)
-      walk_group(member, group, Share(shape_.B, group, plan_.groups));
+      walk_group(member, group, group_rows(shape_, plan_, group));
   }
 
   void finish(Share blocks) {
@@ -105,8 +105,8 @@ class BackwardWalk {
 
  private:
   struct Group : GroupPart {
-    Share panels;      // own panels of width_ blocks of units: those of `blocks`
-    Share panels_out;  // own panels of width_ vectors of outputs; without a projection, the same
+    Share panels;      // own panels of units: those of `blocks`
+    Share panels_out;  // own panels of outputs; without a projection, the same
     Ring<Operand> da;  // [blocks][slots][rows][G L]
     S* dc;             // [blocks, rows, L]
     Ring<Operand> dr;  // [1][slots][rows][ld_dr], with a projection only, as the next
@@ -119,13 +119,7 @@ class BackwardWalk {
     int64_t step, t, slot;
   };
 
-  // Blocks of units per panel of W_hh: wide tiles, but at least one panel for every worker.
-  int64_t panel_width() const {
-    int64_t width = kPanelVectors;
-    while (width > 1 && divide_up(blocks_, width) < schedule_.members) width /= 2;
-    return width;
-  }
-  Panels<Operand> panel_h() const { return {panel_h_(), blocks_ * kGates, outputs_, width_}; }
+  Panels<Operand> panel_h() const { return {panel_h_(), blocks_ * kGates, outputs_, width_out_}; }
   Panels<Operand> panel_x() const { return {panel_x_(), blocks_ * kGates, divide_up(shape_.I, L)}; }
   Panels<Operand> panel_r() const { return {panel_r_(), shape_.R, blocks_, width_}; }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
@@ -133,13 +127,14 @@ class BackwardWalk {
 
   void walk_group(const Member& member, int64_t group, Share group_rows) {
     const int64_t team = member.team, rows = group_rows.end - group_rows.begin;
-    const Share panels(panels_, member.begin, member.end, schedule_.members);
-    Share blocks = panels;
-    blocks.begin = panels.begin * width_;
-    blocks.end = least(panels.end * width_, blocks_);
+    const auto own = [&](int64_t count) {
+      return Share(count, member.begin, member.end, schedule_.members);
+    };
+    const Share blocks =
+        member_blocks(blocks_, width_, member.begin, member.end, schedule_.members);
     const Group g{{member, schedule_.members, group_rows.begin, rows, blocks},
-                  panels,
-                  Share(panels_out_, member.begin, member.end, schedule_.members),
+                  own(panel_r().count()),
+                  own(panel_h().count()),
                   {da_(team), slots_, rows_of(rows), kGates},
                   dc_(team),
                   {projected_ ? dr_(team) : nullptr, slots_, rows_of(rows), ld_dr_},
@@ -201,8 +196,8 @@ class BackwardWalk {
   void pass_through_empty(const Group& g) {
     for (int64_t row = g.rows - 1; row >= 0 && in_.length(g.row0 + row) == 0; --row) {
       const int64_t sample = in_.order[g.row0 + row];
-      const int64_t end = least(g.panels_out.end * width_, outputs_);
-      for (int64_t vector = g.panels_out.begin * width_; vector < end; ++vector) {
+      const Share own = member_blocks(outputs_, width_out_, g.member.begin, g.member.end, g.team);
+      for (int64_t vector = own.begin; vector < own.end; ++vector) {
         const int64_t at = sample * shape_.R + vector * L;
         store_part(p_.dh0 + at, load_or_zero(p_.dh_n, at, tail_out(vector)), tail_out(vector));
       }
@@ -235,7 +230,7 @@ class BackwardWalk {
     if (active < walked) leave(g, after, active, walked);
     enter_cells(g, going_on, active);
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q) {
-      const int64_t vector = q * width_, vectors = vectors_of(q, outputs_);
+      const int64_t vector = q * width_out_, vectors = panel_h().width_of(q);
       for_row_tiles<kTileRows>(0, going_on, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         {
@@ -256,10 +251,6 @@ class BackwardWalk {
     }
   }
 
-  int64_t vectors_of(int64_t panel, int64_t all) const {
-    return least(width_, all - panel * width_);
-  }
-
   // Rows of da as the left operand of a product.
   Left<Operand> da_rows(const Group& g, int64_t slot, int64_t row) const {
     return {g.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * g.da.rows * kGates};
@@ -268,7 +259,7 @@ class BackwardWalk {
   // What the gates of a step hand to the outputs before it.
   void recurrent_gradient(const Group& g, Step after, int64_t row, int64_t height, int64_t panel,
                           S* dh) {
-    const int64_t size = vectors_of(panel, outputs_) * L;
+    const int64_t size = panel_h().width_of(panel) * L;
     if (all_detached(g, after.t, row, row + height)) {
       std::memset(dh, 0, height * size * sizeof(S));
       return;
@@ -321,9 +312,9 @@ class BackwardWalk {
       for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         product<Operand>({g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
-                         {dh.numbers, vectors_of(q, blocks_) * L});
+                         {dh.numbers, panel_r().width_of(q) * L});
         const Timing timing(g.member.watch, kPointwise);
-        cells(g, dh.numbers, height, vectors_of(q, blocks_), now, q * width_, row);
+        cells(g, dh.numbers, height, panel_r().width_of(q), now, q * width_, row);
       });
     }
   }
@@ -410,10 +401,10 @@ class BackwardWalk {
       for_row_tiles<kTileRows>(begin, end, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         recurrent_gradient(g, first, row, height, q, dh.numbers);
-        const int64_t vectors = vectors_of(q, outputs_);
+        const int64_t vectors = panel_h().width_of(q);
         for (int64_t i = 0; i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j) {
-            const int64_t vector = q * width_ + j;
+            const int64_t vector = q * width_out_ + j;
             const int64_t to = in_.order[g.row0 + row + i] * shape_.R + vector * L;
             store_part(p_.dh0 + to, load(dh.numbers + (i * vectors + j) * L), tail_out(vector));
           }
@@ -457,7 +448,7 @@ class BackwardWalk {
   const WalkSchedule schedule_;
   const int64_t blocks_, outputs_;
   const bool projected_;
-  const int64_t width_, panels_, panels_out_, most_rows_, slots_, ld_dr_;
+  const int64_t width_, width_out_, most_rows_, slots_, ld_dr_;
   const int64_t saved_numbers_;  // per step, row and block of units
   Scratch scratch_;
   WeightGradients<Cell, Operand> weights_;

@@ -45,11 +45,12 @@ class ForwardWalk {
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        plan_(plan_walk(shape_, G, sizeof(Operand))),
-        schedule_(schedule_walk(shape_, G, plan_, runtime.threads)),
+        plan_(plan_forward(shape_, G, sizeof(Operand), runtime.threads, L)),
+        schedule_(schedule_walk(shape_, G, plan_, runtime.threads, L)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),
         projected_(in_.weight_hr != nullptr),
+        width_out_(panel_width(outputs_, schedule_.members)),
         most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(outputs_ * L)),
@@ -96,7 +97,7 @@ class ForwardWalk {
 
   void walk(const Member& member) {
     for (int64_t group = member.team; group < plan_.groups; group += schedule_.teams)
-      walk_group(member, Share(shape_.B, group, plan_.groups));
+      walk_group(member, group_rows(shape_, plan_, group));
   }
 
   void finish(Share) {
@@ -125,14 +126,14 @@ class ForwardWalk {
 
   Panels<Operand> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
   Panels<Operand> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }
-  Panels<Operand> panel_r() const { return {panel_r_(), shape_.H, outputs_}; }
+  Panels<Operand> panel_r() const { return {panel_r_(), shape_.H, outputs_, width_out_}; }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
   void walk_group(const Member& member, Share rows) {
     const int64_t team = member.team;
     const Group g{.member = member,
-                  .blocks = Share(blocks_, member.begin, member.end, schedule_.members),
+                  .blocks = member_blocks(blocks_, 1, member.begin, member.end, schedule_.members),
                   .outputs = Share(outputs_, member.begin, member.end, schedule_.members),
                   .row0 = rows.begin,
                   .rows = rows.end - rows.begin,
@@ -328,7 +329,7 @@ class ForwardWalk {
                          weight, q, height, {.at = h.numbers, .row_stride = vectors * L});
         for (int64_t i = 0; i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j)
-            put_output(g, load(h.numbers + (i * vectors + j) * L), step, t, q * kPanelVectors + j,
+            put_output(g, load(h.numbers + (i * vectors + j) * L), step, t, q * width_out_ + j,
                        row + i);
       });
     }
@@ -358,7 +359,7 @@ class ForwardWalk {
   const WalkSchedule schedule_;
   const int64_t blocks_, outputs_;
   const bool projected_;
-  const int64_t most_rows_, ld_x_, ld_h_, ld_u_;
+  const int64_t width_out_, most_rows_, ld_x_, ld_h_, ld_u_;
   const int64_t saved_vectors_;  // per step, row and block of units
   const bool stream_;
   Scratch scratch_;

@@ -1,6 +1,9 @@
-// How a walk through time divides its work: pure functions of the shape and the number of gates
-// (and, for the second, of the number of threads). What decides the order of any sum depends on the shape alone, so results are
-// bit-equal for every number of threads.
+// How a walk through time divides its work: pure functions of the shape, the number of gates and, for
+// what a worker computes, of the number of threads. What decides the order of any sum depends on the
+// shape alone, so results are bit-equal for every number of threads.
+//
+// Each step of a group of rows belongs to one team, and each member of the team has blocks of units, of
+// one vector each.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +32,13 @@ constexpr int64_t kProductRows = 96;              // rows that make a large prod
 constexpr int64_t kGradientBytes = 64 << 20;      // for the groups' own sums of weight gradients
 constexpr int64_t kFuseInputs = 48;               // below: a separate projection does not pay
 constexpr double kOperationsPerWorker = 1 << 16;  // per step: below, a barrier costs more
-constexpr double kOperationsToFork = 2 << 20;     // in all: below, starting threads costs more
+constexpr int64_t kWidestPanel = 4;               // vectors of columns of a product
+constexpr int64_t kLeastRows = 6;  // of a group, where there are more threads than units
+
+TT_INLINE int64_t chunk_of(const WalkShape& s, int64_t groups) {
+  return least(s.T, divide_up(kProductRows, divide_up(s.B, groups)));
+}
+constexpr double kOperationsToFork = 2 << 20;  // in all: below, starting threads costs more
 
 }  // namespace walk_plan_detail
 
@@ -40,31 +49,82 @@ TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_b
   WalkPlan plan;
   // Weights near: small groups need no barrier. Weights far: few groups read them less often.
   const int64_t rows = weights <= kNearBytes ? 32 : 64;
+  plan.fuse_input = s.I <= kFuseInputs;
   plan.groups = power_of_two_at_least(divide_up(s.B, rows));
   if (plan.groups == 1 && s.B >= (weights <= kNearBytes ? 4 : 32)) plan.groups = 2;
   while (plan.groups > 1 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
-  const int64_t group_rows = divide_up(s.B, plan.groups);
-  plan.chunk = divide_up(kProductRows, group_rows);
-  if (plan.chunk > s.T) plan.chunk = s.T;
-  plan.fuse_input = s.I <= kFuseInputs;
+  plan.chunk = chunk_of(s, plan.groups);
   return plan;
 }
 
+// `lanes`: units of a block. Of the partitions into teams and members the one whose busiest worker has
+// least to do, a barrier counted, with as few workers as that takes.
 TT_INLINE WalkSchedule schedule_walk(const WalkShape& s, int64_t gates, const WalkPlan& plan,
-                                     int threads) {
+                                     int threads, int64_t lanes) {
   using namespace walk_plan_detail;
   const double step = 2.0 * gates * s.B * s.H * (s.R + s.I);  // operations
   WalkSchedule schedule{1, 1};
   if (threads <= 1 || step * s.T < kOperationsToFork) return schedule;
-  schedule.teams = static_cast<int>(plan.groups < threads ? plan.groups : threads);
+  const int64_t blocks = divide_up(s.H, lanes);
   const double per_team = step / plan.groups;
-  const int64_t most = threads / schedule.teams;
   const int64_t worth = static_cast<int64_t>(per_team / kOperationsPerWorker) + 1;
-  const int64_t units = divide_up(s.H, kSavedUnits);
-  int64_t members = most < worth ? most : worth;
-  if (members > units) members = units;
-  schedule.members = static_cast<int>(members);
+  double shortest = step;
+  for (int64_t teams = 1; teams <= least(plan.groups, threads); ++teams) {
+    const int64_t own = divide_up(blocks, least(threads / teams, least(worth, blocks)));
+    const int64_t members = divide_up(blocks, own);
+    const double walk = per_team * own / blocks + (members > 1 ? kOperationsPerWorker / 2 : 0);
+    const double length = divide_up(plan.groups, teams) * walk;
+    if (length >= shortest) continue;
+    shortest = length;
+    schedule = {static_cast<int>(teams), static_cast<int>(members)};
+  }
   return schedule;
+}
+
+// The plan of the forward, which sums nothing over rows: where threads are left when every member has
+// one block of units, more groups of fewer rows.
+TT_INLINE WalkPlan plan_forward(const WalkShape& s, int64_t gates, int64_t scalar_bytes,
+                                int threads, int64_t lanes) {
+  using namespace walk_plan_detail;
+  WalkPlan plan = plan_walk(s, gates, scalar_bytes);
+  const WalkSchedule schedule = schedule_walk(s, gates, plan, threads, lanes);
+  if (schedule.teams < plan.groups || schedule.members < divide_up(s.H, lanes)) return plan;
+  const int64_t rows = s.B / plan.groups;
+  plan.groups *= most(1, least(threads / schedule.workers(), rows / kLeastRows));
+  plan.chunk = chunk_of(s, plan.groups);
+  return plan;
+}
+
+TT_INLINE Share group_rows(const WalkShape& s, const WalkPlan& plan, int64_t group) {
+  return Share(s.B, group, plan.groups);
+}
+
+// Blocks of units, or vectors of outputs, of members [first, last) of a team. They lie in panels of
+// `width`, which belong to one member.
+TT_INLINE Share member_blocks(int64_t blocks, int64_t width, int64_t first, int64_t last,
+                              int64_t members) {
+  Share own(divide_up(blocks, width), first, last, members);
+  own.begin = least(own.begin * width, blocks);
+  own.end = least(own.end * width, blocks);
+  return own;
+}
+
+// The width of panels whose busiest member has least to do. A step's product with a panel of n vectors
+// takes as long as n + 1/2 of them, but one alone twice as long; weight gradients take as long again.
+TT_INLINE int64_t panel_width(int64_t blocks, int64_t members) {
+  int64_t best = 0, shortest = 0;
+  for (int64_t width = walk_plan_detail::kWidestPanel; width >= 1; --width) {
+    int64_t longest = 0;
+    for (int64_t member = 0; member < members; ++member) {
+      const Share own = member_blocks(blocks, width, member, member + 1, members);
+      const int64_t count = own.end - own.begin;
+      longest = most(longest, 4 * count + (width > 1 ? divide_up(count, width) : 4 * count));
+    }
+    if (best > 0 && longest >= shortest) continue;
+    best = width;
+    shortest = longest;
+  }
+  return best;
 }
 
 }  // namespace throughtime

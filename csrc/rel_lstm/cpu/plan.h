@@ -40,7 +40,8 @@ TT_INLINE WalkSchedule schedule_rel_lstm(const RelLstmShape& s, const RelLstmPla
                                          int threads) {
   const double operations = 2.0 * s.T() * s.B * (4 * s.H * (s.H + s.I) + 2 * s.A * s.H);
   if (threads <= 1 || operations < rel_lstm_plan_detail::kOperationsToFork) return {1, 1};
-  return {static_cast<int>(least(threads, plan.groups)), 1};
+  const int64_t walks = divide_up(plan.groups, threads);  // of a team, one after the other
+  return {static_cast<int>(divide_up(plan.groups, walks)), 1};
 }
 
 }  // namespace throughtime

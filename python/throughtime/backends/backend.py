@@ -8,8 +8,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 
-from throughtime.backends.gpus import Gpu
-
 Arguments = TypeVar("Arguments")
 Results = TypeVar("Results")
 
@@ -37,6 +35,19 @@ class Request(NamedTuple):
     cell: str = "lstm"
 
 
+class Work(NamedTuple):
+    """A layer whose work is to be divided; ``outputs`` is P, or H without projection."""
+
+    dtype: torch.dtype
+    steps: int
+    batch: int
+    directions: int
+    inputs: int
+    hidden: int
+    outputs: int
+    attention: int
+
+
 # Says why a backend cannot run a request, in one sentence with the way out, or None if it can.
 Requirement = Callable[[Request], str | None]
 
@@ -56,8 +67,8 @@ class Backend(Generic[Arguments, Results]):
             forward again in the backward pass.
         float32_weights: whether it takes float32 weights with an input of this dtype. Autocast
             leaves them as they are then, and so their gradients.
-        describe: says how it divides the work of a layer on a GPU, a line each; see
-            :func:`throughtime.explain`.
+        describe: says how it divides the work of a layer, a line each, on a GPU (its name and what
+            it has) or on so many threads of the CPU; see :func:`throughtime.explain`.
     """
 
     name: str
@@ -66,7 +77,7 @@ class Backend(Generic[Arguments, Results]):
     run_both: Callable[[Arguments, Arguments], Results] | None = None
     recomputes: bool = False
     float32_weights: Callable[[torch.dtype], bool] = lambda dtype: False
-    describe: Callable[[str, Gpu, torch.dtype, int, int, int, int], list[str]] | None = None
+    describe: Callable[[Any, Work], list[str]] | None = None
 
     def why_not(self, request: Request) -> str | None:
         """Say why it cannot run a request, or None if it can."""

@@ -12,6 +12,7 @@ from throughtime.backends.backend import (
     ORDER,
     BackendName,
     Request,
+    Work,
     can_run,
     passed_over,
     unknown,
@@ -36,6 +37,8 @@ class Explanation:
         gpu_plan: lines on how the CUDA kernels would partition the work; empty without a GPU.
         workers: present number of workers of the CPU kernels, with the reason; None if they would
             not run.
+        cpu_plan: lines on how the CPU kernels would partition the work on ``threads`` threads;
+            empty without that argument.
 
     Example:
         >>> import throughtime
@@ -49,6 +52,7 @@ class Explanation:
     chosen: str | None
     gpu_plan: tuple[str, ...] = ()
     workers: str | None = None
+    cpu_plan: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         request = self.request
@@ -68,7 +72,7 @@ class Explanation:
             lines.append("The explicit choice cannot run, so a call raises RuntimeError.")
         if self.workers:
             lines.append(f"CPU workers: {self.workers}")
-        return "\n".join([*lines, *self.gpu_plan])
+        return "\n".join([*lines, *self.cpu_plan, *self.gpu_plan])
 
     __repr__ = __str__
 
@@ -84,6 +88,7 @@ def explain(
     steps: int = 1024,
     batch_size: int = 16,
     gpu: str | None = None,
+    threads: int | None = None,
 ) -> Explanation:
     """Tell which backend would run a layer, and why the others would not.
 
@@ -91,6 +96,14 @@ def explain(
     would partition the work: tier, blocks, shared memory, barriers. For the CPU kernels it gives
     the number of workers: at most torch's threads, at most the CPUs that the process may use
     (affinity, control groups), and fewer for a moment after another process needed one.
+
+    With ``threads`` it says how the CPU kernels of the LSTM and the RelLSTM would partition the
+    work on that many, whatever this machine has. A group of rows walks through time alone. A team
+    of workers walks with one group after the other; its members have blocks of units, and meet at
+    a barrier after every step. *Balance* is the mean work of a worker / the most work of a worker,
+    in rows times blocks. The speed-up over one thread is predicted from the products of the busiest
+    worker and from its barriers, with rates measured in this call. Reading of memory, packing of
+    weights and the cells' own work are left out.
 
     Args:
         module_or_op: a layer of this package, or the name of an operator: ``"lstm"``,
@@ -100,17 +113,18 @@ def explain(
         dtype: dtype of the input; by default the module's, or torch's default dtype.
         device: device of the input; by default the module's, or the CPU.
         backend: the ``backend=`` argument; by default the module's, or ``"auto"``.
-        steps: T of the GPU plan.
-        batch_size: B of the GPU plan.
+        steps: T of the plans.
+        batch_size: B of the plans.
         gpu: a GPU to plan for, which need not be present: "H100", "H200", "B200", "A100",
             "RTX 4090" or "RTX 5090"; by default the GPU that ``device`` names.
+        threads: a number of threads to plan for, at least 1.
 
     Returns:
         An object whose ``str()`` is the table and whose ``chosen`` is the name.
 
     Raises:
         TypeError: if the first argument is neither, or ``hidden_size`` is missing.
-        ValueError: if the operator, the backend or the GPU is unknown.
+        ValueError: if the operator, the backend or the GPU is unknown, or ``threads`` below 1.
 
     Example:
         >>> import torch, throughtime
@@ -118,7 +132,10 @@ def explain(
         >>> assert table.reasons["reference"] is None and "| backend" in str(table)
         >>> table = throughtime.explain("lstm", hidden_size=128, dtype=torch.half, gpu="H100")
         >>> assert len(table.gpu_plan) <= 3
+        >>> table = throughtime.explain(throughtime.LSTM(1, 128), batch_size=32, threads=64)
+        >>> assert table.chosen != "cpu" or "balance" in str(table)
     """
+    from throughtime.functional.checks import check_size
     from throughtime.nn.backend import BackendChoice
 
     if isinstance(module_or_op, BackendChoice):
@@ -131,7 +148,6 @@ def explain(
             dtype=asked.dtype if dtype is None else dtype,
         )
         argument = module.backend if backend is None else backend
-        directions = 2 if getattr(module, "bidirectional", False) else 1
     elif isinstance(module_or_op, str):
         if module_or_op not in OPERATIONS:
             names = tuple(OPERATIONS)
@@ -146,7 +162,6 @@ def explain(
             torch.get_default_dtype() if dtype is None else dtype,
         )
         argument = "auto" if backend is None else backend
-        directions = 1
     else:
         raise TypeError(
             "explain: expected a layer of throughtime or the name of an operator, got "
@@ -159,11 +174,33 @@ def explain(
     else:
         free = (candidate for candidate in ORDER if passed_over(candidate, request) is None)
         chosen = next(free, None)
-    threads = workers() if chosen == "cpu" else None
-    found = find_gpu(gpu, request.device)
-    describe = next((x.describe for x in OPERATIONS[request.op].values() if x.describe), None)
-    lines: list[str] = []
-    if describe and found and request.dtype is not None:
-        sizes = (steps, batch_size, directions, request.hidden_size)
-        lines = describe(*found, request.dtype, *sizes)
-    return Explanation(request, source, reasons, chosen, tuple(lines), threads)
+    if threads is not None:
+        check_size("explain", "threads", threads, least=1)
+
+    def plan(name: str, where: object) -> tuple[str, ...]:
+        """What a backend says about this layer's work in a place, if it has something to say."""
+        backend = OPERATIONS[request.op].get(name)
+        if where is None or request.dtype is None or not (backend and backend.describe):
+            return ()
+        hidden = request.hidden_size
+        work = Work(
+            dtype=request.dtype,
+            steps=steps,
+            batch=batch_size,
+            directions=2 if getattr(module_or_op, "bidirectional", False) else 1,
+            inputs=getattr(module_or_op, "input_size", hidden),
+            hidden=hidden,
+            outputs=request.proj_size or hidden,
+            attention=getattr(module_or_op, "attention_size", hidden),
+        )
+        return tuple(backend.describe(where, work))
+
+    return Explanation(
+        request,
+        source,
+        reasons,
+        chosen,
+        plan("cuda", find_gpu(gpu, request.device)),
+        workers() if chosen == "cpu" else None,
+        plan("cpu", threads),
+    )

@@ -8,6 +8,7 @@ import torch
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
+from throughtime.ops import cpu_plan
 from throughtime.ops.lstm import reference
 from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
 from throughtime.ops.operation import Operation
@@ -58,6 +59,7 @@ backend = Backend(
         requirements.cpu_kernels,
     ),
     run,
+    describe=cpu_plan.lstm,
     recomputes=True,
     float32_weights=lambda dtype: dtype == torch.bfloat16 and multiplies_bfloat16(),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from throughtime import _ext
+from throughtime.backends.backend import Work
 from throughtime.backends.gpus import Gpu
 
 TIER_VARIABLE = "THROUGHTIME_CUDA_TIER"
@@ -27,10 +28,10 @@ def plan(
     return found
 
 
-def describe(
-    name: str, gpu: Gpu, dtype: torch.dtype, steps: int, batch: int, directions: int, hidden: int
-) -> list[str]:
+def describe(where: tuple[str, Gpu], work: Work) -> list[str]:
     """The plans of both passes, a line each."""
+    name, gpu = where
+    dtype, steps, batch, directions, _, hidden, *_ = work
     if _ext.extension is None:
         return [f"The plan for {name} is not known: {_ext.why_missing()}"]
     shape = f"T={steps}, B={batch}, D={directions}, H={hidden}, {dtype}"

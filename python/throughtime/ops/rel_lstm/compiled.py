@@ -12,6 +12,7 @@ from typing import Any
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
+from throughtime.ops import cpu_plan
 from throughtime.ops.operation import Operation
 from throughtime.ops.precision import in_float32
 from throughtime.ops.record import Real, Size, Sizes
@@ -60,6 +61,7 @@ cpu = Backend(
         requirements.cpu_kernels,
     ),
     in_float32(_operation(_saved_by_cpu)),
+    describe=cpu_plan.rel_lstm,
 )
 
 triton = Backend(
