@@ -7,7 +7,7 @@ using namespace throughtime;
 
 namespace {
 
-// sizes: T, B, I, H, R, reverse, threads.
+// sizes: T, B, I, H, R, reverse, threads, cell_only.
 LstmInput<BFloat16> input(const int64_t* sizes, const int64_t* lengths, const int64_t* order,
                           const bool* reset, const BFloat16* x, const BFloat16* h0, const float* c0,
                           const float* weight_ih, const float* weight_hh, const float* weight_hr,
@@ -29,7 +29,8 @@ LstmInput<BFloat16> input(const int64_t* sizes, const int64_t* lengths, const in
 }
 
 int64_t saved_size(const BFloat16*, const int64_t* sizes) {
-  return saved_activations<BFloat16>({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]});
+  return saved_activations<BFloat16>({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]},
+                                     sizes[7] != 0);
 }
 
 void run_forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order,
@@ -38,7 +39,7 @@ void run_forward(const int64_t* sizes, const int64_t* lengths, const int64_t* or
                  const float* bias, BFloat16* y, float* h_n, float* c_n, float* saved) {
   const LstmInput<BFloat16> in =
       input(sizes, lengths, order, reset, x, h0, c0, weight_ih, weight_hh, weight_hr, bias);
-  TT_KERNELS(lstm_bfloat16).forward({in, y, h_n, c_n, saved}, on_threads(sizes[6]));
+  TT_KERNELS(lstm_bfloat16).forward({in, y, h_n, c_n, saved, sizes[7] != 0}, on_threads(sizes[6]));
 }
 
 void run_backward(const int64_t* sizes, const int64_t* lengths, const int64_t* order,
@@ -54,6 +55,7 @@ void run_backward(const int64_t* sizes, const int64_t* lengths, const int64_t* o
       .backward({.in = in,
                  .y = y,
                  .saved = saved,
+                 .cell_only = sizes[7] != 0,
                  .dy = dy,
                  .dy_stride_t = sizes[1] * sizes[4],
                  .dy_stride_b = sizes[4],

@@ -53,7 +53,7 @@ def case(steps: int, batch: int, inputs: int, units: int, outputs: int = 0, form
     return Case(tensors, grads, *kept, reverse=form == "reverse")
 
 
-def run(layer: Any, case: Case, threads: int = 1) -> dict[str, Tensor]:
+def run(layer: Any, case: Case, threads: int = 1, recompute: bool = False) -> dict[str, Tensor]:
     """Results and gradients by name."""
     given = {
         name: x if x is None or name in ("input", "h_0") else x.float()
@@ -61,7 +61,8 @@ def run(layer: Any, case: Case, threads: int = 1) -> dict[str, Tensor]:
     }
     x, y = case.tensors["input"], torch.full_like(case.grads[0], torch.nan)
     assert x is not None
-    sizes = torch.tensor([*x.shape, case.grads[2].size(1), y.size(2), int(case.reverse), threads])
+    units, outputs = case.grads[2].size(1), y.size(2)
+    sizes = torch.tensor([*x.shape, units, outputs, case.reverse, threads, recompute])
     call = (sizes, case.lengths, torch.arange(x.size(1)), case.reset, *given.values())
     saved = torch.full((layer("saved_size", x, sizes),), torch.nan)
     h_n, c_n = (torch.full_like(g, torch.nan, dtype=torch.float32) for g in case.grads[1:])
@@ -102,10 +103,11 @@ def test_against_the_reference(layer: Any, sizes: tuple[int, ...], form: str) ->
     """bfloat16 rounds operands by at most 2^-9 of their size; nothing else rounds as much."""
     given = case(*sizes, form=form)
     wanted = expected(given)
-    found = run(layer, given)
-    assert found.keys() == wanted.keys()
-    for name, x in found.items():
-        assert rms(x, wanted[name]) <= 1e-2, name
+    for recompute in (False, True):
+        found = run(layer, given, recompute=recompute)
+        assert found.keys() == wanted.keys()
+        for name, x in found.items():
+            assert rms(x, wanted[name]) <= 1e-2, name
 
 
 @pytest.mark.parametrize("sizes", [(20, 70, 33, 70), (30, 2, 5, 140)], ids=str)

@@ -52,7 +52,7 @@ OPTIONS = {
     "mask_shared": 0.5, "reverse": 0.3, "state": 0.6, "memory": 0.5, "keep_first": 0.2,
     "additive": 0.5, "need_input": 0.8, "need_weights": 0.8, "grads": 0.7, "train": 0.7,
     "reference": 0.1, "bidirectional": 0.3, "batch_first": 0.3, "sorted": 0.4, "again": 0.4,
-    "no_batch": 0.1,
+    "no_batch": 0.1, "recompute": 0.3,
 }  # fmt: skip
 
 
@@ -73,7 +73,10 @@ def _common(s: Sizes, o: Options) -> dict[str, str]:
     mask = f"(torch.rand({T}{'' if o['mask_shared'] else f', {B}'}) < 0.5)"
     names = ("window_size", "top_k", "num_layers", "input_size", "hidden_size", "attention_size")
     sizes = ("window", "top_k", "layers", "I", "H", "A")
-    flags = ("reverse", "need_input", "need_weights", "keep_first", "bidirectional", "batch_first")
+    flags = (
+        "reverse", "recompute", "need_input", "need_weights", "keep_first", "bidirectional",
+        "batch_first",
+    )  # fmt: skip
     return {
         **{name: str(s[size]) for name, size in zip(names, sizes, strict=True)},
         **{name: str(o[name]) for name in flags},
