@@ -26,6 +26,9 @@ namespace walk_plan_detail {
 
 constexpr int64_t kNearBytes = 640 * 1024;        // recurrent weights that stay in an L2 cache
 constexpr int64_t kProductRows = 96;              // rows that make a large product efficient
+constexpr int64_t kFarProductRows = 512;          // the same for sums that lie in no cache
+constexpr int64_t kBriefRows = 640;               // T B: up to here weights are read few times
+constexpr int64_t kBriefBytes = 768 * 1024;       // all weights: below, packing costs little
 constexpr int64_t kGradientBytes = 64 << 20;      // for the groups' own sums of weight gradients
 constexpr int64_t kFuseInputs = 48;               // below: a separate projection does not pay
 constexpr double kOperationsPerWorker = 1 << 16;  // per step: below, a barrier costs more
@@ -43,8 +46,14 @@ TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_b
   plan.groups = power_of_two_at_least(divide_up(s.B, rows));
   if (plan.groups == 1 && s.B >= (weights <= kNearBytes ? 4 : 32)) plan.groups = 2;
   while (plan.groups > 1 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
-  const int64_t group_rows = divide_up(s.B, plan.groups);
-  plan.chunk = divide_up(kProductRows, group_rows);
+  // A brief walk costs as much as packing weights and summing their gradients: one group does either
+  // where it uses it, so that nothing goes through memory twice.
+  const bool brief = times(s.T, s.B) <= kBriefRows && gradients >= kBriefBytes;
+  if (brief) plan.groups = 1;
+  const int64_t rows_each = brief                        ? kBriefRows
+                            : gradients > kGradientBytes ? kFarProductRows
+                                                         : kProductRows;
+  plan.chunk = divide_up(rows_each, divide_up(s.B, plan.groups));
   if (plan.chunk > s.T) plan.chunk = s.T;
   plan.fuse_input = s.I <= kFuseInputs;
   return plan;
