@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import throughtime
-from cases import Shape, as_dtype, options_for, results, tensors
+from cases import Shape, as_dtype, call, options_for, results, tensors
 from closeness import assert_all_close
 from samples import (
     ATTENTION,
@@ -44,6 +44,10 @@ SHAPES = (
     Shape(6, 5, 130, 170),  # several panels of columns, with rests
     Shape(7, 37, 3, 50, 18),  # projected, in groups
     Shape(5, 3, 50, 170, 130),  # projected, by a team
+    Shape(1, 70, 60, 200),  # brief: a block's panels and weight gradients in one place
+    Shape(4, 37, 130, 200),  # brief: panels of the input in one place
+    Shape(3, 40, 3, 260),  # brief, input inside the step
+    Shape(2, 37, 130, 260, 70),  # brief and projected
 )
 OPTIONS = ("plain", "mask-T", "mask-TB-reverse", "all", "all-reverse")
 RECURRENCES = [Recurrence(shape, option) for shape in SHAPES for option in OPTIONS]
@@ -143,8 +147,47 @@ def test_plan_uses_the_threads_where_there_is_work() -> None:
     assert tiny["teams"] * tiny["members"] == 1
 
 
+def test_plan_of_brief_walks_has_one_group_and_one_chunk() -> None:
+    for T, B in ((1, 1), (1, 64), (1, 640), (5, 64), (10, 64), (128, 5)):
+        plan = kernels.lstm_plan(T, B, 256, 256, 4, 2)
+        assert plan["groups"] == 1 and plan["chunk"] == T
+    for n, s in enumerate(SHAPES):  # those that are called brief are
+        gradients = 4 * 4 * s.H * ((s.P or s.H) + s.I + 1)
+        assert (s.T * s.B <= 640 and gradients >= 768 * 1024) == (n >= 7)
+    assert kernels.lstm_plan(1, 641, 256, 256, 4, 2)["groups"] > 1
+    assert kernels.lstm_plan(1, 64, 64, 64, 4, 2)["groups"] > 1
+
+
+def test_plan_of_far_gradients_has_long_chunks() -> None:
+    plan = kernels.lstm_plan(20, 64, 2048, 2048, 4, 2)
+    assert plan["groups"] == 1 and plan["chunk"] == 8
+
+
+@pytest.mark.parametrize("shape", SHAPES[7:], ids=str)
+def test_a_sample_of_a_brief_walk_is_the_same_in_a_smaller_batch(
+    isa: str, shape: Shape, threads: None
+) -> None:
+    torch.set_num_threads(2)
+    named = as_dtype(tensors(shape), torch.float32)
+    whole = _results_per_sample(named)
+    for rows in (slice(1), slice(1, 20), slice(20, None)):
+        part = {name: x[:, rows] if name == "input" else x for name, x in named.items()}
+        part |= {name: named[name][rows] for name in ("h_0", "c_0")}
+        for x, wanted in zip(
+            _results_per_sample(as_dtype(part, torch.float32)), whole, strict=True
+        ):
+            assert torch.equal(x, wanted[:, rows] if x.dim() == 3 else wanted[rows])
+
+
+def _results_per_sample(named: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Output, states, and the gradients of input and states, whatever the batch."""
+    output, states = call(lstm, named, backend="cpu")
+    leaves = [named[name] for name in ("input", "h_0", "c_0")]
+    return [output, *states, *torch.autograd.grad((output, *states), leaves, (output, *states))]
+
+
 @pytest.mark.parametrize("option", ["plain", "all", "all-reverse"])
-@pytest.mark.parametrize("shape", [SHAPES[1], Shape(40, 20, 60, 100)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[7], Shape(40, 20, 60, 100)], ids=str)
 def test_buffers_full_of_nan_are_never_read(shape: Shape, option: str, threads: None) -> None:
     torch.set_num_threads(2)
     options = options_for(shape)[option]
