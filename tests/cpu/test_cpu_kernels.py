@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import throughtime
-from cases import Shape, as_dtype, options_for, results, tensors
+from cases import Shape, as_dtype, call, options_for, results, tensors
 from closeness import assert_all_close
 from samples import (
     ATTENTION,
@@ -43,6 +43,10 @@ SHAPES = (
     Shape(6, 5, 130, 170),  # several panels of columns, with rests
     Shape(7, 37, 3, 50, 18),  # projected, in groups
     Shape(5, 3, 50, 170, 130),  # projected, by a team
+    Shape(1, 70, 60, 200),  # brief: a block's panels and weight gradients in one place
+    Shape(4, 37, 130, 200),  # brief: panels of the input in one place
+    Shape(3, 40, 3, 260),  # brief, input inside the step
+    Shape(2, 37, 130, 260, 70),  # brief and projected
 )
 OPTIONS = ("plain", "mask-T", "mask-TB-reverse", "all", "all-reverse")
 RECURRENCES = [Recurrence(shape, option) for shape in SHAPES for option in OPTIONS]
@@ -103,8 +107,31 @@ assert all(torch.equal(alone[name], together[name]) for name in alone)
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
 
 
+@pytest.mark.parametrize("shape", SHAPES[7:], ids=str)
+def test_a_sample_of_a_brief_walk_is_the_same_in_a_smaller_batch(
+    isa: str, shape: Shape, threads: None
+) -> None:
+    torch.set_num_threads(2)
+    named = as_dtype(tensors(shape), torch.float32)
+    whole = _results_per_sample(named)
+    for rows in (slice(1), slice(1, 20), slice(20, None)):
+        part = {name: x[:, rows] if name == "input" else x for name, x in named.items()}
+        part |= {name: named[name][rows] for name in ("h_0", "c_0")}
+        for x, wanted in zip(
+            _results_per_sample(as_dtype(part, torch.float32)), whole, strict=True
+        ):
+            assert torch.equal(x, wanted[:, rows] if x.dim() == 3 else wanted[rows])
+
+
+def _results_per_sample(named: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Output, states, and the gradients of input and states, whatever the batch."""
+    output, states = call(lstm, named, backend="cpu")
+    leaves = [named[name] for name in ("input", "h_0", "c_0")]
+    return [output, *states, *torch.autograd.grad((output, *states), leaves, (output, *states))]
+
+
 @pytest.mark.parametrize("option", ["plain", "all", "all-reverse"])
-@pytest.mark.parametrize("shape", [SHAPES[1], Shape(40, 20, 60, 100)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[7], Shape(40, 20, 60, 100)], ids=str)
 def test_buffers_full_of_nan_are_never_read(shape: Shape, option: str, threads: None) -> None:
     torch.set_num_threads(2)
     options = options_for(shape)[option]

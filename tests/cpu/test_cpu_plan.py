@@ -186,3 +186,14 @@ def test_bits_with_many_workers(
         torch.set_num_threads(count)
         together = results(lstm, named, backend="cpu", **options)
         assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_brief_walks_have_one_group_and_one_chunk() -> None:
+    def backward(T: int, B: int, size: int = 256) -> tuple[int, int]:
+        found = plan(T, B, size, size, 4, 2)["backward"]
+        return len(found["rows"]), found["chunk"]
+
+    for T, B in ((1, 1), (1, 64), (1, 640), (5, 64), (10, 64), (128, 5)):
+        assert backward(T, B) == (1, T)
+    assert backward(1, 641)[0] > 1 and backward(1, 64, 64)[0] > 1
+    assert backward(20, 64, 2048) == (1, 8)  # long chunks where gradients lie in no cache

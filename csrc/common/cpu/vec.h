@@ -368,12 +368,16 @@ template <typename S, typename F, typename G>
 TT_INLINE void transpose_rows(const F& rows, int64_t columns, int64_t padded, int64_t step,
                               const G& f) {
   constexpr int64_t L = kLanes<S>;
+  const S* from[L];
+  for (int64_t lane = 0; lane < L; ++lane) from[lane] = rows(lane);
   for (int64_t k = 0; k < padded; k += L) {
     Vec<S> v[L];
 #pragma GCC unroll 16
     for (int64_t lane = 0; lane < L; ++lane) {
-      const S* row = rows(lane);
+      const S* row = from[lane];
       v[lane] = row ? load_part(row + k, columns - k) : Vec<S>{};
+      if (row)
+        __builtin_prefetch(row + k + 4 * L);  // so many rows at once escape the processor's own
     }
     transpose<S>(v);
     for (int64_t j = 0; j < L && k + j < padded; j += step) f(k + j, v + j);

@@ -100,7 +100,7 @@ class BackwardWalk {
   }
 
   void finish(Share blocks) {
-    if (weights_.wanted()) weights_.finish(blocks);
+    if (weights_.wanted() && !finishes_early()) weights_.finish(blocks);
   }
 
  private:
@@ -145,10 +145,11 @@ class BackwardWalk {
     if (weights_.wanted() && longest == 0) weights_.clear(g, group);
     pass_through_empty(g);
     const int64_t first = in_.reverse ? shape_.T - longest : 0;
-    Chunk chunk{in_.reverse ? shape_.T : longest, 0, 0};
+    Chunk chunk{in_.reverse ? shape_.T : longest, 0, 0, false};
     for (int64_t walked = 0; chunk.step > first; chunk.n += chunk.steps) {
       chunk.steps = least(chunk.step - first, plan_.chunk);
       chunk.step -= chunk.steps;
+      chunk.last = finishes_early() && chunk.step == first;
       if (weights_.wanted()) weights_.gather(g, chunk);
       if (again_.wanted()) {
         again_.gather(g, chunk);
@@ -174,6 +175,9 @@ class BackwardWalk {
       member.wait();
     }
   }
+
+  // One group finishes the weight gradients of a block where it has their sums.
+  bool finishes_early() const { return plan_.groups == 1 && in_.length(0) > 0; }
 
   // Rows in memory of so many rows of a group.
   static int64_t rows_of(int64_t rows) { return round_up(rows, Tiling<Operand>::kPadding); }

@@ -7,7 +7,8 @@
 // its gates (at most four), what it saves, and whether it carries c beside h. A new cell is one file
 // and one line in a kernels.cpp; a new storage type of operands one specialisation of Numbers.
 //
-// Weights are packed once per call into panels: for a block of L units (the elements of a vector)
+// Weights are packed once per call into panels, by one group of rows right before a block is used for
+// the first time: for a block of L units (the elements of a vector)
 // the panel holds, for every k, the L weights of each gate. A register tile of rows x G L
 // therefore ends with all gates of its units in registers, and the cell follows at once; no gate
 // sum ever goes through memory.
@@ -55,12 +56,17 @@ class ForwardWalk {
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(leading_dimension<Operand>(blocks_ * L)),
+        late_(plan_.groups == 1),
+        x_once_(late_ && !plan_.fuse_input && plan_.chunk == shape_.T),
+        h_once_(late_ && shape_.T == 1),
         saved_vectors_(p_.cell_only ? 1 : Activations::kVectors),
         stream_(saved_activations(shape_, saved_vectors_) * static_cast<int64_t>(sizeof(S)) >
                 kStreamBytes),
         scratch_(runtime) {
-    panel_x_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.I, blocks_ * G));
-    panel_h_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.R, blocks_ * G));
+    panel_x_ = scratch_.template reserve<Operand>(x_once_ ? schedule_.members : blocks_,
+                                                  Panels<Operand>::numbers(shape_.I, G));
+    panel_h_ = scratch_.template reserve<Operand>(h_once_ ? schedule_.members : blocks_,
+                                                  Panels<Operand>::numbers(shape_.R, G));
     panel_r_ = scratch_.template reserve<Operand>(projected_,
                                                   Panels<Operand>::numbers(shape_.H, outputs_));
     bias_ = scratch_.template reserve<S>(blocks_, kGates);
@@ -80,12 +86,10 @@ class ForwardWalk {
   }
 
   void prepare(Share blocks) {
-    pack_rows_as_columns(panel_x(), blocks, [&](int64_t n) {
-      return gate_row<G>(in_.weight_ih, shape_.H, shape_.I, n);
-    });
-    pack_rows_as_columns(panel_h(), blocks, [&](int64_t n) {
-      return gate_row<G>(in_.weight_hh, shape_.H, shape_.R, n);
-    });
+    for (int64_t block = blocks.begin; !late_ && block < blocks.end; ++block) {
+      pack(panel_x(), block, block, in_.weight_ih);
+      pack(panel_h(), block, block, in_.weight_hh);
+    }
     pack_gate_bias<G>(in_.bias, shape_.H, bias_(), blocks);
     if (!projected_) return;
     pack_rows_as_columns(panel_r(), blocks.of(panel_r().count(), blocks_), [&](int64_t n) {
@@ -127,6 +131,21 @@ class ForwardWalk {
   Panels<Operand> panel_x() const { return {panel_x_(), shape_.I, blocks_ * G, G}; }
   Panels<Operand> panel_h() const { return {panel_h_(), shape_.R, blocks_ * G, G}; }
   Panels<Operand> panel_r() const { return {panel_r_(), shape_.H, outputs_, width_out_}; }
+  // Where the block of a panel is that is used for one product only.
+  int64_t place(bool once, const Group& g, int64_t block) const {
+    return once ? g.member.begin : block;
+  }
+  void pack(const Panels<Operand>& to, int64_t place, int64_t block, const S* weight) {
+    pack_rows_as_columns(to, Share(place + 1, place, place + 1), [&](int64_t n) {
+      return gate_row<G>(weight, shape_.H, to.k_count, n + (block - place) * kGates);
+    });
+  }
+  // A block's weights right before their first use.
+  void pack_late(const Group& g, bool once, const Panels<Operand>& to, int64_t block,
+                 const S* weight) {
+    const Timing timing(g.member.watch, kPack);
+    pack(to, place(once, g, block), block, weight);
+  }
   int64_t tail(int64_t block) const { return shape_.H - block * L; }
   int64_t tail_out(int64_t vector) const { return shape_.R - vector * L; }
 
@@ -152,9 +171,9 @@ class ForwardWalk {
       const int64_t steps = least(plan_.chunk, last - step);
       gather_inputs(g, step, steps);
       member.wait();
-      if (!plan_.fuse_input) project_inputs(g, steps);
+      if (!plan_.fuse_input) project_inputs(g, steps, step == first);
       for (int64_t k = 0; k < steps; ++k) {
-        advance(g, step + k, k);
+        advance(g, step + k, k, step + k == first);
         member.wait();
         if (projected_) {
           project_outputs(g, step + k);
@@ -216,24 +235,29 @@ class ForwardWalk {
     }
   }
 
-  void project_inputs(const Group& g, int64_t steps) {
+  void project_inputs(const Group& g, int64_t steps, bool first) {
     const Timing timing(g.member.watch, kInput);
     const int64_t rows = steps * g.rows;
     for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
       S* out = g.gates_x + block * plan_.chunk * g.rows * kGates;
+      if (late_ && first) pack_late(g, x_once_, panel_x(), block, in_.weight_ih);
       multiply_panel<Operand>({.at = g.x, .row_stride = ld_x_, .k_count = shape_.I}, rows,
-                              panel_x(), block,
+                              panel_x(), place(x_once_, g, block),
                               {.at = out, .row_stride = kGates, .bias = bias_() + block * kGates});
     }
   }
 
-  void advance(const Group& g, int64_t step, int64_t k) {
+  void advance(const Group& g, int64_t step, int64_t k, bool first) {
     const int64_t t = in_.time(step);
     const int64_t active = active_rows(in_, t, g.row0, g.rows);
     const Operand* h = g.h[step & 1];
     for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
-      const Operand* panel_x = this->panel_x().panel(block);
-      const Operand* panel_h = this->panel_h().panel(block);
+      if (late_ && first) {
+        if (plan_.fuse_input) pack_late(g, false, this->panel_x(), block, in_.weight_ih);
+        pack_late(g, h_once_, this->panel_h(), block, in_.weight_hh);
+      }
+      const Operand* panel_x = this->panel_x().panel(place(x_once_, g, block));
+      const Operand* panel_h = this->panel_h().panel(place(h_once_, g, block));
       const S* gates_x = g.gates_x + (block * plan_.chunk + k) * g.rows * kGates;
       for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> gates;
@@ -361,6 +385,8 @@ class ForwardWalk {
   const bool projected_;
   const int64_t width_out_, most_rows_, ld_x_, ld_h_, ld_u_;
   const int64_t saved_vectors_;  // per step, row and block of units
+  const bool late_;              // weights are packed right before their first use
+  const bool x_once_, h_once_;   // a panel's place for every member, not for every block
   const bool stream_;
   Scratch scratch_;
   Span<Operand> panel_x_, panel_h_, panel_r_, x_, h_, u_;

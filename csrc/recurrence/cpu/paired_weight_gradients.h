@@ -24,7 +24,7 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
  public:
   WeightGradients(const WalkBackward<Operand>& args, const WalkPlan& plan,
                   const WalkSchedule& schedule, Scratch* scratch)
-      : Base(args, plan, scratch),
+      : Base(args, plan, schedule, scratch),
         most_(round_up(plan.chunk * divide_up(shape_.B, plan.groups), kRun)),
         ld_(leading_dimension<Operand>(most_)) {
     if (!this->wanted()) return;
@@ -63,9 +63,10 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
       pair_rows(part, chunk, da, block, panels, block);
       const Timing timing(part.member.watch, kWeights);
       multiply_panel<Operand>({hx_(part.member.team), ld_, rows}, columns_, panels, block,
-                              {.at = dw_(group) + block * columns_ * kGates,
+                              {.at = dw_(group) + this->place(part, block) * columns_ * kGates,
                                .row_stride = kGates,
                                .begun = chunk.n > 0});
+      this->finish_block(part, chunk, block);
     }
   }
 
@@ -89,9 +90,11 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       pair_rows(part, chunk, u, block, panels, block);
       const Timing timing(part.member.watch, kWeights);
-      multiply_panel<Operand>(
-          {to, ld_, rows}, shape_.R, panels, block,
-          {.at = dw_r_(group) + block * shape_.R * L, .row_stride = L, .begun = chunk.n > 0});
+      multiply_panel<Operand>({to, ld_, rows}, shape_.R, panels, block,
+                              {.at = dw_r_(group) + this->place(part, block) * shape_.R * L,
+                               .row_stride = L,
+                               .begun = chunk.n > 0});
+      this->finish_projection(part, chunk, block);
     }
   }
 

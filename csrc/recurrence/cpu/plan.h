@@ -29,16 +29,20 @@ namespace walk_plan_detail {
 
 constexpr int64_t kNearBytes = 640 * 1024;        // recurrent weights that stay in an L2 cache
 constexpr int64_t kProductRows = 96;              // rows that make a large product efficient
+constexpr int64_t kFarProductRows = 512;          // the same for sums that lie in no cache
+constexpr int64_t kBriefRows = 640;               // T B: up to here weights are read few times
+constexpr int64_t kBriefBytes = 768 * 1024;       // all weights: below, packing costs little
 constexpr int64_t kGradientBytes = 64 << 20;      // for the groups' own sums of weight gradients
 constexpr int64_t kFuseInputs = 48;               // below: a separate projection does not pay
 constexpr double kOperationsPerWorker = 1 << 16;  // per step: below, a barrier costs more
 constexpr int64_t kWidestPanel = 4;               // vectors of columns of a product
 constexpr int64_t kLeastRows = 6;  // of a group, where there are more threads than units
 
-TT_INLINE int64_t chunk_of(const WalkShape& s, int64_t groups) {
-  return least(s.T, divide_up(kProductRows, divide_up(s.B, groups)));
-}
 constexpr double kOperationsToFork = 2 << 20;  // in all: below, starting threads costs more
+
+TT_INLINE int64_t chunk_of(const WalkShape& s, int64_t groups, int64_t rows) {
+  return least(s.T, divide_up(rows, divide_up(s.B, groups)));
+}
 
 }  // namespace walk_plan_detail
 
@@ -53,7 +57,14 @@ TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_b
   plan.groups = power_of_two_at_least(divide_up(s.B, rows));
   if (plan.groups == 1 && s.B >= (weights <= kNearBytes ? 4 : 32)) plan.groups = 2;
   while (plan.groups > 1 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
-  plan.chunk = chunk_of(s, plan.groups);
+  // A brief walk costs as much as packing weights and summing their gradients: one group does either
+  // where it uses it, so that nothing goes through memory twice.
+  const bool brief = times(s.T, s.B) <= kBriefRows && gradients >= kBriefBytes;
+  if (brief) plan.groups = 1;
+  const int64_t rows_each = brief                        ? kBriefRows
+                            : gradients > kGradientBytes ? kFarProductRows
+                                                         : kProductRows;
+  plan.chunk = chunk_of(s, plan.groups, rows_each);
   return plan;
 }
 
@@ -91,7 +102,7 @@ TT_INLINE WalkPlan plan_forward(const WalkShape& s, int64_t gates, int64_t scala
   if (schedule.teams < plan.groups || schedule.members < divide_up(s.H, lanes)) return plan;
   const int64_t rows = s.B / plan.groups;
   plan.groups *= most(1, least(threads / schedule.workers(), rows / kLeastRows));
-  plan.chunk = chunk_of(s, plan.groups);
+  plan.chunk = chunk_of(s, plan.groups, kProductRows);
   return plan;
 }
 

@@ -18,9 +18,11 @@ struct Ring {
   }
 };
 
-// Steps [step, step + steps) of the walk, the last one walked first, with number n.
+// Steps [step, step + steps) of the walk, the last one walked first, with number n. `last`: the sums
+// of weight gradients are complete with it.
 struct Chunk {
   int64_t step, steps, n;
+  bool last;
 };
 
 // One group of rows and one member's part in it.

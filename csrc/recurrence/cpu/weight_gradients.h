@@ -22,7 +22,7 @@ class WeightGradients : public WeightSums<Cell, Operand> {
  public:
   WeightGradients(const WalkBackward<Operand>& args, const WalkPlan& plan,
                   const WalkSchedule& schedule, Scratch* scratch)
-      : Base(args, plan, scratch) {
+      : Base(args, plan, schedule, scratch) {
     if (!this->wanted()) return;
     hx_ = scratch->template reserve<Operand>(
         schedule.teams, plan.chunk, divide_up(shape_.B, plan.groups), columns_ + kRegisterRows);
@@ -51,10 +51,10 @@ class WeightGradients : public WeightSums<Cell, Operand> {
   // Adds a chunk's sum da^T [h, x, 1] to the group's own sums.
   void add(const GroupPart& part, int64_t group, const Chunk& chunk, const Ring<Operand>& da) {
     const Timing timing(part.member.watch, kWeights);
-    for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
+    for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       for (int64_t column = 0; column < columns_; column += kRegisterRows)
         with_constant<kRegisterRows>(least(columns_ - column, kRegisterRows), [&](auto count) {
-          S* to = dw_(group) + (block * columns_ + column) * kGates;
+          S* to = dw_(group) + (this->place(part, block) * columns_ + column) * kGates;
           Sum<S, decltype(count)::value, G> sum(to, kGates, chunk.n > 0);
           if (chunk.n > 0)
             for (int v = 0; v < decltype(count)::value * G; ++v) __builtin_prefetch(to + v * L);
@@ -65,16 +65,18 @@ class WeightGradients : public WeightSums<Cell, Operand> {
           });
           sum.put();
         });
+      this->finish_block(part, chunk, block);
+    }
   }
 
   // The same for the projection: sum dr^T u, u the output of the cell.
   void add_projection(const GroupPart& part, int64_t group, const Chunk& chunk,
                       const Ring<Operand>& dr, const Ring<Operand>& u) {
     const Timing timing(part.member.watch, kWeights);
-    for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
+    for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       for_row_tiles(0, shape_.R, [&](int64_t output, int64_t height) {
         with_constant<kRegisterRows>(height, [&](auto count) {
-          S* to = dw_r_(group) + (block * shape_.R + output) * L;
+          S* to = dw_r_(group) + (this->place(part, block) * shape_.R + output) * L;
           Sum<S, decltype(count)::value, 1> sum(to, L, chunk.n > 0);
           for_runs(in_, part, chunk, u, [&](int64_t slot, int64_t, int64_t rows) {
             sum.multiply(dr.at(0, slot, rows - 1) + output, 1, -dr.width,
@@ -83,6 +85,8 @@ class WeightGradients : public WeightSums<Cell, Operand> {
           sum.put();
         });
       });
+      this->finish_projection(part, chunk, block);
+    }
   }
 
  private:
