@@ -15,7 +15,7 @@ from throughtime.ops.precision import multiplies_bfloat16
 
 # bfloat16's rate in float32's: on a Zen 5, and on a Xeon with AMX and weights in its L2.
 _BFLOAT16 = {"avx512_bf16": 2, "amx": 8}
-_ASSUMED_BARRIER = 50e-9  # a worker of a Zen 5
+_ASSUMED_BARRIER = 25e-9  # seconds for each member: two workers of a Zen 5
 _MULTIPLY_ADDS, _MEETINGS, _ATTEMPTS = 2_000, 3_000, 20
 
 Shares = list[tuple[int, int]]  # [begin, end) each
