@@ -15,8 +15,8 @@ from throughtime.ops.precision import multiplies_bfloat16
 
 # bfloat16's rate in float32's: on a Zen 5, and on a Xeon with AMX and weights in its L2.
 _BFLOAT16 = {"avx512_bf16": 2, "amx": 8}
-_ASSUMED_BARRIER = 50e-9  # a worker of a Zen 5
-_MULTIPLY_ADDS, _MEETINGS, _ATTEMPTS = 2_000, 3_000, 20
+_ASSUMED_BARRIER = 25e-9  # seconds for each member: two workers of a Zen 5
+_MULTIPLY_ADDS, _MEETINGS, _ATTEMPTS = 2_000, 10_000, 20
 
 Shares = list[tuple[int, int]]  # [begin, end) each
 
@@ -93,8 +93,8 @@ def measure() -> Rates:
     rate = done / _least_seconds(partial(kernels.multiply_adds, _MULTIPLY_ADDS))
     if here == 1:
         return Rates(rate, _ASSUMED_BARRIER, "assumed, as one worker meets none")
-    start, end = (_least_seconds(partial(kernels.meet, here, n)) for n in (1, 1 + _MEETINGS))
-    return Rates(rate, max(end - start, 0.0) / _MEETINGS / here, f"measured here with {here}")
+    barriers = _least_seconds(partial(kernels.meet, here, _MEETINGS))  # and starting the workers
+    return Rates(rate, barriers / _MEETINGS / here, f"measured here with {here}")
 
 
 def lstm(threads: int, work: Work) -> list[str]:
