@@ -197,3 +197,19 @@ def test_brief_walks_have_one_group_and_one_chunk() -> None:
         assert backward(T, B) == (1, T)
     assert backward(1, 641)[0] > 1 and backward(1, 64, 64)[0] > 1
     assert backward(20, 64, 2048) == (1, 8)  # long chunks where gradients lie in no cache
+
+
+def test_sums_of_weight_gradients_have_a_bound() -> None:
+    for T, B, I, H in SHAPES:  # noqa: E741
+        groups = len(plan(T, B, I, H, 4, 2)["backward"]["rows"])
+        assert groups == 1 or groups * 4 * 4 * H * (H + I + 1) <= 64 << 20
+
+
+def test_threads_are_used_where_there_is_work() -> None:
+    def backward(*shape: int, threads: int) -> tuple[int, int, int]:
+        found = plan(*shape, 4, threads)["backward"]
+        return len(found["rows"]), found["teams"], len(found["blocks"])
+
+    assert backward(784, 100, 1, 128, threads=2) == (4, 2, 1)  # groups, teams, members
+    assert backward(100, 16, 1024, 1024, threads=2) == (1, 1, 2)
+    assert backward(10, 1, 8, 8, threads=16) == (1, 1, 1)
