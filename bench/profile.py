@@ -1,6 +1,6 @@
 """``bench profile``: where the time of the CPU kernels goes, phase by phase.
 
-The compiled kernels count the ticks of their phases, in float32.
+The compiled kernels count the ticks of their phases.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from bench import arguments, machine, table
 from bench.arguments import UsageError
 from bench.measure.command import add_shapes, choose_cases
 from bench.operations import OPERATIONS
-from bench.operations.operation import MODES, OURS, Case, Contestant, fixed_mask
+from bench.operations.operation import (
+    AUTOCAST,
+    MODES,
+    OURS,
+    Case,
+    Contestant,
+    fixed_mask,
+)
 from throughtime import _ext
 
 COLUMNS = [
-    "op", "shape", "threads", "where", "phase", "ms", "share", "gflops", "of_multiply_adds",
-    "machine", "torch", "command",
+    "op", "shape", "dtype", "threads", "where", "phase", "ms", "share", "gflops",
+    "of_multiply_adds", "machine", "torch", "command",
 ]  # fmt: skip
 PASSES = ("forward", "backward")
 NO_PHASE = ("calls", "workers", "allocate", "whole")
 MULTIPLY_ADDS = 100_000
+PROFILED = ("float32", "bfloat16", AUTOCAST)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if operation.ps is not None:
             add("--p", type=arguments.probability, default=0.0, help="detached fraction (0)")
         arguments.add_threads(sub)
+        add("--dtype", choices=PROFILED, default=PROFILED[0], help="(%(default)s)")
         text = "iterations, the fastest counts (9)"
         add("--repeats", type=arguments.positive, default=9, help=text)
         arguments.add_files(sub, plot=False)
@@ -53,11 +62,10 @@ def run(op: str, args: argparse.Namespace) -> int:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
     torch.set_num_threads(args.threads)
     print("\n".join(machine.header()))
-    rates = measure_rates(kernels)
-    print(f"multiply-adds in registers: {rates.gflops:.0f} GFLOP/s\n", flush=True)
-    cases = [
-        replace(case, p=getattr(args, "p", None)) for case in choose_cases(OPERATIONS[op], args)
-    ]
+    rates = measure_rates(kernels, args.dtype)
+    print(f"multiply-adds, {args.dtype}: {rates.gflops:.0f} GFLOP/s\n", flush=True)
+    chosen = choose_cases(OPERATIONS[op], args)
+    cases = [replace(case, p=getattr(args, "p", None), dtype=args.dtype) for case in chosen]
     found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
     print(report(found))
     if args.csv is not None:
@@ -74,13 +82,16 @@ class Rates:
     ticks: float
 
 
-def measure_rates(kernels: Any, *, repeats: int = 5) -> Rates:
-    """The best of several measurements with torch's number of threads."""
+def measure_rates(kernels: Any, dtype: str, *, repeats: int = 5) -> Rates:
+    """The best of several measurements with torch's number of threads.
+
+    Where the kernels multiply no bfloat16, its rate is that of float32.
+    """
     start, ticks = time.perf_counter(), kernels.ticks()
     rates = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        operations = 2 * kernels.multiply_adds(MULTIPLY_ADDS)
+        operations = 2 * kernels.multiply_adds(MULTIPLY_ADDS, dtype != "float32")
         rates.append(operations / (time.perf_counter() - begin))
     per_second = (kernels.ticks() - ticks) / (time.perf_counter() - start)
     return Rates(max(rates) * 1e-9, per_second)
@@ -149,7 +160,8 @@ def phases(
     shape = str(case) + (f", p {case.p:g}" if case.p else "")
     rows = []
     for where, phase, n in found:
-        row: dict[str, Any] = {"op": case.op, "shape": shape, "where": where, "phase": phase}
+        row: dict[str, Any] = {"op": case.op, "shape": shape, "dtype": case.dtype}
+        row |= {"where": where, "phase": phase}
         row |= {"ms": n / rates.ticks * 1e3, "share": n / whole} | machine.columns()
         if n and (where, phase) in known:
             row["gflops"] = known[where, phase] / row["ms"] * 1e-6

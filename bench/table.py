@@ -29,7 +29,8 @@ COLUMNS: Mapping[str, str] = {
     "runs": _WHOLE,
     **dict.fromkeys(("ratio", "ratio_q1", "ratio_q3", "reference_ratio"), _NUMBER),
     **dict.fromkeys(("best_peer_ratio", "gflops", "share_of_matmul", "gbs"), _NUMBER),
-    **dict.fromkeys(("share_of_bandwidth", "us_per_query", "peak_mb", "error"), _NUMBER),
+    **dict.fromkeys(("share_of_bandwidth", "us_per_query", "peak_mb"), _NUMBER),
+    **dict.fromkeys(("error", "rms_error"), _NUMBER),
     **dict.fromkeys(("note", "machine", "torch", "version", "date", "command"), _TEXT),
 }
 NEVER_EMPTY = ["op", "T", "B", "dtype", "mode", "device", "impl", "threads"]
@@ -94,6 +95,7 @@ _NUMBERS = {
     "us_per_query": digits,
     "peak_mb": digits,
     "error": "{:.1e}".format,
+    "rms_error": "{:.1e}".format,
     "note": str,
 }
 

@@ -205,17 +205,20 @@ PyObject* ticks(PyObject*, PyObject*) { return PyLong_FromLongLong(read_ticks())
 
 PyObject* multiply_adds(PyObject*, PyObject* args) {
   Py_ssize_t repeats;
-  if (!PyArg_ParseTuple(args, "n", &repeats)) return nullptr;
+  int bfloat16;
+  if (!PyArg_ParseTuple(args, "np", &repeats, &bfloat16)) return nullptr;
   const Runtime runtime = cpu_runtime();
+  const LstmBFloat16Kernels* const own = bfloat16 ? lstm_bfloat16_kernels() : nullptr;
   struct Context {
+    int64_t (*multiply)(int64_t repeats);
     int64_t repeats, done;
-  } context{repeats, 0};
+  } context{own ? own->multiply_adds : lstm_kernels().multiply_adds, repeats, 0};
   runtime.parallel(
       runtime.threads,
       [](void* raw, int begin, int end) {
-        auto& [repeats, done] = *static_cast<Context*>(raw);
+        auto& [multiply, repeats, done] = *static_cast<Context*>(raw);
         for (int worker = begin; worker < end; ++worker)
-          __atomic_fetch_add(&done, lstm_kernels().multiply_adds(repeats), __ATOMIC_RELAXED);
+          __atomic_fetch_add(&done, multiply(repeats), __ATOMIC_RELAXED);
       },
       &context);
   return PyLong_FromLongLong(context.done);
@@ -261,8 +264,9 @@ PyMethodDef methods[] = {
      "phases over all workers."},
     {"ticks", ticks, METH_NOARGS, "The clock of profile()."},
     {"multiply_adds", multiply_adds, METH_VARARGS,
-     "multiply_adds(repeats): runs the kernels' register tile in the first-level cache on all "
-     "threads and returns the number of float32 multiply-adds."},
+     "multiply_adds(repeats, bfloat16): runs the kernels' tiles in the first-level cache on all "
+     "threads and returns the number of multiply-adds: of float32, or of bfloat16 where the "
+     "kernels multiply that."},
     {"meet", meet, METH_VARARGS,
      "meet(members, times): that many workers meet so often at a barrier of the kernels."},
     {nullptr, nullptr, 0, nullptr}};

@@ -127,15 +127,13 @@ class Bench:
             INPUT_GRAD: self.input_grad,
         }
         note = "; ".join(text for text, applies in remarks.items() if applies)
-        return {"error": errors.largest, "note": note}
+        return {"error": errors.largest, "rms_error": errors.largest_rms, "note": note}
 
     def _costs(
         self, case: Case, runs: dict[Hashable, timing.Run]
     ) -> dict[Contestant, dict[str, Any]]:
         """Columns of time, ratios, rates and memory."""
-        # A CPU has no faster units for the 16-bit types: all arithmetic is float32 there.
-        own = case.dtype == "float64" or case.device == "cuda"
-        roofs = timing.roofs(DTYPES[case.dtype if own else "float32"], case.device)
+        roofs = timing.roofs(case.operands, case.device)
         timer = gpu.EventTimer() if case.device == "cuda" else None
         beside = {name: run for name, (run, _) in roofs.items()}
         samples = timing.alternate(runs | beside, self.plan, timer)

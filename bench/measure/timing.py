@@ -7,16 +7,20 @@ import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
+
+from throughtime import _ext
+from throughtime.ops.precision import multiplies_bfloat16
 
 Run = Callable[[], object]
 Timer = Callable[[Run, int], float]  # seconds of so many runs
 
 SAMPLE_SECONDS = 0.02
 SLOW_SECONDS = 0.3  # of a run that is warmed up once
-GEMM_SIZE = 2048
+GEMM_SIZE, TILE_REPEATS = 2048, 1000
 COPY_BYTES = 2**27  # beyond the caches
 
 
@@ -81,10 +85,25 @@ def _time(run: Run, repeats: int) -> float:
 
 
 def roofs(dtype: torch.dtype, device: str) -> dict[str, tuple[Run, float]]:
-    """What to time beside contestants, and its work: operations of a product, bytes of a copy."""
-    a, b, out = torch.randn(3, GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=device)
+    """What to time beside contestants, and its work: operations of products, bytes of a copy."""
     source, target = torch.zeros(2, COPY_BYTES, dtype=torch.int8, device=device)
     return {
-        "matmul": (lambda: torch.mm(a, b, out=out), 2.0 * GEMM_SIZE**3),
+        "matmul": _product(dtype, device),
         "copy": (lambda: target.copy_(source), 2.0 * COPY_BYTES),
     }
+
+
+def _product(dtype: torch.dtype, device: str) -> tuple[Run, float]:
+    """Of the dtype on a GPU, and on a CPU if that multiplies it.
+
+    bfloat16: in the tiles of our kernels. Other 16-bit arithmetic is that of float32 on a CPU.
+    """
+    if device == "cpu" and dtype.itemsize == 2:
+        if dtype == torch.bfloat16 and multiplies_bfloat16():
+            count = _ext.extension.multiply_adds(1, True)
+            return partial(
+                _ext.extension.multiply_adds, TILE_REPEATS, True
+            ), 2.0 * TILE_REPEATS * count
+        dtype = torch.float32
+    a, b, out = torch.randn(3, GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=device)
+    return lambda: torch.mm(a, b, out=out), 2.0 * GEMM_SIZE**3

@@ -16,6 +16,7 @@ from bench.operations.operation import (
     Contestant,
     Operation,
     Work,
+    computed,
     fixed_mask,
     placed,
     random,
@@ -93,4 +94,5 @@ class LSTM(Operation):
 
         weights = {name.removesuffix("_l0"): w for name, w in layer.named_parameters()}
         grad = placed(random(case.T, case.B, case.H, seed=3), case, exact=exact)
-        return Work(call, ({"input": x} if case.input_grad else {}) | weights, grad)
+        leaves = ({"input": x} if case.input_grad else {}) | weights
+        return Work(computed(call, case, exact=exact), leaves, grad)

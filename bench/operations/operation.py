@@ -15,7 +15,9 @@ OURS = "throughtime"
 LAST_STEP = "last-step"  # forward+backward, with a loss on the last step alone
 MODES = ("forward+backward", LAST_STEP, "forward", "inference")
 DEVICES = ("cpu", "cuda")
+AUTOCAST = "autocast"  # float32 tensors, under torch.autocast in bfloat16
 DTYPES = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
+DTYPES[AUTOCAST] = torch.float32
 REPLACED_STEPS, MOST_STEPS = 32, 1024
 SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
 
@@ -52,6 +54,12 @@ class Case:
     def width(self) -> int:
         """The size that ``throughtime.explain`` asks for."""
         return self.H or self.D or 1
+
+    @property
+    def operands(self) -> torch.dtype:
+        """What products multiply."""
+        dtype: torch.dtype = torch.bfloat16 if self.dtype == AUTOCAST else DTYPES[self.dtype]
+        return dtype
 
     @property
     def itemsize(self) -> int:
@@ -155,6 +163,16 @@ def placed(thing: Placed, case: Case, *, exact: bool) -> Placed:
     """On the device and in the dtype of the case; ``exact``: then in float64."""
     rounded = thing.to(device=case.device, dtype=DTYPES[case.dtype])
     return rounded.double() if exact else rounded
+
+
+Call = Callable[[], Mapping[str, Tensor]]
+
+
+def computed(call: Call, case: Case, *, exact: bool) -> Call:
+    """The call in the precision of the case, or as it is."""
+    if exact or case.dtype != AUTOCAST:
+        return call
+    return torch.autocast(case.device, case.operands)(call)
 
 
 class Operation:

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.operations.operation import Case, Contestant, Operation, Peer, Work, placed, random
+from bench.operations.operation import (
+    Case,
+    Contestant,
+    Operation,
+    Peer,
+    Work,
+    computed,
+    placed,
+    random,
+)
 from bench.operations.rel_lstm import pairs
 from throughtime import functional
 
@@ -103,4 +112,5 @@ class Relevancy(Operation):
             made["score_weight"] = random(case.heads, case.D, seed=3) / case.D**0.5
         leaves = {name: placed(x, case, exact=exact).requires_grad_() for name, x in made.items()}
         output_grad = placed(random(*shape, seed=4), case, exact=exact)
-        return Work(lambda: attend(contestant, case, leaves), leaves, output_grad)
+        call = computed(partial(attend, contestant, case, leaves), case, exact=exact)
+        return Work(call, leaves, output_grad)

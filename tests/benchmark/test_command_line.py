@@ -41,12 +41,12 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = (
         "--T 5 6 --B 2 --H 4 --p 0 0.5 --modes forward+backward inference "
-        "--backends cpu reference cuda --peers torch loop --dtype float32 bfloat16 "
+        "--backends cpu reference cuda --peers torch loop --dtype float32 bfloat16 autocast "
         "--repeats 2 --no-memory --threads 1 --csv new/rows.csv --plot plot.svg"
     )
     assert main(["lstm", *options.split()]) == 0
     rows = table.read_csv(tmp_path / "new" / "rows.csv")
-    assert len(rows) == 2 * 2 * 3 * 5  # T, dtypes, (inference, both p), contestants
+    assert len(rows) == 2 * 3 * 3 * 5  # T, dtypes, (inference, both p), contestants
     assert {tuple(row) for row in rows[["T", "B", "I", "H"]].to_numpy()} == {
         (5, 2, 4, 4),
         (6, 2, 4, 4),
@@ -56,7 +56,9 @@ def test_bench_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     measured = rows[~missing]
     assert (measured["runs"] == 2).all() and (measured["median_ms"] > 0).all()
     assert (measured[["share_of_matmul", "share_of_bandwidth"]] > 0).all(axis=None)
-    assert (measured["error"] < measured["dtype"].map({"float32": 1e-5, "bfloat16": 0.05})).all()
+    limits = measured["dtype"].map({"float32": 1e-5, "bfloat16": 0.05, "autocast": 0.05})
+    for errors in (measured["error"], measured["rms_error"]):
+        assert (errors > limits / 1000).all() and (errors < limits).all()
     assert set(rows["threads"]) == {1} and set(rows["device"]) == {"cpu"} and rows["machine"].all()
     out = capsys.readouterr().out
     assert "| T, B, I, H" in out and "machine: " in out
@@ -82,12 +84,14 @@ def test_bench_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_other_operations(words: str, contestants: str) -> None:
-    more = ["--repeats", "1", "--no-memory", "--dtype", "float32", "bfloat16", "--csv", "r.csv"]
+    more = ["--repeats", "1", "--no-memory", "--csv", "r.csv"]
+    more += ["--dtype", "float32", "bfloat16", "autocast"]
     assert main([*words.split(), *more]) == 0
     rows = table.read_csv(Path("r.csv"))
     named = ", ".join(dict.fromkeys(table.contestant(row) for row in rows.itertuples()))
     assert named == contestants
     assert (rows["median_ms"] > 0).all() and rows["error"].notna().all()
+    assert ((rows["rms_error"] > 1e-4) == (rows["dtype"] != "float32")).all()
 
 
 def test_nothing_of_ours_measured_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:

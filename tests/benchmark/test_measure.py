@@ -84,6 +84,24 @@ def test_roofs_are_a_product_and_a_copy() -> None:
     assert copied.nbytes == 2**20  # read, and written
 
 
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_the_roof_of_16_bits_on_a_cpu(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 has one of its own where the kernels multiply it, float16 never."""
+    monkeypatch.setattr(timing, "multiplies_bfloat16", lambda: multiplies)
+    kernels = SimpleNamespace(multiply_adds=lambda repeats, bfloat16: 7 * repeats * bfloat16)
+    monkeypatch.setattr(timing._ext, "extension", kernels)
+    (run, work), (half, _) = (
+        timing.roofs(dtype, "cpu")["matmul"] for dtype in (torch.bfloat16, torch.float16)
+    )
+    made: Any = half()
+    assert made.dtype == torch.float32
+    found: Any = run()
+    if multiplies:
+        assert found == work / 2 == 7 * timing.TILE_REPEATS
+    else:
+        assert found.dtype == torch.float32 and work == 2 * 64**3
+
+
 # Verification
 
 
@@ -98,11 +116,37 @@ def test_right_results_pass(impl: Contestant, p: float) -> None:
     values = {"output", "h_n", "c_n", "inference", "d input"}
     weights = {f"d {kind}_{of}" for kind in ("weight", "bias") for of in ("ih", "hh")}
     assert errors.passed and set(errors.relative) == values | weights
-    assert 0 < errors.largest < errors.limit < 1e-4
+    assert 0 < errors.largest < errors.limit < 1e-4 and errors.rms_limit == torch.inf
+    assert errors.rms.keys() == errors.relative.keys() and 0 < errors.largest_rms < errors.limit
     assert check(OUR_CPU, p, "float64").limit < 1e-13
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+LOW = ["bfloat16", "float16", "autocast"]
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_ours_has_at_most_the_error_of_nn_lstm_in_16_bits(
+    dtype: str, p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies between that and the limit of the largest error fails."""
+    errors = check(OUR_CPU, p, dtype)
+    assert errors.passed and errors.largest_rms <= errors.rms_limit < errors.limit
+    assert check(Contestant("torch"), 0.0, dtype).rms_limit == torch.inf
+    right = throughtime.LSTM.forward
+
+    def wrong(self: Any, *args: Any, **options: Any) -> Any:
+        output, state = right(self, *args, **options)
+        worse = self.backend == "cpu" and output.dtype != torch.float64
+        return output * (1 + 1.5 * errors.rms_limit if worse else 1), state
+
+    monkeypatch.setattr(throughtime.LSTM, "forward", wrong)
+    worse = check(OUR_CPU, p, dtype)
+    assert worse.largest <= worse.limit and not worse.passed
+    assert str(worse).startswith("root mean square error of ")
+
+
+@pytest.mark.parametrize("dtype", LOW)
 def test_a_missing_mask_is_seen_in_16_bits(dtype: str) -> None:
     """nn.LSTM has none: its gradients of p = 0.5 are wrong by 9 %."""
     assert check(OUR_CPU, 0.5, dtype).passed
@@ -114,6 +158,13 @@ def test_a_single_step_has_gradients_of_zero() -> None:
     """That of the recurrent weights; 0 / 0 is no error."""
     assert Verifier(LSTM).check(OUR_CPU, replace(TINY, T=1)).passed
     assert verify.relative_errors({"x": torch.ones(1)}, {"x": torch.zeros(1)}) == {"x": torch.inf}
+
+
+def test_errors_by_hand() -> None:
+    got, wanted = {"x": torch.tensor([3.0, 5.0, 7.0])}, {"x": torch.tensor([4.0, 5.0, 10.0])}
+    assert verify.relative_errors(got, wanted) == {"x": pytest.approx(0.3)}
+    rms = verify.relative_errors(got, wanted, verify.rms)
+    assert rms == {"x": pytest.approx((10 / 141) ** 0.5)}
 
 
 @pytest.mark.parametrize("fault", ["output", "c_n", "gradient", "inference", "nan", "mask"])

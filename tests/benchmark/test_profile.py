@@ -16,6 +16,7 @@ from bench.operations.operation import OURS, Case, Contestant
 from bench.profile import Rates
 
 from throughtime import _ext
+from throughtime.ops.precision import multiplies_bfloat16
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
@@ -37,6 +38,7 @@ ATTENTION = {"T": 60, "B": 2, "heads": 2, "D": 20, "window_size": 5, "top_k": 5}
 CASES = [
     LSTM.case(T=40, B=6, I=70, H=50, p=0.5),
     LSTM.case(T=40, B=6, I=3, H=50, p=0.0),
+    LSTM.case(T=40, B=6, I=70, H=50, p=0.5, dtype="bfloat16"),
     REL_LSTM.case(T=30, B=5, I=3, H=20, window_size=4, top_k=4, p=0.0),
     RELEVANCY.case(**ATTENTION),
     RELEVANCY.case(**ATTENTION, score="additive"),
@@ -128,21 +130,30 @@ def test_rates_are_of_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_phase.share["start"] == pytest.approx(0.125)
 
 
-def test_rates_of_the_machine() -> None:
-    rates = profile.measure_rates(kernels, repeats=1)
+@pytest.mark.parametrize("dtype", profile.PROFILED)
+def test_rates_of_the_machine(dtype: str) -> None:
+    rates = profile.measure_rates(kernels, dtype, repeats=1)
     assert rates.gflops > 0.5
     assert 1e6 < rates.ticks < 1e11
+
+
+def test_bfloat16_has_tiles_of_its_own_where_the_kernels_multiply_it() -> None:
+    """One turn of them has more to do."""
+    one, other = (kernels.multiply_adds(1, bfloat16) for bfloat16 in (False, True))
+    assert (other > one) == multiplies_bfloat16() and other >= one
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "deep" / "profile.csv"
     sizes = ["--T", "6", "9", "--B", "3", "--I", "2", "--H", "5", "--p", "0.5"]
-    assert main(["profile", "lstm", *sizes, "--repeats", "1", "--csv", str(file)]) == 0
+    options = ["--dtype", "bfloat16", "--repeats", "1", "--csv", str(file)]
+    assert main(["profile", "lstm", *sizes, *options]) == 0
     printed = capsys.readouterr().out
     assert "GFLOP/s" in printed and "| iteration" in printed
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
     assert {row["shape"] for row in rows} == {"6, 3, 2, 5, p 0.5", "9, 3, 2, 5, p 0.5"}
+    assert {row["dtype"] for row in rows} == {"bfloat16"}
     assert {row["phase"] for row in rows} >= {"input", "recurrent", "pointwise", "weights"}
 
 

@@ -9,8 +9,8 @@ namespace throughtime {
 struct LstmKernels {
   Kernel<LstmForward> forward;
   Kernel<LstmBackward> backward;
-  // The machine's rate, for `bench profile`: multiplies register tiles that lie in the first-level
-  // cache and returns the number of multiply-adds.
+  // The machine's rate, for `bench`: multiplies tiles that lie in the first-level cache and returns
+  // the number of multiply-adds.
   int64_t (*multiply_adds)(int64_t repeats);
   void (*meet)(const Runtime& runtime, int members, int64_t times);  // at a barrier
   int64_t vector_bytes;
@@ -20,6 +20,7 @@ struct LstmKernels {
 struct LstmBFloat16Kernels {
   void (*forward)(const LstmForward<BFloat16>& args, const Runtime& runtime);
   void (*backward)(const LstmBackward<BFloat16>& args, const Runtime& runtime);
+  int64_t (*multiply_adds)(int64_t repeats);  // as above
 };
 
 // Those of the instruction set that runs; null if it has none.
