@@ -16,7 +16,7 @@ from bench.operations.operation import AUTOCAST, MODES, REFERENCE, Case, Contest
 # end, so that few are needed; 32 of them (25 % in bfloat16) would let a missing mask pass.
 ROUNDING_UNITS = {"float32": 32, "float64": 32, "bfloat16": 2, "float16": 2, AUTOCAST: 2}
 LOOP, TORCH = Contestant("loop"), Contestant("torch")
-SCATTER = 1 / 8  # of a rounding unit: of a T of 1 the error is that of one rounding, 0.3 %
+SCATTER = 2.0  # root mean squares of few numbers scatter: by this / sqrt(H) of their size
 RIGHT_IN_FLOAT64 = 1e-9
 CHOICE = "last"  # of keys, whole numbers: no rounding excuses a difference there
 
@@ -94,7 +94,7 @@ class Verifier:
         largest = max(e for errors in found for name, e in errors.items() if name != CHOICE)
         eps = torch.finfo(case.operands).eps
         limit = 2 * largest + ROUNDING_UNITS[case.dtype] * eps
-        return exact, limit, self._error_of_torch(case) + SCATTER * eps
+        return exact, limit, self._error_of_torch(case) * (1 + SCATTER / case.width**0.5)
 
     def _error_of_torch(self, case: Case) -> float:
         """Root mean square, at p = 0: nn.LSTM detaches nothing. Infinite where it sets no limit."""

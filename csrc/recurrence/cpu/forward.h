@@ -384,9 +384,9 @@ class ForwardWalk {
   const int64_t blocks_, outputs_;
   const bool projected_;
   const int64_t width_out_, most_rows_, ld_x_, ld_h_, ld_u_;
-  const int64_t saved_vectors_;  // per step, row and block of units
   const bool late_;              // weights are packed right before their first use
   const bool x_once_, h_once_;   // a panel's place for every member, not for every block
+  const int64_t saved_vectors_;  // per step, row and block of units
   const bool stream_;
   Scratch scratch_;
   Span<Operand> panel_x_, panel_h_, panel_r_, x_, h_, u_;

@@ -13,8 +13,6 @@ from throughtime import _ext
 from throughtime.backends.backend import Work
 from throughtime.ops.precision import multiplies_bfloat16
 
-# bfloat16's rate in float32's: on a Zen 5, and on a Xeon with AMX and weights in its L2.
-_BFLOAT16 = {"avx512_bf16": 2, "amx": 8}
 _ASSUMED_BARRIER = 25e-9  # seconds for each member: two workers of a Zen 5
 _MULTIPLY_ADDS, _MEETINGS, _ATTEMPTS = 2_000, 10_000, 20
 
@@ -84,13 +82,13 @@ class Rates(NamedTuple):
     source: str
 
 
-def measure() -> Rates:
-    """The rates of this machine, on as many workers as there are here."""
+def measure(bfloat16: bool) -> Rates:
+    """The rates of this machine, on as many workers as there are here: of bfloat16 or float32."""
     kernels = _ext.extension
     assert kernels is not None
     here = kernels.workers()["workers"]
-    done = 2 * _MULTIPLY_ADDS * kernels.multiply_adds(1) / here
-    rate = done / _least_seconds(partial(kernels.multiply_adds, _MULTIPLY_ADDS))
+    done = 2 * _MULTIPLY_ADDS * kernels.multiply_adds(1, bfloat16) / here
+    rate = done / _least_seconds(partial(kernels.multiply_adds, _MULTIPLY_ADDS, bfloat16))
     if here == 1:
         return Rates(rate, _ASSUMED_BARRIER, "assumed, as one worker meets none")
     barriers = _least_seconds(partial(kernels.meet, here, _MEETINGS))  # and starting the workers
@@ -117,7 +115,8 @@ def lstm(threads: int, work: Work) -> list[str]:
             for name, times in (("forward", 1), ("backward", 2))
         },
         lanes,
-        _BFLOAT16[kernels.isa()] if own_bfloat16 else 4 / number,
+        own_bfloat16,
+        1 if own_bfloat16 else 4 / number,
     )
 
 
@@ -136,6 +135,7 @@ def rel_lstm(threads: int, work: Work) -> list[str]:
         work,
         {"both passes": (Partition(**found, blocks=[(0, 1)]), Products(forward, 0))},
         work.hidden,
+        False,
         4 / number,
     )
 
@@ -146,17 +146,19 @@ def _describe(
     work: Work,
     passes: dict[str, tuple[Partition, Products]],
     lanes: int,
+    bfloat16: bool,
     rate: float,
 ) -> list[str]:
     """A heading, a line for each pass, and where the times are from.
 
     Args:
         layer: its name and sizes of its own.
-        passes: who computes what, and what that takes.
+        passes: the partition of each, and what it takes.
         lanes: units of a block.
-        rate: of the products' dtype, in float32's.
+        bfloat16: whether the kernels multiply it.
+        rate: of the products' dtype, in the rate that is measured.
     """
-    rates = measure()
+    rates = measure(bfloat16)
     flops = rates.operations * rate
     sizes = f"T={work.steps}, B={work.batch}, I={work.inputs}, {work.dtype}"
     lines = [f"CPU kernels on {threads} threads, one direction of an {layer}, {sizes}:"]
@@ -178,10 +180,11 @@ def _describe(
             f"speed-up: {whole / flops / seconds:.1f}"
         )
     times = f", times {rate:g}" if rate != 1 else ""
+    kind = "bfloat16" if bfloat16 else "float32"
     lines.append(
         "  work per barrier: of the busiest worker; speed-up over one thread: predicted from "
-        f"{flops / 1e9:.0f} GFLOP/s a worker (float32 from the first-level cache, measured "
-        f"here{times}) and {rates.barrier * 1e9:.0f} ns a barrier and member ({rates.source})"
+        f"{flops / 1e9:.0f} GFLOP/s a worker ({kind} from the first-level cache, "
+        f"measured here{times}) and {rates.barrier * 1e9:.0f} ns a barrier and member ({rates.source})"
     )
     return lines
 
