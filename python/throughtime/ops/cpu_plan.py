@@ -183,8 +183,8 @@ def _describe(
     kind = "bfloat16" if bfloat16 else "float32"
     lines.append(
         "  work per barrier: of the busiest worker; speed-up over one thread: predicted from "
-        f"{flops / 1e9:.0f} GFLOP/s a worker ({kind} from the first-level cache, "
-        f"measured here{times}) and {rates.barrier * 1e9:.0f} ns a barrier and member ({rates.source})"
+        f"{flops / 1e9:.0f} GFLOP/s a worker ({kind} from the first-level cache, measured here"
+        f"{times}) and {rates.barrier * 1e9:.0f} ns a barrier and member ({rates.source})"
     )
     return lines
 
