@@ -335,31 +335,41 @@ class BackwardWalk {
   // Gradients of the outputs of `height` rows and `vectors` blocks to those of the gate sums.
   void cells(const Group& g, const S* dh, int64_t height, int64_t vectors, Step now, int64_t block,
              int64_t row) {
-    for (int64_t j = 0; j < vectors; ++j)
-      cells_of_block(g, dh + j * L, vectors * L, height, now, block + j, row);
+    for (int64_t j = 0; j < vectors; ++j) {
+      if (again_.wanted()) {
+        cells_of_block<true>(g, dh + j * L, vectors * L, height, now, block + j, row);
+      } else {
+        cells_of_block<false>(g, dh + j * L, vectors * L, height, now, block + j, row);
+      }
+    }
   }
 
+  // kAgain: only c was saved.
+  template <bool kAgain>
   void cells_of_block(const Group& g, const S* dh, int64_t dh_stride, int64_t height, Step now,
                       int64_t block, int64_t row) {
     const int64_t at = g.row0 + row, t = now.t, slot = now.slot;
     const bool watch = in_.lengths || in_.reset || t == in_.first_time(at);
     const S* saved = saved_at(t, block, at);
     const S* before = now.step > 0 ? saved_at(in_.time(now.step - 1), block, at) : saved;
-    const S* again = again_.wanted() ? g.again.at(block, slot, row) : nullptr;
+    const S* again = kAgain ? g.again.at(block, slot, row) : nullptr;
+    constexpr int64_t saved_numbers = kAgain ? L : Activations::kVectors * L;
     S* carried = g.dc + (block * g.rows + row) * L;
     Operand* da = g.da.at(block, slot, row);
     Operand* u = projected_ ? g.u.at(block, slot, row) : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> kept[Cell::kSaved], gates[G], c_before{}, dc{};
-      if (again) {
+      if constexpr (kAgain) {
         load_vectors<Cell::kSaved>(again, L, kept);
         again += Cell::kSaved * L;
       } else {
         Activations::get(saved, kept);
       }
       if (Cell::kCarriesCell) {
-        c_before = watch ? cell_before(now.step, t, block, at + r) : cell(before);
-        for (int64_t v = 0; v < saved_numbers_ - L; v += L) __builtin_prefetch(before + v);
+        c_before = watch    ? cell_before(now.step, t, block, at + r)
+                   : kAgain ? load(before)
+                            : Activations::cell(before);
+        for (int64_t v = 0; v < saved_numbers - L; v += L) __builtin_prefetch(before + v);
         dc = load(carried);
       }
       const Vec<S> output = Cell::retreat(kept, c_before, load(dh), &dc, gates);
@@ -372,8 +382,8 @@ class BackwardWalk {
         Numbers<Operand>::put(u, output);
         u += L;
       }
-      saved += saved_numbers_;
-      before += saved_numbers_;
+      saved += saved_numbers;
+      before += saved_numbers;
       dh += dh_stride;
       da += kGates;
     }
