@@ -125,8 +125,7 @@ PyObject* lstm_plan(PyObject*, PyObject* args) {
   const auto schedule = [&](const WalkPlan& plan) {
     return schedule_walk(shape, kLstmGates, plan, threads, lanes);
   };
-  return Py_BuildValue("{s:n,s:O,s:N,s:N}", "lanes", static_cast<Py_ssize_t>(lanes), "fuse_input",
-                       forward.fuse_input ? Py_True : Py_False, "forward",
+  return Py_BuildValue("{s:n,s:N,s:N}", "lanes", static_cast<Py_ssize_t>(lanes), "forward",
                        partition(shape, forward, schedule(forward), blocks, 1), "backward",
                        partition(shape, backward, schedule(backward), blocks,
                                  panel_width(blocks, schedule(backward).members)));
@@ -249,8 +248,8 @@ PyMethodDef methods[] = {
      "cgroup_quota(root): CPUs that the control groups described below that folder grant, 0: all."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
      "lstm_plan(T, B, I, H, R, scalar_bytes, threads): how the CPU kernels divide that work: of "
-     "both "
-     "passes the rows of groups, and blocks of units of the members of a team, as [begin, end)."},
+     "both passes the rows of groups, and blocks of units of the members of a team, as [begin, "
+     "end)."},
     {"rel_lstm_plan", rel_lstm_plan, METH_VARARGS,
      "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same; a team is one worker."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,

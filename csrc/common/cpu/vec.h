@@ -200,7 +200,6 @@ struct Numbers {
 
   TT_INLINE static Storage one() { return 1; }
   TT_INLINE static Storage wide(Storage number) { return number; }
-  TT_INLINE static Vec<Storage> vector(const Storage* from) { return load(from); }
   TT_INLINE static Vec<Storage> vector_part(const Storage* from, int64_t count) {
     return load_part(from, count);
   }
