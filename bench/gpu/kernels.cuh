@@ -55,18 +55,20 @@ constexpr int exchange_shared_bytes(int ranks, int warps, int tiles) {
 }
 
 TT_DEVICE uint32_t message(int round, int from, int to, int tile) {
-  return (((static_cast<uint32_t>(round) * 16 + from) * 16 + to) * 4 + tile) * kMostThreads +
-         thread();
+  return ((static_cast<uint32_t>(round) * 16 + from) * 16 + to) * 4 + tile;
 }
 
 // The end of a step, `rounds` times: the barrier of a block or a grid, or, in a cluster, each block's
-// part of h to every block, in the places and the order of the LSTM's forward.
-TT_KERNEL(kMostThreads) exchange(TT_PARAMS Probe p) {
+// part of h to every block, in the places and the order of the LSTM's forward. `V` is a message.
+template <typename V, bool kGrid>
+TT_DEVICE void exchange_steps(const Probe& p) {
+  constexpr int kWords = sizeof(V) / 4, kOfBlock = 32 / kWords;  // lanes that send a tile to a block
   const int ranks = p.partition.ranks, rank = block() % ranks, warps = threads() / 32;
   const uint32_t bytes = 8 * p.size * row_words(ranks, warps) * 4;
-  const GroupBarrier barrier(p.partition, block() / ranks, Site::kForwardStep, 0, bytes);
+  const GroupBarrier<kGrid> barrier(p.partition, block() / ranks, Site::kForwardStep, 0, bytes);
+  const int at = lane() % kOfBlock * kWords;  // of the tile's 8 rows of 4 words
   auto* const first = reinterpret_cast<uint32_t*>(shared_memory() + kBuffers) +
-                      lane_row() * row_stride(ranks, warps) + warp() * 4 + lane_column();
+                      at / 4 * row_stride(ranks, warps) + warp() * 4 + at % 4;
   const auto place = [&](int round, int tile, int from) {
     const int row = 8 * (round % 2 * p.size + tile);
     return first + row * row_stride(ranks, warps) + from * warps * 4;
@@ -74,13 +76,17 @@ TT_KERNEL(kMostThreads) exchange(TT_PARAMS Probe p) {
   barrier.start();
   const long long start = now();
   bool wrong = false;
-  int from = 0, tile = 0;  // of the word that is checked
+  int from = 0, tile = 0;  // of the message that is checked
   for (int round = 0; round < p.rounds; ++round) {
-    for (int i = 0; barrier.in_cluster() && i < p.size; ++i) {
-      for (int to = 0; to < ranks; ++to) {
+    for (int to = lane() / kOfBlock; barrier.in_cluster() && to < ranks; to += kWords) {
+      for (int i = 0; i < p.size; ++i) {
         // `wrong` orders the message after the last round's read, as the product does in the LSTM.
-        store_remote(place(round, i, rank), message(round, rank, to, i) + wrong,
-                     barrier.mbarrier(round), to);
+        const uint32_t word = message(round, rank, to, i) + wrong;
+        V value;
+        TT_UNROLL
+        for (int k = 0; k < kWords; ++k) reinterpret_cast<uint32_t*>(&value)[k] = word;
+        store_remote(reinterpret_cast<V*>(place(round, i, rank)), value, barrier.mbarrier(round),
+                     to);
       }
     }
     barrier.arrive();
@@ -92,6 +98,16 @@ TT_KERNEL(kMostThreads) exchange(TT_PARAMS Probe p) {
     }
   }
   report(p, start, wrong);
+}
+
+template <typename V>
+TT_KERNEL(kMostThreads)
+exchange(TT_PARAMS Probe p) {
+  if (p.partition.grid) {
+    exchange_steps<V, true>(p);
+  } else {
+    exchange_steps<V, false>(p);
+  }
 }
 
 // ---- Memory ----

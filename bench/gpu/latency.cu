@@ -246,16 +246,21 @@ std::vector<Measurement> measurements(int sm) {
   // name, constant, unit, value, kernel, rounds, work, launches, what is read
   // clang-format off
   return {
-      {"clock", "Gpu::ghz", 0, "GHz", gigahertz, exchange, 1 << 18, one, {blocks(8)}},
-      {"block_barrier", OF_PLAN(kBlockBarrier), "cycles", cycles_of_work, exchange, 4096, one,
+      {"clock", "Gpu::ghz", 0, "GHz", gigahertz, exchange<Words>, 1 << 18, one, {blocks(8)}},
+      {"block_barrier", OF_PLAN(kBlockBarrier), "cycles", cycles_of_work, exchange<Words>, 4096, one,
        {blocks(1), blocks(4), blocks(8), blocks(16)}},
-      {"message", OF_PLAN(kRemoteStore), "cycles", cycles_of_work, exchange, 2048, one,
+      {"message", OF_PLAN(kRemoteStore), "cycles", cycles_of_work, exchange<Words>, 2048, one,
        {clusters(1, 1, 2, 1), clusters(1, 1, 8, 1), clusters(1, 1, 16, 1), clusters(1, kAll, 16, 1)}},
-      {"message_bytes", OF_PLAN(kRemoteBytesPerCycle), "bytes/cycle/SM", work_per_cycle, exchange,
-       1024, bytes_sent, {clusters(8, 1, 4, 4), clusters(8, 1, 16, 4), clusters(8, kAll, 16, 4)}},
-      {"grid_barrier", OF_PLAN(kGridBarrier), "cycles", cycles_of_work, exchange, 1024, one,
+      {"message_bytes_4", "", 0, "bytes/cycle/SM", work_per_cycle, exchange<uint32_t>, 1024,
+       bytes_sent, {clusters(8, 1, 4, 4), clusters(8, 1, 16, 4)}},
+      {"message_bytes_8", OF_PLAN(kRemoteBytesPerCycle), "bytes/cycle/SM", work_per_cycle,
+       exchange<Pair>, 1024, bytes_sent, {clusters(8, 1, 4, 4), clusters(8, 1, 16, 4)}},
+      {"message_bytes_16", OF_PLAN(kRemoteBytesPerCycle), "bytes/cycle/SM", work_per_cycle,
+       exchange<Words>, 1024, bytes_sent,
+       {clusters(8, 1, 4, 4), clusters(8, 1, 16, 4), clusters(8, kAll, 16, 4)}},
+      {"grid_barrier", OF_PLAN(kGridBarrier), "cycles", cycles_of_work, exchange<Words>, 1024, one,
        {grid(2), grid(8), grid(32), grid(kAll)}},
-      {"active_clusters", "9/10 of the SMs in time()", 0.9, "clusters", groups_at_once, exchange,
+      {"active_clusters", "9/10 of the SMs in time()", 0.9, "clusters", groups_at_once, exchange<Words>,
        1, one, {filling(2, sm), filling(4, sm), filling(8, sm), filling(16, sm)}},
       {"shared_read", OF_PLAN(kSharedBytesPerCycle), "bytes/cycle/SM", work_per_cycle, read<true>,
        64, bytes_read, {blocks(16, 1, kVectors, 16 * kVectors)}},
@@ -274,7 +279,7 @@ std::vector<Measurement> measurements(int sm) {
        {blocks(1)}},
       {"cell_rate", OF_PLAN(kPointwisePerUnit), "cycles per unit and sample", cycles_of_work,
        pointwise, 4096, elements, {blocks(8), blocks(16)}},
-      {"launch", OF_PLAN(kKernelMicroseconds), "us", microseconds, exchange, 0, one,
+      {"launch", OF_PLAN(kKernelMicroseconds), "us", microseconds, exchange<Words>, 0, one,
        {blocks(8), blocks(8, kAll)}},
   };
   // clang-format on

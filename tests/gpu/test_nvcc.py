@@ -80,10 +80,10 @@ MEASURED = (
     ("latency4readILb1E", "LDS.128", 8),
     ("latency5chase", "LDG.E", 1),
     ("latency9pointwise", "MUFU.TANH", 4),
-    ("latency8exchange", "STAS", 1),
-    ("latency8exchange", "SYNCS.PHASECHK", 1),
-    ("latency8exchange", "REDG", 1),
-    ("latency8exchange", "BAR.SYNC", 3),
+    ("latency8exchangeINS_6device5Words", "STAS", 1),
+    ("latency8exchangeINS_6device5Words", "SYNCS.PHASECHK", 1),
+    ("latency8exchangeINS_6device5Words", "REDG", 1),
+    ("latency8exchangeINS_6device5Words", "BAR.SYNC", 3),
 )
 
 

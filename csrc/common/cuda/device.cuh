@@ -80,11 +80,11 @@ TT_DEVICE void cluster_barrier(Site) {
 
 // A barrier in two halves between all threads of co-resident blocks that share *arrivals. The counter
 // starts at 0; `all` is the number of blocks times the number of their barriers so far. A store between
-// the halves does not delay the other blocks.
+// the halves does not delay the other blocks. Release and acquire are cumulative: with the barriers of
+// the block they order what all its threads wrote and read, without a fence.
 TT_DEVICE void grid_arrive(Site, unsigned* arrivals) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
   }
 }
@@ -94,7 +94,6 @@ TT_DEVICE void grid_wait(Site, const unsigned* arrivals, unsigned all) {
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrivals) : "memory");
     } while (seen < all);
-    __threadfence();
   }
   __syncthreads();
 }
@@ -152,19 +151,39 @@ TT_DEVICE void store_remote(Pair* to, Pair value, Mbarrier* barrier, int rank) {
                : "memory");
 #endif
 }
-// Waits until all `bytes` of a round have arrived and are visible.
+TT_DEVICE void store_remote(Words* to, Words value, Mbarrier* barrier, int rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
+          "r"(map_to_rank(to, rank)),
+      "r"(value.v[0]), "r"(value.v[1]), "r"(value.v[2]), "r"(value.v[3]),
+      "r"(map_to_rank(barrier, rank))
+      : "memory");
+#endif
+}
+// Waits until all `bytes` of a round have arrived and are visible. Only shared memory is handed over: a
+// fence for it alone leaves the L1 cache as it is, which an acquire of the whole cluster empties.
 TT_DEVICE void mbarrier_wait(Site, Mbarrier* barrier, uint32_t round, uint32_t /*bytes*/) {
 #if __CUDA_ARCH__ >= 900
+#if __CUDACC_VER_MAJOR__ >= 13
+#define TT_TRY_WAIT "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64"
+#else
+#define TT_TRY_WAIT "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64"
+#endif
   uint32_t complete;
   do {
     asm volatile(
-        "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "{\n\t.reg .pred p;\n\t" TT_TRY_WAIT
+        " p, [%1], %2;\n\t"
         "selp.u32 %0, 1, 0, p;\n\t}"
         : "=r"(complete)
         : "r"(shared_address(barrier)), "r"(round & 1)
         : "memory");
   } while (!complete);
+#if __CUDACC_VER_MAJOR__ >= 13
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#endif
+#undef TT_TRY_WAIT
 #endif
 }
 
@@ -179,10 +198,21 @@ TT_DEVICE Words load_past_l1(const Words* p) {
   return {{v.x, v.y, v.z, v.w}};
 }
 
+// Copies to shared memory, past the L1 cache, without waiting; copies_wait() waits for all of this
+// thread's.
+TT_DEVICE void copy_async(Words* to, const Words* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+}
+TT_DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // Fetches p into the L2 cache, for a read some steps later.
 TT_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- Warp ----
+// Between the lanes: earlier writes to shared memory are visible to all of them.
+TT_DEVICE void warp_barrier() { __syncwarp(); }
+
 // Bit l: the value of lane l.
 TT_DEVICE uint32_t warp_ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 

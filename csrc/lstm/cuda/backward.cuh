@@ -28,7 +28,7 @@
 
 namespace throughtime {
 
-template <typename S, int kTiles, int kHeld>
+template <typename S, int kTiles, int kHeld, bool kGrid>
 class BackwardBlock {
  public:
   TT_DEVICE explicit BackwardBlock(const RecurrenceBackward<S>& p)
@@ -41,28 +41,35 @@ class BackwardBlock {
         H_(share_.H),
         stride_(operand_stride(4 * partition_.units, sizeof(S))),
         jobs_(backward_jobs(H_, partition_.units, partition_.parts, warps_)),
+        first_job_{warp() / jobs_.slabs32, warp() % jobs_.slabs32},
+        by_slabs_(slabs_),
         layout_(backward_layout(H_, partition_.units, partition_.ranks, partition_.parts, warps_,
-                                partition_.grid, kTiles, kHeld, sizeof(S))),
+                                kGrid, kTiles, kHeld, sizeof(S))),
         barrier_(partition_, share_.group, Site::kBackwardStep, layout_.mbarriers,
-                 received_bytes_here()) {}
+                 received_bytes_here()),
+        row_(share_.row(T_ - 1)) {
+    const int64_t n = share_.sample0 + lane();
+    if (lane() < share_.samples) length_ = p.in.lengths ? static_cast<int>(p.in.lengths[n]) : T_;
+  }
 
   TT_DEVICE void run() {
     const bool owner = warp() < slabs_ && share_.unit0 < H_;
     start();
     Input next;
-    Flags next_flags = flags(T_ - 1);
+    Marks marks = marks_at(T_ - 1);
     if (owner) {
       load_state();
-      load(next, T_ - 1);
+      load(next, T_ - 1, row_);
     }
     barrier_.start();
     for (int s = T_ - 1; s >= 0; --s) {
-      const Flags flagged = next_flags;
+      const Flags flagged(marks);
       const bool exchange = flagged.open != 0;
-      if (owner) step(share_.time(s), next, flagged, exchange);
-      if (s > 0) {
-        next_flags = flags(s - 1);
-        if (owner) load(next, s - 1);
+      if (s > 0) marks = marks_at(s - 1);
+      if (owner) {
+        step(share_.time(s), next, flagged, exchange);
+        row_ -= share_.next_row();
+        if (s > 0) load(next, s - 1, row_);
       }
       if (!exchange) continue;
       block_barrier(Site::kBackwardGates);
@@ -82,11 +89,30 @@ class BackwardBlock {
     Stored<S> dy[kTiles];
     Fragment<float, kTiles> before;  // c of the step before
   };
+  // Of the lane's sample: loaded a step before it is needed.
+  struct Marks {
+    bool active, reset, detached;
+  };
   // Bit n: sample n of the group.
   struct Flags {
     uint32_t open;  // lets a gradient through to h of the step before
     uint32_t reset;
+    TT_DEVICE explicit Flags(const Marks& m)
+        : open(warp_ballot(m.active && !m.reset && !m.detached)),
+          reset(warp_ballot(m.active && m.reset)) {}
     TT_DEVICE static bool bit(uint32_t flags, Place at) { return flags >> at.sample & 1u; }
+  };
+  // Job i is the product of one part for 32 units.
+  struct Job {
+    int part, slab32;
+    // To a job of another warp, `jobs` further.
+    TT_DEVICE void advance(int jobs, int slabs32) {
+      slab32 += jobs;
+      while (slab32 >= slabs32) {
+        slab32 -= slabs32;
+        ++part;
+      }
+    }
   };
 
   // Of this block's units, from the products of all blocks, in a round.
@@ -105,17 +131,16 @@ class BackwardBlock {
   TT_DEVICE Pair* received(int rank) const {
     const int bytes = received_bytes(partition_.units, partition_.ranks, partition_.parts, kTiles);
     const int turn = round_ % 2;
-    if (partition_.grid) {
+    if constexpr (kGrid) {
       const int64_t at = (static_cast<int64_t>(share_.group) * 2 + turn) * partition_.ranks + rank;
       return reinterpret_cast<Pair*>(static_cast<char*>(partition_.exchange) + at * bytes);
+    } else {
+      return reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
     }
-    return reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
   }
   TT_DEVICE int place(int source, int slab, int tile) const {
     return ((source * slabs_ + slab) * kTiles + tile) * 32 + lane();
   }
-
-  TT_DEVICE int job(int index) const { return warp() + index * warps_; }
 
   // Weights into registers and shared memory. The operand needs no zeros: samples beyond the batch
   // have gradients 0, and so have units beyond H, which are written here.
@@ -134,7 +159,7 @@ class BackwardBlock {
   // From element `at` of a tile: row `row` of slab r in the job's 32 units. Element 4 u + r is
   // gate r of the block's unit u.
   TT_DEVICE WeightElement<S> weight(int tile, int r, int row, int at) const {
-    const int of = job(tile / jobs_.run), part = of / jobs_.slabs32;
+    const int of = warp() + tile / jobs_.run * warps_, part = of / jobs_.slabs32;
     const int to = of % jobs_.slabs32 * 32 + 8 * r + row;
     const int k = (part * jobs_.run + tile % jobs_.run) * kTileK + at;
     const auto element = [&](int from) {
@@ -159,7 +184,7 @@ class BackwardBlock {
     const int t = share_.time(T_ - 1);
     const auto dh_n = share_.state(p_.dh_n);
     const auto dc_n = share_.state(p_.dc_n);
-    const auto cells = share_.at_step(p_.cells, t, p_.in.H);
+    const auto cells = share_.at_row(p_.cells, row_, 1);
     for_each<kTiles>([&](Place at) {
       dh_[at] = dh_n.has(at) ? to_float(*dh_n.at(at)) : 0.0f;
       dc_[at] = dc_n.has(at) ? *dc_n.at(at) : 0.0f;
@@ -167,41 +192,37 @@ class BackwardBlock {
     });
   }
 
-  TT_DEVICE Flags flags(int s) const {
+  TT_DEVICE Marks marks_at(int s) const {
     const int64_t t = share_.time(s), n = share_.sample0 + lane();
-    const bool active = lane() < share_.samples && (!p_.in.lengths || t < p_.in.lengths[n]);
-    const bool reset = active && p_.in.is_reset(share_.direction, t, n);
-    const bool detach = active && p_.is_detached(share_.direction, t, n);
-    return {warp_ballot(active && !reset && !detach), warp_ballot(reset)};
+    const bool active = t < length_;
+    return {active, active && p_.in.is_reset(share_.direction, t, n),
+            active && p_.is_detached(share_.direction, t, n)};
   }
 
-  TT_DEVICE void load(Input& to, int s) const {
-    const int64_t t = share_.time(s), before = share_.time(s - 1), H = p_.in.H;
-    const int64_t ahead = share_.positions(s, -kPrefetchSteps) * p_.in.B * p_.in.D * H;
+  // What step s takes.
+  TT_DEVICE void load(Input& to, int s, int64_t row) const {
+    const int before = share_.time(s - 1);
+    const int64_t ahead = -kPrefetchSteps * share_.next_row();
+    const auto gates = share_.at_row(p_.gates, row, 4);
+    const auto cells = share_.at_row(p_.cells, s > 0 ? row - share_.next_row() : row, 1);
     TT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       TT_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        to.gates[tile][r] = share_.at_step(p_.gates, t, 4 * H, r * H).load(tile, 4 * ahead);
-      }
-      to.dy[tile] = p_.dy ? share_.at_step(p_.dy, t, H).load(tile, ahead) : Stored<S>{};
+      for (int r = 0; r < 4; ++r) to.gates[tile][r] = gates.load(tile, r * H_);
+      to.dy[tile] = p_.dy ? share_.at_row(p_.dy, row, 1).load(tile) : Stored<S>{};
+      if (s <= kPrefetchSteps) continue;
+      gates.prefetch(tile, 4 * ahead, 4, H_);
+      cells.prefetch(tile, ahead, 1, H_);
+      if (p_.dy) share_.at_row(p_.dy, row, 1).prefetch(tile, ahead, 1, H_);
     }
     const auto c0 = share_.state(p_.in.c0);
-    const auto cells = share_.at_step(p_.cells, before, H);
     for_each<kTiles>([&](Place at) {
-      if (!c0.has(at)) {
-        to.before[at] = 0.0f;
-      } else if (before < 0 || before >= share_.length[at]) {
-        to.before[at] = *c0.at(at);
-      } else {
-        to.before[at] = *cells.at(at);
-        if (s > kPrefetchSteps) prefetch(cells.at(at) + ahead);
-      }
+      const bool begins = before < 0 || before >= share_.length[at];
+      to.before[at] = !c0.has(at) ? 0.0f : begins ? *c0.at(at) : *cells.at(at);
     });
   }
 
   TT_DEVICE void step(int t, const Input& now, const Flags& flagged, bool exchange) {
-    const int64_t H = p_.in.H;
     TT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       float gates[4][2], dy[2], da[4][2];
@@ -227,7 +248,9 @@ class BackwardBlock {
         }
       });
       TT_UNROLL
-      for (int r = 0; r < 4; ++r) share_.at_step(p_.dgates, t, 4 * H, r * H).store(tile, da[r]);
+      for (int r = 0; r < 4; ++r) {
+        share_.at_row(p_.dgates, row_, 4).store(tile, da[r], r * H_);
+      }
     }
   }
 
@@ -242,43 +265,64 @@ class BackwardBlock {
 
   // Partial dh of 32 units at a time, 8 of them to each block that owns them.
   TT_DEVICE void multiply() {
+    Job job = first_job_;
     product_.multiply(
         tiles_, jobs_.run, stride_,
-        [&](int index) {
-          return operand(round_) + job(index) / jobs_.slabs32 * jobs_.run * kTileK;
-        },
-        [&](int index) {
-          const int of = job(index);
-          const int source = share_.rank * partition_.parts + of / jobs_.slabs32;
-          TT_UNROLL
-          for (int r = 0; r < 4; ++r) {
-            const int slab = of % jobs_.slabs32 * 4 + r;
-            if (slab * kSlabUnits >= H_) break;
-            const int rank = slab / slabs_;
-            TT_UNROLL
-            for (int tile = 0; tile < kTiles; ++tile) {
-              Pair* to = received(rank) + place(source, slab % slabs_, tile);
-              const Pair sums = product_.sums().pair(tile, r);
-              if (barrier_.in_cluster()) {
-                store_remote(to, sums, barrier_.mbarrier(round_), rank);
-              } else {
-                *to = sums;
-              }
-            }
-          }
+        [&](int) { return operand(round_) + job.part * jobs_.run * kTileK; },
+        [&](int) {
+          send(job);
+          job.advance(warps_, jobs_.slabs32);
         });
   }
 
+  TT_DEVICE void send(const Job& job) {
+    const int source = share_.rank * partition_.parts + job.part;
+    int rank = by_slabs_.quotient(4 * job.slab32), slab = 4 * job.slab32 - rank * slabs_;
+    TT_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      if ((4 * job.slab32 + r) * kSlabUnits >= H_) break;
+      Pair* const to = received(rank) + place(source, slab, 0);
+      TT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const Pair sums = product_.sums().pair(tile, r);
+        if (barrier_.in_cluster()) {
+          store_remote(to + tile * 32, sums, barrier_.mbarrier(round_), rank);
+        } else {
+          to[tile * 32] = sums;
+        }
+      }
+      if (++slab == slabs_) {
+        slab = 0;
+        ++rank;
+      }
+    }
+  }
+
+  // The parts of all sources, added in their order; several loads in flight.
   TT_DEVICE void receive(const Flags& flagged) {
-    const Pair* from = received(share_.rank);
+    constexpr int kAtOnce = 8;
+    const int sources = partition_.ranks * partition_.parts;
     TT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
+      const Pair* from = received(share_.rank) + place(0, warp(), tile);
+      const int next = slabs_ * kTiles * 32;
       float sum[2] = {};
-      for (int source = 0; source < partition_.ranks * partition_.parts; ++source) {
-        const Pair* p = from + place(source, warp(), tile);
-        const Pair part = partition_.grid ? load_past_l1(p) : *p;
-        sum[0] += part.a;
-        sum[1] += part.b;
+      TT_DO_NOT_UNROLL
+      for (int source = 0; source < sources; source += kAtOnce) {
+        Pair parts[kAtOnce];
+        TT_UNROLL
+        for (int i = 0; i < kAtOnce; ++i) {
+          parts[i] = {0.0f, 0.0f};
+          if (source + i < sources) {
+            parts[i] = kGrid ? load_past_l1(from + i * next) : from[i * next];
+          }
+        }
+        TT_UNROLL
+        for (int i = 0; i < kAtOnce; ++i) {
+          sum[0] += parts[i].a;
+          sum[1] += parts[i].b;
+        }
+        from += kAtOnce * next;
       }
       for_each_of_tile(tile, [&](Place at) {
         if (Flags::bit(flagged.open, at)) dh_[at] = sum[at.e];
@@ -304,18 +348,22 @@ class BackwardBlock {
   const WarpShare<S, kTiles> share_;
   const int T_, H_, stride_;
   const Jobs jobs_;
+  const Job first_job_;
+  const Divisor by_slabs_;
   const SharedLayout layout_;
-  const GroupBarrier barrier_;
+  const GroupBarrier<kGrid> barrier_;
   Product<S, kTiles, kHeld> product_;
   int tiles_;
   int round_ = 0;
+  int length_ = 0;  // of the lane's sample, as in Marks
   Fragment<float, kTiles> c_, dh_, dc_;
+  int64_t row_;  // of the step, see WarpShare
 };
 
-template <typename S, int kTiles, int kHeld>
+template <typename S, int kTiles, int kHeld, bool kGrid>
 TT_KERNEL(most_threads(kTiles, kHeld))
 lstm_walk_backward(TT_PARAMS RecurrenceBackward<S> p) {
-  BackwardBlock<S, kTiles, kHeld>(p).run();
+  BackwardBlock<S, kTiles, kHeld, kGrid>(p).run();
 }
 
 }  // namespace throughtime

@@ -10,13 +10,16 @@
 //     lane    one unit of 2 samples per tile: c, h and the sums of the gates, in registers
 //
 // A step: the product with h in shared memory, the cell, h_t into every block of the group. In a cluster
-// st.async writes it into the other blocks' shared memory, in a grid it goes through global memory. The
-// step's other results are stored after the arrival, so that no barrier waits for them. projected of the
-// next step is loaded before the wait; the L2 cache fetched it several steps earlier.
+// st.async writes it into the blocks' shared memory, in a grid it goes through global memory. The step's
+// other results are stored after the arrival, so that no barrier waits for them. projected of the next
+// step is loaded before the wait; the L2 cache fetched it several steps earlier.
 //
-// In a cluster h has two buffers, and no barrier is needed before a block overwrites one: a block
-// sends h_t only after it has read h_{t-1}. A block that has received all of h_t therefore knows that
-// no block still reads the buffer of h_{t-1}, where it writes next.
+// In a cluster h has two buffers, and no barrier is needed before a block overwrites one: a warp writes
+// and sends h_t only after it has read h_{t-1}. A block that has received all of h_t therefore knows that
+// no warp still reads the buffer of h_{t-1}, where it writes next.
+//
+// Few warps walk through a step one instruction after the other, so instructions are what it costs:
+// offsets are made once, and one row moves from step to step.
 //
 // Rounded to S: y, h_n, and h_{t-1} as operand of the product. Saved: c_t, gates (cell.cuh). A sample past
 // its end keeps its state, and nothing that is loaded for it is used.
@@ -29,7 +32,7 @@
 
 namespace throughtime {
 
-template <typename S, int kTiles, int kHeld>
+template <typename S, int kTiles, int kHeld, bool kGrid>
 class ForwardBlock {
  public:
   TT_DEVICE explicit ForwardBlock(const RecurrenceForward<S>& p)
@@ -42,10 +45,11 @@ class ForwardBlock {
         T_(share_.T),
         H_(share_.H),
         stride_(operand_stride(H_, sizeof(S))),
-        layout_(forward_layout(H_, partition_.units, partition_.parts, partition_.grid, kTiles,
-                               kHeld, sizeof(S))),
+        layout_(forward_layout(H_, partition_.units, partition_.parts, kGrid, kTiles, kHeld,
+                               sizeof(S))),
         barrier_(partition_, share_.group, Site::kForwardStep, layout_.mbarriers,
-                 8 * kTiles * H_ * sizeof(S)) {}
+                 8 * kTiles * H_ * sizeof(S)),
+        row_(share_.row(0)) {}
 
   TT_DEVICE void run() {
     const bool inside = share_.unit0 < H_, owner = part_ == 0 && inside;
@@ -53,16 +57,16 @@ class ForwardBlock {
     Input now;
     if (owner) {
       load_state();
-      if (kLoadEarly) load(now, 0);
+      if (kLoadEarly) load(now, 0, row_);
     }
     barrier_.start();
     // Warps with no units and no share of the product exit; no barrier counts them.
     if (!inside && partition_.parts == 1 && barrier_.in_cluster()) return;
     for (int s = 0; s < T_; ++s) {
       const bool last = s + 1 == T_;
-      if (!kLoadEarly && owner) load(now, s);
+      if (!kLoadEarly && owner) load(now, s, row_);
       Fragment4<kTiles> sums;
-      multiply(partition_.grid ? 0 : s & 1, sums);
+      multiply(kGrid ? 0 : s & 1, sums);
       if (partition_.parts > 1) add_parts(sums);
       if (owner) {
         step(share_.time(s), now, sums);
@@ -71,11 +75,12 @@ class ForwardBlock {
       if (!last) barrier_.arrive();
       if (owner) {
         record(share_.time(s), sums);
-        if (kLoadEarly && !last) load(now, s + 1);
+        row_ += share_.next_row();
+        if (kLoadEarly && !last) load(now, s + 1, row_);
       }
       if (last) break;
       barrier_.wait(s);
-      if (partition_.grid) copy((s + 1) & 1);
+      if constexpr (kGrid) copy((s + 1) & 1);
     }
     if (owner) store_state();
   }
@@ -111,7 +116,7 @@ class ForwardBlock {
                     using Element = WeightElement<S>;
                     return unit < H_ && k < H_ ? *reinterpret_cast<const Element*>(p) : Element{};
                   });
-    const int copies = partition_.grid ? 1 : 2;
+    const int copies = kGrid ? 1 : 2;
     for (int i = thread(); i < 8 * kTiles * stride_; i += threads()) {
       const int n = i / stride_, k = i % stride_;
       const int64_t row = share_.direction * p_.in.B + share_.sample0 + n;
@@ -127,19 +132,28 @@ class ForwardBlock {
       c_[at] = c0.has(at) ? *c0.at(at) : 0.0f;
       h_[at] = h0.has(at) ? to_float(*h0.at(at)) : 0.0f;
     });
+    TT_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      const int64_t gate = (share_.direction * 4 + r) * p_.in.H + share_.unit0 + lane_row();
+      bias_[r] = p_.bias ? p_.bias[gate] : 0.0f;
+    }
   }
 
-  TT_DEVICE void load(Input& to, int s) const {
+  // What step s takes.
+  TT_DEVICE void load(Input& to, int s, int64_t row) {
     const int t = share_.time(s);
-    const int64_t ahead = share_.positions(s, kPrefetchSteps) * p_.in.B * p_.in.D * 4 * H_;
-    const auto projected = share_.at_step(p_.projected, t, 4 * p_.in.H);
+    const auto projected = share_.at_row(p_.projected, row, 4);
+    if (s + kPrefetchSteps < T_) {
+      TT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        projected.prefetch(tile, 4 * kPrefetchSteps * share_.next_row(), 4, H_);
+      }
+    }
     for_each<kTiles>([&](Place at) {
       const bool active = t < share_.length[at];
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        const float* p = projected.at(at) + r * p_.in.H;
-        to.projected(at, r) = active ? *p : 0.0f;
-        if (ahead != 0 && projected.has(at)) prefetch(p + ahead);
+        to.projected(at, r) = active ? *projected.at(at, r * H_) : 0.0f;
       }
       to.reset[at] = active && p_.in.is_reset(share_.direction, t, share_.sample0 + at.sample);
     });
@@ -185,14 +199,12 @@ class ForwardBlock {
 
   // The cell; replaces the sums of the gates by what is saved of them.
   TT_DEVICE void step(int t, const Input& now, Fragment4<kTiles>& sums) {
-    const float* bias = p_.bias ? p_.bias + share_.direction * 4 * p_.in.H + share_.unit0 : nullptr;
     for_each<kTiles>([&](Place at) {
       const bool reset = now.reset[at];
       float a[4];
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        a[r] = now.projected(at, r) + (bias ? bias[r * p_.in.H + at.unit] : 0.0f) +
-               (reset ? 0.0f : sums(at, r));
+        a[r] = now.projected(at, r) + bias_[r] + (reset ? 0.0f : sums(at, r));
       }
       const CellResult<S> cell = cell_forward<S>(a, c_[at], reset);
       TT_UNROLL
@@ -206,19 +218,18 @@ class ForwardBlock {
 
   // A step's results in global memory.
   TT_DEVICE void record(int t, const Fragment4<kTiles>& saved) const {
-    const int64_t H = p_.in.H;
     TT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       const float y[2] = {t < share_.length.v[tile][0] ? h_.v[tile][0] : 0.0f,
                           t < share_.length.v[tile][1] ? h_.v[tile][1] : 0.0f};
-      share_.at_step(p_.y, t, H).store(tile, y);
+      share_.at_row(p_.y, row_, 1).store(tile, y);
       if (!p_.gates) continue;
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
         const Pair gate = saved.pair(tile, r);
-        share_.at_step(p_.gates, t, 4 * H, r * H).store(tile, {gate.a, gate.b});
+        share_.at_row(p_.gates, row_, 4).store(tile, {gate.a, gate.b}, r * H_);
       }
-      share_.at_step(p_.cells, t, H).store(tile, c_.v[tile]);
+      share_.at_row(p_.cells, row_, 1).store(tile, c_.v[tile]);
     }
   }
 
@@ -229,32 +240,45 @@ class ForwardBlock {
     for (int tile = 0; tile < kTiles; ++tile) {
       const Stored<S> h = Stored<S>::of(h_.v[tile]);
       Stored<S>::for_each(h.words, tile, [&](uint32_t word, int sample, int unit) {
-        unit += share_.unit0;
-        if (partition_.grid) {
-          *reinterpret_cast<uint32_t*>(exchanged(copy) + sample * p_.in.H + unit) = word;
-          return;
-        }
-        auto* own = reinterpret_cast<uint32_t*>(operand(copy) + sample * stride_ + unit);
-        if (partition_.ranks == 1) {
-          *own = word;
-        } else {
-          for (int rank = 0; rank < partition_.ranks; ++rank) {
-            store_remote(own, word, barrier_.mbarrier(s), rank);
-          }
-        }
+        S* to = kGrid ? exchanged(copy) + sample * p_.in.H : operand(copy) + sample * stride_;
+        *reinterpret_cast<uint32_t*>(to + share_.unit0 + unit) = word;
       });
+    }
+    if (barrier_.in_cluster()) send_to_cluster(copy, barrier_.mbarrier(s));
+  }
+
+  // The warp's units as they lie in this block's operand: 16 bytes a lane, several blocks at a time.
+  TT_DEVICE void send_to_cluster(int copy, Mbarrier* mbarrier) {
+    constexpr int kWide = sizeof(Words) / sizeof(S), kOfSample = kSlabUnits / kWide;
+    constexpr int kOfBlock = 8 * kOfSample, kBlocks = 32 / kOfBlock;
+    const int sample = lane() % kOfBlock / kOfSample, unit = lane() % kOfSample * kWide;
+    Words* const own =
+        reinterpret_cast<Words*>(operand(copy) + sample * stride_ + share_.unit0 + unit);
+    const int tile_stride = 8 * stride_ / kWide;
+    warp_barrier();
+    Words h[kTiles];
+    TT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) h[tile] = own[tile * tile_stride];
+    warp_barrier();  // a block sends to itself too, over what the others read here
+    for (int rank = lane() / kOfBlock; rank < partition_.ranks; rank += kBlocks) {
+      TT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        store_remote(own + tile * tile_stride, h[tile], mbarrier, rank);
+      }
     }
   }
 
-  // h that the grid exchanged, into shared memory.
+  // h that the grid exchanged, into shared memory: a warp per sample, all copies in flight.
   TT_DEVICE void copy(int copy) {
     constexpr int kWide = sizeof(Words) / sizeof(S);
-    const int wide = H_ / kWide;
-    for (int i = thread(); i < 8 * kTiles * wide; i += threads()) {
-      const int row = i / wide, k = i % wide * kWide;
-      *reinterpret_cast<Words*>(operand(0) + row * stride_ + k) =
-          load_past_l1(reinterpret_cast<const Words*>(exchanged(copy) + row * p_.in.H + k));
+    for (int row = warp(); row < 8 * kTiles; row += threads() / 32) {
+      const S* from = exchanged(copy) + row * p_.in.H;
+      for (int k = lane() * kWide; k < H_; k += 32 * kWide) {
+        copy_async(reinterpret_cast<Words*>(operand(0) + row * stride_ + k),
+                   reinterpret_cast<const Words*>(from + k));
+      }
     }
+    copies_wait();
     block_barrier(Site::kForwardCopy);
   }
 
@@ -272,16 +296,18 @@ class ForwardBlock {
   const WarpShare<S, kTiles> share_;
   const int T_, H_, stride_;
   const SharedLayout layout_;
-  const GroupBarrier barrier_;
+  const GroupBarrier<kGrid> barrier_;
   Product<S, kTiles, kHeld> product_;
   int first_tile_, tiles_;
+  float bias_[4];  // of the lane's unit
   Fragment<float, kTiles> c_, h_;
+  int64_t row_;  // of the step, see WarpShare
 };
 
-template <typename S, int kTiles, int kHeld>
+template <typename S, int kTiles, int kHeld, bool kGrid>
 TT_KERNEL(most_threads(kTiles, kHeld))
 lstm_walk_forward(TT_PARAMS RecurrenceForward<S> p) {
-  ForwardBlock<S, kTiles, kHeld>(p).run();
+  ForwardBlock<S, kTiles, kHeld, kGrid>(p).run();
 }
 
 }  // namespace throughtime

@@ -89,33 +89,43 @@ struct Stored {
   }
 };
 
-// A warp's 8 units in an array in global memory that has one row per sample.
+// A warp's 8 units in an array in global memory that has one row per sample. Offsets are 32-bit and the
+// same at every step: only `first` moves from step to step.
 template <typename V>
 struct UnitRows {
-  V* first;        // the group's first sample, the warp's first unit
-  int64_t stride;  // elements from one sample to the next
-  int samples;     // of the group that the batch has
+  V* first;     // the row of the group's first sample
+  int stride;   // elements from one sample to the next
+  int unit0;    // the warp's first unit
+  int samples;  // of the group that the batch has
 
   TT_DEVICE bool has(Place at) const { return at.sample < samples; }
-  TT_DEVICE V* at(int sample, int unit) const { return first + sample * stride + unit; }
-  TT_DEVICE V* at(Place place) const { return at(place.sample, place.unit); }
+  TT_DEVICE V* at(int sample, int unit, int column = 0) const {
+    return first + (sample * stride + column + unit0 + unit);
+  }
+  TT_DEVICE V* at(Place place, int column = 0) const { return at(place.sample, place.unit, column); }
 
-  // `ahead`, unless 0, is the distance in elements to what the L2 cache should fetch.
-  TT_DEVICE auto load(int tile, int64_t ahead) const {
+  // The units from `column` on, as they lie in memory.
+  TT_DEVICE auto load(int tile, int column = 0) const {
     using Scalar = std::remove_const_t<V>;
     Stored<Scalar> stored{};
     Stored<Scalar>::for_each(stored.words, tile, [&](uint32_t& word, int sample, int unit) {
-      if (sample >= samples) return;
-      word = *reinterpret_cast<const uint32_t*>(at(sample, unit));
-      if (ahead != 0) prefetch(at(sample, unit) + ahead);
+      if (sample < samples) word = *reinterpret_cast<const uint32_t*>(at(sample, unit, column));
     });
     return stored;
   }
-  TT_DEVICE void store(int tile, const float (&value)[2]) const {
+  TT_DEVICE void store(int tile, const float (&value)[2], int column = 0) const {
     const Stored<V> stored = Stored<V>::of(value);
     Stored<V>::for_each(stored.words, tile, [&](uint32_t word, int sample, int unit) {
-      if (sample < samples) *reinterpret_cast<uint32_t*>(at(sample, unit)) = word;
+      if (sample < samples) *reinterpret_cast<uint32_t*>(at(sample, unit, column)) = word;
     });
+  }
+  // Fetches what lies `ahead` elements further into the L2 cache: a lane per sample and column, of
+  // `columns` (at most 4) that are `width` elements wide.
+  TT_DEVICE void prefetch(int tile, int64_t ahead, int columns, int width) const {
+    const int sample = 8 * tile + lane() % 8, column = lane() / 8;
+    if (sample < samples && column < columns) {
+      device::prefetch(at(sample, 0, column * width) + ahead);
+    }
   }
 };
 

@@ -12,6 +12,17 @@ namespace throughtime {
 // short: several of them take as long as one access to memory.
 constexpr int kPrefetchSteps = 6;
 
+// Divides numbers below 1024, of slabs, by the same number again and again.
+class Divisor {
+ public:
+  TT_DEVICE explicit Divisor(int d) : reciprocal_((kOne + d - 1) / d) {}
+  TT_DEVICE int quotient(int n) const { return static_cast<int>(n * reciprocal_ / kOne); }
+
+ private:
+  static constexpr uint32_t kOne = 1u << 22;
+  const uint32_t reciprocal_;
+};
+
 // The units and samples of one warp.
 template <typename S, int kTiles>
 struct WarpShare {
@@ -40,21 +51,25 @@ struct WarpShare {
   }
 
   TT_DEVICE int time(int s) const { return in.time(direction, s); }
-  // Positions from step s to the step `ahead` of it, 0 if there is none.
-  TT_DEVICE int64_t positions(int s, int ahead) const {
-    const int other = s + ahead;
-    return other < 0 || other >= T ? 0 : time(other) - time(s);
+  // Elements from the start of an array [T, B, D, H] to the row of the group's first sample at step s, and
+  // from there to the row of the next step.
+  TT_DEVICE int64_t row(int64_t s) const {
+    return in.row(in.time(direction, s), sample0, direction) * in.H;
   }
-  // The warp's units in an array [T, B, D, width] at position t, with the units from `column`.
+  TT_DEVICE int64_t next_row() const {
+    const int64_t rows = in.B * in.D * in.H;
+    return time(1) > time(0) ? rows : -rows;
+  }
+  // The warp's units in an array [T, B, D, columns H] at such a row.
   template <typename V>
-  TT_DEVICE UnitRows<V> at_step(V* array, int64_t t, int64_t width, int64_t column = 0) const {
-    return {array + in.row(t, sample0, direction) * width + column + unit0, in.D * width, samples};
+  TT_DEVICE UnitRows<V> at_row(V* array, int64_t row, int columns) const {
+    return {array + columns * row, columns * H * static_cast<int>(in.D), unit0, samples};
   }
   // In an array [D, B, H]; without samples if it is null.
   template <typename V>
   TT_DEVICE UnitRows<V> state(V* array) const {
-    if (!array) return {array, 0, 0};
-    return {array + (direction * in.B + sample0) * in.H + unit0, in.H, samples};
+    if (!array) return {};
+    return {array + (direction * in.B + sample0) * in.H, H, unit0, samples};
   }
 };
 
@@ -64,6 +79,7 @@ struct WarpShare {
 //     a cluster   an mbarrier in each block counts the bytes that arrive in its shared memory; two
 //                 mbarriers, for even and odd rounds
 //     a grid      a counter in global memory, in two halves: arrive() and wait()
+template <bool kGrid>
 class GroupBarrier {
  public:
   // `bytes`: what a block receives in a round, in a cluster.
@@ -71,7 +87,7 @@ class GroupBarrier {
                          uint32_t bytes)
       : partition_(partition), group_(group), site_(site), mbarriers_(mbarriers), bytes_(bytes) {}
 
-  TT_DEVICE bool in_cluster() const { return !partition_.grid && partition_.ranks > 1; }
+  TT_DEVICE bool in_cluster() const { return !kGrid && partition_.ranks > 1; }
   TT_DEVICE Mbarrier* mbarrier(int round) const {
     return reinterpret_cast<Mbarrier*>(shared_memory() + mbarriers_) + round % 2;
   }
@@ -87,10 +103,10 @@ class GroupBarrier {
   }
   // All blocks see after wait() what a block wrote before arrive().
   TT_DEVICE void arrive() const {
-    if (partition_.grid) grid_arrive(site_, partition_.arrivals + group_);
+    if (kGrid) grid_arrive(site_, partition_.arrivals + group_);
   }
   TT_DEVICE void wait(int round) const {
-    if (partition_.grid) {
+    if (kGrid) {
       const unsigned all = static_cast<unsigned>(partition_.ranks) * (round + 1u);
       grid_wait(site_, partition_.arrivals + group_, all);
     } else if (in_cluster()) {

@@ -167,7 +167,7 @@ bool has_room(const RecurrencePlan& plan) {
   if (plan.tier == Tier::kResident && plan.cluster() == 1) return true;
   const int device = current_device();
   // Any instance will do: threads and shared memory are those of the plan.
-  const auto kernel = &lstm_walk_forward<TT_SCALAR, 1, 0>;
+  const auto kernel = &lstm_walk_forward<TT_SCALAR, 1, 0, false>;
   allow(reinterpret_cast<const void*>(kernel), device);
   int room = 0, multiprocessors = 0;
   cudaError_t status = cudaSuccess;
@@ -189,7 +189,7 @@ int most_cluster_blocks(int device) {
   int shared_bytes = 0, most = 1;
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "asking for a GPU's properties", device);
-  const auto kernel = &lstm_walk_forward<TT_SCALAR, 1, 0>;
+  const auto kernel = &lstm_walk_forward<TT_SCALAR, 1, 0, false>;
   allow(reinterpret_cast<const void*>(kernel), device);
   RecurrencePlan plan{};
   plan.tier = Tier::kResident;

@@ -138,9 +138,13 @@ template <typename T>
 T load_past_l1(const T* p) {
   return *p;
 }
+inline void copy_async(Words* to, const Words* from) { *to = *from; }
+inline void copies_wait() {}
 inline void prefetch(const void*) {}
 
 // ---- Warp ----
+inline void warp_barrier() { here.block->warps[here.thread / 32]->barrier.wait(); }
+
 // Shares `count` words of every lane with all lanes.
 inline const uint32_t (*exchange(const uint32_t* words, int count))[32] {
   Warp& warp = *here.block->warps[here.thread / 32];

@@ -33,12 +33,13 @@ void expect(bool good, const char* what) {
   ++failures;
 }
 
+template <typename V = Words>
 bool exchange_is_wrong(int ranks, int warps, int tiles, bool grid) {
   Probe p{};
   p.rounds = 7;
   p.size = tiles;
   p.partition.grid = grid;
-  return any_wrong(exchange, p, ranks, warps, exchange_shared_bytes(ranks, warps, tiles));
+  return any_wrong(exchange<V>, p, ranks, warps, exchange_shared_bytes(ranks, warps, tiles));
 }
 
 }  // namespace
@@ -48,6 +49,8 @@ int main() {
   expect(!exchange_is_wrong(3, 2, 0, true), "a grid's barrier");
   expect(!exchange_is_wrong(2, 1, 1, false), "messages of one warp");
   expect(!exchange_is_wrong(3, 2, 3, false), "messages of two warps, three tiles");
+  expect(!exchange_is_wrong<Pair>(5, 2, 3, false), "messages of 8 bytes");
+  expect(!exchange_is_wrong<uint32_t>(3, 2, 3, false), "messages of 4 bytes");
   device::dropped = device::Site::kForwardStep;
   expect(exchange_is_wrong(3, 2, 3, false), "messages that nothing waits for are right");
   device::dropped = device::Site::kCount;
