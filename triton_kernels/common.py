@@ -14,6 +14,9 @@ from torch import Tensor
 # The interpreter stores bfloat16 as 16-bit integers, and would multiply those.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
+# Terms of the shortest sums in a product of float32 or float64 (16 of 16 bits) that Triton takes.
+LEAST_DEPTH = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
+
 _Run = TypeVar("_Run", bound=Callable[..., tuple[Tensor, ...]])
 
 

@@ -108,7 +108,7 @@ def variants() -> list[Variant]:
                 (relevancy.window_scores, parallel),
                 (relevancy.select, {**common, **candidates}),
                 (relevancy.attend, {"BLOCK_Q": relevancy.QUERIES, **outputs}),
-                (relevancy.query_gradient, gradients),
+                (relevancy.query_gradient, gradients | {"BLOCK_S": relevancy.POSITIONS}),
                 (relevancy.key_gradient, gradients),
             )
         ]
@@ -156,6 +156,8 @@ def _lstm_passes(dtype: torch.dtype, H: int, chosen: dict[str, int], bare: bool)
             constants |= {key: None for key in _OPTIONAL if key in names}
         pointers = {key: f"*{name}" for key in names if key not in _INTEGERS}
         pointers |= dict.fromkeys(_SUMS, "*fp64" if name == "fp64" else "*fp32")
+        if name == "fp64":
+            pointers |= {key: "*i32" for key in ("reset", "detach_mask") if key in names}
         if dtype.itemsize == 2:
             pointers["gates"] = "*fp16"
         made.append(

@@ -31,6 +31,7 @@ import triton
 import triton.language as tl
 from throughtime.triton_kernels.cell import add_recurrent, load_gates, load_weights
 from throughtime.triton_kernels.common import (
+    LEAST_DEPTH,
     add_product,
     add_rows_times_weight,
     block,
@@ -199,10 +200,14 @@ def one_step_backward(
     later = t - 1 if REVERSE else t + 1
     row, followed, carries = step_of(later, b, end, reset, B)
     flows = open_samples(carries, detach_mask, later, b, B)
-    given = tl.zeros_like(dh)
+    # One chain of 4 H float32 terms would round more than a library's sum: one for each gate.
+    chains: tl.constexpr = 1 if weight_hh.dtype.element_ty.primitive_bitwidth == 16 else 4
+    given, depth = tl.zeros_like(dh), tl.cast(4 * H // chains, tl.int64)
     if tl.max(flows.to(tl.int32), axis=0) > 0:  # else h-detach spares the product
-        given = add_rows_times_weight(given, grad_gates + row * (4 * H), flows, weight_hh, n, H,
-                                      tl.cast(4 * H, tl.int64), 1, H, BLOCK_K)  # fmt: skip
+        for chain in range(chains):
+            rows, weight = grad_gates + row * (4 * H) + chain * depth, weight_hh + chain * depth * H
+            given += add_rows_times_weight(tl.zeros_like(dh), rows, flows, weight, n, H, depth, 1,
+                                           H, BLOCK_K)  # fmt: skip
     dh = tl.where(followed[:, None], given, dh)
     row, active, carries = step_of(t, b, end, reset, B)
     _, _, _, _, dc_before = step_backward(dh, dc, t, b, row, end, n, active, carries, grad_output,
@@ -241,7 +246,7 @@ def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[st
             "HELD": held,
             "BLOCK_B": SAMPLES,
             "BLOCK_N": units,
-            "BLOCK_K": max(8, 32 // size),
+            "BLOCK_K": max(LEAST_DEPTH, 32 // size),
             "num_warps": max(1, min(8, units // (8 if size == 8 else 16))),
         }
     return {
@@ -252,8 +257,15 @@ def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[st
     }
 
 
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.view(torch.uint8)
+def _numbers(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask for a kernel: bytes, but beside float64 integers of 32 bits.
+
+    Triton before 3.8 divides the operands of a product among threads by the narrowest load that
+    they depend on, be it of a mask, and fails where float64 depends on bytes.
+    """
+    if mask is None:
+        return None
+    return mask.to(torch.int32) if dtype == torch.float64 else mask.view(torch.uint8)
 
 
 @on_its_gpu
@@ -271,8 +283,8 @@ def recurrence_forward(call: ForwardArguments) -> tuple[Tensor, Tensor, Tensor, 
     if B > 0:
         ends = ends_of(call.lengths, T, B, call.h_0.device)
         arguments = (
-            call.projected, call.bias, call.h_0, call.weight_hh, ends, _bytes(call.reset),
-            output, h_n, c_n, gates, cells, B, H,
+            call.projected, call.bias, call.h_0, call.weight_hh, ends,
+            _numbers(call.reset, dtype), output, h_n, c_n, gates, cells, B, H,
         )  # fmt: skip
         chosen = options(B, H, dtype, call.h_0.device)
         chosen = {"REVERSE": call.reverse, "SAVE": call.save, **chosen}
@@ -304,7 +316,7 @@ def recurrence_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor
         ends = ends_of(call.lengths, T, B, call.c_0.device)
         arguments = (
             call.grad_output, call.c_0, call.weight_hh, ends, call.gates, call.cells,
-            _bytes(call.reset), _bytes(call.detach_mask),
+            _numbers(call.reset, dtype), _numbers(call.detach_mask, dtype),
             grad_gates, grad_h, grad_c, B, H,
         )  # fmt: skip
         chosen = {"REVERSE": call.reverse, **options(B, H, dtype, call.c_0.device)}

@@ -77,9 +77,7 @@ def column_of(tile, columns, index):
 @triton.jit
 def of_candidate(window, retained, e, slot, c, W):
     """Column of candidate c in two tiles: of the window, then of the retained set."""
-    if c < W:
-        return column_of(window, e, c)
-    return column_of(retained, slot, c - W)
+    return column_of(window, e, c) if c < W else column_of(retained, slot, c - W)
 
 
 @triton.jit

@@ -39,7 +39,7 @@ from throughtime.triton_kernels.scores import SCORES as SCORES_BY_NAME
 from torch import Tensor
 
 QUERIES = 16  # queries of a program in the parallel passes
-BLOCK_S = tl.constexpr(512)  # positions among which a program looks for keys at once
+POSITIONS = 512  # among which a program of query_gradient looks for keys at once
 
 
 def programs(sequences: int, length: int) -> tuple[int]:
@@ -216,7 +216,7 @@ def add_gradient(
 def query_gradient(
     grad, query, key, value, weight, first, ends, last, lse, delta, grad_query, grad_weight,
     T, S, R, W, HEADS, D, DV, SCORES: tl.constexpr, GRADIENTS: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Dq of a block of queries, and their part of dw."""
     n, i = block_of_queries(T, BLOCK_Q)
@@ -386,7 +386,8 @@ def backward(call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         )
         query_gradient[c.grid](
             grad, c.query, c.key, c.value, c.weight, first, c.ends, until, lse, delta, grads[0],
-            parts, c.T, c.S, call.retained, c.W, c.heads, c.D, c.Dv, **c.gradients,
+            parts, c.T, c.S, call.retained, c.W, c.heads, c.D, c.Dv, BLOCK_S=POSITIONS,
+            **c.gradients,
         )  # fmt: skip
         key_gradient[(c.N * c.S,)](
             grad, c.query, c.key, c.value, c.weight, lse, delta, until, grads[1], grads[2],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -14,10 +15,16 @@ def constant_result(function: Function) -> Function:
     That import takes a second of CPU time.
 
     Args:
-        function: ``torch.compile`` calls it while it traces, and keeps the result.
+        function: ``torch.compile`` calls it while it traces, and keeps the result. A plain
+            function, which may call one that has a cache: Dynamo traces what a cache wraps.
 
     Returns:
         The same function, with the mark that Dynamo looks for.
+
+    Raises:
+        TypeError: if it is wrapped in an object, such as a cache.
     """
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"constant_result wants a plain function, got {type(function).__name__}")
     vars(function)["_dynamo_marked_constant"] = True
     return function

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import pytest
 import torch
 
 from programs import printed
@@ -14,6 +17,9 @@ def printed_without_warnings(code: str) -> str:
 
 LAYERS = """
 import importlib, sys
+import functools
+
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 import throughtime
@@ -82,6 +88,9 @@ def test_an_import_costs_at_most_a_tenth_of_a_second_and_brings_no_dynamo() -> N
     """The cost is what comes beyond torch; a call of a layer imports no dynamo either."""
     code = """
 import sys, time
+import functools
+
+import pytest
 import torch
 before, start = set(sys.modules), time.process_time()
 import throughtime
@@ -108,3 +117,8 @@ def test_the_mark_is_the_one_that_torch_makes() -> None:
 
     torch.compiler.assume_constant_result(theirs)
     assert vars(constant_result(ours)) == vars(theirs) != {}
+
+
+def test_the_mark_wants_a_plain_function() -> None:
+    with pytest.raises(TypeError, match="plain function, got _lru_cache_wrapper"):
+        constant_result(functools.cache(lambda: None))

@@ -21,7 +21,6 @@ from throughtime import functional
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-import triton.language as tl
 from throughtime.triton_kernels import relevancy
 
 pytestmark = [*gpu, may_hang, *MARKS["triton"]]
@@ -82,7 +81,7 @@ def test_kernels_match_the_reference(case: Attention | Layer, dtype: torch.dtype
 def test_keys_are_found_in_every_block_of_positions(
     case: Attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relevancy, "BLOCK_S", tl.constexpr(4))
+    monkeypatch.setattr(relevancy, "POSITIONS", 4)
     check(case)
 
 

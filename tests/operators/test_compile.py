@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from torch._dynamo.testing import CompileCounter
 import throughtime
 from cases import Shape, call, options_for, random, results, runnable, tensors
 from closeness import assert_all_close, assert_close
-from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, functional
+from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, _ext, functional
+from throughtime.backends import Request, choose, requirements
 
 # Torch warns of its own compiler, which makes an instance of an autograd.Function.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -40,6 +43,28 @@ def test_same_values_and_gradients_in_one_graph(backend: str) -> None:
     compiled = torch.compile(functional.lstm, fullgraph=True, backend="aot_eager")
     found = results(compiled, named, backend=backend, **options)
     assert_all_close(found, results(functional.lstm, named, backend=backend, **options))
+
+
+@pytest.mark.parametrize("argument", ["auto", "cuda", "triton"])
+def test_the_choice_of_a_gpu_backend_is_traced(
+    argument: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo cannot look into a function in C, as those of the extensions are."""
+    opaque = time.sleep  # sleeps for 0 seconds, and returns None
+    monkeypatch.setattr(_ext, "_missing_cuda", None)
+    monkeypatch.setattr(_ext, "cuda_extension", SimpleNamespace(why_not=opaque))
+    monkeypatch.setattr(requirements, "_HAS_TRITON", True)
+    gpus = {"is_available": lambda: True, "get_device_capability": lambda index: (9, 0)}
+    monkeypatch.setattr(requirements, "torch", SimpleNamespace(cuda=SimpleNamespace(**gpus)))
+    request = Request("lstm", 8, 0, torch.device("cuda", 0), torch.float32)
+
+    def named(x: Tensor) -> tuple[Tensor, str]:
+        return x + 1, choose(argument, request)
+
+    requirements._found_of_gpu.cache_clear()
+    compiled = torch.compile(named, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1))[1] == ("cuda" if argument == "auto" else argument)
+    requirements._found_of_gpu.cache_clear()
 
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {

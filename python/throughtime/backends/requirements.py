@@ -89,14 +89,17 @@ def cuda_kernels(request: Request) -> str | None:
     if not torch.cuda.is_available():
         return _NO_GPU
     index = request.device.index
-    reason: str | None = _gpu(torch.cuda.current_device() if index is None else index)
-    return reason
+    return _gpu(torch.cuda.current_device() if index is None else index)
 
 
 @constant_result
-@functools.cache
 def _gpu(index: int) -> str | None:
     """Why the CUDA kernels do not run on a GPU."""
+    return _found_of_gpu(index)
+
+
+@functools.cache
+def _found_of_gpu(index: int) -> str | None:
     assert _ext.cuda_extension is not None
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:
