@@ -25,7 +25,7 @@ def assert_runnable(kernels: ModuleType, gpu: Sheet, *, tier: int = 0, **shape: 
         return False
     B, D, H, backward = (shape[name] for name in ("B", "D", "H", "backward"))
     assert kernels.instance_exists(shape["scalar_bytes"], backward, plan.tiles_n, plan.held)
-    assert plan.threads <= kernels.most_threads(plan.tiles_n, plan.held)
+    assert plan.threads <= kernels.most_threads(shape["scalar_bytes"], plan.tiles_n, plan.held)
     assert 0 < plan.shared_bytes <= gpu["shared_bytes"]
     assert plan.groups * 8 * plan.tiles_n >= B
     assert (plan.ranks - 1) * plan.units < H <= plan.ranks * plan.units

@@ -29,14 +29,14 @@ struct ForwardCall {
   Maybe bias;
   Tensor h_0, c_0, weight_hh;
   Maybe lengths, reset;
-  bool reverse, save;
+  bool reverse, save, tf32;
 };
 
 struct BackwardCall {
   Maybe grad_output, grad_h_n, grad_c_n;
   Tensor c_0, weight_hh, gates, cells;
   Maybe lengths, reset, detach_mask;
-  bool reverse;
+  bool reverse, tf32;
 };
 
 // THROUGHTIME_CUDA_TIER: for tests and benchmarks, which want to see every tier on one GPU.
@@ -108,13 +108,14 @@ struct Common {
   ScalarType dtype;
   Tensor c_0, weight_hh;
   OptionalTensor lengths, reset;
-  bool reverse;
+  bool reverse, tf32;
 
   template <typename Call>
   Common(const Call& call, int64_t T, int64_t B, bool backward)
       : device(call.weight_hh.get_device()),
         dtype(call.weight_hh.scalar_type()),
-        reverse(call.reverse) {
+        reverse(call.reverse),
+        tf32(call.tf32) {
     TT_CHECK_CALL(call.weight_hh.is_cuda(), "weight_hh should be on a GPU, as the others are");
     check_dims("weight_hh", call.weight_hh, "[D, 4H, H]");
     TT_CHECK_CALL(
@@ -168,6 +169,7 @@ struct Common {
             data<int64_t>(lengths),
             data<bool>(reset),
             reverse,
+            tf32,
             {}};
   }
 

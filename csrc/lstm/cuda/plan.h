@@ -208,7 +208,7 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     RecurrencePlan plan = plan_with(s, tier, ranks, tiles_n, held, parts, warps);
     const int slabs = plan.partition.units / kSlabUnits;
     if (!instance_exists(s.scalar_bytes, s.backward, tiles_n, held)) return;
-    if (plan.threads > most_threads(tiles_n, held)) return;
+    if (plan.threads > most_threads(s.scalar_bytes, tiles_n, held)) return;
     if (s.backward ? warps < slabs || slabs % parts != 0 : has_empty_part(H, parts)) return;
     plan.microseconds = plan_detail::time(s, gpu, plan);
     if (plan.microseconds < 0) return;

@@ -36,6 +36,7 @@ RecurrenceInput<S> input_of(const Arguments& from) {
   in.lengths = from.pointer<int64_t>("lengths");
   in.reset = from.pointer<bool>("reset");
   in.reverse = from.number("reverse") != 0;
+  in.tf32 = from.number("tf32") != 0;
   return in;
 }
 

@@ -48,6 +48,7 @@ class ForwardArguments(NamedTuple):
     reset: Annotated[Tensor | None, Mask("D, T, B")]
     reverse: bool  # of the first direction; the second travels against it
     save: bool
+    tf32: bool  # float32, CUDA kernels: h and weight_hh count rounded to TF32 in their product
 
 
 class ForwardResults(NamedTuple):
@@ -74,6 +75,7 @@ class BackwardArguments(NamedTuple):
     reset: Annotated[Tensor | None, Mask("D, T, B")]
     detach_mask: Annotated[Tensor | None, Mask("D, T, B")]
     reverse: bool
+    tf32: bool  # the same of grad_gates and weight_hh
 
 
 class BackwardResults(NamedTuple):
