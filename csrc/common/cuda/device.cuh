@@ -217,7 +217,9 @@ TT_DEVICE void mma_16x8(float, float* c, uint32_t a0, uint32_t a1, uint32_t a2, 
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-// The nearest of the numbers of 11 significant bits.
+// The nearest number of 11 significant bits, as the matrix unit takes it. Before sm_90, where rounding takes
+// three instructions, it is off by up to 0.71 of the last bit: x (1 + 2^-11.5), truncated. Volatile: what
+// lies in registers is rounded where it is used, else the compiler would hold it twice.
 TT_DEVICE uint32_t to_tf32(float x) {
   uint32_t bits;
 #if __CUDA_ARCH__ >= 900

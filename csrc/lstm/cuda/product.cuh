@@ -6,10 +6,11 @@
 // units. A lane holds the sums of one row of each group for 2 samples per tile (Fragment4).
 //
 // The inner dimension is divided into tiles of 32. Of a tile a lane holds 8 elements of its row in each
-// group, in one or two vectors of 16 bytes: in registers for the first kHeld tiles, in shared memory for
-// the rest. It reads 8 elements per 8 samples from shared memory. The matrix unit sums over k in any
-// order, so words 2e and 2e + 1 of a vector (each a float, or two numbers of 16 bits) are the lane's slots
-// in the vector's mma e: the loads are wide, and those of a warp meet all banks.
+// group: in registers for the first kHeld tiles, in shared memory for the rest. It reads 8 elements per 8
+// samples from shared memory, in one or two vectors of 16 bytes. The matrix unit sums over k in any order,
+// so words 2e and 2e + 1 of a vector (each a float, or two numbers of 16 bits) are the lane's slots in the
+// vector's mma e. Weights are stored as the fragments of an mma, 16 bytes. All loads are wide, and those of
+// a warp meet all banks.
 //
 // The matrix unit takes floats of 11 significant bits (TF32) and rounds its sums toward zero. Two
 // products of floats:
@@ -41,7 +42,8 @@ TT_DEVICE Halves split(uint32_t word) {
 
 template <typename S, int kTiles, int kHeld>
 class Product {
-  static constexpr int kVectors = sizeof(S) / 2;  // of 8 elements
+  static constexpr int kVectors = sizeof(S) / 2;   // of 8 elements
+  static constexpr int kFragments = 4 * kVectors;  // of a tile's weights: [vector][two groups][mma]
   // Chains of sums. 16 bits: two where neither tiles of samples nor many warps cover the matrix unit's
   // latency. float: the second is of low parts, or helps as well.
   static constexpr bool kFewWarps = kTiles == 1 && most_threads(sizeof(S), kTiles, kHeld) <= 256;
@@ -56,27 +58,30 @@ class Product {
   TT_DEVICE void load(int tiles, const bool& rounded, char* tail, const Weight& weight) {
     rounded_ = &rounded;
     tail_ = reinterpret_cast<Words*>(tail) + lane();
-    const auto vector = [&](int tile, int v, int r) {
-      Words words = weight(tile, r, lane_row(), 8 * lane_column() + 8 / kVectors * v);
+    const auto fragment = [&](int tile, int at, int e) {
+      const int k = 8 * lane_column() + 8 / kVectors * (at / 4), m = at / 2 % 2;
+      const Words upper = weight(tile, 2 * m, lane_row(), k);
+      const Words lower = weight(tile, 2 * m + 1, lane_row(), k);
+      Words a = {{upper.v[2 * e], lower.v[2 * e], upper.v[2 * e + 1], lower.v[2 * e + 1]}};
       if (kIsFloat<S> && rounded) {
         TT_UNROLL
-        for (uint32_t& word : words.v) word = to_tf32(from_bits(word));
+        for (uint32_t& word : a.v) word = to_tf32(from_bits(word));
       }
-      return words;
+      return a;
     };
     TT_UNROLL
     for (int i = 0; i < kHeld; ++i) {
       TT_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        TT_UNROLL
-        for (int r = 0; r < 4; ++r) held_[i][v][r] = i < tiles ? vector(i, v, r) : Words{};
+      for (int at = 0; at < kFragments; ++at) {
+        held_[i][at] = i < tiles ? fragment(i, at, at % 2) : Words{};
       }
     }
     TT_DO_NOT_UNROLL
     for (int i = kHeld; i < tiles; ++i) {
       TT_DO_NOT_UNROLL
-      for (int at = 0; at < 4 * kVectors; ++at) {
-        *tail_at(i, at / 4, at % 4) = vector(i, at / 4, at % 4);
+      for (int at = 0; at < kFragments; at += 2) {
+        TT_UNROLL
+        for (int e = 0; e < 2; ++e) *tail_at(i, at + e) = fragment(i, at, e);
       }
     }
   }
@@ -102,11 +107,11 @@ class Product {
     };
     TT_UNROLL
     for (int i = 0; i < kHeld; ++i) {
-      if (i < tiles) step([&](int v, int r) { return held_[i][v][r]; });
+      if (i < tiles) step([&](int at) { return held_[i][at]; });
     }
     TT_DO_NOT_UNROLL  // registers are scarce
         for (int i = kHeld; i < tiles; ++i) {
-      step([&](int v, int r) { return *tail_at(i, v, r); });
+      step([&](int at) { return *tail_at(i, at); });
     }
   }
 
@@ -114,8 +119,8 @@ class Product {
   TT_DEVICE const Fragment4<kTiles>& sums() const { return sums_[0]; }
 
  private:
-  TT_DEVICE Words* tail_at(int tile, int v, int r) const {
-    return tail_ + (((tile - kHeld) * kVectors + v) * 4 + r) * 32;
+  TT_DEVICE Words* tail_at(int tile, int at) const {
+    return tail_ + ((tile - kHeld) * kFragments + at) * 32;
   }
 
   TT_DEVICE void clear() const {
@@ -125,20 +130,21 @@ class Product {
 
   // A sum of low parts is finite unless a number is not, and then the sum of high parts is not either.
   TT_DEVICE void collect() const {
-    TT_UNROLL
-    for (int c = 1; c < kChains; ++c) {
+    if constexpr (kChains > 1) {
+      const bool split = kIsFloat<S> && !*rounded_;
       TT_UNROLL
       for (int j = 0; j < kTiles; ++j) {
         TT_UNROLL
         for (int i = 0; i < 8; ++i) {
-          const float sum = sums_[c].v[j][i];
-          sums_[0].v[j][i] += kIsFloat<S> && !*rounded_ && !is_finite(sum) ? 0.0f : sum;
+          float sum = sums_[1].v[j][i];
+          if constexpr (kChains > 2) sum += sums_[2].v[j][i];
+          sums_[0].v[j][i] += split & !is_finite(sum) ? 0.0f : sum;
         }
       }
     }
   }
 
-  // weight(vector, group): of the tile.
+  // weight(at): a fragment of the tile's weights.
   template <typename Weight>
   TT_DEVICE void add(const Weight& weight, const S* x, int stride) const {
     if constexpr (kIsFloat<S>) {
@@ -156,22 +162,23 @@ class Product {
   TT_DEVICE void add_rounded(const Weight& weight, const S* x, int stride) const {
     TT_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const Words rows[4] = {weight(v, 0), weight(v, 1), weight(v, 2), weight(v, 3)};
+      Words a[4];
+      TT_UNROLL
+      for (int at = 0; at < 4; ++at) a[at] = weight(4 * v + at);
       TT_UNROLL
       for (int j = 0; j < kTiles; ++j) {
-        const Words b = samples(x, v, stride, j);
+        Words b = samples(x, v, stride, j);
+        if constexpr (kIsFloat<S>) {
+          TT_UNROLL
+          for (uint32_t& word : b.v) word = to_tf32(from_bits(word));
+        }
         TT_UNROLL
         for (int e = 0; e < 2; ++e) {
-          uint32_t b0 = b.v[2 * e], b1 = b.v[2 * e + 1];
-          if constexpr (kIsFloat<S>) {
-            b0 = to_tf32(from_bits(b0));
-            b1 = to_tf32(from_bits(b1));
-          }
           TT_UNROLL
           for (int m = 0; m < 2; ++m) {
-            const Words &upper = rows[2 * m], &lower = rows[2 * m + 1];
-            mma_16x8(S{}, &sums_[kChains > 1 ? e : 0].v[j][4 * m], upper.v[2 * e], lower.v[2 * e],
-                     upper.v[2 * e + 1], lower.v[2 * e + 1], b0, b1);
+            const Words& rows = a[2 * m + e];
+            mma_16x8(S{}, sums_[kChains > 1 ? e : 0].v[j] + 4 * m, rows.v[0], rows.v[1], rows.v[2],
+                     rows.v[3], b.v[2 * e], b.v[2 * e + 1]);
           }
         }
       }
@@ -183,25 +190,25 @@ class Product {
     Fragment4<kTiles> high = {};  // sums of high parts
     TT_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const Words rows[4] = {weight(v, 0), weight(v, 1), weight(v, 2), weight(v, 3)};
-      Words b[kTiles];
+      Words a[4], b[kTiles];
+      TT_UNROLL
+      for (int at = 0; at < 4; ++at) a[at] = weight(4 * v + at);
       TT_UNROLL
       for (int j = 0; j < kTiles; ++j) b[j] = samples(x, v, stride, j);
       TT_UNROLL
       for (int e = 0; e < 2; ++e) {
         TT_UNROLL
         for (int m = 0; m < 2; ++m) {
-          const Words &upper = rows[2 * m], &lower = rows[2 * m + 1];
-          const Halves a0 = split(upper.v[2 * e]), a1 = split(lower.v[2 * e]);
-          const Halves a2 = split(upper.v[2 * e + 1]), a3 = split(lower.v[2 * e + 1]);
+          const Words& rows = a[2 * m + e];
+          const Halves a0 = split(rows.v[0]), a1 = split(rows.v[1]);
+          const Halves a2 = split(rows.v[2]), a3 = split(rows.v[3]);
           TT_UNROLL
           for (int j = 0; j < kTiles; ++j) {
             const Halves b0 = split(b[j].v[2 * e]), b1 = split(b[j].v[2 * e + 1]);
-            float *sums = &high.v[j][4 * m], *small = &sums_[1].v[j][4 * m];
-            mma_16x8(S{}, small, a0.low, a1.low, a2.low, a3.low, b0.high, b1.high);
-            mma_16x8(S{}, &sums_[kChains - 1].v[j][4 * m], a0.high, a1.high, a2.high, a3.high,
-                     b0.low, b1.low);
-            mma_16x8(S{}, sums, a0.high, a1.high, a2.high, a3.high, b0.high, b1.high);
+            float *low = sums_[1].v[j] + 4 * m, *other = sums_[kChains - 1].v[j] + 4 * m;
+            mma_16x8(S{}, low, a0.low, a1.low, a2.low, a3.low, b0.high, b1.high);
+            mma_16x8(S{}, other, a0.high, a1.high, a2.high, a3.high, b0.low, b1.low);
+            mma_16x8(S{}, high.v[j] + 4 * m, a0.high, a1.high, a2.high, a3.high, b0.high, b1.high);
           }
         }
       }
@@ -214,7 +221,7 @@ class Product {
   }
 
   const bool* rounded_;
-  Words held_[kHeld > 0 ? kHeld : 1][kVectors][4];
+  Words held_[kHeld > 0 ? kHeld : 1][kFragments];
   Words* tail_;
   mutable Fragment4<kTiles> sums_[kChains];
 };

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
-from throughtime.constant import constant_result
 from throughtime.ops.lstm import cuda_plan, recurrence, reference
 from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
-from throughtime.ops.lstm.recurrence import Kernels, sums
+from throughtime.ops.lstm.recurrence import Kernels, sums, takes_tf32
 from throughtime.ops.operation import Operation
 from throughtime.ops.record import Mask, Real, Whole, fields
 
@@ -174,12 +173,6 @@ def _weight_gradient(call: Any, da: Tensor, d: int) -> Tensor:
     return torch.addmm(product, first.t(), call.h_0[d])
 
 
-@constant_result
-def _allows_tf32() -> bool:
-    """Whether torch lets cuDNN's RNNs round float32 to TF32, as it does by default."""
-    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")
-
-
 def _run(kernels: Kernels, *calls: LstmArguments) -> GpuResults:
     """One or two directions side by side, c in float32 for 16-bit numbers."""
     first = calls[0]
@@ -193,7 +186,7 @@ def _run(kernels: Kernels, *calls: LstmArguments) -> GpuResults:
         lengths=first.lengths,
         reverse=first.reverse,
         kernels=kernels,
-        tf32=kernels == "cuda" and dtype == torch.float32 and _allows_tf32(),
+        tf32=kernels == "cuda" and takes_tf32(dtype),
         **stacked,
     )
     results = _lstm(args)
