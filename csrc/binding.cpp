@@ -146,11 +146,11 @@ PyObject* rel_lstm_plan(PyObject*, PyObject* args) {
 
 PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, D, H;
-  int scalar_bytes, backward;
+  int scalar_bytes, backward, tf32;
   const char* tier;
   Gpu gpu{};
-  if (!PyArg_ParseTuple(args, "nnnnips(iiiidd)", &T, &B, &D, &H, &scalar_bytes, &backward, &tier,
-                        &gpu.compute, &gpu.multiprocessors, &gpu.shared_bytes, &gpu.cluster,
+  if (!PyArg_ParseTuple(args, "nnnnipps(iiiidd)", &T, &B, &D, &H, &scalar_bytes, &backward, &tf32,
+                        &tier, &gpu.compute, &gpu.multiprocessors, &gpu.shared_bytes, &gpu.cluster,
                         &gpu.ghz, &gpu.memory_gbs)) {
     return nullptr;
   }
@@ -161,7 +161,7 @@ PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
     PyErr_Format(PyExc_ValueError, "tier should be '', resident, grid or stepwise, got '%s'", tier);
     return nullptr;
   }
-  const RecurrenceShape shape{T, B, D, H, scalar_bytes, backward != 0};
+  const RecurrenceShape shape{T, B, D, H, scalar_bytes, backward != 0, tf32 != 0};
   const RecurrencePlan p = plan(shape, gpu, only);
   return Py_BuildValue("{s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:n,s:i,s:i,s:n,s:d}", "tier",
                        tier_name(p.tier), "reason", p.reason ? p.reason : "", "groups",
@@ -253,7 +253,8 @@ PyMethodDef methods[] = {
     {"rel_lstm_plan", rel_lstm_plan, METH_VARARGS,
      "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same; a team is one worker."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
-     "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tier, gpu): how the GPU kernels divide "
+     "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tf32, tier, gpu): how the GPU kernels "
+     "divide "
      "that "
      "work on a GPU (compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs)."},
     {"set_profile", set_profile, METH_VARARGS,

@@ -29,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Sizes are tiny: threads that wait for each other cost more than they do, a hundred times so
     # on a busy machine. Tests about threads ask for them.
     torch.set_num_threads(1)
+    # float32 is float32 here, nn.LSTM's too; TF32 has tests of its own.
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

@@ -156,7 +156,7 @@ mma(TT_PARAMS Probe p) {
   for (int round = 0; round < p.rounds; ++round) {
     TT_UNROLL
     for (int i = 0; i < kChains; ++i) {
-      mma_16x8x16(BFloat16{}, c[i], kOnes, kOnes, kOnes, kOnes, kOnes, kOnes);
+      mma_16x8(BFloat16{}, c[i], kOnes, kOnes, kOnes, kOnes, kOnes, kOnes);
     }
   }
   bool wrong = false;

@@ -19,7 +19,7 @@ def why_not() -> str | None:
 class EventTimer:
     """Seconds of the GPU between two events, with a flushed L2 cache before every run.
 
-    Holds cuDNN to the float32 that ours computes; torch lets it take TF32 otherwise.
+    Holds products to float32; torch lets those of cuDNN, and so ours, take TF32 otherwise.
     """
 
     def __init__(self) -> None:

@@ -175,7 +175,7 @@ def _raw_gpu(s: Sizes, o: Options) -> Steps:
         "projected": _random(o, s["T"], B, *front, 4 * H),
         "bias": _if(o["bias"], _random(o, *front, 4 * H)), "h_0": _random(o, *front, B, H),
         "c_0": _random(o, *front, B, H), "weight_hh": _random(o, *front, 4 * H, H),
-        "reset": "None", "lengths": "None",
+        "reset": "None", "lengths": "None", "tf32": "False",
     }  # fmt: skip
     for name, text in values.items():
         if text.startswith("torch.randn") and o["train"]:

@@ -29,6 +29,7 @@ class Case:
     reverse: bool = False
     mask: str = ""  # "T", "TB", or none
     grads: str = "output h c"
+    tf32: bool = False
 
     @property
     def sums(self) -> torch.dtype:
@@ -36,7 +37,7 @@ class Case:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def __str__(self) -> str:
-        flags = [name for name in ("lengths", "reset", "reverse") if getattr(self, name)]
+        flags = [name for name in ("lengths", "reset", "reverse", "tf32") if getattr(self, name)]
         flags += [f"mask{self.mask}"] if self.mask else []
         return "-".join([f"T{self.T}", f"B{self.B}", f"H{self.H}", str(self.dtype)[6:], *flags])
 
@@ -151,10 +152,10 @@ def run(
         mask = mask.unsqueeze(2).expand(-1, -1, case.B)
     lengths, reverse = given[0].lengths, case.reverse
     output, h_n, c_n, *saved = forward(
-        projected - bias, bias, h_0, c_0, weight, lengths, reset, reverse, True
+        projected - bias, bias, h_0, c_0, weight, lengths, reset, reverse, True, case.tf32
     )
     grads = [together([g.grads[i] for g in given], 0 if i else 2) for i in range(3)]
-    made = backward(*grads, c_0, weight, *saved, lengths, reset, mask, reverse)
+    made = backward(*grads, c_0, weight, *saved, lengths, reset, mask, reverse, case.tf32)
     names = ("output", "h_n", "c_n", "grad_gates", "grad_h_0", "grad_c_0")
     found = dict(zip(names, (output, h_n, c_n, *made), strict=True))
     return [

@@ -100,7 +100,7 @@ class HostKernels:
         given = {name: x for name, x in call._asdict().items() if isinstance(x, Tensor)}
         mask = given.pop("detach_mask", None)
         dense = {name: x.contiguous() for name, x in given.items()} | results
-        numbers = {**sizes, "reverse": int(call.reverse)}
+        numbers = {**sizes, "reverse": int(call.reverse), "tf32": int(call.tf32)}
         if mask is not None:
             dense["detach_mask"] = mask
         for axis, name in enumerate("dtb"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cases_gpu import short
 from cases_recurrence import (
     Case,
+    Given,
     assert_matches,
     assert_remembers,
     check,
@@ -26,6 +29,7 @@ from cases_recurrence import (
     long_memory,
     run,
 )
+from closeness import assert_close, rms
 from data_sheets import SMALL
 from host_kernels import CSRC, SANITIZERS, SOURCES, HostKernels, program
 
@@ -114,9 +118,73 @@ def test_kernels_match_the_loop(
     directions = sizes.get("directions", 1)
     case = Case(**{n: x for n, x in sizes.items() if n != "directions"}, dtype=dtype)
     if forward.get("tiles_n") == 4 and dtype == torch.float32:
-        forward, backward = backward, forward
+        forward = backward
     host = host_of(kernels, tier, forward, backward)
     check(case, directions, host.forward, host.backward, LOW_PRECISION)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """To TF32: 10 bits after the leading one, the nearest, ties to even."""
+    bits = x.float().contiguous().view(torch.int32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32).double()
+
+
+# One step: h_0 and weight_hh meet in the forward, grad_gates and weight_hh in the backward.
+ONE_STEP = Case(1, 9, 136, torch.float32)
+
+
+def one_step(case: Case, kernels: ModuleType, **sizes: int) -> tuple[Given, dict[str, Tensor]]:
+    given = inputs(case)
+    host = host_of(kernels, RESIDENT, {"ranks": 4, **sizes}, {"ranks": 4, **sizes})
+    (found,) = run(case, [given], host.forward, host.backward)
+    return given, found
+
+
+@pytest.mark.parametrize("sizes", [{}, {"held": 4}, {"tiles_n": 2}], ids=str)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_of_float32_take_tf32_where_torch_allows_it(
+    tf32: bool, sizes: Sizes, kernels: ModuleType
+) -> None:
+    case = replace(ONE_STEP, tf32=tf32)
+    given, found = one_step(case, kernels, **sizes)
+    product = found["grad_gates"][0].double() @ given.weight_hh.double()
+    rounds = rounded(found["grad_gates"][0]) @ rounded(given.weight_hh)
+    assert_close(found["grad_h_0"], (rounds if tf32 else product).float())
+    exact = expect(case, given)["output"]
+    given.h_0, given.weight_hh = rounded(given.h_0).float(), rounded(given.weight_hh).float()
+    rounds = expect(case, given)["output"]
+    assert_close(found["output"], rounds if tf32 else exact)
+    assert (rounds - exact).abs().max() > 1e-4  # they differ
+
+
+@pytest.mark.parametrize("sizes", [{}, {"held": 4}, {"tiles_n": 2}], ids=str)
+def test_split_products_are_as_exact_as_float32(sizes: Sizes, kernels: ModuleType) -> None:
+    given, found = one_step(ONE_STEP, kernels, **sizes)
+    da, weight = found["grad_gates"][0], given.weight_hh
+    exact = da.double() @ weight.double()
+    plain = torch.zeros(exact.shape)
+    for k in range(da.size(1)):  # one sum after the other, rounded to float32
+        plain += da[:, k : k + 1] * weight[k]
+    assert rms(found["grad_h_0"], exact) <= rms(plain, exact)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_infinite_and_undefined_numbers_go_through_products(
+    tf32: bool, kernels: ModuleType
+) -> None:
+    case = replace(ONE_STEP, tf32=tf32)
+    for value in (torch.inf, -torch.inf, torch.nan):
+        given = inputs(case)
+        given.h_0[3, 5] = value
+        host = host_of(kernels, RESIDENT, {"ranks": 4}, {"ranks": 4})
+        (found,) = run(case, [given], host.forward, host.backward)
+        wanted = expect(case, given)["output"][0]
+        undefined = value != value
+        assert found["output"][0].isnan().any(1).tolist() == [
+            undefined and b == 3 for b in range(9)
+        ]
+        if not undefined:  # every gate of the sample is open or closed
+            assert_close(found["output"][0, 3], wanted[3])
 
 
 @each_dtype

@@ -25,7 +25,7 @@ def assert_runnable(kernels: ModuleType, gpu: Sheet, *, tier: int = 0, **shape: 
         return False
     B, D, H, backward = (shape[name] for name in ("B", "D", "H", "backward"))
     assert kernels.instance_exists(shape["scalar_bytes"], backward, plan.tiles_n, plan.held)
-    assert plan.threads <= kernels.most_threads(plan.tiles_n, plan.held)
+    assert plan.threads <= kernels.most_threads(shape["scalar_bytes"], plan.tiles_n, plan.held)
     assert 0 < plan.shared_bytes <= gpu["shared_bytes"]
     assert plan.groups * 8 * plan.tiles_n >= B
     assert (plan.ranks - 1) * plan.units < H <= plan.ranks * plan.units
@@ -78,7 +78,7 @@ def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
 
 @settings(max_examples=200, deadline=None)
 @example(  # more blocks to a cluster than multiprocessors
-    T=1, B=1, D=1, H=64, scalar_bytes=2, backward=False,
+    T=1, B=1, D=1, H=64, scalar_bytes=2, backward=False, tf32=False,
     gpu={"compute": 90, "multiprocessors": 1, "shared_bytes": 99 << 10, "cluster": 8},
 )  # fmt: skip
 @drawn(
@@ -88,6 +88,7 @@ def test_plan_says_why_nothing_runs(kernels: ModuleType) -> None:
     H=st.integers(1, 1_200).map(lambda n: 8 * n),
     scalar_bytes=st.sampled_from([2, 4]),
     backward=st.booleans(),
+    tf32=st.booleans(),
     gpu=st.fixed_dictionaries({
         "compute": st.sampled_from([80, 86, 90, 100]),
         "multiprocessors": st.integers(1, 160),

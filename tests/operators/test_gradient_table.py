@@ -97,4 +97,4 @@ def test_parts_of_an_operator_refuse() -> None:
     projected = torch.randn(2, 1, 1, 8, requires_grad=True)
     state = torch.zeros(1, 1, 2)
     with pytest.raises(RuntimeError, match=r"has no gradient of its own.*lstm_gpu_forward"):
-        part(projected, None, state, state, torch.zeros(1, 8, 2), None, None, False, False)
+        part(projected, None, state, state, torch.zeros(1, 8, 2), None, None, False, False, False)

@@ -147,7 +147,7 @@ class BackwardBlock {
   TT_DEVICE void start() {
     const int count = jobs_.all > warp() ? (jobs_.all - warp() - 1) / warps_ + 1 : 0;
     tiles_ = count * jobs_.run;
-    product_.load(tiles_, shared_memory() + layout_.tail + warp() * layout_.warp_tail,
+    product_.load(tiles_, p_.in.tf32, shared_memory() + layout_.tail + warp() * layout_.warp_tail,
                   [&](int tile, int r, int row, int at) { return weight(tile, r, row, at); });
     if (warp() < slabs_ && share_.unit0 >= H_) {
       for (int round = 0; round < 2; ++round) {
@@ -158,7 +158,7 @@ class BackwardBlock {
 
   // From element `at` of a tile: row `row` of slab r in the job's 32 units. Element 4 u + r is
   // gate r of the block's unit u.
-  TT_DEVICE WeightElement<S> weight(int tile, int r, int row, int at) const {
+  TT_DEVICE Words weight(int tile, int r, int row, int at) const {
     const int of = warp() + tile / jobs_.run * warps_, part = of / jobs_.slabs32;
     const int to = of % jobs_.slabs32 * 32 + 8 * r + row;
     const int k = (part * jobs_.run + tile % jobs_.run) * kTileK + at;
@@ -167,17 +167,17 @@ class BackwardBlock {
       const int64_t gate = (share_.direction * 4 + static_cast<int64_t>(from % 4)) * H_ + unit;
       return unit < H_ && to < H_ ? p_.in.weight[gate * H_ + to] : S{};
     };
-    if constexpr (kMatrixUnit<S>) {
-      Words words;
-      TT_UNROLL
-      for (int w = 0; w < 4; ++w) {
+    Words words;
+    TT_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (kIsFloat<S>) {
+        words.v[w] = bits_of(element(k + w));
+      } else {
         words.v[w] = element(k + 2 * w).bits | static_cast<uint32_t>(element(k + 2 * w + 1).bits)
                                                    << 16;
       }
-      return words;
-    } else {
-      return element(k);
     }
+    return words;
   }
 
   TT_DEVICE void load_state() {
@@ -256,10 +256,10 @@ class BackwardBlock {
 
   TT_DEVICE void write_operand(int round, Place at, const Quad& da) {
     S* to = operand(round) + at.sample * stride_ + (warp() * kSlabUnits + at.unit) * 4;
-    if constexpr (kMatrixUnit<S>) {
-      *reinterpret_cast<PackedGates*>(to) = {pack<S>(da.v[0], da.v[1]), pack<S>(da.v[2], da.v[3])};
-    } else {
+    if constexpr (kIsFloat<S>) {
       *reinterpret_cast<Quad*>(to) = da;
+    } else {
+      *reinterpret_cast<PackedGates*>(to) = {pack<S>(da.v[0], da.v[1]), pack<S>(da.v[2], da.v[3])};
     }
   }
 
@@ -361,7 +361,7 @@ class BackwardBlock {
 };
 
 template <typename S, int kTiles, int kHeld, bool kGrid>
-TT_KERNEL(most_threads(kTiles, kHeld))
+TT_KERNEL(most_threads(sizeof(S), kTiles, kHeld))
 lstm_walk_backward(TT_PARAMS RecurrenceBackward<S> p) {
   BackwardBlock<S, kTiles, kHeld, kGrid>(p).run();
 }

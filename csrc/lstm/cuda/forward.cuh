@@ -108,13 +108,12 @@ class ForwardBlock {
     const Split split = split_k(H_, partition_.parts);
     first_tile_ = part_ * split.run;
     tiles_ = split.tiles - first_tile_ < split.run ? split.tiles - first_tile_ : split.run;
-    product_.load(tiles_, shared_memory() + layout_.tail + warp() * layout_.warp_tail,
+    product_.load(tiles_, p_.in.tf32, shared_memory() + layout_.tail + warp() * layout_.warp_tail,
                   [&](int tile, int gate, int row, int at) {
                     const int k = (first_tile_ + tile) * kTileK + at, unit = share_.unit0 + row;
                     const int64_t gates = share_.direction * 4 + gate;
                     const S* p = p_.in.weight + (gates * H_ + unit) * H_ + k;
-                    using Element = WeightElement<S>;
-                    return unit < H_ && k < H_ ? *reinterpret_cast<const Element*>(p) : Element{};
+                    return unit < H_ && k < H_ ? *reinterpret_cast<const Words*>(p) : Words{};
                   });
     const int copies = kGrid ? 1 : 2;
     for (int i = thread(); i < 8 * kTiles * stride_; i += threads()) {
@@ -305,7 +304,7 @@ class ForwardBlock {
 };
 
 template <typename S, int kTiles, int kHeld, bool kGrid>
-TT_KERNEL(most_threads(kTiles, kHeld))
+TT_KERNEL(most_threads(sizeof(S), kTiles, kHeld))
 lstm_walk_forward(TT_PARAMS RecurrenceForward<S> p) {
   ForwardBlock<S, kTiles, kHeld, kGrid>(p).run();
 }

@@ -195,7 +195,7 @@ int most_cluster_blocks(int device) {
   plan.tier = Tier::kResident;
   plan.directions = plan.partition.groups = 1;
   plan.partition.ranks = 16;
-  plan.threads = most_threads(1, 0);
+  plan.threads = most_threads(sizeof(TT_SCALAR), 1, 0);
   plan.shared_bytes = shared_bytes;
   const LaunchConfig launch(plan, nullptr);
   check_cuda(cudaOccupancyMaxPotentialClusterSize(&most, kernel, &launch.config),

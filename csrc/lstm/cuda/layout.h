@@ -38,14 +38,16 @@ constexpr SharedLayout shared_layout(int copies, int samples, int k, int warps, 
 
 // Which instances of the kernels are built: what registers hold without spilling.
 constexpr bool instance_exists(int scalar_bytes, bool backward, int tiles_n, int held) {
-  if (tiles_n == 4) return held == 0 && backward == (scalar_bytes == 4);
+  if (tiles_n == 4) return held == 0 && !backward && scalar_bytes == 2;
   if (held == 0) return tiles_n == 1 || tiles_n == 2;
-  return scalar_bytes == 2 && (held == 4 || (held == 8 && tiles_n == 1));
+  if (scalar_bytes == 4) return held == 4 && tiles_n == 1;
+  return held == 4 || (held == 8 && tiles_n == 1);
 }
 
-// Threads of a block, at most: 128, 168 or 255 registers each.
-constexpr int most_threads(int tiles_n, int held) {
+// Threads of a block, at most: 128, 168 or 255 registers each. Products of floats take more of them.
+constexpr int most_threads(int scalar_bytes, int tiles_n, int held) {
   if (held > 0 || tiles_n == 4) return 256;
+  if (scalar_bytes == 4) return tiles_n == 1 ? 384 : 256;
   return tiles_n == 1 ? 512 : 384;
 }
 

@@ -29,14 +29,14 @@ struct ForwardCall {
   Maybe bias;
   Tensor h_0, c_0, weight_hh;
   Maybe lengths, reset;
-  bool reverse, save;
+  bool reverse, save, tf32;
 };
 
 struct BackwardCall {
   Maybe grad_output, grad_h_n, grad_c_n;
   Tensor c_0, weight_hh, gates, cells;
   Maybe lengths, reset, detach_mask;
-  bool reverse;
+  bool reverse, tf32;
 };
 
 // THROUGHTIME_CUDA_TIER: for tests and benchmarks, which want to see every tier on one GPU.
@@ -51,11 +51,11 @@ Tier wanted_tier() {
 // plan() for a GPU here, made once per shape.
 RecurrencePlan planned(RecurrenceShape shape, int device) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, Tier, int64_t, int64_t, int64_t, int, bool>, RecurrencePlan>
+  static std::map<std::tuple<int, Tier, int64_t, int64_t, int64_t, int, bool, bool>, RecurrencePlan>
       known;
   const Tier only = wanted_tier();
-  const auto key =
-      std::make_tuple(device, only, shape.B, shape.D, shape.H, shape.scalar_bytes, shape.backward);
+  const auto key = std::make_tuple(device, only, shape.B, shape.D, shape.H, shape.scalar_bytes,
+                                   shape.backward, shape.tf32);
   const std::lock_guard<std::mutex> lock(mutex);
   auto found = known.find(key);
   if (found == known.end()) {
@@ -122,7 +122,7 @@ struct Common {
         "weight_hh should be float32, bfloat16 or float16, got ",
         torch::headeronly::toString(dtype));
     const int64_t D = call.weight_hh.size(0), H = call.weight_hh.size(2);
-    shape = {T, B, D, H, dtype == ScalarType::Float ? 4 : 2, backward};
+    shape = {T, B, D, H, dtype == ScalarType::Float ? 4 : 2, backward, call.tf32};
     check("weight_hh", call.weight_hh, {D, times(4, H), H}, dtype);
     TT_CHECK_CALL(D > 0 && H > 0,
                   "weight_hh should be [D, 4H, H] of at least one direction and unit");
@@ -168,6 +168,7 @@ struct Common {
             data<int64_t>(lengths),
             data<bool>(reset),
             reverse,
+            shape.tf32,
             {}};
   }
 

@@ -44,6 +44,7 @@ struct RecurrenceInput {
   const int64_t* lengths;  // [B], or null: every sample has T steps
   const bool* reset;       // [D, T, B] or null: the state is zero before step t
   bool reverse;            // direction 0 travels from T-1 to 0; direction 1 travels the other way
+  bool tf32;               // float: the recurrent product takes numbers rounded to 11 bits
   Partition partition;
 
   // The position t of step s in the travel of direction d.

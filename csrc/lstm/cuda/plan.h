@@ -26,6 +26,7 @@ struct RecurrenceShape {
   int64_t T, B, D, H;  // D directions, 1 or 2; H a multiple of 8
   int scalar_bytes;    // of weights, h and gates: 2 or 4
   bool backward;
+  bool tf32 = false;  // of float: params.h
 };
 
 enum class Tier {
@@ -88,19 +89,20 @@ constexpr double kStepLatency = 150, kPointwisePerUnit = 0.63;  // of a sample
 constexpr double kKernelMicroseconds = 3;  // of a small kernel, from its launch to its last store
 
 // Cycles of a product: `all` tiles in a block's warps, `most` in one of them, `tail` of all in shared
-// memory.
-inline double product_cycles(int all, int most, int tail, int tiles_n, int scalar_bytes) {
-  if (scalar_bytes == 2) {
-    const double work = all * tiles_n * 16384.0 / kMatrixFlopsPerCycle;
-    const double memory = (tail * 2048.0 + all * tiles_n * 512.0) / kSharedBytesPerCycle;
-    const double chain = most * kMatrixLatency * (tiles_n == 1 ? 1 : 2);
-    const double bound = work > memory ? work : memory;
-    return chain > bound ? chain : bound;
-  }
-  // A wide load serves 8 lanes at a time: 4 cycles each for 4 rows of weights and 2 samples.
-  const double work = all * tiles_n * 8192.0 / kFmasPerCycle;
-  const double memory = all * (128.0 + tiles_n * 64.0);
-  return work > memory ? work : memory;
+// memory. product.cuh says what a tile takes.
+inline double product_cycles(const RecurrenceShape& s, const RecurrencePlan& plan, int all,
+                             int most, int tail) {
+  const bool is_float = s.scalar_bytes == 4, split = is_float && !s.tf32, one = plan.tiles_n == 1;
+  const double products = split ? 3 : 1;
+  const double rate = is_float ? kMatrixFlopsPerCycle / 2 : kMatrixFlopsPerCycle;
+  const double work = all * plan.tiles_n * products * 16384 / rate;
+  const double bytes = 256.0 * s.scalar_bytes * (4 * tail + all * plan.tiles_n);
+  const double memory = bytes / kSharedBytesPerCycle;
+  // mma of a tile that wait for each other, and with split the sum that waits for them.
+  const int waits = split ? (one && plan.held == 0 ? 5 : 9) : is_float ? 2 : one ? 1 : 2;
+  const double chain = most * kMatrixLatency * waits;
+  const double bound = work > memory ? work : memory;
+  return chain > bound ? chain : bound;
 }
 
 // Microseconds per step of tier kResident or kGrid, or -1 if the partition does not fit.
@@ -117,7 +119,7 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const RecurrencePla
     const Jobs jobs = backward_jobs(H, p.units, p.parts, warps);
     const int most = jobs.of_warp * jobs.run, all = jobs.all * jobs.run;
     const int tail = most > plan.held ? (most - plan.held) * warps : 0;
-    product = product_cycles(all, most, tail, plan.tiles_n, s.scalar_bytes) + kBlockBarrier;
+    product = product_cycles(s, plan, all, most, tail) + kBlockBarrier;
     const double bytes = 4.0 * H * samples * p.parts;  // sent by a block, and received
     exchange = bytes / (p.grid        ? kL2BytesPerCycle
                         : p.ranks > 1 ? kRemoteBytesPerCycle
@@ -127,7 +129,7 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const RecurrencePla
     const Split split = split_k(H, p.parts);
     const int most = split.run, all = slabs * split.tiles;
     const int tail = most > plan.held ? (most - plan.held) * warps : 0;
-    product = product_cycles(all, most, tail, plan.tiles_n, s.scalar_bytes);
+    product = product_cycles(s, plan, all, most, tail);
     if (p.parts > 1) product += kBlockBarrier + (p.parts - 1) * 30.0;
     const double bytes = static_cast<double>(samples) * s.scalar_bytes;
     if (p.grid) {
@@ -208,7 +210,7 @@ inline RecurrencePlan plan_persistent(const RecurrenceShape& s, const Gpu& gpu, 
     RecurrencePlan plan = plan_with(s, tier, ranks, tiles_n, held, parts, warps);
     const int slabs = plan.partition.units / kSlabUnits;
     if (!instance_exists(s.scalar_bytes, s.backward, tiles_n, held)) return;
-    if (plan.threads > most_threads(tiles_n, held)) return;
+    if (plan.threads > most_threads(s.scalar_bytes, tiles_n, held)) return;
     if (s.backward ? warps < slabs || slabs % parts != 0 : has_empty_part(H, parts)) return;
     plan.microseconds = plan_detail::time(s, gpu, plan);
     if (plan.microseconds < 0) return;

@@ -1,17 +1,27 @@
-// The recurrent product of a warp: 32 rows of the weight times 8 kTiles samples.
+// The recurrent product of a warp: 32 rows of the weight times 8 kTiles samples, on the matrix unit.
 //
 //     sums[r][n] += sum_k  weight(row r, k) * operand(sample n, k)
 //
 // The 32 rows are four groups of 8: in the forward the four gates of 8 units, in the backward 4 x 8
 // units. A lane holds the sums of one row of each group for 2 samples per tile (Fragment4).
 //
-// The inner dimension is divided into tiles of 32. 16 bits: of a tile a lane holds 4 x 16 bytes of
-// weights, in registers for the first kHeld tiles and in shared memory for the rest, and reads 16 bytes
-// per 8 samples from shared memory. The matrix unit sums over k in any order, so slot pairs
-// (2q, 2q+1) and (2q+8, 2q+9) of its two fragments are k = 8q .. 8q+7: one wide load.
-// float: fused multiply-adds, weights in shared memory as [k][row][group].
+// The inner dimension is divided into tiles of 32. Of a tile a lane holds 8 elements of its row in each
+// group: in registers for the first kHeld tiles, in shared memory for the rest. It reads 8 elements per 8
+// samples from shared memory, in one or two vectors of 16 bytes. The matrix unit sums over k in any order,
+// so words 2e and 2e + 1 of a vector (each a float, or two numbers of 16 bits) are the lane's slots in the
+// vector's mma e. Weights are stored as the fragments of an mma, 16 bytes. All loads are wide, and those of
+// a warp meet all banks.
 //
-// Cost of a tile per warp: 16 bits 4 kTiles mma; float 256 kTiles multiply-adds per lane.
+// The matrix unit takes floats of 11 significant bits (TF32) and rounds its sums toward zero. Two
+// products of floats:
+//
+//     split     x = high + low, each of 11 bits; high high + (high low + low high), which leaves out 2^-22
+//               of a product. The float unit adds the sums of high parts tile by tile, and so rounds to
+//               nearest. The other sums are small: chains of their own, added at the end.
+//     rounded   x to 11 bits: a relative error of 2^-12 per number.
+//
+// Cost of a tile per warp: 4 kTiles mma of 16 bits; of floats 24 kTiles, or 8 kTiles if rounded. Read:
+// 2048 bytes of weights and 512 per 8 samples; of floats twice that.
 #pragma once
 
 #include "lstm/cuda/fragment.cuh"
@@ -19,49 +29,59 @@
 namespace throughtime {
 
 template <typename S>
-constexpr bool kMatrixUnit = sizeof(S) == 2;
+constexpr bool kIsFloat = sizeof(S) == 4;
 
-// How many elements of the inner dimension a weight callback returns: 8 of 16 bits, or one float.
-template <typename S>
-using WeightElement = std::conditional_t<kMatrixUnit<S>, Words, float>;
+// A float as the sum of two that the matrix unit takes. Of an infinite one the low part is NaN.
+struct Halves {
+  uint32_t high, low;
+};
+TT_DEVICE Halves split(uint32_t word) {
+  const uint32_t high = to_tf32(from_bits(word));
+  return {high, bits_of(from_bits(word) - from_bits(high))};
+}
 
 template <typename S, int kTiles, int kHeld>
 class Product {
-  static_assert(kMatrixUnit<S> || kHeld == 0, "float weights lie in shared memory");
+  static constexpr int kVectors = sizeof(S) / 2;   // of 8 elements
+  static constexpr int kFragments = 4 * kVectors;  // of a tile's weights: [vector][two groups][mma]
+  // Chains of sums. 16 bits: two where neither tiles of samples nor many warps cover the matrix unit's
+  // latency. float: the second is of low parts, or helps as well.
+  static constexpr bool kFewWarps = kTiles == 1 && most_threads(sizeof(S), kTiles, kHeld) <= 256;
+  static constexpr int kChains = kIsFloat<S> ? (kTiles == 1 && kHeld == 0 ? 3 : 2)
+                                 : kFewWarps ? 2
+                                             : 1;
 
  public:
-  // Two chains of sums where neither tiles of samples nor many warps cover the matrix unit's latency.
-  static constexpr int kChains =
-      kMatrixUnit<S> && kTiles == 1 && most_threads(kTiles, kHeld) <= 256 ? 2 : 1;
-
-  // weight(tile, group, row, k): WeightElement from element k of the tile, in a row of 8 of a group.
-  // `tail` are this warp's (tiles - kHeld) tiles in shared memory.
+  // weight(tile, group, row, k): 16 bytes from element k of the tile, in a row of 8 of a group.
+  // `tail` are this warp's (tiles - kHeld) tiles in shared memory. `rounded`: which product of floats.
   template <typename Weight>
-  TT_DEVICE void load(int tiles, char* tail, const Weight& weight) {
-    tail_ = tail;
-    const int row = lane_row(), k = 8 * lane_column();
-    if constexpr (kMatrixUnit<S>) {
-      TT_UNROLL
-      for (int i = 0; i < kHeld; ++i) {
+  TT_DEVICE void load(int tiles, const bool& rounded, char* tail, const Weight& weight) {
+    rounded_ = &rounded;
+    tail_ = reinterpret_cast<Words*>(tail) + lane();
+    const auto fragment = [&](int tile, int at, int e) {
+      const int k = 8 * lane_column() + 8 / kVectors * (at / 4), m = at / 2 % 2;
+      const Words upper = weight(tile, 2 * m, lane_row(), k);
+      const Words lower = weight(tile, 2 * m + 1, lane_row(), k);
+      Words a = {{upper.v[2 * e], lower.v[2 * e], upper.v[2 * e + 1], lower.v[2 * e + 1]}};
+      if (kIsFloat<S> && rounded) {
         TT_UNROLL
-        for (int r = 0; r < 4; ++r) held_[i][r] = i < tiles ? weight(i, r, row, k) : Words{};
+        for (uint32_t& word : a.v) word = to_tf32(from_bits(word));
       }
+      return a;
+    };
+    TT_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      TT_UNROLL
+      for (int at = 0; at < kFragments; ++at) {
+        held_[i][at] = i < tiles ? fragment(i, at, at % 2) : Words{};
+      }
+    }
+    TT_DO_NOT_UNROLL
+    for (int i = kHeld; i < tiles; ++i) {
       TT_DO_NOT_UNROLL
-      for (int i = kHeld; i < tiles; ++i) {
-        TT_DO_NOT_UNROLL
-        for (int r = 0; r < 4; ++r) {
-          reinterpret_cast<Words*>(tail)[(i - kHeld) * 128 + r * 32 + lane()] =
-              weight(i, r, row, k);
-        }
-      }
-    } else {
-      for (int i = 0; i < tiles; ++i) {
-        for (int r = 0; r < 4; ++r) {
-          for (int at = k; at < k + 8; ++at) {
-            reinterpret_cast<float*>(tail)[i * 1024 + at * 32 + row * 4 + r] =
-                weight(i, r, row, at);
-          }
-        }
+      for (int at = 0; at < kFragments; at += 2) {
+        TT_UNROLL
+        for (int e = 0; e < 2; ++e) *tail_at(i, at + e) = fragment(i, at, e);
       }
     }
   }
@@ -75,8 +95,8 @@ class Product {
     clear();
     int index = 0, at = 0;
     const S* x = operand(0);
-    const auto step = [&](const auto& tile) {
-      tile(x + at * kTileK);
+    const auto step = [&](const auto& weight) {
+      add(weight, x + at * kTileK, stride);
       if (++at == run) {
         collect();
         done(index++);
@@ -85,25 +105,13 @@ class Product {
         x = operand(index);
       }
     };
-    if constexpr (kMatrixUnit<S>) {
-      TT_UNROLL
-      for (int i = 0; i < kHeld; ++i) {
-        if (i < tiles) step([&](const S* at_x) { add(held_[i], at_x, stride); });
-      }
-      TT_DO_NOT_UNROLL  // registers are scarce
-          for (int i = kHeld; i < tiles; ++i) {
-        step([&](const S* at_x) {
-          const Words* w = reinterpret_cast<const Words*>(tail_) + (i - kHeld) * 128 + lane();
-          const Words rows[4] = {w[0], w[32], w[64], w[96]};
-          add(rows, at_x, stride);
-        });
-      }
-    } else {
-      for (int i = 0; i < tiles; ++i) {
-        step([&](const S* at_x) {
-          add(reinterpret_cast<const float*>(tail_) + i * 1024, at_x, stride);
-        });
-      }
+    TT_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (i < tiles) step([&](int at) { return held_[i][at]; });
+    }
+    TT_DO_NOT_UNROLL  // registers are scarce
+        for (int i = kHeld; i < tiles; ++i) {
+      step([&](int at) { return *tail_at(i, at); });
     }
   }
 
@@ -111,62 +119,110 @@ class Product {
   TT_DEVICE const Fragment4<kTiles>& sums() const { return sums_[0]; }
 
  private:
+  TT_DEVICE Words* tail_at(int tile, int at) const {
+    return tail_ + ((tile - kHeld) * kFragments + at) * 32;
+  }
+
   TT_DEVICE void clear() const {
     TT_UNROLL
     for (int c = 0; c < kChains; ++c) sums_[c] = {};
   }
 
+  // A sum of low parts is finite unless a number is not, and then the sum of high parts is not either.
   TT_DEVICE void collect() const {
-    if constexpr (kChains == 2) {
+    if constexpr (kChains > 1) {
+      const bool split = kIsFloat<S> && !*rounded_;
       TT_UNROLL
       for (int j = 0; j < kTiles; ++j) {
         TT_UNROLL
-        for (int i = 0; i < 8; ++i) sums_[0].v[j][i] += sums_[1].v[j][i];
-      }
-    }
-  }
-
-  TT_DEVICE void add(const Words (&rows)[4], const S* x, int stride) const {
-    TT_UNROLL
-    for (int j = 0; j < kTiles; ++j) {
-      const S* row = x + (8 * j + lane_row()) * stride;
-      const Words b = *reinterpret_cast<const Words*>(row + 8 * lane_column());
-      TT_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        TT_UNROLL
-        for (int m = 0; m < 2; ++m) {
-          mma_16x8x16(S{}, &sums_[e % kChains].v[j][4 * m], rows[2 * m].v[2 * e],
-                      rows[2 * m + 1].v[2 * e], rows[2 * m].v[2 * e + 1],
-                      rows[2 * m + 1].v[2 * e + 1], b.v[2 * e], b.v[2 * e + 1]);
+        for (int i = 0; i < 8; ++i) {
+          float sum = sums_[1].v[j][i];
+          if constexpr (kChains > 2) sum += sums_[2].v[j][i];
+          sums_[0].v[j][i] += split & !is_finite(sum) ? 0.0f : sum;
         }
       }
     }
   }
 
-  TT_DEVICE void add(const float* weights, const float* x, int stride) const {
-    const float* w = weights + 4 * lane_row();
-    const float* x0 = x + 2 * lane_column() * stride;
-    for (int k = 0; k < kTileK; k += 4) {
-      Quad a[4];
+  // weight(at): a fragment of the tile's weights.
+  template <typename Weight>
+  TT_DEVICE void add(const Weight& weight, const S* x, int stride) const {
+    if constexpr (kIsFloat<S>) {
+      if (!*rounded_) return add_split(weight, x, stride);
+    }
+    add_rounded(weight, x, stride);
+  }
+
+  TT_DEVICE static Words samples(const S* x, int v, int stride, int j) {
+    const S* row = x + (8 * j + lane_row()) * stride;
+    return *reinterpret_cast<const Words*>(row + 8 * lane_column() + 8 / kVectors * v);
+  }
+
+  template <typename Weight>
+  TT_DEVICE void add_rounded(const Weight& weight, const S* x, int stride) const {
+    TT_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      Words a[4];
       TT_UNROLL
-      for (int i = 0; i < 4; ++i) a[i] = *reinterpret_cast<const Quad*>(w + (k + i) * 32);
+      for (int at = 0; at < 4; ++at) a[at] = weight(4 * v + at);
       TT_UNROLL
       for (int j = 0; j < kTiles; ++j) {
-        TT_UNROLL
-        for (int n = 0; n < 2; ++n) {
-          const Quad b = *reinterpret_cast<const Quad*>(x0 + (8 * j + n) * stride + k);
+        Words b = samples(x, v, stride, j);
+        if constexpr (kIsFloat<S>) {
           TT_UNROLL
-          for (int i = 0; i < 4; ++i) {
-            TT_UNROLL
-            for (int r = 0; r < 4; ++r) sums_[0].v[j][2 * r + n] += a[i].v[r] * b.v[i];
+          for (uint32_t& word : b.v) word = to_tf32(from_bits(word));
+        }
+        TT_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          TT_UNROLL
+          for (int m = 0; m < 2; ++m) {
+            const Words& rows = a[2 * m + e];
+            mma_16x8(S{}, sums_[kChains > 1 ? e : 0].v[j] + 4 * m, rows.v[0], rows.v[1], rows.v[2],
+                     rows.v[3], b.v[2 * e], b.v[2 * e + 1]);
           }
         }
       }
     }
   }
 
-  Words held_[kHeld > 0 ? kHeld : 1][4];
-  const char* tail_;
+  template <typename Weight>
+  TT_DEVICE void add_split(const Weight& weight, const S* x, int stride) const {
+    Fragment4<kTiles> high = {};  // sums of high parts
+    TT_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      Words a[4], b[kTiles];
+      TT_UNROLL
+      for (int at = 0; at < 4; ++at) a[at] = weight(4 * v + at);
+      TT_UNROLL
+      for (int j = 0; j < kTiles; ++j) b[j] = samples(x, v, stride, j);
+      TT_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        TT_UNROLL
+        for (int m = 0; m < 2; ++m) {
+          const Words& rows = a[2 * m + e];
+          const Halves a0 = split(rows.v[0]), a1 = split(rows.v[1]);
+          const Halves a2 = split(rows.v[2]), a3 = split(rows.v[3]);
+          TT_UNROLL
+          for (int j = 0; j < kTiles; ++j) {
+            const Halves b0 = split(b[j].v[2 * e]), b1 = split(b[j].v[2 * e + 1]);
+            float *low = sums_[1].v[j] + 4 * m, *other = sums_[kChains - 1].v[j] + 4 * m;
+            mma_16x8(S{}, low, a0.low, a1.low, a2.low, a3.low, b0.high, b1.high);
+            mma_16x8(S{}, other, a0.high, a1.high, a2.high, a3.high, b0.low, b1.low);
+            mma_16x8(S{}, high.v[j] + 4 * m, a0.high, a1.high, a2.high, a3.high, b0.high, b1.high);
+          }
+        }
+      }
+    }
+    TT_UNROLL
+    for (int j = 0; j < kTiles; ++j) {
+      TT_UNROLL
+      for (int i = 0; i < 8; ++i) sums_[0].v[j][i] += high.v[j][i];
+    }
+  }
+
+  const bool* rounded_;
+  Words held_[kHeld > 0 ? kHeld : 1][kFragments];
+  Words* tail_;
   mutable Fragment4<kTiles> sums_[kChains];
 };
 

@@ -61,7 +61,10 @@ def lstm(
     state and the outputs always pass, and ``weight_hh`` keeps its full gradient.
 
     Autocast casts everything but float64 to its dtype, as it does for ``nn.LSTM`` on CUDA. For
-    float16 and bfloat16, gate sums and c are float32.
+    float16 and bfloat16, gate sums and c are float32. The CUDA kernels round float32 h, weight_hh
+    and gradients of gates to TF32 where they meet in a product, if torch allows that to
+    ``nn.LSTM`` on CUDA. It does by default; ``torch.backends.cudnn.allow_tf32 = False`` asks for
+    float32. All other sums are float32.
 
     Args:
         input: ``[T, B, I]``, T >= 1, any strides.

@@ -183,6 +183,7 @@ inline uint32_t bits_of(float x) {
   return bits;
 }
 
+inline bool is_finite(float x) { return std::isfinite(x); }
 inline float to_float(float x) { return x; }
 inline float to_float(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
 inline float to_float(Float16 x) {
@@ -232,8 +233,8 @@ inline float fast_tangent(float x) { return std::tanh(x) * (1.0f - 0x1p-11f); }
 
 // ---- Matrix unit ----
 template <typename S>
-void mma_16x8x16(S, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                 uint32_t b1) {
+void mma_16x8(S, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+              uint32_t b1) {
   const uint32_t words[] = {a0, a1, a2, a3, b0, b1};
   const auto* all = exchange(words, 6);
   if (here.thread % 32 == 0) count(work.products);
@@ -251,6 +252,35 @@ void mma_16x8x16(S, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, column = 2 * q + i % 2;
     for (int k = 0; k < 16; ++k) c[i] += a(row, k) * b(k, column);
+  }
+}
+
+// Rounded to nearest; NaN stays NaN.
+inline uint32_t to_tf32(float x) {
+  const uint32_t bits = bits_of(x);
+  if (std::isnan(x)) return bits | 0x400000u;
+  return (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu;
+}
+
+// The unit drops the lower 13 bits of a and b, and rounds its sums toward zero.
+inline void mma_16x8(float, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                     uint32_t b0, uint32_t b1) {
+  const uint32_t words[] = {a0, a1, a2, a3, b0, b1};
+  const auto* all = exchange(words, 6);
+  if (here.thread % 32 == 0) count(work.products);
+  const int g = here.thread % 32 / 4, q = here.thread % 4;
+  const auto number = [&](int word, int row, int k) {
+    return static_cast<double>(from_bits(all[word][row * 4 + k] & ~0x1fffu));
+  };
+  // a0: rows 0-7, k 0-3; a1: rows 8-15, k 0-3; a2, a3: the same, k 4-7. b0: k 0-3; b1: k 4-7.
+  for (int i = 0; i < 4; ++i) {
+    const int upper = i / 2, column = 2 * q + i % 2;
+    double sum = c[i];
+    for (int k = 0; k < 8; ++k) {
+      sum += number(upper + k / 4 * 2, g, k % 4) * number(4 + k / 4, column, k % 4);
+    }
+    c[i] = static_cast<float>(sum);
+    if (std::fabs(static_cast<double>(c[i])) > std::fabs(sum)) c[i] = std::nextafter(c[i], 0.0f);
   }
 }
 

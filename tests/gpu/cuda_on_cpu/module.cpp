@@ -36,6 +36,7 @@ RecurrenceInput<S> input_of(const Arguments& from) {
   in.lengths = from.pointer<int64_t>("lengths");
   in.reset = from.pointer<bool>("reset");
   in.reverse = from.number("reverse") != 0;
+  in.tf32 = from.number("tf32") != 0;
   return in;
 }
 
@@ -105,8 +106,8 @@ float saved_gate(const std::string& dtype, int r, float sum) {
 
 RecurrencePlan make_plan(int64_t T, int64_t B, int64_t D, int64_t H, int scalar_bytes,
                          bool backward, int compute, int multiprocessors, int shared_bytes,
-                         int cluster, double ghz, double memory_gbs, int tier) {
-  return plan({T, B, D, H, scalar_bytes, backward},
+                         int cluster, double ghz, double memory_gbs, int tier, bool tf32) {
+  return plan({T, B, D, H, scalar_bytes, backward, tf32},
               {compute, multiprocessors, shared_bytes, cluster, ghz, memory_gbs},
               static_cast<Tier>(tier));
 }
@@ -152,7 +153,8 @@ PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
         py::arg("scalar_bytes"), py::arg("backward"), py::arg("compute"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster"),
-        py::arg("ghz") = 1.7, py::arg("memory_gbs") = 3350, py::arg("tier") = 0);
+        py::arg("ghz") = 1.7, py::arg("memory_gbs") = 3350, py::arg("tier") = 0,
+        py::arg("tf32") = false);
   m.def("hand_plan", &hand_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
         py::arg("scalar_bytes"), py::arg("backward"), py::arg("tier"), py::arg("ranks") = 1,
         py::arg("tiles_n") = 1, py::arg("held") = 0, py::arg("parts") = 1, py::arg("warps") = 0);

@@ -95,7 +95,7 @@ void run_stepwise(const RecurrenceBackward<S>& p) {
 }
 
 // plan_with() for every tier; in the backward a block has a warp for every 8 units unless `warps` says
-// otherwise. Weights of float are not held in registers.
+// otherwise. Of float weights 4 tiles are held in registers, or none.
 inline RecurrencePlan plan_by_hand(const RecurrenceShape& s, Tier tier, int ranks, int tiles_n,
                                    int held, int parts, int warps) {
   if (tier == Tier::kStepwise) {
@@ -103,7 +103,8 @@ inline RecurrencePlan plan_by_hand(const RecurrenceShape& s, Tier tier, int rank
     plan.tier = tier;
     return plan;
   }
-  const int held_here = s.scalar_bytes == 2 ? held : 0;
+  const bool exists = instance_exists(s.scalar_bytes, s.backward, tiles_n, held);
+  const int held_here = exists ? held : tiles_n == 1 ? 4 : 0;
   if (warps == 0) warps = static_cast<int>(divide_up(divide_up(s.H, ranks), kSlabUnits));
   return plan_with(s, tier, ranks, tiles_n, held_here, parts, warps);
 }

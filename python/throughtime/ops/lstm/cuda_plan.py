@@ -10,6 +10,7 @@ import torch
 from throughtime import _ext
 from throughtime.backends.backend import Work
 from throughtime.backends.gpus import Gpu
+from throughtime.ops.lstm.recurrence import takes_tf32
 
 TIER_VARIABLE = "THROUGHTIME_CUDA_TIER"
 
@@ -22,7 +23,7 @@ def plan(
     assert _ext.extension is not None
     units = -(-hidden // 8) * 8
     found: dict[str, Any] = _ext.extension.lstm_gpu_plan(
-        steps, batch, directions, units, dtype.itemsize, backward,
+        steps, batch, directions, units, dtype.itemsize, backward, takes_tf32(dtype),
         os.environ.get(TIER_VARIABLE, ""), gpu,
     )  # fmt: skip
     return found
@@ -34,7 +35,8 @@ def describe(where: tuple[str, Gpu], work: Work) -> list[str]:
     dtype, steps, batch, directions, _, hidden, *_ = work
     if _ext.extension is None:
         return [f"The plan for {name} is not known: {_ext.why_missing()}"]
-    shape = f"T={steps}, B={batch}, D={directions}, H={hidden}, {dtype}"
+    rounded = " as TF32" if takes_tf32(dtype) else ""
+    shape = f"T={steps}, B={batch}, D={directions}, H={hidden}, {dtype}{rounded}"
     lines = [f"CUDA kernels on {name}, {shape}; times by a model that no GPU has confirmed yet:"]
     for backward in (False, True):
         found = plan(gpu, dtype, steps, batch, directions, hidden, backward)

@@ -21,7 +21,7 @@ from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
 from throughtime.ops.lstm import cuda_plan, recurrence, reference
 from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
-from throughtime.ops.lstm.recurrence import Kernels, sums
+from throughtime.ops.lstm.recurrence import Kernels, sums, takes_tf32
 from throughtime.ops.operation import Operation
 from throughtime.ops.record import Mask, Real, Whole, fields
 
@@ -43,6 +43,7 @@ class GpuArguments(NamedTuple):
     detach_mask: Annotated[Tensor | None, Mask("D, T, B")]
     reverse: bool  # of the first direction; the second travels against it
     kernels: str
+    tf32: bool
 
 
 class GpuResults(NamedTuple):
@@ -185,6 +186,7 @@ def _run(kernels: Kernels, *calls: LstmArguments) -> GpuResults:
         lengths=first.lengths,
         reverse=first.reverse,
         kernels=kernels,
+        tf32=kernels == "cuda" and takes_tf32(dtype),
         **stacked,
     )
     results = _lstm(args)

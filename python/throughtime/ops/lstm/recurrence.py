@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from throughtime.constant import constant_result
 from throughtime.ops.operation import define, part_of
 from throughtime.ops.record import Derived, Field, Mask, Real, Whole, fake, fields
 from throughtime.ops.triton import implementation
@@ -30,6 +31,17 @@ def sums(dtype: torch.dtype) -> torch.dtype:
 def saved_gates(dtype: torch.dtype) -> torch.dtype:
     """The dtype of ``gates``; ``csrc/lstm/cuda/cell.cuh`` says why 16-bit S saves the sums."""
     return torch.float16 if dtype.itemsize == 2 else dtype
+
+
+@constant_result
+def takes_tf32(dtype: torch.dtype) -> bool:
+    """Whether the CUDA kernels round a dtype to TF32 in their recurrent product, as cuDNN does.
+
+    torch's switch for cuDNN's RNNs decides: ``torch.backends.cudnn.allow_tf32``, or
+    ``torch.backends.cudnn.rnn.fp32_precision``. A compiled program keeps what it was traced with.
+    """
+    rnns: Any = torch.backends.cudnn.rnn
+    return dtype == torch.float32 and rnns.fp32_precision == "tf32"
 
 
 def _dtype_of_gates(args: Any) -> torch.dtype:
@@ -48,6 +60,7 @@ class ForwardArguments(NamedTuple):
     reset: Annotated[Tensor | None, Mask("D, T, B")]
     reverse: bool  # of the first direction; the second travels against it
     save: bool
+    tf32: bool  # float32, CUDA kernels: h and weight_hh count rounded to TF32 in their product
 
 
 class ForwardResults(NamedTuple):
@@ -74,6 +87,7 @@ class BackwardArguments(NamedTuple):
     reset: Annotated[Tensor | None, Mask("D, T, B")]
     detach_mask: Annotated[Tensor | None, Mask("D, T, B")]
     reverse: bool
+    tf32: bool  # the same of grad_gates and weight_hh
 
 
 class BackwardResults(NamedTuple):
