@@ -35,15 +35,17 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300
 }
 
-# Bytes of local memory per thread; more where a size is no multiple of 16: elements are loaded one
-# by one there, and their addresses do not all fit. Triton before 3.8 takes no shorter products.
-MOST_SPILLED = (0, 120) if LEAST_DEPTH == 8 else (40, 288)
-ODD = ("no option", "A 25", "H 19")  # in the names of such samples
+# Bytes of local memory per thread, by what the name of a sample holds whose sizes are no multiples
+# of 16: elements are loaded one by one there, and their addresses do not all fit.
+ODD = {"no option": 64, "A 25": 120, "H 19": 16}
 
 
 def most_spilled(sample: str) -> int:
-    """Bytes that a launch of a sample may spill."""
-    return MOST_SPILLED[any(name in sample for name in ODD)]
+    """Bytes that a launch of a sample may spill; Triton before 3.8 takes no shorter products."""
+    known = max((most for name, most in ODD.items() if name in sample), default=0)
+    if LEAST_DEPTH == 8:
+        return known
+    return 288 if known else 40
 
 
 class NoGpu(NamedTuple):
