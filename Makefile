@@ -31,8 +31,9 @@ help:
 	@echo "make test-cuda-build  install with the CUDA kernels beside a torch for CUDA ($(VENV_CUDA),"
 	@echo "              several GB), and see them load; needs nvcc, no GPU"
 	@echo "make gradient-table  the gradient by every route that torch offers: bench/results/gradient-table.md"
-	@echo "make test-versions    build and test beside the oldest and the newest torch with every Python"
-	@echo "              at hand, and between (some GB each; goes on where it was interrupted)"
+	@echo "make test-versions    compile the Triton kernels with every Triton from the oldest on; build and"
+	@echo "              test beside the oldest and the newest torch with every Python at hand, and"
+	@echo "              between (some GB each; goes on where it was interrupted)"
 	@echo "make bench    install into $(VENV), measure every operation, write tables and plots"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
@@ -84,6 +85,7 @@ gradient-table: install
 	$(BIN)/python tests/operators/gradient_table.py bench/results/gradient-table.md
 
 test-versions: install
+	$(BIN)/python tests/build/triton_versions.py
 	$(BIN)/python tests/build/versions.py $(VERSIONS_ARGS)
 
 bench-compare: install

@@ -233,8 +233,8 @@ def _shared_bytes(device: torch.device) -> int:
 def options(B: int, H: int, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
     """Blocks and warps of a walk, or of a step where units do not fit a walk.
 
-    It leaves no register spilled (16 at most per thread where H is no multiple of 16), as
-    ``python -m throughtime.triton_kernels.compile`` shows.
+    It leaves no register spilled (16 at most per thread where H is no multiple of 16; with Triton
+    before 3.8, 10 and 72), as ``python -m throughtime.triton_kernels.compile`` shows.
     """
     size = dtype.itemsize
     if fused(H, dtype):

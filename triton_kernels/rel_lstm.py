@@ -94,10 +94,14 @@ def softmax(s, r, alive):
 def walk_forward(
     x_gates, h_0, cells, context, weight_hh, weight_query, weight_key, weight_score, relevance,
     first, ends, hidden, keys, gates, states, queries, last, final_positions, final_relevance,
-    rings, T, S, R, W, K, CAPACITY, B, H, A, KEEP_FIRST: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    rings, T, S, R, W, K, CAPACITY, B, H: tl.int32, A, KEEP_FIRST: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """All steps of a tile of samples; ``cells`` and ``context`` begin as the initial state."""
+    """All steps of a tile of samples; ``cells`` and ``context`` begin as the initial state.
+
+    H has a type, so that 1 is no constant: Triton 3.9 would abort.
+    """
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     present = b < B
     P = S - T

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import triton_versions
 import versions
 
 TORCHES = ["2.10.0", "2.11.0", "2.12.1", "2.13.0"]
@@ -23,6 +24,12 @@ def test_the_last_patch_of_every_supported_torch(monkeypatch: pytest.MonkeyPatch
     told = "torch (2.12.1)\nAvailable versions: 2.12.1, 2.12.0, 2.11.0+cpu, 2.10.1, 2.10.0, 2.9.1\n"
     monkeypatch.setattr(versions, "run", lambda *command: told)
     assert versions.torch_releases() == ["2.10.0", "2.10.1", "2.11.0", "2.12.1"]
+
+
+def test_the_oldest_and_the_newest_supported_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "triton (3.9.0)\nAvailable versions: 3.9.0, 3.6.1, 3.6.0, 3.5.1, 3.5.0, 3.4.0\n"
+    monkeypatch.setattr(versions, "run", lambda *command: told)
+    assert triton_versions.supported() == ["3.5.0", "3.5.1", "3.6.1", "3.9.0"]
 
 
 def test_pythons_at_hand() -> None:

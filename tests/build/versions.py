@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,11 +52,14 @@ class Failed(Exception):
     """A command failed; the message holds its last lines."""
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> str:
+def run(
+    *command: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> str:
     """What a command prints."""
     done = subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        env=environment,
+    )  # fmt: skip
     if done.returncode != 0:
         raise Failed("\n".join(done.stdout.strip().splitlines()[-15:]))
     return done.stdout
@@ -67,16 +70,21 @@ def number(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.partition("+")[0].split(".")))
 
 
-def torch_releases() -> list[str]:
-    """The oldest torch that is supported and, of every minor version, the last that pip finds."""
-    told = run(sys.executable, "-m", "pip", "index", "versions", "torch")
+def releases(package: str, oldest: str) -> list[str]:
+    """The oldest version of a package and, of every minor version from there on, the last."""
+    told = run(sys.executable, "-m", "pip", "index", "versions", package)
     listed = re.search(r"^Available versions: (.+)$", told, re.MULTILINE)
     assert listed is not None, told
     known = {version.partition("+")[0] for version in listed[1].split(", ")}
-    oldest = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    supported = sorted((v for v in known if number(v) >= number(oldest[0])), key=number)
+    supported = sorted((v for v in known if number(v) >= number(oldest)), key=number)
     last = {number(version)[:2]: version for version in supported}
     return sorted({supported[0], *last.values()}, key=number)
+
+
+def torch_releases() -> list[str]:
+    """The oldest torch that is supported and, of every minor version, the last that pip finds."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return releases("torch", re.findall(r'"torch>=([\d.]+)"', text)[0])
 
 
 def interpreters() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -61,6 +62,17 @@ def stand_in(
     library.impl("lstm_recurrence_backward", made.backward, "CPU")
     yield made
     library._destroy()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def least_products() -> None:
+    """Triton's interpreter refuses a product that is too small for the compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    from triton.backends.nvidia.compiler import min_dot_size
+    from triton.runtime.interpreter import interpreter_builder
+
+    interpreter_builder.codegen_fns["min_dot_size"] = min_dot_size(None)
 
 
 @pytest.fixture(autouse=True)
