@@ -27,6 +27,7 @@ from cases_gpu import (
     runs,
     with_gradients,
 )
+from closeness import rms
 from host_kernels import HostKernels
 from throughtime import functional
 
@@ -174,6 +175,24 @@ def test_a_mask_that_is_drawn(backend: Any, dtype: torch.dtype) -> None:
     layer.detach_prob = 0.0
     assert_equal(run(layer.train(), x), plain)
     assert not torch.equal(one["grad weight_hh_l0"], plain["grad weight_hh_l0"])
+
+
+def test_torchs_switch_for_rnns_decides_on_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And an exported program keeps what it was traced with."""
+    layer, x = module(torch.float32, backend="cuda"), input_of(torch.float32)
+    plain = copy.deepcopy(layer).double()
+    plain.backend = "reference"
+    exact = run(plain, x.detach().double().requires_grad_())
+    found, programs = {}, {}
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        found[allowed] = run(layer, x)
+        programs[allowed] = torch.export.export(layer, (x.detach(),)).module()
+    for name, wanted in exact.items():
+        rounded, close = (rms(found[allowed][name], wanted) for allowed in (True, False))
+        assert close < 1e-6 and 1e-5 < rounded < 1e-3, (name, close, rounded)
+    for allowed, program in programs.items():
+        assert torch.equal(program(x.detach())[0], found[allowed]["output"]), allowed
 
 
 @needs_cuda
