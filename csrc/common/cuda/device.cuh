@@ -262,6 +262,10 @@ TT_DEVICE uint32_t to_tf32(float x) {
   return bits;
 }
 
+// The compiler holds the number in a register: it would compute it again at every step.
+TT_DEVICE void hold(int& x) { asm volatile("" : "+r"(x)); }
+TT_DEVICE void hold(int64_t& x) { asm volatile("" : "+l"(x)); }
+
 // ---- Numbers ----
 TT_DEVICE float to_float(float x) { return x; }
 TT_DEVICE float to_float(BFloat16 x) {
@@ -288,7 +292,11 @@ TT_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 TT_DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
 TT_DEVICE bool is_finite(float x) { return isfinite(x); }
 TT_DEVICE float exponential(float x) { return expf(x); }
-TT_DEVICE float fast_exponential(float x) { return __expf(x); }  // relative error |x| * 1e-7
+TT_DEVICE float fast_exponential(float x) {  // relative error |x| * 1e-7; below 2^-126: 0
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+}
 TT_DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
 TT_DEVICE float tangent(float x) { return tanhf(x); }
 TT_DEVICE float fast_tangent(float x) {  // relative error 2^-11

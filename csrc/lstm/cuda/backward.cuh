@@ -42,7 +42,6 @@ class BackwardBlock {
         stride_(operand_stride(4 * partition_.units, sizeof(S))),
         jobs_(backward_jobs(H_, partition_.units, partition_.parts, warps_)),
         first_job_{warp() / jobs_.slabs32, warp() % jobs_.slabs32},
-        by_slabs_(slabs_),
         layout_(backward_layout(H_, partition_.units, partition_.ranks, partition_.parts, warps_,
                                 kGrid, kTiles, kHeld, sizeof(S))),
         barrier_(partition_, share_.group, Site::kBackwardStep, layout_.mbarriers,
@@ -68,7 +67,7 @@ class BackwardBlock {
       if (s > 0) marks = marks_at(s - 1);
       if (owner) {
         step(share_.time(s), next, flagged, exchange);
-        row_ -= share_.next_row();
+        row_ -= share_.next_row;
         if (s > 0) load(next, s - 1, row_);
       }
       if (!exchange) continue;
@@ -122,24 +121,28 @@ class BackwardBlock {
     return partition_.ranks * partition_.parts * slabs * slab_sum_bytes(kTiles);
   }
 
-  TT_DEVICE S* operand(int round) const {
-    const int copy = barrier_.in_cluster() ? round % 2 : 0;
-    return reinterpret_cast<S*>(shared_memory()) + copy * 8 * kTiles * stride_;
+  TT_DEVICE S* operand(unsigned round) const {
+    const unsigned copy = barrier_.in_cluster() ? round % 2 : 0;
+    return reinterpret_cast<S*>(shared_memory()) + copy * (8 * kTiles * stride_);
   }
 
-  // Where block `rank` receives; in a cluster it is the same place in every block.
-  TT_DEVICE Pair* received(int rank) const {
-    const int bytes = received_bytes(partition_.units, partition_.ranks, partition_.parts, kTiles);
-    const int turn = round_ % 2;
+  // Pairs that one block receives, and where: with `grid` the blocks of a group have one array, in a cluster
+  // it is the same place in every block.
+  TT_DEVICE int received_pairs() const {
+    return received_bytes(partition_.units, partition_.ranks, partition_.parts, kTiles) / kPairBytes;
+  }
+  TT_DEVICE Pair* received() const {
+    const unsigned turn = round_ % 2;
     if constexpr (kGrid) {
-      const int64_t at = (static_cast<int64_t>(share_.group) * 2 + turn) * partition_.ranks + rank;
-      return reinterpret_cast<Pair*>(static_cast<char*>(partition_.exchange) + at * bytes);
+      const int64_t at = (share_.group * 2 + static_cast<int64_t>(turn)) * partition_.ranks;
+      return static_cast<Pair*>(partition_.exchange) + at * received_pairs();
     } else {
-      return reinterpret_cast<Pair*>(shared_memory() + layout_.sums + turn * bytes);
+      return reinterpret_cast<Pair*>(shared_memory() + layout_.sums) + turn * received_pairs();
     }
   }
-  TT_DEVICE int place(int source, int slab, int tile) const {
-    return ((source * slabs_ + slab) * kTiles + tile) * 32 + lane();
+  TT_DEVICE int place(int source, int slab) const { return (source * slabs_ + slab) * kTiles * 32; }
+  TT_DEVICE Destination* destinations() const {
+    return reinterpret_cast<Destination*>(shared_memory() + layout_.destinations);
   }
 
   // Weights into registers and shared memory. The operand needs no zeros: samples beyond the batch
@@ -149,8 +152,14 @@ class BackwardBlock {
     tiles_ = count * jobs_.run;
     product_.load(tiles_, p_.in.tf32, shared_memory() + layout_.tail + warp() * layout_.warp_tail,
                   [&](int tile, int r, int row, int at) { return weight(tile, r, row, at); });
+    for (int i = thread(); i < 4 * jobs_.all; i += threads()) {
+      const int part = i / 4 / jobs_.slabs32, slab = i % (4 * jobs_.slabs32), rank = slab / slabs_;
+      destinations()[i] = {slab * kSlabUnits < H_ ? rank : -1,
+                           place(share_.rank * partition_.parts + part, slab % slabs_) +
+                               (kGrid ? rank * received_pairs() : 0)};
+    }
     if (warp() < slabs_ && share_.unit0 >= H_) {
-      for (int round = 0; round < 2; ++round) {
+      for (unsigned round = 0; round < 2; ++round) {
         for_each<kTiles>([&](Place at) { write_operand(round, at, {}); });
       }
     }
@@ -184,10 +193,12 @@ class BackwardBlock {
     const int t = share_.time(T_ - 1);
     const auto dh_n = share_.state(p_.dh_n);
     const auto dc_n = share_.state(p_.dc_n);
-    const auto cells = share_.at_row(p_.cells, row_, 1);
+    const auto c0 = share_.state(p_.in.c0);
+    const auto cells = share_.units(p_.cells, row_);
     for_each<kTiles>([&](Place at) {
       dh_[at] = dh_n.has(at) ? to_float(*dh_n.at(at)) : 0.0f;
       dc_[at] = dc_n.has(at) ? *dc_n.at(at) : 0.0f;
+      c0_[at] = c0.has(at) ? *c0.at(at) : 0.0f;
       c_[at] = t < share_.length[at] ? *cells.at(at) : 0.0f;
     });
   }
@@ -202,23 +213,22 @@ class BackwardBlock {
   // What step s takes.
   TT_DEVICE void load(Input& to, int s, int64_t row) const {
     const int before = share_.time(s - 1);
-    const int64_t ahead = -kPrefetchSteps * share_.next_row();
-    const auto gates = share_.at_row(p_.gates, row, 4);
-    const auto cells = share_.at_row(p_.cells, s > 0 ? row - share_.next_row() : row, 1);
+    const int64_t ahead = -kPrefetchSteps * share_.next_row;
+    const auto gates = share_.gates(p_.gates, row);
+    const auto cells = share_.units(p_.cells, s > 0 ? row - share_.next_row : row);
     TT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       TT_UNROLL
       for (int r = 0; r < 4; ++r) to.gates[tile][r] = gates.load(tile, r * H_);
-      to.dy[tile] = p_.dy ? share_.at_row(p_.dy, row, 1).load(tile) : Stored<S>{};
+      to.dy[tile] = p_.dy ? share_.units(p_.dy, row).load(tile) : Stored<S>{};
       if (s <= kPrefetchSteps) continue;
-      gates.prefetch(tile, 4 * ahead, 4, H_);
-      cells.prefetch(tile, ahead, 1, H_);
-      if (p_.dy) share_.at_row(p_.dy, row, 1).prefetch(tile, ahead, 1, H_);
+      gates.prefetch(tile, 4 * ahead, 4);
+      cells.prefetch(tile, ahead, 1);
+      if (p_.dy) share_.units(p_.dy, row).prefetch(tile, ahead, 1);
     }
-    const auto c0 = share_.state(p_.in.c0);
     for_each<kTiles>([&](Place at) {
-      const bool begins = before < 0 || before >= share_.length[at];
-      to.before[at] = !c0.has(at) ? 0.0f : begins ? *c0.at(at) : *cells.at(at);
+      to.before[at] = c0_[at];
+      if (before >= 0 && before < share_.length[at]) to.before[at] = *cells.at(at);
     });
   }
 
@@ -249,12 +259,12 @@ class BackwardBlock {
       });
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
-        share_.at_row(p_.dgates, row_, 4).store(tile, da[r], r * H_);
+        share_.gates(p_.dgates, row_).store(tile, da[r], r * H_);
       }
     }
   }
 
-  TT_DEVICE void write_operand(int round, Place at, const Quad& da) {
+  TT_DEVICE void write_operand(unsigned round, Place at, const Quad& da) {
     S* to = operand(round) + at.sample * stride_ + (warp() * kSlabUnits + at.unit) * 4;
     if constexpr (kIsFloat<S>) {
       *reinterpret_cast<Quad*>(to) = da;
@@ -276,24 +286,21 @@ class BackwardBlock {
   }
 
   TT_DEVICE void send(const Job& job) {
-    const int source = share_.rank * partition_.parts + job.part;
-    int rank = by_slabs_.quotient(4 * job.slab32), slab = 4 * job.slab32 - rank * slabs_;
+    const Destination* const to = destinations() + 4 * (job.part * jobs_.slabs32 + job.slab32);
+    Pair* const first = received() + lane();
     TT_UNROLL
     for (int r = 0; r < 4; ++r) {
-      if ((4 * job.slab32 + r) * kSlabUnits >= H_) break;
-      Pair* const to = received(rank) + place(source, slab, 0);
+      const Destination at = to[r];
+      if (at.rank < 0) break;
       TT_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
+        Pair* const place = first + at.place + tile * 32;
         const Pair sums = product_.sums().pair(tile, r);
         if (barrier_.in_cluster()) {
-          store_remote(to + tile * 32, sums, barrier_.mbarrier(round_), rank);
+          store_remote(place, sums, barrier_.mbarrier(round_), at.rank);
         } else {
-          to[tile * 32] = sums;
+          *place = sums;
         }
-      }
-      if (++slab == slabs_) {
-        slab = 0;
-        ++rank;
       }
     }
   }
@@ -304,7 +311,8 @@ class BackwardBlock {
     const int sources = partition_.ranks * partition_.parts;
     TT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
-      const Pair* from = received(share_.rank) + place(0, warp(), tile);
+      const Pair* from = received() + (kGrid ? share_.rank * received_pairs() : 0) +
+                         place(0, warp()) + tile * 32 + lane();
       const int next = slabs_ * kTiles * 32;
       float sum[2] = {};
       TT_DO_NOT_UNROLL
@@ -349,14 +357,13 @@ class BackwardBlock {
   const int T_, H_, stride_;
   const Jobs jobs_;
   const Job first_job_;
-  const Divisor by_slabs_;
   const SharedLayout layout_;
   const GroupBarrier<kGrid> barrier_;
   Product<S, kTiles, kHeld> product_;
   int tiles_;
-  int round_ = 0;
+  unsigned round_ = 0;
   int length_ = 0;  // of the lane's sample, as in Marks
-  Fragment<float, kTiles> c_, dh_, dc_;
+  Fragment<float, kTiles> c_, dh_, dc_, c0_;
   int64_t row_;  // of the step, see WarpShare
 };
 

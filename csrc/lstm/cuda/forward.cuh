@@ -75,7 +75,7 @@ class ForwardBlock {
       if (!last) barrier_.arrive();
       if (owner) {
         record(share_.time(s), sums);
-        row_ += share_.next_row();
+        row_ += share_.next_row;
         if (kLoadEarly && !last) load(now, s + 1, row_);
       }
       if (last) break;
@@ -141,11 +141,11 @@ class ForwardBlock {
   // What step s takes.
   TT_DEVICE void load(Input& to, int s, int64_t row) {
     const int t = share_.time(s);
-    const auto projected = share_.at_row(p_.projected, row, 4);
+    const auto projected = share_.gates(p_.projected, row);
     if (s + kPrefetchSteps < T_) {
       TT_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        projected.prefetch(tile, 4 * kPrefetchSteps * share_.next_row(), 4, H_);
+        projected.prefetch(tile, 4 * kPrefetchSteps * share_.next_row, 4);
       }
     }
     for_each<kTiles>([&](Place at) {
@@ -221,14 +221,14 @@ class ForwardBlock {
     for (int tile = 0; tile < kTiles; ++tile) {
       const float y[2] = {t < share_.length.v[tile][0] ? h_.v[tile][0] : 0.0f,
                           t < share_.length.v[tile][1] ? h_.v[tile][1] : 0.0f};
-      share_.at_row(p_.y, row_, 1).store(tile, y);
+      share_.units(p_.y, row_).store(tile, y);
       if (!p_.gates) continue;
       TT_UNROLL
       for (int r = 0; r < 4; ++r) {
         const Pair gate = saved.pair(tile, r);
-        share_.at_row(p_.gates, row_, 4).store(tile, {gate.a, gate.b}, r * H_);
+        share_.gates(p_.gates, row_).store(tile, {gate.a, gate.b}, r * H_);
       }
-      share_.at_row(p_.cells, row_, 1).store(tile, c_.v[tile]);
+      share_.units(p_.cells, row_).store(tile, c_.v[tile]);
     }
   }
 

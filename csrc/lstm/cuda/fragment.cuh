@@ -89,42 +89,73 @@ struct Stored {
   }
 };
 
-// A warp's 8 units in an array in global memory that has one row per sample. Offsets are 32-bit and the
-// same at every step: only `first` moves from step to step.
+// Where a lane's numbers of tile 0 lie in an array with one row per sample: elements from the start of the
+// row of the group's first sample.
+struct LaneOffsets {
+  int stride;        // from one sample to the next
+  int sums, pairs;   // of the lane's place as sums, and as pairs
+  int sector;        // of the sector that the lane prefetches: of a sample and one of 4 columns
+
+  // `column`: elements from one of the 4 columns to the next.
+  TT_DEVICE LaneOffsets(int row, int column, int unit0)
+      : stride(row),
+        sums(2 * lane_column() * row + unit0 + lane_row()),
+        pairs(lane_row() * row + unit0 + 2 * lane_column()),
+        sector(lane() % 8 * row + lane() / 8 * column + unit0) {}
+
+  // For those that every step needs.
+  TT_DEVICE void keep() {
+    hold(stride);
+    hold(sums);
+    hold(pairs);
+  }
+};
+
+// A warp's 8 units in an array in global memory that has one row per sample.
 template <typename V>
 struct UnitRows {
-  V* first;     // the row of the group's first sample
-  int stride;   // elements from one sample to the next
-  int unit0;    // the warp's first unit
+  V* first;  // the row of the group's first sample
+  LaneOffsets lane_at;
   int samples;  // of the group that the batch has
 
   TT_DEVICE bool has(Place at) const { return at.sample < samples; }
-  TT_DEVICE V* at(int sample, int unit, int column = 0) const {
-    return first + (sample * stride + column + unit0 + unit);
+  TT_DEVICE V* at(Place place, int column = 0) const {
+    return first + (lane_at.sums + (8 * place.tile + place.e) * lane_at.stride + column);
   }
-  TT_DEVICE V* at(Place place, int column = 0) const { return at(place.sample, place.unit, column); }
 
   // The units from `column` on, as they lie in memory.
   TT_DEVICE auto load(int tile, int column = 0) const {
     using Scalar = std::remove_const_t<V>;
     Stored<Scalar> stored{};
-    Stored<Scalar>::for_each(stored.words, tile, [&](uint32_t& word, int sample, int unit) {
-      if (sample < samples) word = *reinterpret_cast<const uint32_t*>(at(sample, unit, column));
+    visit(tile, column, stored.words, [](uint32_t& word, V* at) {
+      word = *reinterpret_cast<const uint32_t*>(at);
     });
     return stored;
   }
   TT_DEVICE void store(int tile, const float (&value)[2], int column = 0) const {
-    const Stored<V> stored = Stored<V>::of(value);
-    Stored<V>::for_each(stored.words, tile, [&](uint32_t word, int sample, int unit) {
-      if (sample < samples) *reinterpret_cast<uint32_t*>(at(sample, unit, column)) = word;
-    });
+    Stored<V> stored = Stored<V>::of(value);
+    visit(tile, column, stored.words,
+          [](uint32_t word, V* at) { *reinterpret_cast<uint32_t*>(at) = word; });
   }
-  // Fetches what lies `ahead` elements further into the L2 cache: a lane per sample and column, of
-  // `columns` (at most 4) that are `width` elements wide.
-  TT_DEVICE void prefetch(int tile, int64_t ahead, int columns, int width) const {
-    const int sample = 8 * tile + lane() % 8, column = lane() / 8;
-    if (sample < samples && column < columns) {
-      device::prefetch(at(sample, 0, column * width) + ahead);
+  // Fetches what lies `ahead` elements further into the L2 cache: 8 samples, of each `columns` (at most 4).
+  TT_DEVICE void prefetch(int tile, int64_t ahead, int columns) const {
+    if (8 * tile + lane() % 8 < samples && lane() / 8 < columns) {
+      device::prefetch(first + (lane_at.sector + 8 * tile * lane_at.stride) + ahead);
+    }
+  }
+
+ private:
+  // move(word, where) for the words of a tile that the batch has.
+  template <typename Words, typename Move>
+  TT_DEVICE void visit(int tile, int column, Words& words, const Move& move) const {
+    if constexpr (sizeof(V) == 2) {
+      if (8 * tile + lane_row() < samples) {
+        move(words[0], first + (lane_at.pairs + 8 * tile * lane_at.stride + column));
+      }
+    } else {
+      for_each_of_tile(tile, [&](Place place) {
+        if (has(place)) move(words[place.e], at(place, column));
+      });
     }
   }
 };

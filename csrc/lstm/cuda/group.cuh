@@ -12,17 +12,6 @@ namespace throughtime {
 // short: several of them take as long as one access to memory.
 constexpr int kPrefetchSteps = 6;
 
-// Divides numbers below 1024, of slabs, by the same number again and again.
-class Divisor {
- public:
-  TT_DEVICE explicit Divisor(int d) : reciprocal_((kOne + d - 1) / d) {}
-  TT_DEVICE int quotient(int n) const { return static_cast<int>(n * reciprocal_ / kOne); }
-
- private:
-  static constexpr uint32_t kOne = 1u << 22;
-  const uint32_t reciprocal_;
-};
-
 // The units and samples of one warp.
 template <typename S, int kTiles>
 struct WarpShare {
@@ -30,6 +19,9 @@ struct WarpShare {
   int T, H, rank, group, direction, unit0;
   int64_t sample0;  // the group's first
   int samples;      // of the group that the batch has
+  // Of arrays [D, B, H], [T, B, D, H] and [T, B, D, 4H].
+  LaneOffsets of_state, of_units, of_gates;
+  int64_t next_row;  // elements from the row of a step in [T, B, D, H] to that of the next
   Fragment<int, kTiles> length;
 
   // `slab`: which 8 of the block's units.
@@ -42,7 +34,14 @@ struct WarpShare {
         direction(group / in.partition.groups),
         unit0(rank * in.partition.units + slab * kSlabUnits),
         sample0(8 * kTiles * (group % in.partition.groups)),
-        samples(static_cast<int>(in.B - sample0 < 8 * kTiles ? in.B - sample0 : 8 * kTiles)) {
+        samples(static_cast<int>(in.B - sample0 < 8 * kTiles ? in.B - sample0 : 8 * kTiles)),
+        of_state(H, 0, unit0),
+        of_units(static_cast<int>(in.D) * H, 0, unit0),
+        of_gates(static_cast<int>(in.D) * 4 * H, H, unit0),
+        next_row((time(1) > time(0) ? 1 : -1) * in.B * in.D * in.H) {
+    of_units.keep();
+    of_gates.keep();
+    hold(next_row);
     for_each<kTiles>([&](Place at) {
       length[at] = at.sample >= samples ? 0
                    : in.lengths         ? static_cast<int>(in.lengths[sample0 + at.sample])
@@ -51,25 +50,24 @@ struct WarpShare {
   }
 
   TT_DEVICE int time(int s) const { return in.time(direction, s); }
-  // Elements from the start of an array [T, B, D, H] to the row of the group's first sample at step s, and
-  // from there to the row of the next step.
+  // Elements from the start of an array [T, B, D, H] to the row of the group's first sample at step s.
   TT_DEVICE int64_t row(int64_t s) const {
     return in.row(in.time(direction, s), sample0, direction) * in.H;
   }
-  TT_DEVICE int64_t next_row() const {
-    const int64_t rows = in.B * in.D * in.H;
-    return time(1) > time(0) ? rows : -rows;
-  }
-  // The warp's units in an array [T, B, D, columns H] at such a row.
+  // The warp's units in arrays [T, B, D, H] and [T, B, D, 4H] at such a row.
   template <typename V>
-  TT_DEVICE UnitRows<V> at_row(V* array, int64_t row, int columns) const {
-    return {array + columns * row, columns * H * static_cast<int>(in.D), unit0, samples};
+  TT_DEVICE UnitRows<V> units(V* array, int64_t row) const {
+    return {array + row, of_units, samples};
+  }
+  template <typename V>
+  TT_DEVICE UnitRows<V> gates(V* array, int64_t row) const {
+    return {array + 4 * row, of_gates, samples};
   }
   // In an array [D, B, H]; without samples if it is null.
   template <typename V>
   TT_DEVICE UnitRows<V> state(V* array) const {
-    if (!array) return {};
-    return {array + (direction * in.B + sample0) * in.H, H, unit0, samples};
+    if (!array) return {array, of_state, 0};
+    return {array + (direction * in.B + sample0) * in.H, of_state, samples};
   }
 };
 

@@ -171,6 +171,9 @@ inline uint32_t transpose_8x8(uint32_t pair) {
   return element(column) | element(column + 1) << 16;
 }
 
+template <typename Int>
+void hold(Int&) {}
+
 // ---- Numbers ----
 inline float from_bits(uint32_t bits) {
   float x;
