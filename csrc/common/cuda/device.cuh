@@ -264,7 +264,6 @@ TT_DEVICE uint32_t to_tf32(float x) {
 
 // The compiler holds the number in a register: it would compute it again at every step.
 TT_DEVICE void hold(int& x) { asm volatile("" : "+r"(x)); }
-TT_DEVICE void hold(int64_t& x) { asm volatile("" : "+l"(x)); }
 
 // ---- Numbers ----
 TT_DEVICE float to_float(float x) { return x; }

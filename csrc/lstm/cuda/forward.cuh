@@ -159,11 +159,9 @@ class ForwardBlock {
   }
 
   // The sums of a part without tiles are 0.
-  TT_DEVICE void multiply(int copy, Fragment4<kTiles>& sums) {
-    sums = {};
-    product_.multiply(
-        tiles_, tiles_, stride_, [&](int) { return operand(copy) + first_tile_ * kTileK; },
-        [&](int) { sums = product_.sums(); });
+  TT_DEVICE void multiply(int copy, Fragment4<kTiles>& sums) const {
+    product_.multiply_all(tiles_, stride_, operand(copy) + first_tile_ * kTileK);
+    sums = product_.sums();
   }
 
   // The sums of all parts, added in the order of the parts.

@@ -105,7 +105,6 @@ struct LaneOffsets {
 
   // For those that every step needs.
   TT_DEVICE void keep() {
-    hold(stride);
     hold(sums);
     hold(pairs);
   }

@@ -41,7 +41,6 @@ struct WarpShare {
         next_row((time(1) > time(0) ? 1 : -1) * in.B * in.D * in.H) {
     of_units.keep();
     of_gates.keep();
-    hold(next_row);
     for_each<kTiles>([&](Place at) {
       length[at] = at.sample >= samples ? 0
                    : in.lengths         ? static_cast<int>(in.lengths[sample0 + at.sample])

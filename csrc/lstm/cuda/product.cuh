@@ -115,7 +115,21 @@ class Product {
     }
   }
 
-  // Of the four groups of rows; valid in done().
+  // The same for one run of all tiles, whose sums() are valid then. Where registers allow it there is no branch
+  // between tiles, so that the loads of one stand beside the products of another.
+  TT_DEVICE void multiply_all(int tiles, int stride, const S* x) const {
+    clear();
+    if constexpr (kIsFloat<S>) {
+      if (!*rounded_) {
+        add_all(tiles, x, [&](const auto& weight, const S* at) { add_split(weight, at, stride); });
+        return collect();
+      }
+    }
+    add_all(tiles, x, [&](const auto& weight, const S* at) { add_rounded(weight, at, stride); });
+    collect();
+  }
+
+  // Of the four groups of rows; valid in done(), and after multiply_all().
   TT_DEVICE const Fragment4<kTiles>& sums() const { return sums_[0]; }
 
  private:
@@ -142,6 +156,35 @@ class Product {
         }
       }
     }
+  }
+
+  template <typename Add>
+  TT_DEVICE void add_all(int tiles, const S* x, const Add& add) const {
+    const auto held = [&](int i) {
+      add([&](int at) { return held_[i][at]; }, x + i * kTileK);
+    };
+    if (!kIsFloat<S> && tiles >= kHeld) {
+      TT_UNROLL
+      for (int i = 0; i < kHeld; ++i) held(i);
+    } else {
+      TT_UNROLL
+      for (int i = 0; i < kHeld; ++i) {
+        if (i < tiles) held(i);
+      }
+    }
+    const auto tail = [&](int i) {
+      add([&](int at) { return *tail_at(i, at); }, x + i * kTileK);
+    };
+    int i = kHeld;
+    if constexpr (kIsFloat<S> && kHeld == 0) {
+      TT_DO_NOT_UNROLL
+      for (; i + 1 < tiles; i += 2) {
+        tail(i);
+        tail(i + 1);
+      }
+    }
+    TT_DO_NOT_UNROLL  // registers are scarce
+        for (; i < tiles; ++i) tail(i);
   }
 
   // weight(at): a fragment of the tile's weights.
