@@ -62,7 +62,8 @@ TT_DEVICE uint32_t message(int round, int from, int to, int tile) {
 // part of h to every block, in the places and the order of the LSTM's forward. `V` is a message.
 template <typename V, bool kGrid>
 TT_DEVICE void exchange_steps(const Probe& p) {
-  constexpr int kWords = sizeof(V) / 4, kOfBlock = 32 / kWords;  // lanes that send a tile to a block
+  constexpr int kWords = sizeof(V) / 4,
+                kOfBlock = 32 / kWords;  // lanes that send a tile to a block
   const int ranks = p.partition.ranks, rank = block() % ranks, warps = threads() / 32;
   const uint32_t bytes = 8 * p.size * row_words(ranks, warps) * 4;
   const GroupBarrier<kGrid> barrier(p.partition, block() / ranks, Site::kForwardStep, 0, bytes);

@@ -37,11 +37,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOW_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 RESIDENT, GRID, STEPWISE = 1, 2, 3  # Tier of csrc/lstm/cuda/plan.h
 SITES = ("start", "forward parts", "forward step", "forward copy", "backward gates",
-         "backward step")  # fmt: skip
+         "backward step", "backward parts")  # fmt: skip
 # Barriers and cases of main.cpp that pass them: one block, a cluster, a grid.
 BARRIERS = [
     *((site, case) for site in (0, 2, 5) for case in (0, 2, 4)),
-    (1, 0), (1, 4), (3, 4), (4, 0), (4, 2), (4, 4),
+    (1, 0), (1, 4), (3, 4), (4, 0), (4, 2), (4, 4), (6, 4),
 ]  # fmt: skip
 
 Sizes = dict[str, int]

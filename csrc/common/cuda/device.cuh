@@ -23,6 +23,7 @@ enum class Site {
   kForwardCopy,    // h copied from global to shared memory | the product
   kBackwardGates,  // gradients of the gates in shared memory | the product
   kBackwardStep,   // partial dh in its owner's memory | its sum
+  kBackwardParts,  // sums of some sources' partial dh | the sum of all
   kCount
 };
 
@@ -154,8 +155,8 @@ TT_DEVICE void store_remote(Pair* to, Pair value, Mbarrier* barrier, int rank) {
 TT_DEVICE void store_remote(Words* to, Words value, Mbarrier* barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
-          "r"(map_to_rank(to, rank)),
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(map_to_rank(to, rank)),
       "r"(value.v[0]), "r"(value.v[1]), "r"(value.v[2]), "r"(value.v[3]),
       "r"(map_to_rank(barrier, rank))
       : "memory");
@@ -172,13 +173,12 @@ TT_DEVICE void mbarrier_wait(Site, Mbarrier* barrier, uint32_t round, uint32_t /
 #endif
   uint32_t complete;
   do {
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t" TT_TRY_WAIT
-        " p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(complete)
-        : "r"(shared_address(barrier)), "r"(round & 1)
-        : "memory");
+    asm volatile("{\n\t.reg .pred p;\n\t" TT_TRY_WAIT
+                 " p, [%1], %2;\n\t"
+                 "selp.u32 %0, 1, 0, p;\n\t}"
+                 : "=r"(complete)
+                 : "r"(shared_address(barrier)), "r"(round & 1)
+                 : "memory");
   } while (!complete);
 #if __CUDACC_VER_MAJOR__ >= 13
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");

@@ -76,7 +76,7 @@ class BackwardBlock {
       // Other warps of this block may still multiply: they read another buffer than the next round's.
       barrier_.arrive();
       barrier_.wait(round_);
-      if (owner) receive(flagged);
+      receive(flagged, owner);
       ++round_;
     }
     if (owner) store_state();
@@ -129,7 +129,8 @@ class BackwardBlock {
   // Pairs that one block receives, and where: with `grid` the blocks of a group have one array, in a cluster
   // it is the same place in every block.
   TT_DEVICE int received_pairs() const {
-    return received_bytes(partition_.units, partition_.ranks, partition_.parts, kTiles) / kPairBytes;
+    return received_bytes(partition_.units, partition_.ranks, partition_.parts, kTiles) /
+           kPairBytes;
   }
   TT_DEVICE Pair* received() const {
     const unsigned turn = round_ % 2;
@@ -305,37 +306,57 @@ class BackwardBlock {
     }
   }
 
-  // The parts of all sources, added in their order; several loads in flight.
-  TT_DEVICE void receive(const Flags& flagged) {
-    constexpr int kAtOnce = 8;
-    const int sources = partition_.ranks * partition_.parts;
-    TT_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const Pair* from = received() + (kGrid ? share_.rank * received_pairs() : 0) +
-                         place(0, warp()) + tile * 32 + lane();
-      const int next = slabs_ * kTiles * 32;
-      float sum[2] = {};
-      TT_DO_NOT_UNROLL
-      for (int source = 0; source < sources; source += kAtOnce) {
-        Pair parts[kAtOnce];
-        TT_UNROLL
-        for (int i = 0; i < kAtOnce; ++i) {
-          parts[i] = {0.0f, 0.0f};
-          if (source + i < sources) {
-            parts[i] = kGrid ? load_past_l1(from + i * next) : from[i * next];
-          }
-        }
-        TT_UNROLL
-        for (int i = 0; i < kAtOnce; ++i) {
-          sum[0] += parts[i].a;
-          sum[1] += parts[i].b;
-        }
-        from += kAtOnce * next;
+  // dh from the parts of all sources, added in their order. A grid's lie in global memory, where a load takes
+  // long: each warp adds those of some sources first.
+  TT_DEVICE void receive(const Flags& flagged, bool owner) {
+    const int sources = partition_.ranks * partition_.parts, next = slabs_ * kTiles * 32;
+    if constexpr (kGrid) {
+      auto* const sums = reinterpret_cast<Pair*>(shared_memory() + layout_.sums) + lane();
+      const int share = (sources + warps_ - 1) / warps_, first = warp() * share;
+      const int count = sources - first < share ? sources - first : share;
+      const Pair* from = received() + share_.rank * received_pairs() + first * next + lane();
+      for (int i = 0; i < slabs_ * kTiles; ++i) {
+        sums[(i * warps_ + warp()) * 32] = sum_of<true>(from + i * 32, count, next);
       }
-      for_each_of_tile(tile, [&](Place at) {
-        if (Flags::bit(flagged.open, at)) dh_[at] = sum[at.e];
+      block_barrier(Site::kBackwardParts);
+      if (owner) take(flagged, sums + warp() * kTiles * warps_ * 32, warps_ * 32, warps_, 32);
+    } else {
+      if (owner) take(flagged, received() + warp() * kTiles * 32 + lane(), 32, sources, next);
+    }
+  }
+
+  // Of tile i the `count` parts from `from` + i `tile` on.
+  TT_DEVICE void take(const Flags& flagged, const Pair* from, int tile, int count, int next) {
+    TT_UNROLL
+    for (int i = 0; i < kTiles; ++i) {
+      const Pair sum = sum_of<false>(from + i * tile, count, next);
+      for_each_of_tile(i, [&](Place at) {
+        if (Flags::bit(flagged.open, at)) dh_[at] = at.e == 0 ? sum.a : sum.b;
       });
     }
+  }
+
+  // Of `count` parts in global or shared memory; several loads are in flight.
+  template <bool kGlobal>
+  TT_DEVICE static Pair sum_of(const Pair* from, int count, int next) {
+    constexpr int kAtOnce = 8;
+    Pair sum{0.0f, 0.0f};
+    TT_DO_NOT_UNROLL
+    for (int i = 0; i < count; i += kAtOnce) {
+      Pair parts[kAtOnce];
+      TT_UNROLL
+      for (int k = 0; k < kAtOnce; ++k) {
+        parts[k] = {0.0f, 0.0f};
+        if (i + k < count) parts[k] = kGlobal ? load_past_l1(from + k * next) : from[k * next];
+      }
+      TT_UNROLL
+      for (const Pair& part : parts) {
+        sum.a += part.a;
+        sum.b += part.b;
+      }
+      from += kAtOnce * next;
+    }
+    return sum;
   }
 
   TT_DEVICE void store_state() {

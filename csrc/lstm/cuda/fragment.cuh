@@ -92,9 +92,9 @@ struct Stored {
 // Where a lane's numbers of tile 0 lie in an array with one row per sample: elements from the start of the
 // row of the group's first sample.
 struct LaneOffsets {
-  int stride;        // from one sample to the next
-  int sums, pairs;   // of the lane's place as sums, and as pairs
-  int sector;        // of the sector that the lane prefetches: of a sample and one of 4 columns
+  int stride;       // from one sample to the next
+  int sums, pairs;  // of the lane's place as sums, and as pairs
+  int sector;       // of the sector that the lane prefetches: of a sample and one of 4 columns
 
   // `column`: elements from one of the 4 columns to the next.
   TT_DEVICE LaneOffsets(int row, int column, int unit0)
@@ -126,9 +126,8 @@ struct UnitRows {
   TT_DEVICE auto load(int tile, int column = 0) const {
     using Scalar = std::remove_const_t<V>;
     Stored<Scalar> stored{};
-    visit(tile, column, stored.words, [](uint32_t& word, V* at) {
-      word = *reinterpret_cast<const uint32_t*>(at);
-    });
+    visit(tile, column, stored.words,
+          [](uint32_t& word, V* at) { word = *reinterpret_cast<const uint32_t*>(at); });
     return stored;
   }
   TT_DEVICE void store(int tile, const float (&value)[2], int column = 0) const {

@@ -13,12 +13,12 @@ constexpr int operand_stride(int k, int scalar_bytes) {
 }
 
 struct SharedLayout {
-  int tail;       // weights that are not in registers, warp by warp; the operand lies before them
-  int sums;       // of products
+  int tail;  // weights that are not in registers, warp by warp; the operand lies before them
+  int sums;  // of products
   int destinations;  // of the backward's products, behind their sums
   int mbarriers;     // two, in a cluster
-  int bytes;      // of all
-  int warp_tail;  // bytes of a warp's weights
+  int bytes;         // of all
+  int warp_tail;     // bytes of a warp's weights
 };
 
 constexpr int kMbarrierBytes = 16;
@@ -99,16 +99,18 @@ constexpr int received_bytes(int units, int ranks, int parts, int tiles_n) {
 
 // Where the sums of 8 of a job's 32 units go.
 struct Destination {
-  int rank;   // block of the group; -1: there are no such units
+  int rank;  // block of the group; -1: there are no such units
   int place;  // Pair of its tile 0 and lane 0, from the start of what the block (with `grid`, the group) receives
 };
 
 // Operand: gradients of the block's gates, twice in a cluster, where a warp may still read those of the
-// step before. Sums: received, twice; with `grid` they are in global memory instead.
+// step before. Sums: received, twice; with `grid` these are in global memory, and here what each warp adds
+// of them: [slab][tile][warp][lane] Pair.
 constexpr SharedLayout backward_layout(int H, int units, int ranks, int parts, int warps, bool grid,
                                        int tiles_n, int held, int scalar_bytes) {
   const Jobs jobs = backward_jobs(H, units, parts, warps);
-  const int sums = grid ? 0 : 2 * received_bytes(units, ranks, parts, tiles_n);
+  const int sums = grid ? units / kSlabUnits * warps * slab_sum_bytes(tiles_n)
+                        : 2 * received_bytes(units, ranks, parts, tiles_n);
   const int destinations = jobs.all * 4 * static_cast<int>(sizeof(Destination));
   SharedLayout layout =
       shared_layout(!grid && ranks > 1 ? 2 : 1, 8 * tiles_n, 4 * units, warps,

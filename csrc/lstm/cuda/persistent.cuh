@@ -44,9 +44,9 @@ template <typename S, typename Launcher>
 bool launch_persistent(const RecurrencePlan& plan, const RecurrenceForward<S>& p,
                        const Launcher& launcher) {
   return with_instance<S, false>(plan, [&](auto tiles, auto held, auto grid) {
-    launcher(&lstm_walk_forward<S, decltype(tiles)::value, decltype(held)::value,
-                               decltype(grid)::value>,
-             p);
+    launcher(
+        &lstm_walk_forward<S, decltype(tiles)::value, decltype(held)::value, decltype(grid)::value>,
+        p);
   });
 }
 template <typename S, typename Launcher>
@@ -54,7 +54,7 @@ bool launch_persistent(const RecurrencePlan& plan, const RecurrenceBackward<S>& 
                        const Launcher& launcher) {
   return with_instance<S, true>(plan, [&](auto tiles, auto held, auto grid) {
     launcher(&lstm_walk_backward<S, decltype(tiles)::value, decltype(held)::value,
-                               decltype(grid)::value>,
+                                 decltype(grid)::value>,
              p);
   });
 }

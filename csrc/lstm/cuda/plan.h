@@ -78,29 +78,40 @@ struct RecurrencePlan {
 
 namespace plan_detail {
 
-// Cycles. None is measured here; csrc/lstm/README.md names the sources.
-constexpr double kBlockBarrier = 80, kRemoteStore = 500, kGridBarrier = 2100;
-constexpr double kSharedBytesPerCycle = 128, kRemoteBytesPerCycle = 16, kL2BytesPerCycle = 38;
-constexpr double kL2Latency = 350;
-constexpr double kMatrixFlopsPerCycle = 2540;                   // mma.sync, 16-bit, of an SM
-constexpr double kFmasPerCycle = 102;                           // float, of an SM
-constexpr double kMatrixLatency = 33;                           // of one mma
-constexpr double kStepLatency = 150, kPointwisePerUnit = 0.63;  // of a sample
-constexpr double kKernelMicroseconds = 3;  // of a small kernel, from its launch to its last store
+// Cycles, as measured on an H200 (bench/gpu/latency.cu, and clocks in the kernels): csrc/lstm/README.md.
+constexpr double kBlockBarrier = 150;
+constexpr double kMessage = 460,
+                 kMessagePerRank = 30;  // to all blocks of a cluster, until it is seen
+constexpr double kGridBarrier = 1400, kGridBarrierPerRank = 3.2;
+constexpr double kSharedBytesPerCycle = 125, kRemoteBytesPerCycle = 8, kL2BytesPerCycle = 62;
+constexpr double kL2Latency = 280, kL2LoadsAtOnce = 8;
+constexpr double kLoadedL2Latency = 650;       // while all SMs load
+constexpr double kMatrixFlopsPerCycle = 2700;  // mma.sync, 16-bit, of an SM
+constexpr double kFmasPerCycle = 120;          // float, of an SM
+constexpr double kMatrixLatency = 25;          // of one mma
+constexpr double kTailLatency = 60;            // of a tile's weights in shared memory
+constexpr double kJobLatency = 350;            // of a product of the backward, beside its tiles
+constexpr double kStepLatency = 182, kPointwisePerUnit = 0.58;  // of a sample
+// Results stored and inputs loaded, per tile of 8 samples: while messages travel, or blocks arrive.
+constexpr double kRecord = 450;
+constexpr double kKernelMicroseconds = 6.5;  // of a step's kernel or product, which the host starts
 
-// Cycles of a product: `all` tiles in a block's warps, `most` in one of them, `tail` of all in shared
-// memory. product.cuh says what a tile takes.
+// Cycles of the tiles of a product in a block's warps, `most` of them in one. product.cuh says what a tile
+// takes.
 inline double product_cycles(const RecurrenceShape& s, const RecurrencePlan& plan, int all,
-                             int most, int tail) {
-  const bool is_float = s.scalar_bytes == 4, split = is_float && !s.tf32, one = plan.tiles_n == 1;
+                             int most) {
+  const bool is_float = s.scalar_bytes == 4, split = is_float && !s.tf32;
   const double products = split ? 3 : 1;
   const double rate = is_float ? kMatrixFlopsPerCycle / 2 : kMatrixFlopsPerCycle;
   const double work = all * plan.tiles_n * products * 16384 / rate;
-  const double bytes = 256.0 * s.scalar_bytes * (4 * tail + all * plan.tiles_n);
+  const int warps = plan.threads / 32, beyond = most > plan.held ? most - plan.held : 0;
+  const double bytes = 256.0 * s.scalar_bytes * (4 * beyond * warps + all * plan.tiles_n);
   const double memory = bytes / kSharedBytesPerCycle;
-  // mma of a tile that wait for each other, and with split the sum that waits for them.
-  const int waits = split ? (one && plan.held == 0 ? 5 : 9) : is_float ? 2 : one ? 1 : 2;
-  const double chain = most * kMatrixLatency * waits;
+  // mma of a tile that wait for each other or stand in line, and with split their rounding.
+  const double tile = (split ? 16 : is_float ? 5 : 2) * plan.tiles_n * kMatrixLatency;
+  // Between the tiles of the backward, and of split floats, there are branches.
+  const double apart = s.backward || split ? kMatrixLatency : 0;
+  const double chain = most * (tile + apart) + beyond * kTailLatency;
   const double bound = work > memory ? work : memory;
   return chain > bound ? chain : bound;
 }
@@ -114,39 +125,54 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const RecurrencePla
   if (plan.shared_bytes > gpu.shared_bytes) return -1;
   if ((p.grid ? groups * p.ranks : p.ranks) > gpu.multiprocessors) return -1;
 
+  // What hides behind a barrier or messages: results and inputs, which wait for no other block.
+  const double record = kRecord * plan.tiles_n * 2;
+  double wait = kBlockBarrier + record;
+  if (p.ranks > 1) {
+    wait = p.grid ? kGridBarrier + kGridBarrierPerRank * p.ranks
+                  : kMessage + kMessagePerRank * p.ranks;
+    if (wait < record) wait = record;
+  }
   double product, exchange;
   if (s.backward) {
     const Jobs jobs = backward_jobs(H, p.units, p.parts, warps);
-    const int most = jobs.of_warp * jobs.run, all = jobs.all * jobs.run;
-    const int tail = most > plan.held ? (most - plan.held) * warps : 0;
-    product = product_cycles(s, plan, all, most, tail) + kBlockBarrier;
+    product = product_cycles(s, plan, jobs.all * jobs.run, jobs.of_warp * jobs.run) +
+              kJobLatency * jobs.of_warp + kBlockBarrier;
+    const double sources = static_cast<double>(p.ranks) * p.parts;
     const double bytes = 4.0 * H * samples * p.parts;  // sent by a block, and received
-    exchange = bytes / (p.grid        ? kL2BytesPerCycle
-                        : p.ranks > 1 ? kRemoteBytesPerCycle
-                                      : kSharedBytesPerCycle);
-    exchange += p.grid ? bytes / kL2BytesPerCycle + kL2Latency : bytes / kSharedBytesPerCycle;
+    if (p.grid) {
+      const double loads = divide_up(static_cast<int64_t>(sources), warps) * slabs * plan.tiles_n;
+      exchange = 2 * bytes / kL2BytesPerCycle + kBlockBarrier +
+                 (1 + loads / kL2LoadsAtOnce) * kLoadedL2Latency;
+    } else {
+      exchange = bytes / (p.ranks > 1 ? kRemoteBytesPerCycle : kSharedBytesPerCycle) +
+                 bytes / kSharedBytesPerCycle + 30 * sources;
+    }
+    wait += record;  // before the product, which others wait for
   } else {
     const Split split = split_k(H, p.parts);
-    const int most = split.run, all = slabs * split.tiles;
-    const int tail = most > plan.held ? (most - plan.held) * warps : 0;
-    product = product_cycles(s, plan, all, most, tail);
-    if (p.parts > 1) product += kBlockBarrier + (p.parts - 1) * 30.0;
+    product = product_cycles(s, plan, slabs * split.tiles, split.run);
+    if (p.parts > 1) product += kBlockBarrier + (p.parts - 1) * 60.0;
     const double bytes = static_cast<double>(samples) * s.scalar_bytes;
     if (p.grid) {
-      exchange = bytes * H / kL2BytesPerCycle + kL2Latency + kBlockBarrier;
+      const double loads = bytes * H / 16 / plan.threads;  // of 16 bytes, by each thread
+      exchange = bytes * H / kL2BytesPerCycle + kLoadedL2Latency + loads * 30 + kBlockBarrier;
     } else {
       exchange = bytes * p.units *
                  (p.ranks > 1 ? p.ranks / kRemoteBytesPerCycle : 1 / kSharedBytesPerCycle);
     }
   }
-  const double barrier = p.grid ? kGridBarrier : p.ranks > 1 ? kRemoteStore : kBlockBarrier;
-  const double pointwise = kStepLatency + kPointwisePerUnit * p.units * samples;
-  const double step = (product + exchange + barrier + pointwise) / gpu.ghz / 1000;
+  const double pointwise = kStepLatency * plan.tiles_n + kPointwisePerUnit * p.units * samples;
+  const double step = (product + exchange + wait + pointwise) / gpu.ghz / 1000;
 
   // Groups that do not fit at once follow in further rounds. A cluster lies within one of the GPU's
-  // eight or so processing clusters, which leaves some SMs idle.
+  // eight or so processing clusters, which leaves some SMs idle: of 132 two in 16, of larger clusters more.
   int64_t at_once = gpu.multiprocessors / p.ranks;
-  if (!p.grid && p.ranks > 2) at_once = at_once * 9 / 10 > 0 ? at_once * 9 / 10 : 1;
+  if (!p.grid && p.ranks > 8) {
+    at_once = gpu.multiprocessors / 16 > 1 ? gpu.multiprocessors / 16 - 1 : 1;
+  } else if (!p.grid && p.ranks > 2) {
+    at_once = at_once * 9 / 10 > 0 ? at_once * 9 / 10 : 1;
+  }
   const int64_t rounds = divide_up(groups, at_once);
   const double memory = s.D * s.B * s.H * (20.0 + 5.0 * s.scalar_bytes) / gpu.memory_gbs / 1000;
   return rounds * step > memory ? rounds * step : memory;
@@ -159,7 +185,8 @@ inline double stepwise_time(const RecurrenceShape& s, const Gpu& gpu) {
   const double work = 8.0 * s.D * s.B * s.H * s.H / (flops * gpu.multiprocessors * gpu.ghz * 1000);
   // Weights that every step reads stay in the L2 cache, which is about three times as fast.
   const double memory = bytes / (3 * gpu.memory_gbs * 1000);
-  return (1 + s.D) * kKernelMicroseconds + (work > memory ? work : memory);
+  const double kernels = (1 + s.D) * kKernelMicroseconds * (s.backward ? 1.5 : 1);
+  return kernels + (work > memory ? work : memory);
 }
 
 }  // namespace plan_detail

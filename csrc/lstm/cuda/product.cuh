@@ -160,9 +160,7 @@ class Product {
 
   template <typename Add>
   TT_DEVICE void add_all(int tiles, const S* x, const Add& add) const {
-    const auto held = [&](int i) {
-      add([&](int at) { return held_[i][at]; }, x + i * kTileK);
-    };
+    const auto held = [&](int i) { add([&](int at) { return held_[i][at]; }, x + i * kTileK); };
     if (!kIsFloat<S> && tiles >= kHeld) {
       TT_UNROLL
       for (int i = 0; i < kHeld; ++i) held(i);
@@ -172,9 +170,7 @@ class Product {
         if (i < tiles) held(i);
       }
     }
-    const auto tail = [&](int i) {
-      add([&](int at) { return *tail_at(i, at); }, x + i * kTileK);
-    };
+    const auto tail = [&](int i) { add([&](int at) { return *tail_at(i, at); }, x + i * kTileK); };
     int i = kHeld;
     if constexpr (kIsFloat<S> && kHeld == 0) {
       TT_DO_NOT_UNROLL
