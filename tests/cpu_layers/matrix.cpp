@@ -40,6 +40,7 @@ template <typename Operand>
 void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
                 const Operand* panels, int64_t vectors, int64_t width, int64_t begun,
                 const SumOf<Operand>* bias, SumOf<Operand>* out) {
+  const MatrixUnit unit;
   const int64_t row_stride = round_up(k_count, Numbers<Operand>::kDepth) + 3;
   const Panels<Operand> weight{const_cast<Operand*>(panels), k_count * blocks, vectors, width};
   multiply<Operand>(
