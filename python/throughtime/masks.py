@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from throughtime.functional.checks import readable
+
 
 def check_probability(p: float, name: str) -> float:
     """Return ``p`` as a float.
@@ -82,14 +84,18 @@ def drawn(
     return steps.view(rows, length).expand(count, length).unbind(0)
 
 
-def per_layer(mask: Tensor, count: int, length: int, batch: int) -> Sequence[Tensor]:
-    """Split a module's mask into one per layer and direction.
+def per_layer(
+    mask: Tensor, count: int, length: int, batch: int, batch_first: bool
+) -> Sequence[Tensor]:
+    """Split a module's mask, in the layout of its input, into one per layer and direction.
 
     Args:
-        mask: ``[T]`` or ``[T, B]`` for all of them, or ``[count, T, 1 or B]``.
+        mask: ``[T]`` or ``[T, B]`` for all of them, or ``[count, T, 1 or B]``; with ``batch_first``
+            ``[T]``, ``[B, T]`` or ``[count, 1 or B, T]``.
         count: number of layers times directions.
         length: number of steps T.
         batch: number of samples B.
+        batch_first: whether the batch comes before the steps.
 
     Returns:
         ``count`` masks, each ``[T]`` or ``[T, B]``.
@@ -100,42 +106,79 @@ def per_layer(mask: Tensor, count: int, length: int, batch: int) -> Sequence[Ten
 
     Example:
         >>> import torch
-        >>> both = per_layer(torch.tensor([[[True], [False]], [[False], [False]]]), 2, 2, 7)
-        >>> assert [mask.tolist() for mask in both] == [[True, False], [False, False]]
+        >>> mask = torch.tensor([[[True], [False]], [[False], [False]]])
+        >>> [one.tolist() for one in per_layer(mask, 2, 2, 7, batch_first=False)]
+        [[True, False], [False, False]]
+        >>> one, _ = per_layer(torch.ones(7, 2).bool(), 2, 2, 7, batch_first=True)
+        >>> assert one.shape == (2, 7)
     """
     if not isinstance(mask, Tensor):
         raise TypeError(f"LSTM: detach_mask should be a bool Tensor, got {type(mask).__name__}")
-    shape = tuple(mask.shape)
+    steps = mask.transpose(-1, -2) if batch_first and mask.dim() > 1 else mask
+    shape = tuple(steps.shape)
     if shape in ((length,), (length, batch)):
-        return [mask] * count
+        return [steps] * count
     if shape == (count, length, 1):
-        return mask.squeeze(2).unbind(0)
+        return steps.squeeze(2).unbind(0)
     if shape == (count, length, batch):
-        return mask.unbind(0)
+        return steps.unbind(0)
+    sizes, letters = (
+        f"[{t}], {_both(t, b, batch_first)} or [{n}, {_both(t, f'1 or {b}', batch_first)[1:]}"
+        for n, t, b in ((count, length, batch), ("num_layers * num_directions", "T", "B"))
+    )
     raise RuntimeError(
-        f"LSTM: detach_mask should have shape [{length}], [{length}, {batch}] or [{count}, "
-        f"{length}, 1 or {batch}] ([T], [T, B] or [num_layers * num_directions, T, 1 or B]), got "
-        f"{list(shape)}{_if_transposed(shape, length, batch)}"
+        f"LSTM: detach_mask should have shape {sizes} ({letters}), got {list(mask.shape)}"
+        f"{_if_transposed(mask, length, batch, batch_first)}"
     )
 
 
-def check_reset(reset: Tensor | None, length: int, batch: int) -> None:
-    """Check type and shape of a module's ``reset``. Each layer checks dtype and device.
+def checked_reset(
+    op: str, reset: Tensor | None, length: int, batch: int, batch_first: bool
+) -> Tensor | None:
+    """Check a module's ``reset``, in the layout of its input, and put the time first.
+
+    Args:
+        op: for messages.
+        reset: bool, or any real dtype with 0 and 1, ``[T, B]`` or ``[T, B, 1]``; with
+            ``batch_first`` ``[B, T]`` or ``[B, T, 1]``. None: there is none.
+        length: number of steps T.
+        batch: number of samples B.
+        batch_first: whether the batch comes before the steps.
+
+    Returns:
+        bool ``[T, B]``, or None. Each layer checks the device.
 
     Raises:
-        RuntimeError: if the shape is not ``[T, B]``.
+        RuntimeError: if the shape is another.
         TypeError: if it is no tensor.
+        ValueError: if it holds other numbers than 0 and 1, as far as a CPU can see it.
+
+    Example:
+        >>> import torch
+        >>> done = torch.tensor([[0.0, 1.0, 0.0]])
+        >>> checked_reset("LSTM", done, 3, 1, batch_first=True).flatten().tolist()
+        [False, True, False]
     """
     if reset is None:
-        return
+        return None
     if not isinstance(reset, Tensor):
-        raise TypeError(f"LSTM: reset should be a bool Tensor, got {type(reset).__name__}")
-    shape = tuple(reset.shape)
-    if shape != (length, batch):
+        raise TypeError(f"{op}: reset should be a bool Tensor, got {type(reset).__name__}")
+    marks = reset.squeeze(2) if reset.dim() == 3 and reset.size(2) == 1 else reset
+    wanted = (batch, length) if batch_first else (length, batch)
+    if tuple(marks.shape) != wanted:
         raise RuntimeError(
-            f"LSTM: reset should have shape {[length, batch]} ([T, B]), got "
-            f"{list(shape)}{_if_transposed(shape, length, batch)}"
+            f"{op}: reset should have shape {list(wanted)} ({_both('T', 'B', batch_first)}, the "
+            f"layout of the input), got {list(reset.shape)}"
+            f"{_if_transposed(marks, length, batch, batch_first)}"
         )
+    if marks.dtype != torch.bool:
+        if marks.is_complex() or (readable(marks) and not ((marks == 0) | (marks == 1)).all()):
+            raise ValueError(
+                f"{op}: reset should be of dtype torch.bool or hold 0 and 1 alone, got "
+                f"{marks.dtype} with other numbers; convert it: reset != 0"
+            )
+        marks = marks != 0
+    return marks.transpose(0, 1) if batch_first else marks
 
 
 def reverse_reset(reset: Tensor | None) -> Tensor | None:
@@ -154,7 +197,13 @@ def reverse_reset(reset: Tensor | None) -> Tensor | None:
     return torch.cat([reset[1:], torch.zeros_like(reset[:1])])
 
 
-def _if_transposed(shape: tuple[int, ...], length: int, batch: int) -> str:
-    if shape[-2:] != (batch, length):
+def _both(steps: object, samples: object, batch_first: bool) -> str:
+    """The two sizes in the layout of the input."""
+    return f"[{samples}, {steps}]" if batch_first else f"[{steps}, {samples}]"
+
+
+def _if_transposed(mask: Tensor, length: int, batch: int, batch_first: bool) -> str:
+    other = (length, batch) if batch_first else (batch, length)
+    if tuple(mask.shape[-2:]) != other:
         return ""
-    return "; it is time-major, also with batch_first=True: transpose its last two dimensions"
+    return f"; with batch_first={batch_first} its last two dimensions should change places"

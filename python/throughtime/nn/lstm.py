@@ -39,7 +39,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         hidden_size: H, features of the hidden state, > 0.
         num_layers: number of stacked layers L.
         bias: False leaves out both bias vectors.
-        batch_first: input and output are ``[B, T, *]``; states, masks and resets stay as they are.
+        batch_first: input, output, masks and resets have the batch first, ``[B, T, *]``; states
+            stay as they are.
         dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
         bidirectional: adds a second direction (D = 2, otherwise 1).
         proj_size: P > 0 projects the hidden state to P < H features.
@@ -234,20 +235,23 @@ class LSTM(BackendChoice, nn.RNNBase):
     ) -> tuple[Tensor | PackedSequence, States]:
         """Run all layers.
 
-        Masks and resets are time-major, also with ``batch_first=True``. For a PackedSequence, t is
-        the position in the sample's own sequence and T the longest length. The batch order of
-        masks, resets and states is the order in which ``pack_sequence`` got the sequences.
+        Masks and resets have the layout of the input: with ``batch_first`` the batch comes before
+        the steps. For a PackedSequence the steps come first, t is the position in the sample's own
+        sequence and T the longest length; the batch order of masks, resets and states is the order
+        in which ``pack_sequence`` got the sequences.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: ``(h_0 [L * D, B, H or P], c_0 [L * D, B, H])``, without B if the input has none;
                 zeros if None.
             detach_mask: bool ``[T]`` or ``[T, B]`` for all layers and directions, or
-                ``[L * D, T, 1 or B]``. It is used as given, also in ``eval()``. None: the layer
-                draws one if ``detach_prob`` asks for it.
-            reset: bool ``[T, B]``, or ``[T]`` for unbatched input: True where a new episode starts.
-                The state is zeroed before that step, and in the reverse direction after it, so
-                neither direction carries state from one episode into another.
+                ``[L * D, T, 1 or B]``; with ``batch_first`` ``[B, T]`` or ``[L * D, 1 or B, T]``.
+                It is used as given, also in ``eval()``. None: the layer draws one if
+                ``detach_prob`` asks for it.
+            reset: ``[T, B]`` or ``[T, B, 1]``; with ``batch_first`` ``[B, T]`` or ``[B, T, 1]``; for
+                unbatched input ``[T]``. True, or 1 in any other dtype, where a new episode starts.
+                The state is zeroed before that step, and in the reverse direction after
+                it, so neither direction carries state from one episode into another.
             generator: random generator for the mask, on the input's device.
 
         Returns:
@@ -272,17 +276,18 @@ class LSTM(BackendChoice, nn.RNNBase):
             hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
             if isinstance(reset, Tensor) and reset.dim() == 1:
                 reset = reset.unsqueeze(1)
-        elif self.batch_first:
+        first = batched and self.batch_first
+        if first:
             input = input.transpose(0, 1)
         self._check_input(input, 3)
         length, batch, _ = input.shape
         self._check_states(hx, batch)
-        masks.check_reset(reset, length, batch)
-        detach_masks = self._masks(detach_mask, length, batch, input.device, generator)
+        reset = masks.checked_reset("LSTM", reset, length, batch, first)
+        detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
         output, (h_n, c_n) = self._run(input, hx, detach_masks, reset, None)
         if not batched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+        return output.transpose(0, 1) if first else output, (h_n, c_n)
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
@@ -299,8 +304,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         self._check_input(packed.data, 2)
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         self._check_states(hx, batch)
-        masks.check_reset(reset, length, batch)
-        detach_masks = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        reset = masks.checked_reset("LSTM", reset, length, batch, False)
+        detach_masks = self._masks(detach_mask, length, batch, False, packed.data.device, generator)
         order = packed.sorted_indices
         if order is not None:
             hx = None if hx is None else _permute(hx, order)
@@ -395,6 +400,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         mask: Tensor | None,
         length: int,
         batch: int,
+        batch_first: bool,
         device: torch.device,
         generator: torch.Generator | None,
     ) -> Sequence[Tensor | None]:
@@ -411,7 +417,7 @@ class LSTM(BackendChoice, nn.RNNBase):
                 device=device,
                 generator=generator,
             )
-        return masks.per_layer(mask, count, length, batch)
+        return masks.per_layer(mask, count, length, batch, batch_first)
 
     def _check_input(self, input: Tensor, dims: int) -> None:
         weight = self.weight_ih_l0

@@ -48,7 +48,8 @@ class RelLSTM(BackendChoice, nn.Module):
         hidden_size: H, features of the hidden state, > 0.
         num_layers: number of stacked layers L.
         bias: False leaves out both bias vectors.
-        batch_first: input and output are ``[B, T, *]``; states and masks stay as they are.
+        batch_first: input, output and masks have the batch first, ``[B, T, *]``; states stay as
+            they are.
         dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
         device: device of the parameters.
         dtype: floating point type of the parameters.
@@ -221,9 +222,9 @@ class RelLSTM(BackendChoice, nn.Module):
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: None (zeros), ``(h_0, c_0)`` each ``[L, B, H]`` (``[L, H]`` if the input has no
                 batch), or the state of an earlier call.
-            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``. It is
-                used as given, also in ``eval()``. None: the layer draws one if ``detach_prob`` asks
-                for it.
+            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``; with
+                ``batch_first`` ``[B, T]`` or ``[L, 1 or B, T]``. It is used as given, also in
+                ``eval()``. None: the layer draws one if ``detach_prob`` asks for it.
             generator: random generator for the mask, on the input's device.
 
         Returns:
@@ -246,16 +247,17 @@ class RelLSTM(BackendChoice, nn.Module):
             input = input.unsqueeze(1)
             if isinstance(hx, (tuple, list)) and all(x.dim() == 2 for x in hx):
                 hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        elif self.batch_first:
+        first = batched and self.batch_first
+        if first:
             input = input.transpose(0, 1)
         self._check_input(input)
         length, batch, _ = input.shape
         self._check_states(hx, batch)
-        detach_masks = self._masks(detach_mask, length, batch, input.device, generator)
+        detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
         output, state = self._run(input, self._per_layer(hx), detach_masks, None)
         if not batched:
             return output.squeeze(1), state
-        return output.transpose(0, 1) if self.batch_first else output, state
+        return output.transpose(0, 1) if first else output, state
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
@@ -272,7 +274,7 @@ class RelLSTM(BackendChoice, nn.Module):
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         _check_kind(hx)
         self._check_states(hx, batch)  # before sorting, which would hide a batch that is too large
-        detach_masks = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        detach_masks = self._masks(detach_mask, length, batch, False, packed.data.device, generator)
         order = packed.sorted_indices
         if order is not None:
             if isinstance(hx, RelState):
@@ -344,11 +346,12 @@ class RelLSTM(BackendChoice, nn.Module):
         mask: Tensor | None,
         length: int,
         batch: int,
+        batch_first: bool,
         device: torch.device,
         generator: torch.Generator | None,
     ) -> Sequence[Tensor | None]:
         if mask is not None:
-            return masks.per_layer(mask, self.num_layers, length, batch)
+            return masks.per_layer(mask, self.num_layers, length, batch, batch_first)
         if not (self.training and self.detach_prob > 0 and torch.is_grad_enabled()):
             return [None] * self.num_layers
         return masks.drawn(
