@@ -1,4 +1,4 @@
-"""Masks over the steps of a sequence: which steps are detached, where an episode starts."""
+"""Masks over the steps of a sequence: which steps are detached."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from throughtime.functional.checks import readable
 
 
 def check_probability(p: float, name: str) -> float:
@@ -123,86 +121,22 @@ def per_layer(
     if shape == (count, length, batch):
         return steps.unbind(0)
     sizes, letters = (
-        f"[{t}], {_both(t, b, batch_first)} or [{n}, {_both(t, f'1 or {b}', batch_first)[1:]}"
+        f"[{t}], {layout(t, b, batch_first)} or [{n}, {layout(t, f'1 or {b}', batch_first)[1:]}"
         for n, t, b in ((count, length, batch), ("num_layers * num_directions", "T", "B"))
     )
     raise RuntimeError(
         f"LSTM: detach_mask should have shape {sizes} ({letters}), got {list(mask.shape)}"
-        f"{_if_transposed(mask, length, batch, batch_first)}"
+        f"{if_transposed(mask, length, batch, batch_first)}"
     )
 
 
-def checked_reset(
-    op: str, reset: Tensor | None, length: int, batch: int, batch_first: bool
-) -> Tensor | None:
-    """Check a module's ``reset``, in the layout of its input, and put the time first.
-
-    Args:
-        op: for messages.
-        reset: bool, or any real dtype with 0 and 1, ``[T, B]`` or ``[T, B, 1]``; with
-            ``batch_first`` ``[B, T]`` or ``[B, T, 1]``. None: there is none.
-        length: number of steps T.
-        batch: number of samples B.
-        batch_first: whether the batch comes before the steps.
-
-    Returns:
-        bool ``[T, B]``, or None. Each layer checks the device.
-
-    Raises:
-        RuntimeError: if the shape is another.
-        TypeError: if it is no tensor.
-        ValueError: if it holds other numbers than 0 and 1, as far as a CPU can see it.
-
-    Example:
-        >>> import torch
-        >>> done = torch.tensor([[0.0, 1.0, 0.0]])
-        >>> checked_reset("LSTM", done, 3, 1, batch_first=True).flatten().tolist()
-        [False, True, False]
-    """
-    if reset is None:
-        return None
-    if not isinstance(reset, Tensor):
-        raise TypeError(f"{op}: reset should be a bool Tensor, got {type(reset).__name__}")
-    marks = reset.squeeze(2) if reset.dim() == 3 and reset.size(2) == 1 else reset
-    wanted = (batch, length) if batch_first else (length, batch)
-    if tuple(marks.shape) != wanted:
-        raise RuntimeError(
-            f"{op}: reset should have shape {list(wanted)} ({_both('T', 'B', batch_first)}, the "
-            f"layout of the input), got {list(reset.shape)}"
-            f"{_if_transposed(marks, length, batch, batch_first)}"
-        )
-    if marks.dtype != torch.bool:
-        if marks.is_complex() or (readable(marks) and not ((marks == 0) | (marks == 1)).all()):
-            raise ValueError(
-                f"{op}: reset should be of dtype torch.bool or hold 0 and 1 alone, got "
-                f"{marks.dtype} with other numbers; convert it: reset != 0"
-            )
-        marks = marks != 0
-    return marks.transpose(0, 1) if batch_first else marks
-
-
-def reverse_reset(reset: Tensor | None) -> Tensor | None:
-    """The ``reset [T, B]`` of the reverse direction.
-
-    The reverse direction leaves an episode that starts at t after step t, so it zeroes the state
-    before step t - 1.
-
-    Example:
-        >>> import torch
-        >>> reverse_reset(torch.tensor([[False], [True], [False]])).flatten().tolist()
-        [True, False, False]
-    """
-    if reset is None:
-        return None
-    return torch.cat([reset[1:], torch.zeros_like(reset[:1])])
-
-
-def _both(steps: object, samples: object, batch_first: bool) -> str:
-    """The two sizes in the layout of the input."""
+def layout(steps: object, samples: object, batch_first: bool) -> str:
+    """Two sizes in the layout of the input, for a message."""
     return f"[{samples}, {steps}]" if batch_first else f"[{steps}, {samples}]"
 
 
-def _if_transposed(mask: Tensor, length: int, batch: int, batch_first: bool) -> str:
+def if_transposed(mask: Tensor, length: int, batch: int, batch_first: bool) -> str:
+    """A hint for a message, if a mask has the other layout."""
     other = (length, batch) if batch_first else (batch, length)
     if tuple(mask.shape[-2:]) != other:
         return ""

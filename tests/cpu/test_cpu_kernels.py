@@ -50,6 +50,11 @@ SHAPES = (
 )
 OPTIONS = ("plain", "mask-T", "mask-TB-reverse", "all", "all-reverse")
 RECURRENCES = [Recurrence(shape, option) for shape in SHAPES for option in OPTIONS]
+RECURRENCES += [
+    Recurrence(shape, option, anew=True)
+    for shape in SHAPES
+    for option in ("reset", "all", "all-reverse")
+]
 every_case = pytest.mark.parametrize("case", [*RECURRENCES, *ATTENTION, *LAYERS], ids=str)
 
 

@@ -195,26 +195,36 @@ class ForwardWalk {
     g.member.wait();
   }
 
-  // A row starts from (h0, c0), or from zero where its first step resets; both copies of h, as a
-  // shorter row of a reversed walk starts late.
+  // A row starts from (h0, c0), or anew where its first step resets; both copies of h, as a shorter
+  // row of a reversed walk starts late.
   void begin_state(const Group& g) {
     for (int64_t row = 0; row < g.rows; ++row) {
       const int64_t at = g.row0 + row, sample = in_.order[at];
-      const int64_t length = in_.length(at);
-      const bool zero = length > 0 && in_.resets(in_.first_time(at), at);
+      const int64_t length = in_.length(at), first = in_.first_time(at);
+      const bool anew = length > 0 && in_.resets(first, at);
       for (int64_t vector = g.outputs.begin; vector < g.outputs.end; ++vector) {
         const int64_t from = sample * shape_.R + vector * L;
         const Vec<S> h = Numbers<X>::vector_part(in_.h0 + from, tail_out(vector));
         if (length == 0) store_part(p_.h_n + from, h, tail_out(vector));
-        for (Operand* copy : g.h) put_state(copy, row, vector, zero ? Vec<S>{} : h);
+        for (Operand* copy : g.h) put_state(copy, row, vector, anew ? new_h(first, at, vector) : h);
       }
       for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
         const int64_t from = sample * shape_.H + block * L;
         const Vec<S> c = load_part(in_.c0 + from, tail(block));
         if (length == 0) store_part(p_.c_n + from, c, tail(block));
-        store(g.c + (block * g.rows + row) * L, zero ? Vec<S>{} : c);
+        store(g.c + (block * g.rows + row) * L, anew ? new_c(first, at, block) : c);
       }
     }
+  }
+
+  // What a row starts anew from at a step that resets.
+  Vec<S> new_h(int64_t t, int64_t at, int64_t vector) const {
+    const X* from = in_.reset_h_at(t, at);
+    return from ? Numbers<X>::vector_part(from + vector * L, tail_out(vector)) : Vec<S>{};
+  }
+  Vec<S> new_c(int64_t t, int64_t at, int64_t block) const {
+    const S* from = in_.reset_c_at(t, at);
+    return from ? load_part(from + block * L, tail(block)) : Vec<S>{};
   }
 
   void zero_padding(const Group& g) {
@@ -330,13 +340,14 @@ class ForwardWalk {
     }
   }
 
-  // What the next step takes: nothing where it resets. The last step of a row is c_n.
+  // What the next step takes: another c where it resets. The last step of a row is c_n.
   Vec<S> carried_cell(Vec<S> c, int64_t step, int64_t t, int64_t block, int64_t at) const {
     if (t == in_.last_time(at)) {
       store_part(p_.c_n + in_.order[at] * shape_.H + block * L, c, tail(block));
       return c;
     }
-    return in_.resets(in_.time(step + 1), at) ? Vec<S>{} : c;
+    const int64_t next = in_.time(step + 1);
+    return in_.resets(next, at) ? new_c(next, at, block) : c;
   }
 
   void project_outputs(const Group& g, int64_t step) {
@@ -367,7 +378,7 @@ class ForwardWalk {
     if (t == in_.last_time(at)) {
       store_part(p_.h_n + sample * shape_.R + vector * L, h, tail_out(vector));
     } else if (in_.reset && in_.resets(in_.time(step + 1), at)) {
-      h = Vec<S>{};
+      h = new_h(in_.time(step + 1), at, vector);
     }
     put_state(g.h[(step + 1) & 1], row, vector, h);
   }

@@ -9,7 +9,8 @@ An operation ``x`` with the records ``Arguments`` and ``Results`` is two operato
   ``grad_<argument>``;
 - the backward takes the whole record of arguments, and None for what it does not read
   (``backward=False``), and those results that it reads;
-- ``need_input`` and ``need_weights`` say which gradients are wanted; others are always computed;
+- ``need_input``, ``need_weights`` and ``need_reset`` say which gradients are wanted; others are
+  always computed;
 - ``save`` is True where a backward will follow: then the forward's last results hold what is saved
   for it, which callers do not see. Operations that save nothing have no ``save``.
 
@@ -96,7 +97,7 @@ class Operation(Generic[Arguments, Results]):
         arguments, results: the records.
         definition: makes the results from the arguments in plain PyTorch.
         saved: what the forward saves for the backward, by name.
-        needs: of ``"input"`` and ``"weights"`` those gradients that can be left out.
+        needs: of ``"input"``, ``"weights"`` and ``"reset"`` those gradients that can be left out.
         derived: sizes that no argument shows.
         suffix: of both operators.
         forward, backward: implementations for CPU and GPU, where C++ has none. Each takes a record
@@ -340,6 +341,8 @@ def _differentiable(field: Field) -> bool:
 
 def _need(name: str) -> str:
     """The flag ``need_...`` that covers the gradient of an argument, if there is one."""
+    if name.startswith("reset_"):
+        return "reset"
     return "weights" if name.startswith(("weight", "bias")) else name
 
 
