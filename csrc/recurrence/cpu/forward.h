@@ -25,6 +25,7 @@
 #include "recurrence/cpu/params.h"
 #include "recurrence/cpu/plan.h"
 #include "recurrence/cpu/saved.h"
+#include "recurrence/cpu/straight.h"
 
 namespace throughtime {
 namespace {
@@ -56,6 +57,7 @@ class ForwardWalk {
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(leading_dimension<Operand>(blocks_ * L)),
+        straight_(kMayGoStraight && goes_straight(shape_, L)),
         late_(plan_.groups == 1),
         x_once_(late_ && !plan_.fuse_input && plan_.chunk == shape_.T),
         h_once_(late_ && shape_.T == 1),
@@ -63,16 +65,18 @@ class ForwardWalk {
         stream_(saved_activations(shape_, saved_vectors_) * static_cast<int64_t>(sizeof(S)) >
                 kStreamBytes),
         scratch_(runtime) {
-    panel_x_ = scratch_.template reserve<Operand>(x_once_ ? schedule_.members : blocks_,
+    const int64_t places_x = x_once_ ? schedule_.members : blocks_;
+    const int64_t places_h = h_once_ ? schedule_.members : blocks_;
+    panel_x_ = scratch_.template reserve<Operand>(straight_ ? 0 : places_x,
                                                   Panels<Operand>::numbers(shape_.I, G));
-    panel_h_ = scratch_.template reserve<Operand>(h_once_ ? schedule_.members : blocks_,
+    panel_h_ = scratch_.template reserve<Operand>(straight_ ? 0 : places_h,
                                                   Panels<Operand>::numbers(shape_.R, G));
     panel_r_ = scratch_.template reserve<Operand>(projected_,
                                                   Panels<Operand>::numbers(shape_.H, outputs_));
     bias_ = scratch_.template reserve<S>(blocks_, kGates);
     x_ = scratch_.template reserve<Operand>(schedule_.teams, plan_.chunk, most_rows_, ld_x_);
-    gates_x_ = scratch_.template reserve<S>(plan_.fuse_input ? 0 : schedule_.teams, blocks_,
-                                            plan_.chunk, most_rows_, kGates);
+    gates_x_ = scratch_.template reserve<S>(plan_.fuse_input || straight_ ? 0 : schedule_.teams,
+                                            blocks_, plan_.chunk, most_rows_, kGates);
     h_ = scratch_.template reserve<Operand>(2 * schedule_.teams, most_rows_, ld_h_);
     c_ = scratch_.template reserve<S>(Cell::kCarriesCell ? schedule_.teams : 0, blocks_, most_rows_,
                                       L);
@@ -86,7 +90,7 @@ class ForwardWalk {
   }
 
   void prepare(Share blocks) {
-    for (int64_t block = blocks.begin; !late_ && block < blocks.end; ++block) {
+    for (int64_t block = blocks.begin; !late_ && !straight_ && block < blocks.end; ++block) {
       pack(panel_x(), block, block, in_.weight_ih);
       pack(panel_h(), block, block, in_.weight_hh);
     }
@@ -125,6 +129,7 @@ class ForwardWalk {
     Operand* u;          // [rows, ld_u]: the cell's output before a projection
   };
 
+  static constexpr bool kMayGoStraight = throughtime::kMayGoStraight<Cell, Operand>;
   static constexpr bool kPads =
       Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
 
@@ -171,6 +176,13 @@ class ForwardWalk {
       const int64_t steps = least(plan_.chunk, last - step);
       gather_inputs(g, step, steps);
       member.wait();
+      if constexpr (kMayGoStraight)
+        if (straight_) {
+          advance_straight(g, step);
+          if (!projected_) return;
+          member.wait();
+          return project_outputs(g, step);
+        }
       if (!plan_.fuse_input) project_inputs(g, steps, step == first);
       for (int64_t k = 0; k < steps; ++k) {
         advance(g, step + k, k, step + k == first);
@@ -292,6 +304,26 @@ class ForwardWalk {
     }
   }
 
+  // The one step of a walk that packs no weights.
+  void advance_straight(const Group& g, int64_t step) {
+    const int64_t t = in_.time(step), active = active_rows(in_, t, g.row0, g.rows);
+    for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
+      const StraightBlock<S> from{
+          {{g.h[step & 1], ld_h_, in_.weight_hh, shape_.R}, {g.x, ld_x_, in_.weight_ih, shape_.I}},
+          shape_.H,
+          block * L,
+          bias_() + block * kGates};
+      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> gates;
+        {
+          const Timing timing(g.member.watch, kRecurrent);
+          straight_sums(from, row, height, gates.numbers);
+        }
+        cells(g, gates.numbers, height, step, t, block, row);
+      });
+    }
+  }
+
   // Gate sums of `height` rows and one block of units, to c, h and what is saved. Two loops: in one,
   // h of a row would wait for c, and the processor sees too few rows at once to fill the time.
   void cells(const Group& g, S* sums, int64_t height, int64_t step, int64_t t, int64_t block,
@@ -395,6 +427,7 @@ class ForwardWalk {
   const int64_t blocks_, outputs_;
   const bool projected_;
   const int64_t width_out_, most_rows_, ld_x_, ld_h_, ld_u_;
+  const bool straight_;          // weights are not packed
   const bool late_;              // weights are packed right before their first use
   const bool x_once_, h_once_;   // a panel's place for every member, not for every block
   const int64_t saved_vectors_;  // per step, row and block of units

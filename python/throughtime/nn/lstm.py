@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime import functional, masks
 from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
+from throughtime.functional import thin
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Episodes, Sizes, episodes
@@ -270,6 +271,10 @@ class LSTM(BackendChoice, nn.RNNBase):
             TypeError: if the input, a state or a mask is no tensor.
             ValueError: if a dtype or the number of dimensions of the input is wrong.
         """
+        if hx is not None and detach_mask is None and reset_hx is None:
+            found = self._thin(input, hx, reset)
+            if found is not None:
+                return found
         check_pair("LSTM", hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, detach_mask, reset, reset_hx, generator)
@@ -297,6 +302,33 @@ class LSTM(BackendChoice, nn.RNNBase):
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
+
+    def _thin(
+        self, input: Tensor | PackedSequence, hx: States, reset: Tensor | None
+    ) -> tuple[Tensor, States] | None:
+        """The thin way, if everything is plain; masks mean nothing to it."""
+        if not isinstance(input, Tensor) or not thin.applies(input, self.backend):
+            return None
+        layers = self.num_layers
+        drops = self.training and self.dropout > 0 and layers > 1
+        if input.dim() != 3 or self.bidirectional or drops or len(hx) != 2:
+            return None
+        if not all(type(x) is Tensor and x.dim() == 3 and x.size(0) == layers for x in hx):
+            return None
+        if reset is not None:
+            if type(reset) is not Tensor or reset.dim() != 2:
+                return None
+            reset = reset.t() if self.batch_first else reset
+        x = input.transpose(0, 1) if self.batch_first else input
+        states = []
+        for layer, (h, c) in enumerate(zip(*hx, strict=True)):
+            found = thin.run(x, h, c, self._weights(layer, 0), reset)
+            if found is None:
+                return None
+            x = found.output
+            states.append((found.h_n, found.c_n))
+        h_n, c_n = (torch.stack(each) for each in zip(*states, strict=True))
+        return x.transpose(0, 1) if self.batch_first else x, (h_n, c_n)
 
     def _forward_packed(
         self,

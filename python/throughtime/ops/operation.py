@@ -161,12 +161,17 @@ class Operation(Generic[Arguments, Results]):
 
     def __call__(self, args: Arguments) -> Results:
         """Run the forward operator, differentiable once; the arguments are taken as checked."""
-        if not _plain():
+        if not plain():
             found = self.forward_op(*args, *self._not_saving)
         elif torch.is_grad_enabled() and self._requires_grad(args):
             found = _apply(self._function, unwrap_dead_wrappers(args))
         else:
-            found = _below(self.forward_op, (*args, *self._not_saving))
+            return self.without_gradient(args)
+        return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
+
+    def without_gradient(self, args: Arguments) -> Results:
+        """Run the forward operator where :func:`plain` is true and no gradient is wanted."""
+        found = _below(self.forward_op, (*args, *self._not_saving))
         return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
 
     def _lay_out(self, needs: tuple[str, ...]) -> None:
@@ -259,7 +264,7 @@ class Operation(Generic[Arguments, Results]):
         saved, count = ctx.saved_tensors, self._read_count
         arguments = self._restore((*saved[:count], *ctx.options, *self._unread))
         args = (*given, *arguments, *saved[count:], *flags)
-        if torch.is_grad_enabled() or not _plain():
+        if torch.is_grad_enabled() or not plain():
             found = self.backward_op(*args)
         else:
             found = _below(self.backward_op, args)
@@ -346,7 +351,7 @@ def _need(name: str) -> str:
     return "weights" if name.startswith(("weight", "bias")) else name
 
 
-def _plain() -> bool:
+def plain() -> bool:
     """Whether nothing but eager autograd watches, so that the dispatcher's detour can be saved."""
     return not (
         torch.compiler.is_compiling()
