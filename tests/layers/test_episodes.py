@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from cases import random, random_mask
 from closeness import assert_close
-from throughtime import LSTM, functional
+from throughtime import LSTM, RelLSTM, functional
 
 T, B, START = 6, 3, 4
 States = tuple[Tensor, Tensor]
@@ -137,3 +141,57 @@ def test_an_unread_entry_may_hold_anything(backend: str) -> None:
         found.append([output, *torch.autograd.grad(output.square().sum(), states)])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+def by_steps(layer: RelLSTM, x: Tensor, reset: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """One sample, in a call for each of its episodes."""
+    outputs = []
+    starts = [0, *[t for t in range(1, len(x)) if reset[t]], len(x)]
+    for begin, end in itertools.pairwise(starts):
+        output, state = layer(x[begin:end], None if reset[begin] else state)
+        outputs.append(output)
+    return torch.cat(outputs), state
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["padded", "batch first", "packed"])
+def test_rel_lstm_starts_anew_with_an_empty_memory(backend: str, p: float, kind: str) -> None:
+    """Values, state and gradients, from the state of an earlier call."""
+    steps, first = 12, kind == "batch first"
+    layer = RelLSTM(
+        4, 5, 2, batch_first=first, window_size=2, top_k=2, dtype=torch.float64, backend=backend
+    )
+    x = random(steps, B, 4, seed=1).requires_grad_()
+    reset = random_mask(steps, B, p=p, seed=2)
+    lengths = [12, 5, 9] if kind == "packed" else [steps] * B
+    earlier = random(7, B, 4, seed=3)
+    _, state = layer(earlier.transpose(0, 1) if first else earlier)
+    given: Any = x.transpose(0, 1) if first else x
+    if kind == "packed":
+        given = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    output, after = layer(given, state, reset=reset.t().int() if first else reset)
+    if kind == "packed":
+        output, _ = pad_packed_sequence(output)
+    output = output.transpose(0, 1) if first else output
+    layer.batch_first = False
+    expected, states = [], []
+    for b, length in enumerate(lengths):
+        own = state.index_select(torch.tensor([b]))
+        one, last = by_steps(layer, x[:length, b : b + 1], reset[:length, b], own)
+        expected.append(torch.nn.functional.pad(one, (0, 0, 0, 0, 0, steps - length)))
+        states.append(last)
+    assert_close(output, torch.cat(expected, 1))
+    for name in ("h", "c", "context"):
+        assert_close(getattr(after, name), torch.cat([getattr(s, name) for s in states], 1))
+    assert after.length.tolist() == [int(s.length) for s in states]
+    grads = [
+        torch.autograd.grad(
+            y.square().sum(), [x, *layer.parameters()], retain_graph=True, materialize_grads=True
+        )
+        for y in (output, torch.cat(expected, 1))
+    ]
+    for one, other in zip(*grads, strict=True):
+        assert_close(one, other)
+    more = random(5, B, 4, seed=4)  # the memory that is left is each episode's own
+    going_on = [layer(more[:, b : b + 1], s)[0] for b, s in enumerate(states)]
+    assert_close(layer(more, after)[0], torch.cat(going_on, 1))

@@ -24,6 +24,7 @@ from throughtime.functional.checks import (
 from throughtime.functional.rel_lstm import Cell
 from throughtime.functional.relevancy import Retain
 from throughtime.nn.backend import BackendChoice
+from throughtime.nn.episodes import Sizes, episodes
 from throughtime.packed import check_packed, dropout, repack, unpack
 from throughtime.states import RelState
 
@@ -195,6 +196,7 @@ class RelLSTM(BackendChoice, nn.Module):
         hx: RelState | States | None = None,
         *,
         detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, RelState]: ...
 
@@ -205,6 +207,7 @@ class RelLSTM(BackendChoice, nn.Module):
         hx: RelState | States | None = None,
         *,
         detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[PackedSequence, RelState]: ...
 
@@ -214,6 +217,7 @@ class RelLSTM(BackendChoice, nn.Module):
         hx: RelState | States | None = None,
         *,
         detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor | PackedSequence, RelState]:
         """Run all layers.
@@ -222,6 +226,9 @@ class RelLSTM(BackendChoice, nn.Module):
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: None (zeros), ``(h_0, c_0)`` each ``[L, B, H]`` (``[L, H]`` if the input has no
                 batch), or the state of an earlier call.
+            reset: ``[T, B]`` or ``[T, B, 1]``; with ``batch_first`` ``[B, T]`` or ``[B, T, 1]``;
+                for unbatched input ``[T]``. True, or 1 in any other dtype, where an episode starts:
+                state, window and retained set are emptied before that step.
             detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``; with
                 ``batch_first`` ``[B, T]`` or ``[L, 1 or B, T]``. It is used as given, also in
                 ``eval()``. None: the layer draws one if ``detach_prob`` asks for it.
@@ -237,7 +244,7 @@ class RelLSTM(BackendChoice, nn.Module):
             ValueError: if a dtype or the number of dimensions of the input is wrong.
         """
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, detach_mask, generator)
+            return self._forward_packed(input, hx, detach_mask, reset, generator)
         check_sequence("RelLSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"RelLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -254,7 +261,9 @@ class RelLSTM(BackendChoice, nn.Module):
         length, batch, _ = input.shape
         self._check_states(hx, batch)
         detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
-        output, state = self._run(input, self._per_layer(hx), detach_masks, None)
+        sizes = Sizes("RelLSTM", self.num_layers, length, batch, ())
+        starts = episodes(reset, None, sizes, batch_first=first, batched=batched)
+        output, state = self._run(input, self._per_layer(hx), detach_masks, starts.reset, None)
         if not batched:
             return output.squeeze(1), state
         return output.transpose(0, 1) if first else output, state
@@ -267,6 +276,7 @@ class RelLSTM(BackendChoice, nn.Module):
         packed: PackedSequence,
         hx: RelState | States | None,
         detach_mask: Tensor | None,
+        reset: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[PackedSequence, RelState]:
         check_packed("RelLSTM", packed)
@@ -275,18 +285,20 @@ class RelLSTM(BackendChoice, nn.Module):
         _check_kind(hx)
         self._check_states(hx, batch)  # before sorting, which would hide a batch that is too large
         detach_masks = self._masks(detach_mask, length, batch, False, packed.data.device, generator)
+        starts = episodes(reset, None, Sizes("RelLSTM", self.num_layers, length, batch, ()))
         order = packed.sorted_indices
         if order is not None:
             if isinstance(hx, RelState):
                 hx = hx.index_select(order)
             elif hx is not None:
                 hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
+            starts = starts.index_select(order)
             detach_masks = [
                 mask.index_select(1, order) if mask is not None and mask.dim() == 2 else mask
                 for mask in detach_masks
             ]
         padded, lengths = unpack(packed)
-        output, state = self._run(padded, self._per_layer(hx), detach_masks, lengths)
+        output, state = self._run(padded, self._per_layer(hx), detach_masks, starts.reset, lengths)
         if packed.unsorted_indices is not None:
             state = state.index_select(packed.unsorted_indices)
         return repack(output, lengths, like=packed), state
@@ -296,6 +308,7 @@ class RelLSTM(BackendChoice, nn.Module):
         x: Tensor,
         hx: Sequence[RelState | States | None],
         detach_masks: Sequence[Tensor | None],
+        reset: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, RelState]:
         states = []
@@ -317,6 +330,7 @@ class RelLSTM(BackendChoice, nn.Module):
                 retain=self.retain,
                 detach_mask=detach_masks[layer],
                 lengths=lengths,
+                reset=reset,
                 backend=self.backend,
             )
             states.append(state)
