@@ -92,6 +92,15 @@ def tensors(
     return made
 
 
+def starts(shape: Shape, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """What h and c start anew from, as leaves: ``reset_hx`` of a call that gets them by name."""
+    sizes = {"reset_h": shape.P or shape.H, "reset_c": shape.H}
+    return {
+        name: random(shape.T, shape.B, size, seed=50 + k, dtype=dtype).requires_grad_()
+        for k, (name, size) in enumerate(sizes.items())
+    }
+
+
 def as_dtype(named: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The same numbers as leaves of another dtype."""
     return {name: x.detach().to(dtype).requires_grad_() for name, x in named.items()}
@@ -101,6 +110,8 @@ def call(function: Callable[..., Result], named: dict[str, Tensor], **options: o
     """Call a function that has the signature of ``functional.lstm``."""
     hx = (named["h_0"], named["c_0"]) if "h_0" in named else None
     arguments = [named.get(name) for name in NAMES[3:]]
+    if "reset_h" in named:
+        options["reset_hx"] = (named["reset_h"], named["reset_c"])
     return function(named["input"], hx, *arguments, **options)
 
 
@@ -145,6 +156,7 @@ def plain_lstm(
     detach_mask: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reset_hx: tuple[Tensor, Tensor] | None = None,
     reverse: bool = False,
     frozen: dict[tuple[int, int], Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -163,7 +175,11 @@ def plain_lstm(
         rows: list[Tensor] = [torch.zeros_like(h)] * length
         for t in reversed(range(end)) if reverse else range(end):
             if reset is not None and reset[t, b]:
-                h, c = torch.zeros_like(h), torch.zeros_like(c)
+                h, c = (
+                    (torch.zeros_like(h), torch.zeros_like(c))
+                    if reset_hx is None
+                    else (reset_hx[0][t, b], reset_hx[1][t, b])
+                )
             h_in = h
             if detach_mask is not None and detach_mask[(t, b)[: detach_mask.dim()]]:
                 h_in = h.detach() if frozen is None else frozen[t, b]

@@ -15,22 +15,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cases import Shape, as_dtype, options_for, random, random_mask, tensors
+from cases import Shape, as_dtype, options_for, random, random_mask, starts, tensors
 from closeness import assert_as_accurate, assert_close
 from throughtime import reference
 
 Given = dict[str, Any]
 
 EVERYTHING = 2**62
-ALL = {"save": True, "need_input": True, "need_weights": True}
+ALL = {"save": True, "need_input": True, "need_weights": True, "need_reset": True}
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """One layer of the LSTM in one direction, with an option of ``OPTIONS``."""
+    """One layer of the LSTM in one direction, with an option of ``OPTIONS``.
+
+    ``anew``: resets start from a state.
+    """
 
     shape: Shape
     option: str = "plain"
+    anew: bool = False
     op: ClassVar = "lstm"
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> Given:
@@ -39,10 +43,11 @@ class Recurrence:
         options: Given = {"reverse": False} | options_for(self.shape)[self.option]
         if options.get("detach_mask") is not None:  # operators take no mask per step
             options["detach_mask"] = options["detach_mask"].view(T, -1).expand(T, B)
-        return ALL | tensors(self.shape, dtype) | options | _grads(grads, dtype)
+        leaves = tensors(self.shape, dtype) | (starts(self.shape, dtype) if self.anew else {})
+        return ALL | leaves | options | _grads(grads, dtype)
 
     def __str__(self) -> str:
-        return f"{self.shape}-{self.option}"
+        return f"{self.shape}-{self.option}" + "-anew" * self.anew
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,8 @@ def definition(op: str, given: Given) -> Given:
     """What the reference makes of the arguments, by the names of the operators' results."""
     function = getattr(reference, {"relevancy": "relevancy_attention"}.get(op, op))
     given = given | {"hx": (given.get("h_0"), given.get("c_0"))}
+    if "reset_h" in given:
+        given |= {"reset_hx": (given["reset_h"], given["reset_c"])}
     result = function(**{
         name: given.get(name)
         for name, parameter in inspect.signature(function).parameters.items()

@@ -28,7 +28,7 @@ from throughtime import functional, nn, reference
 from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.cpu import empty_cache
 from throughtime.backends.selection import configure_logging as _configure_logging
-from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
+from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
 from throughtime.replacement import Replacement, replace
 from throughtime.schedule import DetachSchedule
 from throughtime.serialization import register as _register
@@ -47,6 +47,7 @@ __all__ = [
     "LSTM",
     "DetachSchedule",
     "Explanation",
+    "LSTMCell",
     "RelLSTM",
     "RelState",
     "RelevancyAttention",

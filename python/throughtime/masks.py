@@ -1,4 +1,4 @@
-"""Masks over the steps of a sequence: which steps are detached, where an episode starts."""
+"""Masks over the steps of a sequence: which steps are detached."""
 
 from __future__ import annotations
 
@@ -82,14 +82,18 @@ def drawn(
     return steps.view(rows, length).expand(count, length).unbind(0)
 
 
-def per_layer(mask: Tensor, count: int, length: int, batch: int) -> Sequence[Tensor]:
-    """Split a module's mask into one per layer and direction.
+def per_layer(
+    mask: Tensor, count: int, length: int, batch: int, batch_first: bool
+) -> Sequence[Tensor]:
+    """Split a module's mask, in the layout of its input, into one per layer and direction.
 
     Args:
-        mask: ``[T]`` or ``[T, B]`` for all of them, or ``[count, T, 1 or B]``.
+        mask: ``[T]`` or ``[T, B]`` for all of them, or ``[count, T, 1 or B]``; with ``batch_first``
+            ``[T]``, ``[B, T]`` or ``[count, 1 or B, T]``.
         count: number of layers times directions.
         length: number of steps T.
         batch: number of samples B.
+        batch_first: whether the batch comes before the steps.
 
     Returns:
         ``count`` masks, each ``[T]`` or ``[T, B]``.
@@ -100,61 +104,40 @@ def per_layer(mask: Tensor, count: int, length: int, batch: int) -> Sequence[Ten
 
     Example:
         >>> import torch
-        >>> both = per_layer(torch.tensor([[[True], [False]], [[False], [False]]]), 2, 2, 7)
-        >>> assert [mask.tolist() for mask in both] == [[True, False], [False, False]]
+        >>> mask = torch.tensor([[[True], [False]], [[False], [False]]])
+        >>> [one.tolist() for one in per_layer(mask, 2, 2, 7, batch_first=False)]
+        [[True, False], [False, False]]
+        >>> one, _ = per_layer(torch.ones(7, 2).bool(), 2, 2, 7, batch_first=True)
+        >>> assert one.shape == (2, 7)
     """
     if not isinstance(mask, Tensor):
         raise TypeError(f"LSTM: detach_mask should be a bool Tensor, got {type(mask).__name__}")
-    shape = tuple(mask.shape)
+    steps = mask.transpose(-1, -2) if batch_first and mask.dim() > 1 else mask
+    shape = tuple(steps.shape)
     if shape in ((length,), (length, batch)):
-        return [mask] * count
+        return [steps] * count
     if shape == (count, length, 1):
-        return mask.squeeze(2).unbind(0)
+        return steps.squeeze(2).unbind(0)
     if shape == (count, length, batch):
-        return mask.unbind(0)
+        return steps.unbind(0)
+    sizes, letters = (
+        f"[{t}], {layout(t, b, batch_first)} or [{n}, {layout(t, f'1 or {b}', batch_first)[1:]}"
+        for n, t, b in ((count, length, batch), ("num_layers * num_directions", "T", "B"))
+    )
     raise RuntimeError(
-        f"LSTM: detach_mask should have shape [{length}], [{length}, {batch}] or [{count}, "
-        f"{length}, 1 or {batch}] ([T], [T, B] or [num_layers * num_directions, T, 1 or B]), got "
-        f"{list(shape)}{_if_transposed(shape, length, batch)}"
+        f"LSTM: detach_mask should have shape {sizes} ({letters}), got {list(mask.shape)}"
+        f"{if_transposed(mask, length, batch, batch_first)}"
     )
 
 
-def check_reset(reset: Tensor | None, length: int, batch: int) -> None:
-    """Check type and shape of a module's ``reset``. Each layer checks dtype and device.
-
-    Raises:
-        RuntimeError: if the shape is not ``[T, B]``.
-        TypeError: if it is no tensor.
-    """
-    if reset is None:
-        return
-    if not isinstance(reset, Tensor):
-        raise TypeError(f"LSTM: reset should be a bool Tensor, got {type(reset).__name__}")
-    shape = tuple(reset.shape)
-    if shape != (length, batch):
-        raise RuntimeError(
-            f"LSTM: reset should have shape {[length, batch]} ([T, B]), got "
-            f"{list(shape)}{_if_transposed(shape, length, batch)}"
-        )
+def layout(steps: object, samples: object, batch_first: bool) -> str:
+    """Two sizes in the layout of the input, for a message."""
+    return f"[{samples}, {steps}]" if batch_first else f"[{steps}, {samples}]"
 
 
-def reverse_reset(reset: Tensor | None) -> Tensor | None:
-    """The ``reset [T, B]`` of the reverse direction.
-
-    The reverse direction leaves an episode that starts at t after step t, so it zeroes the state
-    before step t - 1.
-
-    Example:
-        >>> import torch
-        >>> reverse_reset(torch.tensor([[False], [True], [False]])).flatten().tolist()
-        [True, False, False]
-    """
-    if reset is None:
-        return None
-    return torch.cat([reset[1:], torch.zeros_like(reset[:1])])
-
-
-def _if_transposed(shape: tuple[int, ...], length: int, batch: int) -> str:
-    if shape[-2:] != (batch, length):
+def if_transposed(mask: Tensor, length: int, batch: int, batch_first: bool) -> str:
+    """A hint for a message, if a mask has the other layout."""
+    other = (length, batch) if batch_first else (batch, length)
+    if tuple(mask.shape[-2:]) != other:
         return ""
-    return "; it is time-major, also with batch_first=True: transpose its last two dimensions"
+    return f"; with batch_first={batch_first} its last two dimensions should change places"

@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree  # no public way imports as fast
 
 from throughtime.backends.explanation import Explanation
-from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
+from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
 from throughtime.replacement import Replacement
 from throughtime.schedule import DetachSchedule
 from throughtime.states import RelevancyCache, RelState
@@ -18,8 +18,9 @@ from throughtime.states import RelevancyCache, RelState
 def register() -> None:
     """Register them all; the package's import calls this once."""
     states = (RelState, RelevancyCache)
+    layers = (LSTM, LSTMCell, RelLSTM, RelevancyAttention)
     torch.serialization.add_safe_globals(
-        [LSTM, RelLSTM, RelevancyAttention, DetachSchedule, Replacement, Explanation, *states]
+        [*layers, DetachSchedule, Replacement, Explanation, *states]
     )
     for state in states:
         _register_state(state)

@@ -24,6 +24,7 @@ MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(throughtime.__path__, "throughtime.")
     if info.name.split(".")[1] not in ("_C", "_C_cuda", "__main__", "triton_kernels")
+    and not info.name.startswith("throughtime.integrations.")  # tests/clients has their libraries
 )
 ROOMS = (throughtime, throughtime.functional, throughtime.nn, throughtime.reference)
 PUBLIC: dict[str, Any] = {  # one name each: what throughtime.nn holds is throughtime's too

@@ -47,9 +47,15 @@ SHAPES = (
     Shape(4, 37, 130, 200),  # brief: panels of the input in one place
     Shape(3, 40, 3, 260),  # brief, input inside the step
     Shape(2, 37, 130, 260, 70),  # brief and projected
+    Shape(1, 37, 130, 260, 70),  # one step: weights unpacked, projected
 )
 OPTIONS = ("plain", "mask-T", "mask-TB-reverse", "all", "all-reverse")
 RECURRENCES = [Recurrence(shape, option) for shape in SHAPES for option in OPTIONS]
+RECURRENCES += [
+    Recurrence(shape, option, anew=True)
+    for shape in SHAPES
+    for option in ("reset", "all", "all-reverse")
+]
 every_case = pytest.mark.parametrize("case", [*RECURRENCES, *ATTENTION, *LAYERS], ids=str)
 
 

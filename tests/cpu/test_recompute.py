@@ -17,8 +17,9 @@ from throughtime.ops.precision import multiplies_bfloat16
 run = partial(functional.lstm, backend="cpu")
 again = partial(run, recompute=True)
 
-# One chunk and several; x inside the step's product, and in one of its own.
+# One chunk and several; x inside the step's product, and in one of its own; one step, unpacked.
 SHAPES = (Shape(7, 3, 5, 17), Shape(40, 5, 60, 33), Shape(9, 70, 49, 24, 5), Shape(130, 1, 2, 70))
+SHAPES += (Shape(1, 8, 60, 260),)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -86,8 +86,8 @@ def expected(case: Case) -> dict[str, Tensor]:
     given = {name: x for name, x in leaves.items() if name != "bias"}
     results = reference.run(
         LstmArguments(**given, bias_ih=leaves["bias"], bias_hh=None, lengths=case.lengths,
-                      reset=case.reset, detach_mask=case.detach, reverse=case.reverse,
-                      recompute=False)
+                      reset=case.reset, reset_h=None, reset_c=None, detach_mask=case.detach,
+                      reverse=case.reverse, recompute=False)
     )  # fmt: skip
     torch.autograd.backward(list(results), [g.double() for g in case.grads])
     named = dict(zip(("y", "h_n", "c_n"), (x.detach() for x in results), strict=True))

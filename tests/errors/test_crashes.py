@@ -29,7 +29,7 @@ SMALL: dict[str, Sample] = {
     "relevancy": Attention(2, 2, 9, 4, 4, 2, 2),
 }
 FULL: tuple[Sample, ...] = (
-    Recurrence(Shape(3, 2, 4, 5, 2), "all"),
+    Recurrence(Shape(3, 2, 4, 5, 2), "all", anew=True),
     Layer(9, 2, 4, 5, 3, 2, 2, lengths=True, before=5, mask="TB"),
     Attention(2, 2, 9, 4, 4, 2, 2, additive=True, lengths=True, before=5),
 )

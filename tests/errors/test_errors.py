@@ -89,7 +89,13 @@ GOOD = {
     "go_on": go_on,
 }  # fmt: skip
 NAMES = vars(throughtime) | vars(functional) | globals() | GOOD
-NAMES |= {"x": zeros(T, B, 4), "call": calling(LSTM), "nan": math.nan, "inf": math.inf}
+NAMES |= {
+    "x": zeros(T, B, 4),
+    "call": calling(LSTM),
+    "first": calling(LSTM, True),
+    "nan": math.nan,
+    "inf": math.inf,
+}
 NAMES["int64"] = lambda *numbers: torch.tensor(numbers, dtype=torch.int64)
 
 

@@ -288,8 +288,8 @@ def _module(name: str, packed: bool) -> Target:
         if o["mask"] and not packed:
             yield f"detach_mask = torch.rand({s['T']}) < 0.5"
             arguments["detach_mask"] = "detach_mask"
-        if o["reset"] and name == "LSTM" and not packed:
-            yield f"reset = torch.rand({', '.join(map(str, (s['T'], *batch)))}) < 0.5"
+        if o["reset"] and not packed:
+            yield f"reset = torch.rand({', '.join(map(str, shape))}) < 0.5"
             arguments["reset"] = "reset"
         yield Call("result", "layer", arguments)
         if o["again"]:

@@ -129,9 +129,33 @@ def test_masks_and_resets_of_every_form_mean_the_same(backend: str) -> None:
         assert_close(gradient(lstm, x, detach_mask=same, reset=reset), expected)
     alone = gradient(lstm, x[:, :1], detach_mask=mask, reset=reset[:, :1])
     assert_close(gradient(lstm, x[:, 0], detach_mask=mask, reset=reset[:, 0]), alone)
-    lstm.batch_first = True  # masks and resets stay time-major
-    found = gradient(lstm, x.transpose(0, 1), detach_mask=by_sample, reset=reset)
-    assert_close(found, expected)
+    lstm.batch_first = True  # masks and resets follow
+    by_batch = x.transpose(0, 1)
+    for same in (
+        mask,
+        by_sample.t(),
+        mask.view(1, 1, T).expand(4, 1, T),
+        by_sample.t().expand(4, B, T),
+    ):
+        assert_close(gradient(lstm, by_batch, detach_mask=same, reset=reset.t()), expected)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_resets_as_programs_of_reinforcement_learning_have_them(
+    dtype: torch.dtype, first: bool
+) -> None:
+    """As numbers, with a dimension of size 1 behind, and in the layout of a square input."""
+    lstm, x, reset = (
+        make(batch_first=first),
+        random(4, 4, 4, seed=1),
+        random_mask(4, 4, p=0.4, seed=2),
+    )
+    expected, _ = make()(x, reset=reset)
+    assert not torch.equal(expected, make()(x, reset=reset.t())[0])
+    given = (x.transpose(0, 1), reset.t()) if first else (x, reset)
+    output, _ = lstm(given[0], reset=given[1].to(dtype).unsqueeze(2))
+    assert torch.equal(output.transpose(0, 1) if first else output, expected)
 
 
 def test_each_layer_and_direction_gets_its_own_mask(masks: list[Tensor | None]) -> None:

@@ -70,6 +70,7 @@ REL = (
 ADDITIVE = Attention(2, 2, 12, 16, 16, 3, 2, additive=True)
 CASES: tuple[Sample, ...] = (
     *(Recurrence(Shape(6, 4, 3, 5), option) for option in OPTIONS),
+    *(Recurrence(Shape(6, 4, 3, 5), option, anew=True) for option in ("all", "reset-reverse")),
     *(*REL, ADDITIVE, Attention(2, 2, 12, 5, 6, 3, 2)),
     Attention(2, 1, 9, 3, 7, 3, 2, lengths=True, before=6),
 )

@@ -23,6 +23,7 @@ from cases import (
     random_mask,
     results,
     runnable,
+    starts,
     tensors,
 )
 from closeness import assert_all_close
@@ -51,15 +52,24 @@ size = st.integers(1, 9)
     without=st.sets(st.sampled_from(["bias_ih", "bias_hh", "h_0"])),
     p=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     recompute=st.booleans(),
+    anew=st.booleans(),
 )
 def test_values_and_gradients(
-    dtype: torch.dtype, name: str, shape: Shape, without: set[str], p: float, recompute: bool
+    dtype: torch.dtype,
+    name: str,
+    shape: Shape,
+    without: set[str],
+    p: float,
+    recompute: bool,
+    anew: bool,
 ) -> None:
     options = options_for(shape)[name]
     if "detach_mask" in options:
         options["detach_mask"] = random_mask(*options["detach_mask"].shape, p=p, seed=7)
     absent = {*without, "c_0"} if "h_0" in without else without
     named = {key: x for key, x in tensors(shape, dtype).items() if key not in absent}
+    if anew and "reset" in options:
+        named |= starts(shape, dtype)
     steps = options.get("lengths", torch.tensor(shape.B)).any()
     loop = plain_lstm if steps else reference.lstm  # without a step the loop has no graph
     exact = results(loop, as_dtype(named, torch.float64), **options)

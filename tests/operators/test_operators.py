@@ -24,6 +24,7 @@ from samples import (
 ops: Any = torch.ops.throughtime
 CASES: tuple[Sample, ...] = (
     *(Recurrence(SHAPES[0]), Recurrence(SHAPES[5], "all"), Recurrence(PROJECTED[0], "reverse")),
+    Recurrence(PROJECTED[0], "all-reverse", anew=True),
     *(ATTENTION[1], ATTENTION[4], LAYERS[1], LAYERS[3]),
 )
 

@@ -22,7 +22,7 @@ from throughtime.ops.precision import multiplies_bfloat16
 pytestmark = pytest.mark.usefixtures("poison")
 
 CASES = (
-    Recurrence(SMALL, "all"),
+    Recurrence(SMALL, "all", anew=True),
     Recurrence(PROJECTED[0], "mask-TB-reverse"),
     Layer(9, 3, 4, 5, 6, 3, 2, lengths=True, before=5, mask="TB"),
     Attention(3, 2, 9, 4, 6, 3, 2, additive=True, lengths=True, before=5),

@@ -18,7 +18,7 @@ namespace {
 
 struct LstmArguments {
   Tensor input, h_0, c_0, weight_ih, weight_hh;
-  Maybe bias_ih, bias_hh, weight_hr, lengths, reset, detach_mask;
+  Maybe bias_ih, bias_hh, weight_hr, lengths, reset, reset_h, reset_c, detach_mask;
   bool reverse, recompute;
 };
 
@@ -31,7 +31,7 @@ struct BackwardCall {
   Maybe grad_output, grad_h_n, grad_c_n;
   LstmArguments args;
   Tensor output, saved;
-  bool need_input, need_weights;
+  bool need_input, need_weights, need_reset;
 };
 
 constexpr ScalarType kBFloat16 = ScalarType::BFloat16;
@@ -71,6 +71,10 @@ LstmShape checked(const LstmArguments& a) {
   check_argument("bias_ih", a.bias_ih, {4 * H}, weights);
   check_argument("bias_hh", a.bias_hh, {4 * H}, weights);
   check_argument("reset", a.reset, {s.T, s.B}, ScalarType::Bool);
+  check_argument("reset_h", a.reset_h, {s.T, s.B, R}, dtype);
+  check_argument("reset_c", a.reset_c, {s.T, s.B, H}, dtype);
+  TT_CHECK_CALL(a.reset_h.has_value() == a.reset_c.has_value(),
+                "reset_h and reset_c should be given together");
   check_argument("detach_mask", a.detach_mask, {s.T, s.B}, ScalarType::Bool);
   return s;
 }
@@ -94,6 +98,10 @@ class Layer {
     bias_ = sum_of(converted(args_.bias_ih, sums), converted(args_.bias_hh, sums));
     args_.weight_hr = Maybe(converted(args_.weight_hr, sums));
     args_.reset = Maybe(dense(args_.reset));
+    if (!args_.reset_h) return;
+    if (dtype != sums) args_.reset_c = Maybe(converted(args_.reset_c, sums));
+    for (Maybe* x : {&args_.reset_h, &args_.reset_c})
+      if ((*x)->stride(2) != 1) *x = Maybe(dense(*x));
   }
 
   template <typename X>
@@ -112,13 +120,21 @@ class Layer {
             .lengths = rows_.lengths(),
             .order = rows_.order(),
             .reset = data<bool>(args_.reset),
-            .reverse = args_.reverse};
+            .reverse = args_.reverse,
+            .reset_h = data<X>(args_.reset_h),
+            .reset_c = data<S>(args_.reset_c),
+            .reset_h_stride_t = stride(args_.reset_h, 0),
+            .reset_h_stride_b = stride(args_.reset_h, 1),
+            .reset_c_stride_t = stride(args_.reset_c, 0),
+            .reset_c_stride_b = stride(args_.reset_c, 1)};
   }
 
   const LstmShape shape;
   const ScalarType dtype, sums, weights;
 
  private:
+  static int64_t stride(const OptionalTensor& x, int64_t dim) { return x ? x->stride(dim) : 0; }
+
   LstmArguments args_;
   OptionalTensor bias_;
   RowOrder rows_;
@@ -188,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
   return {output, converted(h_n, layer.dtype), converted(c_n, layer.dtype), saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     BackwardCall& call) {
   Call operation(backward_operator);
   Layer layer(call.args);
@@ -214,8 +230,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
                dc_0 = sums({s.B, s.H}), dweight_ih = sums({4 * s.H, s.I}, weights),
                dweight_hh = sums({4 * s.H, s.R}, weights), dbias = sums({4 * s.H}, weights),
                dweight_hr = sums({s.R, s.H}, weights && call.args.weight_hr.has_value());
+  const bool resets = call.need_reset && call.args.reset_h.has_value();
+  const Tensor dreset_h = sums({s.T, s.B, s.R}, resets), dreset_c = sums({s.T, s.B, s.H}, resets);
   operation.allocated();
   if (call.need_input && call.args.lengths) fill_zero(dx);
+  for (const Tensor& x : {dreset_h, dreset_c}) fill_zero(x);
   if (s.B == 0) {
     for (const Tensor& x : {dweight_ih, dweight_hh, dbias, dweight_hr}) fill_zero(x);
   } else {
@@ -243,7 +262,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
                                  .dweight_ih = weight(dweight_ih),
                                  .dweight_hh = weight(dweight_hh),
                                  .dbias = weight(dbias),
-                                 .dweight_hr = weight(dweight_hr)};
+                                 .dweight_hr = weight(dweight_hr),
+                                 .dreset_h = resets ? mutable_data<S>(dreset_h) : nullptr,
+                                 .dreset_c = resets ? mutable_data<S>(dreset_c) : nullptr};
       TT_CHECK_CALL(pass.saved[saved_activations<X>(s, recompute)] == static_cast<S>(isa().mark),
                     "saved should be what lstm_forward saved with the same instruction set, ",
                     isa().name, "; another one wrote it, or it was changed: run forward again");
@@ -260,7 +281,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
           weight(dweight_hh),
           dbias_ih,
           dbias_hh,
-          weight(dweight_hr)};
+          weight(dweight_hr),
+          converted(dreset_h, layer.dtype),
+          converted(dreset_c, layer.dtype)};
 }
 
 }  // namespace

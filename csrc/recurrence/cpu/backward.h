@@ -270,8 +270,22 @@ class BackwardWalk {
     }
     product(da_rows(g, after.slot, row), panel_h(), panel, height, {dh, size});
     if (!p_.detach && !in_.reset) return;
-    for (int64_t i = 0; i < height; ++i)
-      if (p_.detaches(after.t, g.row0 + row + i)) std::memset(dh + i * size, 0, size * sizeof(S));
+    for (int64_t i = 0; i < height; ++i) {
+      const int64_t at = g.row0 + row + i;
+      const bool detached = p_.detaches(after.t, at);
+      if (!detached && !in_.resets(after.t, at)) continue;
+      if (!detached) put_reset_gradient(after.t, at, panel, dh + i * size);
+      std::memset(dh + i * size, 0, size * sizeof(S));
+    }
+  }
+
+  // The gradient of the h that a step starts anew from.
+  void put_reset_gradient(int64_t t, int64_t at, int64_t panel, const S* dh) {
+    for (int64_t j = 0; j < panel_h().width_of(panel); ++j) {
+      const int64_t vector = panel * width_out_ + j;
+      S* to = p_.dreset_h + (t * shape_.B + in_.order[at]) * shape_.R + vector * L;
+      store_part(to, load(dh + j * L), tail_out(vector));
+    }
   }
 
   void load_h_n(const Group& g, int64_t row, int64_t height, int64_t vector, int64_t vectors,
@@ -374,7 +388,14 @@ class BackwardWalk {
       }
       const Vec<S> output = Cell::retreat(kept, c_before, load(dh), &dc, gates);
       if (Cell::kCarriesCell) {
-        store(carried, watch && in_.resets(t, at + r) ? Vec<S>{} : dc);
+        if (watch && in_.resets(t, at + r)) {
+          if (p_.dreset_c) {
+            S* to = p_.dreset_c + (t * shape_.B + in_.order[at + r]) * shape_.H + block * L;
+            store_part(to, dc, tail(block));
+          }
+          dc = Vec<S>{};
+        }
+        store(carried, dc);
         carried += L;
       }
       store_vectors<G>(da, L, gates);
@@ -404,7 +425,10 @@ class BackwardWalk {
   }
 
   Vec<S> cell_before(int64_t step, int64_t t, int64_t block, int64_t at) const {
-    if (in_.resets(t, at)) return Vec<S>{};
+    if (in_.resets(t, at)) {
+      const S* from = in_.reset_c_at(t, at);
+      return from ? load_part(from + block * L, tail(block)) : Vec<S>{};
+    }
     if (t != in_.first_time(at)) return cell(saved_at(in_.time(step - 1), block, at));
     return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }

@@ -25,6 +25,7 @@
 #include "recurrence/cpu/params.h"
 #include "recurrence/cpu/plan.h"
 #include "recurrence/cpu/saved.h"
+#include "recurrence/cpu/straight.h"
 
 namespace throughtime {
 namespace {
@@ -56,6 +57,7 @@ class ForwardWalk {
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(leading_dimension<Operand>(blocks_ * L)),
+        straight_(kMayGoStraight && goes_straight(shape_, L)),
         late_(plan_.groups == 1),
         x_once_(late_ && !plan_.fuse_input && plan_.chunk == shape_.T),
         h_once_(late_ && shape_.T == 1),
@@ -63,16 +65,18 @@ class ForwardWalk {
         stream_(saved_activations(shape_, saved_vectors_) * static_cast<int64_t>(sizeof(S)) >
                 kStreamBytes),
         scratch_(runtime) {
-    panel_x_ = scratch_.template reserve<Operand>(x_once_ ? schedule_.members : blocks_,
+    const int64_t places_x = x_once_ ? schedule_.members : blocks_;
+    const int64_t places_h = h_once_ ? schedule_.members : blocks_;
+    panel_x_ = scratch_.template reserve<Operand>(straight_ ? 0 : places_x,
                                                   Panels<Operand>::numbers(shape_.I, G));
-    panel_h_ = scratch_.template reserve<Operand>(h_once_ ? schedule_.members : blocks_,
+    panel_h_ = scratch_.template reserve<Operand>(straight_ ? 0 : places_h,
                                                   Panels<Operand>::numbers(shape_.R, G));
     panel_r_ = scratch_.template reserve<Operand>(projected_,
                                                   Panels<Operand>::numbers(shape_.H, outputs_));
     bias_ = scratch_.template reserve<S>(blocks_, kGates);
     x_ = scratch_.template reserve<Operand>(schedule_.teams, plan_.chunk, most_rows_, ld_x_);
-    gates_x_ = scratch_.template reserve<S>(plan_.fuse_input ? 0 : schedule_.teams, blocks_,
-                                            plan_.chunk, most_rows_, kGates);
+    gates_x_ = scratch_.template reserve<S>(plan_.fuse_input || straight_ ? 0 : schedule_.teams,
+                                            blocks_, plan_.chunk, most_rows_, kGates);
     h_ = scratch_.template reserve<Operand>(2 * schedule_.teams, most_rows_, ld_h_);
     c_ = scratch_.template reserve<S>(Cell::kCarriesCell ? schedule_.teams : 0, blocks_, most_rows_,
                                       L);
@@ -86,7 +90,7 @@ class ForwardWalk {
   }
 
   void prepare(Share blocks) {
-    for (int64_t block = blocks.begin; !late_ && block < blocks.end; ++block) {
+    for (int64_t block = blocks.begin; !late_ && !straight_ && block < blocks.end; ++block) {
       pack(panel_x(), block, block, in_.weight_ih);
       pack(panel_h(), block, block, in_.weight_hh);
     }
@@ -125,6 +129,7 @@ class ForwardWalk {
     Operand* u;          // [rows, ld_u]: the cell's output before a projection
   };
 
+  static constexpr bool kMayGoStraight = throughtime::kMayGoStraight<Cell, Operand>;
   static constexpr bool kPads =
       Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
 
@@ -171,6 +176,13 @@ class ForwardWalk {
       const int64_t steps = least(plan_.chunk, last - step);
       gather_inputs(g, step, steps);
       member.wait();
+      if constexpr (kMayGoStraight)
+        if (straight_) {
+          advance_straight(g, step);
+          if (!projected_) return;
+          member.wait();
+          return project_outputs(g, step);
+        }
       if (!plan_.fuse_input) project_inputs(g, steps, step == first);
       for (int64_t k = 0; k < steps; ++k) {
         advance(g, step + k, k, step + k == first);
@@ -195,26 +207,36 @@ class ForwardWalk {
     g.member.wait();
   }
 
-  // A row starts from (h0, c0), or from zero where its first step resets; both copies of h, as a
-  // shorter row of a reversed walk starts late.
+  // A row starts from (h0, c0), or anew where its first step resets; both copies of h, as a shorter
+  // row of a reversed walk starts late.
   void begin_state(const Group& g) {
     for (int64_t row = 0; row < g.rows; ++row) {
       const int64_t at = g.row0 + row, sample = in_.order[at];
-      const int64_t length = in_.length(at);
-      const bool zero = length > 0 && in_.resets(in_.first_time(at), at);
+      const int64_t length = in_.length(at), first = in_.first_time(at);
+      const bool anew = length > 0 && in_.resets(first, at);
       for (int64_t vector = g.outputs.begin; vector < g.outputs.end; ++vector) {
         const int64_t from = sample * shape_.R + vector * L;
         const Vec<S> h = Numbers<X>::vector_part(in_.h0 + from, tail_out(vector));
         if (length == 0) store_part(p_.h_n + from, h, tail_out(vector));
-        for (Operand* copy : g.h) put_state(copy, row, vector, zero ? Vec<S>{} : h);
+        for (Operand* copy : g.h) put_state(copy, row, vector, anew ? new_h(first, at, vector) : h);
       }
       for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block) {
         const int64_t from = sample * shape_.H + block * L;
         const Vec<S> c = load_part(in_.c0 + from, tail(block));
         if (length == 0) store_part(p_.c_n + from, c, tail(block));
-        store(g.c + (block * g.rows + row) * L, zero ? Vec<S>{} : c);
+        store(g.c + (block * g.rows + row) * L, anew ? new_c(first, at, block) : c);
       }
     }
+  }
+
+  // What a row starts anew from at a step that resets.
+  Vec<S> new_h(int64_t t, int64_t at, int64_t vector) const {
+    const X* from = in_.reset_h_at(t, at);
+    return from ? Numbers<X>::vector_part(from + vector * L, tail_out(vector)) : Vec<S>{};
+  }
+  Vec<S> new_c(int64_t t, int64_t at, int64_t block) const {
+    const S* from = in_.reset_c_at(t, at);
+    return from ? load_part(from + block * L, tail(block)) : Vec<S>{};
   }
 
   void zero_padding(const Group& g) {
@@ -282,6 +304,26 @@ class ForwardWalk {
     }
   }
 
+  // The one step of a walk that packs no weights.
+  void advance_straight(const Group& g, int64_t step) {
+    const int64_t t = in_.time(step), active = active_rows(in_, t, g.row0, g.rows);
+    for (int64_t block = g.blocks.begin; block < g.blocks.end; ++block) {
+      const StraightBlock<S> from{
+          {{g.h[step & 1], ld_h_, in_.weight_hh, shape_.R}, {g.x, ld_x_, in_.weight_ih, shape_.I}},
+          shape_.H,
+          block * L,
+          bias_() + block * kGates};
+      for_row_tiles(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S> gates;
+        {
+          const Timing timing(g.member.watch, kRecurrent);
+          straight_sums(from, row, height, gates.numbers);
+        }
+        cells(g, gates.numbers, height, step, t, block, row);
+      });
+    }
+  }
+
   // Gate sums of `height` rows and one block of units, to c, h and what is saved. Two loops: in one,
   // h of a row would wait for c, and the processor sees too few rows at once to fill the time.
   void cells(const Group& g, S* sums, int64_t height, int64_t step, int64_t t, int64_t block,
@@ -330,13 +372,14 @@ class ForwardWalk {
     }
   }
 
-  // What the next step takes: nothing where it resets. The last step of a row is c_n.
+  // What the next step takes: another c where it resets. The last step of a row is c_n.
   Vec<S> carried_cell(Vec<S> c, int64_t step, int64_t t, int64_t block, int64_t at) const {
     if (t == in_.last_time(at)) {
       store_part(p_.c_n + in_.order[at] * shape_.H + block * L, c, tail(block));
       return c;
     }
-    return in_.resets(in_.time(step + 1), at) ? Vec<S>{} : c;
+    const int64_t next = in_.time(step + 1);
+    return in_.resets(next, at) ? new_c(next, at, block) : c;
   }
 
   void project_outputs(const Group& g, int64_t step) {
@@ -367,7 +410,7 @@ class ForwardWalk {
     if (t == in_.last_time(at)) {
       store_part(p_.h_n + sample * shape_.R + vector * L, h, tail_out(vector));
     } else if (in_.reset && in_.resets(in_.time(step + 1), at)) {
-      h = Vec<S>{};
+      h = new_h(in_.time(step + 1), at, vector);
     }
     put_state(g.h[(step + 1) & 1], row, vector, h);
   }
@@ -384,6 +427,7 @@ class ForwardWalk {
   const int64_t blocks_, outputs_;
   const bool projected_;
   const int64_t width_out_, most_rows_, ld_x_, ld_h_, ld_u_;
+  const bool straight_;          // weights are not packed
   const bool late_;              // weights are packed right before their first use
   const bool x_once_, h_once_;   // a panel's place for every member, not for every block
   const int64_t saved_vectors_;  // per step, row and block of units

@@ -35,8 +35,13 @@ struct WalkInput {
   const S* bias;           // [G H] or null
   const int64_t* lengths;  // [B], by row, falling; or null: every sample has T steps
   const int64_t* order;    // [B], the sample of each row
-  const bool* reset;       // [T, B] or null: the state is zero before step t
+  const bool* reset;       // [T, B] or null: before step t the state starts anew
   bool reverse;
+  // [T, B, R], [T, B, H], the last dimension contiguous: the state that a reset starts from; both may
+  // be null, for zeros.
+  const X* reset_h = nullptr;
+  const S* reset_c = nullptr;
+  int64_t reset_h_stride_t = 0, reset_h_stride_b = 0, reset_c_stride_t = 0, reset_c_stride_b = 0;
 
   TT_INLINE int64_t time(int64_t step) const { return reverse ? shape.T - 1 - step : step; }
   TT_INLINE int64_t length(int64_t row) const { return lengths ? lengths[row] : shape.T; }
@@ -44,6 +49,12 @@ struct WalkInput {
   TT_INLINE int64_t last_time(int64_t row) const { return reverse ? 0 : length(row) - 1; }
   TT_INLINE bool resets(int64_t t, int64_t row) const {
     return reset && reset[t * shape.B + order[row]];
+  }
+  TT_INLINE const X* reset_h_at(int64_t t, int64_t row) const {
+    return reset_h ? reset_h + t * reset_h_stride_t + order[row] * reset_h_stride_b : nullptr;
+  }
+  TT_INLINE const S* reset_c_at(int64_t t, int64_t row) const {
+    return reset_c ? reset_c + t * reset_c_stride_t + order[row] * reset_c_stride_b : nullptr;
   }
 };
 
@@ -81,10 +92,13 @@ struct WalkBackward {
   S* dweight_hh;                             // [G H, R]
   S* dbias;                                  // [G H]
   S* dweight_hr;                             // [R, H], only with a projection
+  S* dreset_h = nullptr;                     // [T, B, R] of zeros or null, together with the next
+  S* dreset_c = nullptr;                     // [T, B, H] of zeros
 
+  // Whether nothing wants the gradient of the h that enters a step.
   TT_INLINE bool detaches(int64_t t, int64_t row) const {
     return (detach && detach[t * detach_stride_t + in.order[row] * detach_stride_b]) ||
-           in.resets(t, row);
+           (in.resets(t, row) && !dreset_h);
   }
 };
 

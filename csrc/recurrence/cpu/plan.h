@@ -32,6 +32,7 @@ constexpr int64_t kProductRows = 96;              // rows that make a large prod
 constexpr int64_t kFarProductRows = 512;          // the same for sums that lie in no cache
 constexpr int64_t kBriefRows = 640;               // T B: up to here weights are read few times
 constexpr int64_t kBriefBytes = 768 * 1024;       // all weights: below, packing costs little
+constexpr int64_t kStraightChain = 256;           // terms of an element of a sum, as kChain
 constexpr int64_t kGradientBytes = 64 << 20;      // for the groups' own sums of weight gradients
 constexpr int64_t kFuseInputs = 48;               // below: a separate projection does not pay
 constexpr double kOperationsPerWorker = 1 << 16;  // per step: below, a barrier costs more
@@ -66,6 +67,12 @@ TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_b
                                                          : kProductRows;
   plan.chunk = chunk_of(s, plan.groups, rows_each);
   return plan;
+}
+
+// Whether a walk multiplies its weights as PyTorch has them, with another order of sums than packed
+// ones: a walk of one step, unless a chain of its sums would be too long.
+TT_INLINE bool goes_straight(const WalkShape& s, int64_t lanes) {
+  return s.T == 1 && s.R + s.I <= times(walk_plan_detail::kStraightChain, lanes);
 }
 
 // `lanes`: units of a block. Of the partitions into teams and members the one whose busiest worker has

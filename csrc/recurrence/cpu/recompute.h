@@ -6,6 +6,7 @@
 
 #include "recurrence/cpu/plan.h"
 #include "recurrence/cpu/ring.h"
+#include "recurrence/cpu/straight.h"
 
 namespace throughtime {
 namespace {
@@ -17,6 +18,7 @@ class Recomputation {
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
   static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
+  static constexpr bool kMayGoStraight = throughtime::kMayGoStraight<Cell, Operand>;
 
  public:
   Recomputation(const WalkBackward<Operand>& args, const WalkPlan& plan,
@@ -27,6 +29,7 @@ class Recomputation {
         plan_(plan),
         blocks_(divide_up(shape_.H, L)),
         slots_(slots),
+        straight_(kMayGoStraight && goes_straight(shape_, L)),
         rows_(plan.chunk * divide_up(shape_.B, plan.groups)),
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(shape_.R)) {
@@ -52,8 +55,10 @@ class Recomputation {
       pack_rows_as_columns(to, blocks,
                            [&](int64_t n) { return gate_row<G>(weight, shape_.H, to.k_count, n); });
     };
-    pack(panel_x(), in_.weight_ih);
-    pack(panel_h(), in_.weight_hh);
+    if (!straight_) {
+      pack(panel_x(), in_.weight_ih);
+      pack(panel_h(), in_.weight_hh);
+    }
     pack_gate_bias<G>(in_.bias, shape_.H, bias_(), blocks);
   }
 
@@ -122,6 +127,15 @@ class Recomputation {
                            S* to) const {
     const Operand *panel_x = this->panel_x().panel(block), *panel_h = this->panel_h().panel(block);
     const S* bias = bias_() + block * kGates;
+    if constexpr (kMayGoStraight)
+      if (straight_) {
+        const StraightBlock<S> from{{{h.at, h.row_stride, in_.weight_hh, shape_.R},
+                                     {x.at, x.row_stride, in_.weight_ih, shape_.I}},
+                                    shape_.H,
+                                    block * L,
+                                    bias};
+        return straight_sums(from, 0, rows, to);
+      }
     const auto nothing = [](int) {};
     if (plan_.fuse_input) {
       sum_products<G, 2, Operand>({{h, panel_h}, {x, panel_x}}, rows,
@@ -140,7 +154,9 @@ class Recomputation {
   const WalkInput<Operand>& in_;
   const WalkShape shape_;
   const WalkPlan& plan_;
-  const int64_t blocks_, slots_, rows_, ld_x_, ld_h_;
+  const int64_t blocks_, slots_;
+  const bool straight_;  // as in the forward
+  const int64_t rows_, ld_x_, ld_h_;
   Span<Operand> panel_x_, panel_h_;
   Span<Operand> x_, h_;  // per team: [chunk * rows, ld]
   Span<S> bias_;         // [blocks, G L]

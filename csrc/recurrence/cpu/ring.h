@@ -35,11 +35,12 @@ struct GroupPart {
   TT_INLINE Share own(int64_t count) const { return Share(count, member.begin, member.end, team); }
 };
 
-// h_{t-1} of a row: of the outputs y, or h_0 at its first step; null where the state is zero.
+// h_{t-1} of a row: of the outputs y, h_0 at its first step, or what a reset starts from; null where
+// the state is zero.
 template <typename X>
 TT_INLINE const X* state_before(const WalkInput<X>& in, const X* y, int64_t t, int64_t at) {
   const int64_t sample = in.order[at], R = in.shape.R;
-  if (in.resets(t, at)) return nullptr;
+  if (in.resets(t, at)) return in.reset_h_at(t, at);
   if (t == in.first_time(at)) return in.h0 + sample * R;
   return y + ((in.reverse ? t + 1 : t - 1) * in.shape.B + sample) * R;
 }

@@ -33,6 +33,7 @@ class Request(NamedTuple):
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     cell: str = "lstm"
+    reset_hx: bool = False
 
 
 class Work(NamedTuple):

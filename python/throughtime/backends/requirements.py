@@ -30,6 +30,20 @@ def no_projection(kernels: str) -> Requirement:
     return requirement
 
 
+def zeros_at_resets(kernels: str) -> Requirement:
+    """The kernels start anew from zeros only."""
+
+    def requirement(request: Request) -> str | None:
+        if request.reset_hx:
+            return (
+                f"reset_hx is not supported by the {kernels}, which start from zeros where reset "
+                f"is set; {WAY_OUT}"
+            )
+        return None
+
+    return requirement
+
+
 def lstm_cell(request: Request) -> str | None:
     """The kernels know the LSTM's cell only."""
     if request.cell != "lstm":

@@ -218,7 +218,7 @@ def check_sequence(op: str, input: object) -> None:
         )
 
 
-def check_pair(op: str, hx: object, kinds: str = "") -> None:
+def check_pair(op: str, hx: object, kinds: str = "", name: str = "hx") -> None:
     """Check that ``hx`` is None or two tensors; ``kinds`` names what else it may be.
 
     Raises:
@@ -227,7 +227,8 @@ def check_pair(op: str, hx: object, kinds: str = "") -> None:
     """
     if hx is None:
         return
-    wanted = f"{op}: hx should be {kinds}a pair (h_0, c_0) of tensors or None"
+    parts = "(h_0, c_0)" if name == "hx" else "(h, c)"
+    wanted = f"{op}: {name} should be {kinds}a pair {parts} of tensors or None"
     if not isinstance(hx, (tuple, list)):
         raise TypeError(f"{wanted}, got {type(hx).__name__}")
     if len(hx) != 2:

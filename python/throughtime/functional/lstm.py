@@ -49,6 +49,7 @@ def lstm(
     detach_mask: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reset_hx: States | None = None,
     reverse: bool = False,
     recompute: bool = False,
     backend: BackendName = "auto",
@@ -78,7 +79,11 @@ def lstm(
         lengths: int64 ``[B]``, 0 <= length <= T, in any order, on the CPU or the input's device.
             Past a sample's length its state stays, its output is zero, and its input is not read.
             The range is checked if the lengths are on the CPU, and not inside ``torch.compile``.
-        reset: bool ``[T, B]``; True sets h and c to zero before step t, in the direction of travel.
+        reset: bool ``[T, B]``; True lets h and c start anew before step t, in the direction of
+            travel.
+        reset_hx: ``(h, c)``, from which they start anew, broadcastable to ``[T, B, H or P]`` and
+            ``[T, B, H]``; zeros if None. Entry t is read where ``reset`` is set at t. Backends
+            ``"cpu"`` and ``"reference"`` take it.
         reverse: True travels from each sample's last position to its first.
         recompute: True computes the gates again in the backward pass, for less memory. Backend
             ``"cpu"`` saves c alone then, a fifth of the numbers, and its gradients keep their bits
@@ -108,7 +113,9 @@ def lstm(
     Source: arXiv 1810.03023, Algorithm 1.
     """
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    args, autocast = _arguments(input, hx, weights, lengths, reset, detach_mask, reverse, recompute)
+    args, autocast = _arguments(
+        input, hx, weights, lengths, reset, reset_hx, detach_mask, reverse, recompute
+    )
     runs = _backend(backend, args, autocast)
     with without_autocast(input, autocast):
         output, h_n, c_n = _run(runs, runs.run, _cast(args, autocast, runs))
@@ -123,6 +130,7 @@ def bidirectional_lstm(
     detach_mask: PerDirection = (None, None),
     lengths: Tensor | None = None,
     reset: PerDirection = (None, None),
+    reset_hx: tuple[States | None, States | None] = (None, None),
     recompute: bool = False,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, States]:
@@ -136,6 +144,7 @@ def bidirectional_lstm(
         detach_mask: per direction, bool ``[T]`` or ``[T, B]``, or None.
         lengths: as in :func:`lstm`.
         reset: per direction, bool ``[T, B]``, or None.
+        reset_hx: per direction, as in :func:`lstm`.
         recompute: as in :func:`lstm`.
         backend: as in :func:`lstm`.
 
@@ -156,11 +165,11 @@ def bidirectional_lstm(
 
     Source: arXiv 1810.03023, Algorithm 1, once per direction.
     """
-    _check_directions(hx, weights, detach_mask, reset)
+    _check_directions(hx, weights, detach_mask=detach_mask, reset=reset, reset_hx=reset_hx)
     (one, autocast), (other, _) = (
         _arguments(
             input, None if hx is None else (hx[0][d], hx[1][d]), weights[d], lengths, reset[d],
-            detach_mask[d], d == 1, recompute,
+            reset_hx[d], detach_mask[d], d == 1, recompute,
         )
         for d in range(2)
     )  # fmt: skip
@@ -189,8 +198,7 @@ _BOTH = "bidirectional_lstm"
 def _check_directions(
     hx: States | None,
     weights: tuple[Weights, Weights],
-    detach_mask: PerDirection,
-    reset: PerDirection,
+    **per_direction: object,
 ) -> None:
     """Check that everything is there once per direction; what is there, :func:`_arguments` checks.
 
@@ -198,8 +206,7 @@ def _check_directions(
         RuntimeError: if a state has another first size than 2.
         TypeError: if something is no pair.
     """
-    per_direction = {"weights": weights, "detach_mask": detach_mask, "reset": reset}
-    for name, pair in per_direction.items():
+    for name, pair in {"weights": weights, **per_direction}.items():
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise TypeError(
                 f"{_BOTH}: {name} should be a pair, one per direction, got {_kind(pair)}"
@@ -231,6 +238,7 @@ def _arguments(
     weights: Weights,
     lengths: Tensor | None,
     reset: Tensor | None,
+    reset_hx: States | None,
     detach_mask: Tensor | None,
     reverse: bool,
     recompute: bool,
@@ -262,6 +270,9 @@ def _arguments(
     check_weights("lstm", named, shapes)
     check_states(input, hx, output_size, hidden_size)
     states = {} if hx is None else {"hx[0]": hx[0], "hx[1]": hx[1]}
+    if reset_hx is not None:
+        reset_hx = _starts(reset, reset_hx, (length, batch), (output_size, hidden_size))
+        states |= {"reset_hx[0]": reset_hx[0], "reset_hx[1]": reset_hx[1]}
     check_devices(input, "hidden", states)
     check_devices(input, "parameter", named)
     check_mask("lstm", "detach_mask", detach_mask, input, ((length,), (length, batch)))
@@ -274,8 +285,30 @@ def _arguments(
     else:
         h_0, c_0 = hx
     mask = per_sample(detach_mask, length, batch)
-    args = LstmArguments(input, h_0, c_0, *weights, lengths, reset, mask, reverse, recompute)
+    new_h, new_c = (None, None) if reset_hx is None else reset_hx
+    args = LstmArguments(
+        input, h_0, c_0, *weights, lengths, reset, new_h, new_c, mask, reverse, recompute
+    )
     return args, autocast
+
+
+def _starts(
+    reset: Tensor | None, reset_hx: States, steps: tuple[int, int], features: tuple[int, int]
+) -> States:
+    """``reset_hx`` as ``[T, B, *]``, without a copy."""
+    check_pair("lstm", reset_hx, name="reset_hx")
+    if reset is None:
+        raise ValueError("lstm: reset_hx should come with reset, which says where episodes start")
+    for k, x in enumerate(reset_hx):
+        wanted = (*steps, features[k])
+        sizes = zip(x.shape[::-1], wanted[::-1], strict=False)
+        if x.dim() > 3 or any(size not in (1, want) for size, want in sizes):
+            letters = "[T, B, H]" if k else "[T, B, H or P]"
+            raise RuntimeError(
+                f"lstm: reset_hx[{k}] should be broadcastable to {list(wanted)} ({letters}), got "
+                f"{list(x.shape)}"
+            )
+    return reset_hx[0].expand(*steps, features[0]), reset_hx[1].expand(*steps, features[1])
 
 
 def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:
@@ -316,5 +349,6 @@ def _backend(name: BackendName, args: LstmArguments, autocast: torch.dtype | Non
         proj_size=0 if args.weight_hr is None else args.weight_hr.size(0),
         device=args.input.device,
         dtype=autocast or args.input.dtype,
+        reset_hx=args.reset_h is not None,
     )
     return chosen(name, request)

@@ -30,6 +30,7 @@ from throughtime.functional.recurrent import (
     per_sample,
 )
 from throughtime.functional.relevancy import Retain
+from throughtime.functional.split import Split
 from throughtime.ops.precision import LOW_PRECISION, cast
 from throughtime.ops.rel_lstm import RelLstmArguments, RelLstmResults
 from throughtime.states import RelState
@@ -60,6 +61,7 @@ def rel_lstm(
     retain: Retain = "relevant",
     detach_mask: Tensor | None = None,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, RelState]:
     """Run one RelLSTM layer, whose gates see the mean of h and of attention over the past.
@@ -91,6 +93,9 @@ def rel_lstm(
         detach_mask: bool ``[T]`` or ``[T, B]``.
         lengths: int64 ``[B]``, 0 <= length <= T. Past its length the state of a sample is frozen,
             its output zero and its input unread.
+        reset: bool ``[T, B]``; True where an episode starts: before that step state, window and
+            retained set are emptied. Each episode is run as a row of its own, in memory of their
+            number times the longest. Inside ``torch.compile`` this breaks the graph.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
@@ -134,6 +139,22 @@ def rel_lstm(
     lengths = checked_lengths(_OP, lengths, batch, length, input.device)
     sizes = (window_size, top_k)
     state = _initial(hx, input, weight_hh.size(1), detach_mask, sizes, autocast)
+    check_mask(_OP, "reset", reset, input, ((length, batch),))
+    if reset is not None and batch > 0:
+        split = Split.at(reset, lengths)
+        rows, state = rel_lstm(
+            split.rows(input),
+            split.begun(hx),
+            **weights,
+            window_size=window_size,
+            top_k=top_k,
+            cell=cell,
+            retain=retain,
+            detach_mask=None if detach_mask is None else split.rows(detach_mask),
+            lengths=split.lengths,
+            backend=backend,
+        )
+        return split.together(rows), split.ended(state)
     has_memory = state.memory.size(0) > 0
     args = RelLstmArguments(
         input=input,

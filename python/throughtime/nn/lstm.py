@@ -12,8 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime import functional, masks
 from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
+from throughtime.functional import thin
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.nn.backend import BackendChoice
+from throughtime.nn.episodes import Episodes, Sizes, episodes
 from throughtime.packed import check_packed, dropout, repack, unpack
 
 States = tuple[Tensor, Tensor]
@@ -39,7 +41,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         hidden_size: H, features of the hidden state, > 0.
         num_layers: number of stacked layers L.
         bias: False leaves out both bias vectors.
-        batch_first: input and output are ``[B, T, *]``; states, masks and resets stay as they are.
+        batch_first: input, output, masks and resets have the batch first, ``[B, T, *]``; states
+            stay as they are.
         dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
         bidirectional: adds a second direction (D = 2, otherwise 1).
         proj_size: P > 0 projects the hidden state to P < H features.
@@ -209,6 +212,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         *,
         detach_mask: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_hx: States | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, States]: ...
 
@@ -220,6 +224,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         *,
         detach_mask: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_hx: States | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[PackedSequence, States]: ...
 
@@ -230,24 +235,32 @@ class LSTM(BackendChoice, nn.RNNBase):
         *,
         detach_mask: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_hx: States | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor | PackedSequence, States]:
         """Run all layers.
 
-        Masks and resets are time-major, also with ``batch_first=True``. For a PackedSequence, t is
-        the position in the sample's own sequence and T the longest length. The batch order of
-        masks, resets and states is the order in which ``pack_sequence`` got the sequences.
+        Masks and resets have the layout of the input: with ``batch_first`` the batch comes before
+        the steps. For a PackedSequence the steps come first, t is the position in the sample's own
+        sequence and T the longest length; the batch order of masks, resets and states is the order
+        in which ``pack_sequence`` got the sequences.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: ``(h_0 [L * D, B, H or P], c_0 [L * D, B, H])``, without B if the input has none;
                 zeros if None.
             detach_mask: bool ``[T]`` or ``[T, B]`` for all layers and directions, or
-                ``[L * D, T, 1 or B]``. It is used as given, also in ``eval()``. None: the layer
-                draws one if ``detach_prob`` asks for it.
-            reset: bool ``[T, B]``, or ``[T]`` for unbatched input: True where a new episode starts.
-                The state is zeroed before that step, and in the reverse direction after it, so
-                neither direction carries state from one episode into another.
+                ``[L * D, T, 1 or B]``; with ``batch_first`` ``[B, T]`` or ``[L * D, 1 or B, T]``.
+                It is used as given, also in ``eval()``. None: the layer draws one if
+                ``detach_prob`` asks for it.
+            reset: ``[T, B]`` or ``[T, B, 1]``; with ``batch_first`` ``[B, T]`` or ``[B, T, 1]``;
+                for unbatched input ``[T]``. True, or 1 in any other dtype, where a new episode
+                starts. The state starts anew before that step, and in the reverse direction after
+                it, so neither direction carries state from one episode into another.
+            reset_hx: ``(h, c)``, from which the state starts anew; zeros if None. Each is
+                broadcastable to ``[L * D, T, B, H or P]`` and ``[L * D, T, B, H]``, with
+                ``batch_first`` ``[L * D, B, T, *]``, without B if the input has none. Entry t is
+                read where ``reset`` is set at t. It has a gradient.
             generator: random generator for the mask, on the input's device.
 
         Returns:
@@ -258,9 +271,13 @@ class LSTM(BackendChoice, nn.RNNBase):
             TypeError: if the input, a state or a mask is no tensor.
             ValueError: if a dtype or the number of dimensions of the input is wrong.
         """
+        if hx is not None and detach_mask is None and reset_hx is None:
+            found = self._thin(input, hx, reset)
+            if found is not None:
+                return found
         check_pair("LSTM", hx)
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, detach_mask, reset, generator)
+            return self._forward_packed(input, hx, detach_mask, reset, reset_hx, generator)
         check_sequence("LSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -270,22 +287,48 @@ class LSTM(BackendChoice, nn.RNNBase):
         if not batched:
             input = input.unsqueeze(1)
             hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-            if isinstance(reset, Tensor) and reset.dim() == 1:
-                reset = reset.unsqueeze(1)
-        elif self.batch_first:
+        first = batched and self.batch_first
+        if first:
             input = input.transpose(0, 1)
         self._check_input(input, 3)
         length, batch, _ = input.shape
         self._check_states(hx, batch)
-        masks.check_reset(reset, length, batch)
-        detach_masks = self._masks(detach_mask, length, batch, input.device, generator)
-        output, (h_n, c_n) = self._run(input, hx, detach_masks, reset, None)
+        starts = self._episodes(reset, reset_hx, length, batch, batch_first=first, batched=batched)
+        detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
+        output, (h_n, c_n) = self._run(input, hx, detach_masks, starts, None)
         if not batched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+        return output.transpose(0, 1) if first else output, (h_n, c_n)
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
+
+    def _thin(
+        self, input: Tensor | PackedSequence, hx: States, reset: Tensor | None
+    ) -> tuple[Tensor, States] | None:
+        """The thin way, if everything is plain; masks mean nothing to it."""
+        if not isinstance(input, Tensor) or not thin.applies(input, self.backend):
+            return None
+        layers = self.num_layers
+        drops = self.training and self.dropout > 0 and layers > 1
+        if input.dim() != 3 or self.bidirectional or drops or len(hx) != 2:
+            return None
+        if not all(type(x) is Tensor and x.dim() == 3 and x.size(0) == layers for x in hx):
+            return None
+        if reset is not None:
+            if type(reset) is not Tensor or reset.dim() != 2:
+                return None
+            reset = reset.t() if self.batch_first else reset
+        x = input.transpose(0, 1) if self.batch_first else input
+        states = []
+        for layer, (h, c) in enumerate(zip(*hx, strict=True)):
+            found = thin.run(x, h, c, self._weights(layer, 0), reset)
+            if found is None:
+                return None
+            x = found.output
+            states.append((found.h_n, found.c_n))
+        h_n, c_n = (torch.stack(each) for each in zip(*states, strict=True))
+        return x.transpose(0, 1) if self.batch_first else x, (h_n, c_n)
 
     def _forward_packed(
         self,
@@ -293,24 +336,26 @@ class LSTM(BackendChoice, nn.RNNBase):
         hx: States | None,
         detach_mask: Tensor | None,
         reset: Tensor | None,
+        reset_hx: States | None,
         generator: torch.Generator | None,
     ) -> tuple[PackedSequence, States]:
         check_packed("LSTM", packed)
         self._check_input(packed.data, 2)
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         self._check_states(hx, batch)
-        masks.check_reset(reset, length, batch)
-        detach_masks = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        starts = self._episodes(reset, reset_hx, length, batch)
+        detach_masks = self._masks(detach_mask, length, batch, False, packed.data.device, generator)
         order = packed.sorted_indices
         if order is not None:
             hx = None if hx is None else _permute(hx, order)
-            reset = None if reset is None else reset.index_select(1, order)
+            starts = starts.index_select(order)
             detach_masks = [
                 mask.index_select(1, order) if mask is not None and mask.dim() == 2 else mask
                 for mask in detach_masks
             ]
         padded, lengths = unpack(packed)
-        output, states = self._run(padded, hx, detach_masks, reset, lengths)
+        starts = starts.within(lengths)
+        output, states = self._run(padded, hx, detach_masks, starts, lengths)
         if packed.unsorted_indices is not None:
             states = _permute(states, packed.unsorted_indices)
         return repack(output, lengths, like=packed), states
@@ -320,7 +365,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         x: Tensor,
         hx: States | None,
         detach_masks: Sequence[Tensor | None],
-        reset: Tensor | None,
+        starts: Episodes,
         lengths: Tensor | None,
     ) -> tuple[Tensor, States]:
         """Run all layers on ``x [T, B, I]`` with one mask per layer and direction.
@@ -331,8 +376,9 @@ class LSTM(BackendChoice, nn.RNNBase):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             if self.bidirectional:
-                x, (h, c) = self._run_both(layer, x, hx, detach_masks, reset, ends)
+                x, (h, c) = self._run_both(layer, x, hx, detach_masks, starts, ends)
             else:
+                reset, reset_hx = starts.of(layer)
                 x, (h, c) = functional.lstm(
                     x,
                     None if hx is None else (hx[0][layer], hx[1][layer]),
@@ -340,6 +386,7 @@ class LSTM(BackendChoice, nn.RNNBase):
                     detach_mask=detach_masks[layer],
                     lengths=ends,
                     reset=reset,
+                    reset_hx=reset_hx,
                     recompute=self.recompute,
                     backend=self.backend,
                 )
@@ -357,18 +404,20 @@ class LSTM(BackendChoice, nn.RNNBase):
         x: Tensor,
         hx: States | None,
         detach_masks: Sequence[Tensor | None],
-        reset: Tensor | None,
+        starts: Episodes,
         lengths: Tensor | None,
     ) -> tuple[Tensor, States]:
         """Both directions of a layer: output ``[T, B, 2H]``, states ``[2, B, H]``."""
         k = 2 * layer
+        one, other = starts.of(k), starts.of(k + 1, reverse=True)
         return functional.bidirectional_lstm(
             x,
             None if hx is None else (hx[0][k : k + 2], hx[1][k : k + 2]),
             (self._weights(layer, 0), self._weights(layer, 1)),
             detach_mask=(detach_masks[k], detach_masks[k + 1]),
             lengths=lengths,
-            reset=(reset, masks.reverse_reset(reset)),
+            reset=(one[0], other[0]),
+            reset_hx=(one[1], other[1]),
             recompute=self.recompute,
             backend=self.backend,
         )
@@ -395,6 +444,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         mask: Tensor | None,
         length: int,
         batch: int,
+        batch_first: bool,
         device: torch.device,
         generator: torch.Generator | None,
     ) -> Sequence[Tensor | None]:
@@ -411,7 +461,22 @@ class LSTM(BackendChoice, nn.RNNBase):
                 device=device,
                 generator=generator,
             )
-        return masks.per_layer(mask, count, length, batch)
+        return masks.per_layer(mask, count, length, batch, batch_first)
+
+    def _episodes(
+        self,
+        reset: Tensor | None,
+        reset_hx: States | None,
+        length: int,
+        batch: int,
+        *,
+        batch_first: bool = False,
+        batched: bool = True,
+    ) -> Episodes:
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        features = (self.proj_size or self.hidden_size, self.hidden_size)
+        sizes = Sizes("LSTM", count, length, batch, features)
+        return episodes(reset, reset_hx, sizes, batch_first=batch_first, batched=batched)
 
     def _check_input(self, input: Tensor, dims: int) -> None:
         weight = self.weight_ih_l0

@@ -24,6 +24,7 @@ from throughtime.functional.checks import (
 from throughtime.functional.rel_lstm import Cell
 from throughtime.functional.relevancy import Retain
 from throughtime.nn.backend import BackendChoice
+from throughtime.nn.episodes import Sizes, episodes
 from throughtime.packed import check_packed, dropout, repack, unpack
 from throughtime.states import RelState
 
@@ -48,7 +49,8 @@ class RelLSTM(BackendChoice, nn.Module):
         hidden_size: H, features of the hidden state, > 0.
         num_layers: number of stacked layers L.
         bias: False leaves out both bias vectors.
-        batch_first: input and output are ``[B, T, *]``; states and masks stay as they are.
+        batch_first: input, output and masks have the batch first, ``[B, T, *]``; states stay as
+            they are.
         dropout: probability in [0, 1] of zeroing an output of each layer but the last, in training.
         device: device of the parameters.
         dtype: floating point type of the parameters.
@@ -194,6 +196,7 @@ class RelLSTM(BackendChoice, nn.Module):
         hx: RelState | States | None = None,
         *,
         detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, RelState]: ...
 
@@ -204,6 +207,7 @@ class RelLSTM(BackendChoice, nn.Module):
         hx: RelState | States | None = None,
         *,
         detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[PackedSequence, RelState]: ...
 
@@ -213,6 +217,7 @@ class RelLSTM(BackendChoice, nn.Module):
         hx: RelState | States | None = None,
         *,
         detach_mask: Tensor | None = None,
+        reset: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor | PackedSequence, RelState]:
         """Run all layers.
@@ -221,9 +226,12 @@ class RelLSTM(BackendChoice, nn.Module):
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: None (zeros), ``(h_0, c_0)`` each ``[L, B, H]`` (``[L, H]`` if the input has no
                 batch), or the state of an earlier call.
-            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``. It is
-                used as given, also in ``eval()``. None: the layer draws one if ``detach_prob`` asks
-                for it.
+            reset: ``[T, B]`` or ``[T, B, 1]``; with ``batch_first`` ``[B, T]`` or ``[B, T, 1]``;
+                for unbatched input ``[T]``. True, or 1 in any other dtype, where an episode starts:
+                state, window and retained set are emptied before that step.
+            detach_mask: bool ``[T]`` or ``[T, B]`` for all layers, or ``[L, T, 1 or B]``; with
+                ``batch_first`` ``[B, T]`` or ``[L, 1 or B, T]``. It is used as given, also in
+                ``eval()``. None: the layer draws one if ``detach_prob`` asks for it.
             generator: random generator for the mask, on the input's device.
 
         Returns:
@@ -236,7 +244,7 @@ class RelLSTM(BackendChoice, nn.Module):
             ValueError: if a dtype or the number of dimensions of the input is wrong.
         """
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, detach_mask, generator)
+            return self._forward_packed(input, hx, detach_mask, reset, generator)
         check_sequence("RelLSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"RelLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -246,16 +254,19 @@ class RelLSTM(BackendChoice, nn.Module):
             input = input.unsqueeze(1)
             if isinstance(hx, (tuple, list)) and all(x.dim() == 2 for x in hx):
                 hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        elif self.batch_first:
+        first = batched and self.batch_first
+        if first:
             input = input.transpose(0, 1)
         self._check_input(input)
         length, batch, _ = input.shape
         self._check_states(hx, batch)
-        detach_masks = self._masks(detach_mask, length, batch, input.device, generator)
-        output, state = self._run(input, self._per_layer(hx), detach_masks, None)
+        detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
+        sizes = Sizes("RelLSTM", self.num_layers, length, batch, ())
+        starts = episodes(reset, None, sizes, batch_first=first, batched=batched)
+        output, state = self._run(input, self._per_layer(hx), detach_masks, starts.reset, None)
         if not batched:
             return output.squeeze(1), state
-        return output.transpose(0, 1) if self.batch_first else output, state
+        return output.transpose(0, 1) if first else output, state
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
@@ -265,6 +276,7 @@ class RelLSTM(BackendChoice, nn.Module):
         packed: PackedSequence,
         hx: RelState | States | None,
         detach_mask: Tensor | None,
+        reset: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[PackedSequence, RelState]:
         check_packed("RelLSTM", packed)
@@ -272,19 +284,21 @@ class RelLSTM(BackendChoice, nn.Module):
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         _check_kind(hx)
         self._check_states(hx, batch)  # before sorting, which would hide a batch that is too large
-        detach_masks = self._masks(detach_mask, length, batch, packed.data.device, generator)
+        detach_masks = self._masks(detach_mask, length, batch, False, packed.data.device, generator)
+        starts = episodes(reset, None, Sizes("RelLSTM", self.num_layers, length, batch, ()))
         order = packed.sorted_indices
         if order is not None:
             if isinstance(hx, RelState):
                 hx = hx.index_select(order)
             elif hx is not None:
                 hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
+            starts = starts.index_select(order)
             detach_masks = [
                 mask.index_select(1, order) if mask is not None and mask.dim() == 2 else mask
                 for mask in detach_masks
             ]
         padded, lengths = unpack(packed)
-        output, state = self._run(padded, self._per_layer(hx), detach_masks, lengths)
+        output, state = self._run(padded, self._per_layer(hx), detach_masks, starts.reset, lengths)
         if packed.unsorted_indices is not None:
             state = state.index_select(packed.unsorted_indices)
         return repack(output, lengths, like=packed), state
@@ -294,6 +308,7 @@ class RelLSTM(BackendChoice, nn.Module):
         x: Tensor,
         hx: Sequence[RelState | States | None],
         detach_masks: Sequence[Tensor | None],
+        reset: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, RelState]:
         states = []
@@ -315,6 +330,7 @@ class RelLSTM(BackendChoice, nn.Module):
                 retain=self.retain,
                 detach_mask=detach_masks[layer],
                 lengths=lengths,
+                reset=reset,
                 backend=self.backend,
             )
             states.append(state)
@@ -344,11 +360,12 @@ class RelLSTM(BackendChoice, nn.Module):
         mask: Tensor | None,
         length: int,
         batch: int,
+        batch_first: bool,
         device: torch.device,
         generator: torch.Generator | None,
     ) -> Sequence[Tensor | None]:
         if mask is not None:
-            return masks.per_layer(mask, self.num_layers, length, batch)
+            return masks.per_layer(mask, self.num_layers, length, batch, batch_first)
         if not (self.training and self.detach_prob > 0 and torch.is_grad_enabled()):
             return [None] * self.num_layers
         return masks.drawn(

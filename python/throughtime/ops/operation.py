@@ -9,7 +9,8 @@ An operation ``x`` with the records ``Arguments`` and ``Results`` is two operato
   ``grad_<argument>``;
 - the backward takes the whole record of arguments, and None for what it does not read
   (``backward=False``), and those results that it reads;
-- ``need_input`` and ``need_weights`` say which gradients are wanted; others are always computed;
+- ``need_input``, ``need_weights`` and ``need_reset`` say which gradients are wanted; others are
+  always computed;
 - ``save`` is True where a backward will follow: then the forward's last results hold what is saved
   for it, which callers do not see. Operations that save nothing have no ``save``.
 
@@ -96,7 +97,7 @@ class Operation(Generic[Arguments, Results]):
         arguments, results: the records.
         definition: makes the results from the arguments in plain PyTorch.
         saved: what the forward saves for the backward, by name.
-        needs: of ``"input"`` and ``"weights"`` those gradients that can be left out.
+        needs: of ``"input"``, ``"weights"`` and ``"reset"`` those gradients that can be left out.
         derived: sizes that no argument shows.
         suffix: of both operators.
         forward, backward: implementations for CPU and GPU, where C++ has none. Each takes a record
@@ -160,12 +161,17 @@ class Operation(Generic[Arguments, Results]):
 
     def __call__(self, args: Arguments) -> Results:
         """Run the forward operator, differentiable once; the arguments are taken as checked."""
-        if not _plain():
+        if not plain():
             found = self.forward_op(*args, *self._not_saving)
         elif torch.is_grad_enabled() and self._requires_grad(args):
             found = _apply(self._function, unwrap_dead_wrappers(args))
         else:
-            found = _below(self.forward_op, (*args, *self._not_saving))
+            return self.without_gradient(args)
+        return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
+
+    def without_gradient(self, args: Arguments) -> Results:
+        """Run the forward operator where :func:`plain` is true and no gradient is wanted."""
+        found = _below(self.forward_op, (*args, *self._not_saving))
         return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
 
     def _lay_out(self, needs: tuple[str, ...]) -> None:
@@ -258,7 +264,7 @@ class Operation(Generic[Arguments, Results]):
         saved, count = ctx.saved_tensors, self._read_count
         arguments = self._restore((*saved[:count], *ctx.options, *self._unread))
         args = (*given, *arguments, *saved[count:], *flags)
-        if torch.is_grad_enabled() or not _plain():
+        if torch.is_grad_enabled() or not plain():
             found = self.backward_op(*args)
         else:
             found = _below(self.backward_op, args)
@@ -340,10 +346,12 @@ def _differentiable(field: Field) -> bool:
 
 def _need(name: str) -> str:
     """The flag ``need_...`` that covers the gradient of an argument, if there is one."""
+    if name.startswith("reset_"):
+        return "reset"
     return "weights" if name.startswith(("weight", "bias")) else name
 
 
-def _plain() -> bool:
+def plain() -> bool:
     """Whether nothing but eager autograd watches, so that the dispatcher's detour can be saved."""
     return not (
         torch.compiler.is_compiling()

@@ -32,6 +32,7 @@ def lstm(
     detach_mask: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reset_hx: tuple[Tensor, Tensor] | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run one LSTM layer in one direction, step by step, in plain PyTorch.
@@ -49,7 +50,8 @@ def lstm(
         weight_hr: projection ``[P, H]`` or None.
         detach_mask: bool ``[T]`` or ``[T, B]``; True detaches ``h_{t-1}`` at step t.
         lengths: int64 ``[B]``, 0 <= length <= T.
-        reset: bool ``[T, B]``; True sets the state to zero before step t.
+        reset: bool ``[T, B]``; True lets the state start anew before step t.
+        reset_hx: ``(h [T, B, H or P], c [T, B, H])``, from which it starts anew; zeros if None.
         reverse: travel from the last position to the first.
 
     Returns:
@@ -87,13 +89,18 @@ def lstm(
     x_gates = F.linear(input, weight_ih, _sum_bias(bias_ih, bias_hh, input.dtype)).unbind(0)
     detached_at = _steps(detach_mask, length)
     resets = _steps(reset, length)
+    new_h, new_c = (
+        ((0.0,) * length,) * 2
+        if reset_hx is None
+        else (x.to(input.dtype).unbind(0) for x in reset_hx)
+    )
     valids = (None,) * length if valid is None else valid.unbind(0)
 
     outputs: list[Tensor] = [h] * length
     for t in reversed(range(length)) if reverse else range(length):
         detached, restart, alive = detached_at[t], resets[t], valids[t]
         if restart is not None:
-            h, c = torch.where(restart, 0.0, h), torch.where(restart, 0.0, c)
+            h, c = torch.where(restart, new_h[t], h), torch.where(restart, new_c[t], c)
         h_in, c_in = h if detached is None else torch.where(detached, h.detach(), h), c
         if alive is not None:
             h_in, c_in = torch.where(alive, h_in, 0.0), torch.where(alive, c_in, 0.0)

@@ -37,6 +37,8 @@ class LstmArguments(NamedTuple):
     weight_hr: Annotated[Tensor | None, Real("H or P, H", absent="H or P = H", like="weight_ih")]
     lengths: Annotated[Tensor | None, Whole("B")]
     reset: Annotated[Tensor | None, Mask("T, B")]
+    reset_h: Annotated[Tensor | None, Real("T, B, H or P")]  # the state before a step that resets
+    reset_c: Annotated[Tensor | None, Real("T, B, H")]  # together with it; zeros if None
     detach_mask: Annotated[Tensor | None, Mask("T, B")]
     reverse: bool  # travel from the last step to the first
     recompute: bool  # save c alone for the backward, which computes the gates again

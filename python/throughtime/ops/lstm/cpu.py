@@ -34,7 +34,7 @@ lstm = Operation(
     LstmResults,
     reference.run,
     saved={"saved": Real("saved", differentiable=False)},
-    needs=("input", "weights"),
+    needs=("input", "weights", "reset"),
     derived={"saved": _saved},
 )
 

@@ -88,6 +88,8 @@ def _definition(args: GpuArguments) -> tuple[Tensor, ...]:
             weight_hr=None,
             reverse=args.reverse != (d == 1),
             recompute=False,
+            reset_h=None,
+            reset_c=None,
             **given,
         )
         results.append(reference.run(one._replace(c_0=one.c_0.to(one.h_0.dtype))))
@@ -250,6 +252,7 @@ cuda: Backend[LstmArguments, LstmResults] = Backend(
     "cuda",
     (
         requirements.no_projection("CUDA kernels"),
+        requirements.zeros_at_resets("CUDA kernels"),
         requirements.dtypes("CUDA kernels", (torch.float32, torch.bfloat16, torch.float16)),
         requirements.cuda_tensors,
         requirements.cuda_kernels,
@@ -263,6 +266,7 @@ triton: Backend[LstmArguments, LstmResults] = Backend(
     "triton",
     (
         requirements.no_projection("Triton kernels"),
+        requirements.zeros_at_resets("Triton kernels"),
         requirements.lstm_cell,
         requirements.dtypes("Triton kernels"),
         requirements.triton,

@@ -12,6 +12,8 @@ def run(args: LstmArguments) -> LstmResults:
     """The definition in plain PyTorch."""
     given = args._asdict()
     del given["recompute"]
+    starts = given.pop("reset_h"), given.pop("reset_c")
+    given["reset_hx"] = None if args.reset_h is None else starts
     output, (h_n, c_n) = reference.lstm(hx=(given.pop("h_0"), given.pop("c_0")), **given)
     return LstmResults(output, h_n, c_n)
 
