@@ -25,6 +25,8 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from throughtime import functional, nn, reference
+from throughtime.acceleration import Acceleration, accelerate
+from throughtime.acceleration import accelerate_if_asked as _accelerate_if_asked
 from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.cpu import empty_cache
 from throughtime.backends.selection import configure_logging as _configure_logging
@@ -42,9 +44,11 @@ except _PackageNotFoundError:
 
 _configure_logging()
 _register()
+_accelerate_if_asked()
 
 __all__ = [
     "LSTM",
+    "Acceleration",
     "DetachSchedule",
     "Explanation",
     "RelLSTM",
@@ -53,6 +57,7 @@ __all__ = [
     "RelevancyCache",
     "Replacement",
     "__version__",
+    "accelerate",
     "backend",
     "empty_cache",
     "explain",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,28 @@ from throughtime import functional, masks
 from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
+from throughtime.functional.lstm import Weights
 from throughtime.nn.backend import BackendChoice
 from throughtime.packed import check_packed, dropout, repack, unpack
 
 States = tuple[Tensor, Tensor]
 
 _Layer = TypeVar("_Layer", bound=nn.RNNBase)
+
+
+class Layers(Protocol):
+    """What the walk through the layers reads; an LSTM, or a call of torch's own operator."""
+
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    training: bool
+    recompute: bool
+
+    @property
+    def backend(self) -> BackendName: ...
+
+    def _weights(self, layer: int, direction: int) -> Weights: ...
 
 
 class LSTM(BackendChoice, nn.RNNBase):
@@ -316,7 +332,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         return repack(output, lengths, like=packed), states
 
     def _run(
-        self,
+        self: Layers,
         x: Tensor,
         hx: States | None,
         detach_masks: Sequence[Tensor | None],
@@ -331,7 +347,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             if self.bidirectional:
-                x, (h, c) = self._run_both(layer, x, hx, detach_masks, reset, ends)
+                x, (h, c) = LSTM._run_both(self, layer, x, hx, detach_masks, reset, ends)
             else:
                 x, (h, c) = functional.lstm(
                     x,
@@ -352,7 +368,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         return x, (join(h_n), join(c_n))
 
     def _run_both(
-        self,
+        self: Layers,
         layer: int,
         x: Tensor,
         hx: States | None,
@@ -373,9 +389,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             backend=self.backend,
         )
 
-    def _weights(
-        self, layer: int, direction: int
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def _weights(self, layer: int, direction: int) -> Weights:
         """The weights of one layer and direction, in the order of ``functional.lstm``.
 
         Every call reads the attributes: functional_call, parametrizations and weight-drop replace
