@@ -86,7 +86,7 @@ def test_a_compiled_graph_that_holds_the_layer_is_the_originals(model: Model) ->
         torch._dynamo.reset()
         with accelerate() as handle:
             found = torch.compile(model, backend=backend, fullgraph=True)(X)
-    assert kinds(handle.calls) == {"original"}
+    assert kinds(handle.calls) <= {"original"}
     assert len(graphs) == 2 and graphs[0] == graphs[1]
     assert torch.equal(found, plain)
     assert_close(plain, expected)
