@@ -31,7 +31,7 @@ from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.cpu import empty_cache
 from throughtime.backends.selection import configure_logging as _configure_logging
 from throughtime.nn import LSTM, RelevancyAttention, RelLSTM
-from throughtime.replacement import Replacement, replace
+from throughtime.replacement import Replacement, replace, restore
 from throughtime.schedule import DetachSchedule
 from throughtime.serialization import register as _register
 from throughtime.states import RelevancyCache, RelState
@@ -65,4 +65,5 @@ __all__ = [
     "nn",
     "reference",
     "replace",
+    "restore",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.rnn import LSTM as TorchLSTM
 
 from throughtime import _ext
 from throughtime.acceleration.call import why_never
@@ -77,7 +78,7 @@ def accelerate(
     return handle
 
 
-def request(module: nn.LSTM) -> Request:
+def request(module: TorchLSTM) -> Request:
     """What an ``nn.LSTM`` asks a backend for."""
     weight: Tensor = module.weight_hh_l0  # type: ignore[assignment]  # torch says: or a Module
     return Request("lstm", module.hidden_size, module.proj_size, weight.device, weight.dtype)

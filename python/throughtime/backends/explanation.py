@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch.nn.modules.rnn import LSTM as TorchLSTM
 
 from throughtime.backends.backend import (
     OPERATIONS,
@@ -84,7 +84,7 @@ class Explanation:
 
 
 def explain(
-    module_or_op: BackendChoice | nn.LSTM | str,
+    module_or_op: BackendChoice | TorchLSTM | str,
     *,
     hidden_size: int | None = None,
     proj_size: int | None = None,
@@ -147,7 +147,7 @@ def explain(
     from throughtime.nn.backend import BackendChoice
 
     accelerated = None
-    if isinstance(module_or_op, (BackendChoice, nn.LSTM)):
+    if isinstance(module_or_op, (BackendChoice, TorchLSTM)):
         module = module_or_op
         if isinstance(module, BackendChoice):
             asked, own = module.backend_request(), module.backend
@@ -181,7 +181,7 @@ def explain(
         )
     name, source = preferred(argument)
     reasons = {candidate: can_run(candidate, request) for candidate in ORDER}
-    if isinstance(module_or_op, nn.LSTM):
+    if isinstance(module_or_op, TorchLSTM) and not isinstance(module_or_op, BackendChoice):
         source = "nn.LSTM"
         chosen, accelerated = acceleration.explained(request)
     elif name != "auto":

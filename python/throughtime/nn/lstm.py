@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.rnn import LSTM as TorchLSTM  # nn.LSTM, whatever a program made of that name
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
@@ -92,9 +93,9 @@ class LSTM(BackendChoice, nn.RNNBase):
     weight_hh_l0: Tensor
 
     # Subclasses of nn.LSTM call these; they need no more than an RNNBase has.
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+    get_expected_cell_size = TorchLSTM.get_expected_cell_size
+    check_forward_args = TorchLSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = TorchLSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             >>> new.load_state_dict(old.state_dict())
             <All keys matched successfully>
         """
-        if not isinstance(module, nn.LSTM):
+        if not isinstance(module, TorchLSTM):
             raise TypeError(f"module should be a torch.nn.LSTM, got {type(module).__name__}")
         made = cls(
             **_options(module),
@@ -215,7 +216,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             >>> lstm = throughtime.LSTM(3, 4).eval()
             >>> assert torch.equal(lstm.to_torch().weight_hh_l0, lstm.weight_hh_l0)
         """
-        return _copy_weights(self, nn.LSTM(**_options(self), device="meta"))
+        return _copy_weights(self, TorchLSTM(**_options(self), device="meta"))
 
     @overload
     def forward(
