@@ -5,6 +5,7 @@ Every test runs what a user runs, with ``nn.LSTM`` as it is, accelerated, or rep
 
 from __future__ import annotations
 
+import csv
 import io
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from closeness import assert_close
-from throughtime import LSTM, accelerate, replace
+from throughtime import LSTM, accelerate, replace, restore
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own
 
@@ -53,6 +54,14 @@ def nodes(program: Any) -> list[str]:
 @pytest.fixture
 def model() -> Model:
     return Model()
+
+
+def test_the_page_has_a_row_per_test(pytestconfig: pytest.Config) -> None:
+    page = (pytestconfig.rootpath / "python" / "docs" / "torch.csv").read_text(encoding="utf-8")
+    named = {row["test"] for row in csv.DictReader(io.StringIO(page))}
+    assert named == {name for name in globals() if name.startswith("test_")} - {
+        "test_the_page_has_a_row_per_test"
+    }
 
 
 def test_compile_breaks_at_the_layer_and_ours_runs(model: Model) -> None:
@@ -104,6 +113,10 @@ def test_export_has_the_originals_node_and_runs_on_ours(model: Model, strict: bo
     assert_close(found, model(X))
     with accelerate():
         assert nodes(program.run_decompositions()) == nodes(plain.run_decompositions())
+    replace(model)
+    program = torch.export.export(model, (X,), strict=strict)
+    assert nodes(program).count("throughtime.lstm_forward.default") == 1
+    assert_close(program.module()(X), found)
 
 
 def test_jit_trace_records_the_operator(model: Model) -> None:
@@ -114,6 +127,8 @@ def test_jit_trace_records_the_operator(model: Model) -> None:
         assert handle.calls[OURS] == before + 1 and kinds(handle.calls) == {OURS}
     assert "aten::lstm" in str(traced.inlined_graph)
     assert_close(found, model(torch.cat([X, X])))
+    replace(model.eval())
+    assert_close(torch.jit.trace(model, (X,))(torch.cat([X, X])), found)
 
 
 def test_jit_script_calls_the_operator(model: Model) -> None:
@@ -127,6 +142,9 @@ def test_jit_script_calls_the_operator(model: Model) -> None:
         again = torch.jit.load(saved)(X)
     assert_close(found, model(X))
     assert_close(again, model(X))
+    replace(model)
+    with pytest.raises(ValueError, match="Unknown type annotation"):
+        torch.jit.script(model)
 
 
 def test_fx_keeps_the_layer_as_a_leaf(model: Model) -> None:
@@ -136,6 +154,10 @@ def test_fx_keeps_the_layer_as_a_leaf(model: Model) -> None:
         assert_close(traced(X), model(X))
         assert kinds(handle.calls) == {OURS}
         assert nodes(make_fx(model)(X)) and "original" in kinds(handle.calls)
+    replace(model)
+    with pytest.raises(TypeError, match="got Proxy"):
+        torch.fx.symbolic_trace(model)
+    assert "throughtime.lstm_forward.default" in nodes(make_fx(model)(X))
 
 
 @pytest.mark.slow
@@ -148,6 +170,11 @@ def test_onnx(model: Model, dynamo: bool, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
     assert_close(torch.from_numpy(found), model(X), "ONNX")
+    replace(model)
+    with pytest.raises((RuntimeError, torch.onnx.errors.OnnxExporterError)):
+        torch.onnx.export(model, (X,), tmp_path / "ours.onnx", dynamo=dynamo, verbose=False)
+    restore(model)
+    torch.onnx.export(model, (X,), tmp_path / "again.onnx", dynamo=dynamo, verbose=False)
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -162,6 +189,8 @@ def test_quantize_dynamic(model: Model, on: bool) -> None:
     else:
         replace(model)
         assert type(quantize_dynamic(model, {nn.LSTM, nn.Linear}).rnn) is LSTM  # still in float
+        restore(model)
+        assert torch.equal(quantize_dynamic(model, {nn.LSTM, nn.Linear})(X), expected)
 
 
 def test_func_transforms_go_to_the_original(model: Model) -> None:
@@ -183,6 +212,10 @@ def test_func_transforms_go_to_the_original(model: Model) -> None:
         assert kinds(handle.calls) == {OURS if name == "functional_call" else "original"}
         for key, x in found.items():
             assert_close(x, expected[key])
+        replace(model)
+        for key, x in run().items():
+            assert_close(x, expected[key])
+        restore(model)
 
 
 def test_forward_mode_goes_to_the_original() -> None:
@@ -192,6 +225,8 @@ def test_forward_mode_goes_to_the_original() -> None:
     with accelerate() as handle:
         found = run()
     assert kinds(handle.calls) == {"original"} and torch.equal(found, expected)
+    replace(lstm)
+    assert_close(run(), expected)
 
 
 def test_dispatch_modes_and_subclasses_go_to_the_original(model: Model) -> None:
@@ -222,6 +257,8 @@ def test_subclasses_that_only_add_methods_run_on_ours(model: Model) -> None:
         found = model.rnn(X.as_subclass(Tagged))[0]
     assert kinds(handle.calls) == {OURS} and type(found) is Tagged
     assert_close(found.as_subclass(Tensor), model.rnn(X)[0])
+    replace(model)
+    assert_close(model.rnn(X.as_subclass(Tagged))[0].as_subclass(Tensor), model.rnn(X)[0])
 
 
 def test_checkpoint_and_hooks(model: Model) -> None:
@@ -237,3 +274,7 @@ def test_checkpoint_and_hooks(model: Model) -> None:
         torch.manual_seed(4)
         again = checkpoint(model, X, use_reentrant=False).sum()
         assert torch.equal(torch.autograd.grad(again, model.rnn.weight_hh_l0)[0], plain)
+    replace(model)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.numpy(), torch.tensor):
+        loss = checkpoint(model, X, use_reentrant=False).sum()
+    assert_close(torch.autograd.grad(loss, model.rnn.weight_hh_l0)[0], expected)

@@ -126,13 +126,16 @@ class Call:
             return False
         outputs, units = h_0.size(2), c_0.size(2)
         gates = 4 * units
+        biases = ((gates,), (gates,)) if self.bias else ()
+        projection = ((outputs, units),) if self.projects else ()
+        inputs = self.input.size(-1)
         for layer in range(self.num_layers):
-            inputs = self.directions * outputs if layer else self.input.size(-1)
-            wanted = ((gates, inputs), (gates, outputs), (gates,), (gates,), (outputs, units))
-            for direction in range(self.directions):
-                for weight, shape in zip(self._weights(layer, direction), wanted, strict=True):
-                    if weight is not None and weight.shape != shape:
-                        return False
+            wanted = ((gates, inputs), (gates, outputs), *biases, *projection) * self.directions
+            first = layer * len(wanted)
+            own = self.parameters[first : first + len(wanted)]
+            if any(weight.shape != shape for weight, shape in zip(own, wanted, strict=True)):
+                return False
+            inputs = self.directions * outputs
         return True
 
 
@@ -151,22 +154,22 @@ def why_not(call: Call) -> str | None:
     if surroundings is not None:
         return surroundings
     input = call.input
-    tensors = (input, *call.hx, *call.parameters)
-    for x in tensors:
-        if torch._C._dispatch_keys(x).raw_repr() not in _PLAIN:
-            return f"a tensor that is not plain: {torch._C._dispatch_keys(x)}"
-        if x.device != input.device:
+    device, dtype, autocast = input.device, input.dtype, autocast_dtype(input)
+    for x in (input, *call.hx, *call.parameters):
+        keys = torch._C._dispatch_keys(x)
+        if keys.raw_repr() not in _PLAIN:
+            return f"a tensor that is not plain: {keys}"
+        if x.device != device:
             return "tensors on several devices"
-    autocast = autocast_dtype(input)
-    if autocast is None and any(x.dtype != input.dtype for x in tensors):
-        return "tensors of several dtypes"
-    if autocast is not None and any(x.dtype not in _CAST for x in tensors):
-        return "a dtype that autocast does not cast"
-    device, dtype = input.device, autocast or input.dtype
+        if autocast is None and x.dtype != dtype:
+            return "tensors of several dtypes"
+        if autocast is not None and x.dtype not in _CAST:
+            return "a dtype that autocast does not cast"
     if not call.fits():
         return "sizes that do not belong together, or are zero"
     hidden, outputs = call.hx[1].size(2), call.hx[0].size(2)
-    return why_never(Request("lstm", hidden, outputs if call.projects else 0, device, dtype))
+    proj_size = outputs if call.projects else 0
+    return why_never(Request("lstm", hidden, proj_size, device, autocast or dtype))
 
 
 def _surroundings() -> str | None:
