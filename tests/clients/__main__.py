@@ -69,7 +69,7 @@ def outcome(title: str, way: str) -> tuple[list[float], str]:
 
 def row(title: str) -> Row:
     """The whole row of a program."""
-    found = {"program": title, "what to do": PROGRAMS[title].advice, **versions(title)}
+    found = {"program": title, **versions(title)}
     plain, told = outcome(title, "stock")
     for way in WAYS[1:]:
         if not plain:
@@ -144,11 +144,11 @@ def main() -> int:
         now = versions(title)
         if not now["version"]:
             rows[title] = dict.fromkeys(COLUMNS, "") | now | {
-                "program": title, "accelerate": "not tried", "replace": "not tried",
-                "what to do": PROGRAMS[title].advice,
+                "program": title, "accelerate": "not tried", "replace": "not tried"
             }  # fmt: skip
         elif not settled(rows.get(title), now):
             rows[title] = row(title)
+        rows[title]["what to do"] = PROGRAMS[title].advice
         write(args.out, rows)
         print(" | ".join(rows[title][name] for name in COLUMNS), flush=True)
     return int(not all(good(row) or not row["version"] for row in rows.values()))

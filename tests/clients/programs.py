@@ -190,7 +190,10 @@ def fastai(prepare: Prepare) -> list[float]:
     return [*losses, model.eval()(torch.arange(24).view(2, 12)).sum().item()]
 
 
-@program("pytorch-forecasting DeepAR", "pytorch-forecasting")
+@program(
+    "pytorch-forecasting DeepAR", "pytorch-forecasting",
+    advice="`accelerate`: its subclass of nn.LSTM has a forward of its own",
+)  # fmt: skip
 def forecasting(prepare: Prepare) -> list[float]:
     import numpy as np
     import pandas as pd
