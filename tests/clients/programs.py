@@ -219,9 +219,7 @@ def forecasting(prepare: Prepare) -> list[float]:
     return sums(model)
 
 
-@program(
-    "neuralforecast LSTM", "neuralforecast", advice="it builds its model in `fit`: `accelerate`"
-)
+@program("neuralforecast LSTM", "neuralforecast")
 def neuralforecast(prepare: Prepare) -> list[float]:
     import numpy as np
     import pandas as pd
@@ -254,8 +252,9 @@ def recurrent_ppo(prepare: Prepare) -> list[float]:
 
 
 @program(
-    "torchrl LSTMModule", "torchrl", advice="its `is_init` resets: `throughtime.LSTM`, `reset`"
-)
+    "torchrl LSTMModule", "torchrl",
+    advice="`accelerate`: `LSTMModule` asks for the class; ours has `reset` for its `is_init`",
+)  # fmt: skip
 def torchrl(prepare: Prepare) -> list[float]:
     from tensordict import TensorDict
     from torchrl.modules import LSTMModule, set_recurrent_mode
