@@ -6,11 +6,13 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 TORCH_CUDA ?= torch==2.14.1
 VENV_CUDA ?= .venv-cuda
+VENV_CLIENTS ?= .venv-clients
 PYTEST_ARGS ?=
 BASE ?= main
 MINUTES ?= 10
 COMPARE_ARGS ?=
 VERSIONS_ARGS ?=
+CLIENTS_ARGS ?=
 QUICK ?=
 RESULTS ?=
 THROUGHTIME_BUILD ?= cpu
@@ -22,7 +24,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python triton_kernels -type
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py)
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo docs test test-cuda-build test-versions gradient-table bench bench-compare fuzz install format clean FORCE
+.PHONY: help demo docs test test-clients test-cuda-build test-versions gradient-table bench bench-compare fuzz install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +36,8 @@ help:
 	@echo "make test-versions    compile the Triton kernels with every Triton from the oldest on; build and"
 	@echo "              test beside the oldest and the newest torch with every Python at hand, and"
 	@echo "              between (some GB each; goes on where it was interrupted)"
+	@echo "make test-clients     programs that hold an nn.LSTM, in an environment of their own ($(VENV_CLIENTS),"
+	@echo "              several GB; goes on where it was interrupted): python/docs/programs.csv"
 	@echo "make bench    install into $(VENV), measure every operation, write tables and plots"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
 	@echo "make install  install into $(VENV) only"
@@ -88,6 +92,17 @@ test-versions: install
 	$(BIN)/python tests/build/triton_versions.py
 	$(BIN)/python tests/build/versions.py $(VERSIONS_ARGS)
 
+# What pip cannot install beside this torch is left out, and its row says: not tried.
+test-clients:
+	test -x $(VENV_CLIENTS)/bin/python || "$(PYTHON)" -m venv $(VENV_CLIENTS)
+	$(VENV_CLIENTS)/bin/python -m pip install --quiet "$(TORCH)" "setuptools>=77" ninja numpy
+	for package in $$($(VENV_CLIENTS)/bin/python tests/clients --packages); do \
+	  $(VENV_CLIENTS)/bin/python -m pip install --quiet "$(TORCH)" "$$package" || \
+	    echo "make test-clients: pip cannot install $$package beside $(TORCH)"; \
+	done
+	$(VENV_CLIENTS)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
+	$(VENV_CLIENTS)/bin/python tests/clients $(CLIENTS_ARGS)
+
 bench-compare: install
 	$(BIN)/python -m bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)
 
@@ -120,7 +135,7 @@ format: install
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) $(VENV_CUDA) build dist throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_CUDA) $(VENV_CLIENTS) build dist throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f python/throughtime/_build_info.py python/throughtime/_C*.so
 	find bench csrc python tests triton_kernels -name __pycache__ -type d -prune -exec rm -rf {} +
 

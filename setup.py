@@ -42,6 +42,7 @@ from toolchain import CannotBuild, Missing
 PACKAGES = {
     "throughtime": "python/throughtime",
     "throughtime.triton_kernels": "triton_kernels",
+    "throughtime_autoload": "python/throughtime_autoload",
 }
 
 # The kernels are compiled once per instruction set, and the running processor picks one of them.

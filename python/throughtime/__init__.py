@@ -25,11 +25,13 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from throughtime import functional, nn, reference
+from throughtime.acceleration import Acceleration, accelerate
+from throughtime.acceleration import accelerate_if_asked as _accelerate_if_asked
 from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.cpu import empty_cache
 from throughtime.backends.selection import configure_logging as _configure_logging
 from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
-from throughtime.replacement import Replacement, replace
+from throughtime.replacement import Replacement, replace, restore
 from throughtime.schedule import DetachSchedule
 from throughtime.serialization import register as _register
 from throughtime.states import RelevancyCache, RelState
@@ -42,9 +44,11 @@ except _PackageNotFoundError:
 
 _configure_logging()
 _register()
+_accelerate_if_asked()
 
 __all__ = [
     "LSTM",
+    "Acceleration",
     "DetachSchedule",
     "Explanation",
     "LSTMCell",
@@ -54,6 +58,7 @@ __all__ = [
     "RelevancyCache",
     "Replacement",
     "__version__",
+    "accelerate",
     "backend",
     "empty_cache",
     "explain",
@@ -61,4 +66,5 @@ __all__ = [
     "nn",
     "reference",
     "replace",
+    "restore",
 ]

@@ -15,6 +15,7 @@ from throughtime.backends.cpu import workers
 
 # Name and default.
 VARIABLES = {
+    "THROUGHTIME_ACCELERATE": "0",
     "THROUGHTIME_BACKEND": "auto",
     "THROUGHTIME_BUILD": "auto",
     "THROUGHTIME_CUDA_TIER": "the plan's",

@@ -1,15 +1,20 @@
-"""``replace`` turns every ``nn.LSTM`` of a model into a ``throughtime.LSTM``, in place."""
+"""``replace`` turns every ``nn.LSTM`` of a model into a ``throughtime.LSTM``, ``restore`` back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+import functools
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import nn
+from torch.nn.modules.rnn import LSTM as TorchLSTM  # nn.LSTM, whatever a program made of that name
 from torch.nn.utils import parametrize
 
 from throughtime.backends.backend import BackendName, Request, can_run
-from throughtime.backends.selection import check_name
+from throughtime.backends.selection import check_name, users_level
 from throughtime.functional.checks import check_flag
 from throughtime.masks import check_probability
 from throughtime.nn import LSTM
@@ -17,12 +22,14 @@ from throughtime.nn import LSTM
 
 @dataclass(frozen=True)
 class Replacement:
-    """Result of :func:`throughtime.replace`; ``str()`` of it is one line per layer.
+    """Result of :func:`throughtime.replace` and ``restore``; ``str()`` is one line per layer.
 
     Attributes:
         replaced: names of the converted layers, as in ``model.named_modules()``; "" is the model
             itself.
         skipped: name and reason of every LSTM that was not converted.
+        notes: for some of the converted layers what became of their class.
+        done: ``"replaced"`` or ``"restored"``.
 
     Example:
         >>> import torch, throughtime
@@ -33,15 +40,20 @@ class Replacement:
 
     replaced: tuple[str, ...]
     skipped: dict[str, str]
+    notes: dict[str, str] = field(default_factory=dict)
+    done: Literal["replaced", "restored"] = "replaced"
 
     def __str__(self) -> str:
-        lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
-        lines += [f"  replaced {name or '(the model itself)'}" for name in self.replaced]
-        lines += [
-            f"  skipped {name or '(the model itself)'}: {reason}"
-            for name, reason in self.skipped.items()
-        ]
+        lines = [f"{self.done} {len(self.replaced)}, skipped {len(self.skipped)}"]
+        for name in self.replaced:
+            note = self.notes.get(name)
+            lines.append(f"  {self.done} {_shown(name)}{f': {note}' if note else ''}")
+        lines += [f"  skipped {_shown(name)}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
+
+
+def _shown(name: str) -> str:
+    return name or "(the model itself)"
 
 
 def replace(
@@ -55,8 +67,9 @@ def replace(
 
     Only the class of a layer changes, as ``torch.nn.utils.parametrize`` does it. The layer stays
     the same object, with its parameters and hooks; so optimizers and layers used in several places
-    go on. ``model`` may itself be an ``nn.LSTM``. Subclasses of ``nn.LSTM`` and layers with a
-    ``forward`` of their own are not converted, but reported.
+    go on. ``model`` may itself be an ``nn.LSTM``. A layer of a subclass of ``nn.LSTM`` gets a class
+    that has both, the subclass and ours, as bases. Layers with a ``forward`` of their own are not
+    converted, but reported, with a warning. :func:`throughtime.restore` is the way back.
 
     Args:
         model: any module; it changes in place.
@@ -82,17 +95,18 @@ def replace(
     check_probability(detach_prob, "detach_prob")
     check_name(backend)
     check_flag("detach_shared", detach_shared)
-    found: dict[str, nn.LSTM] = {}
+    found: dict[str, TorchLSTM] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, LSTM):
             skipped[name] = "it is a throughtime.LSTM already"
-        elif isinstance(module, nn.LSTM):
-            reason = _why_not(module)
+        elif isinstance(module, TorchLSTM):
+            reason = _why_not(module, TorchLSTM)
             if reason is None:
                 found[name] = module
             else:
                 skipped[name] = reason
+                _warn(f"replace: skipped {_shown(name)}: {reason}")
     if backend != "auto":
         for name, module in found.items():
             reason = can_run(backend, Request("lstm", module.hidden_size, module.proj_size))
@@ -101,28 +115,128 @@ def replace(
                     f"replace: backend={backend!r} cannot run {name or 'the model'}: {reason}; "
                     "no layer was changed"
                 )
-    for module in found.values():
-        layer = _convert(module)
-        layer.detach_prob = detach_prob
-        layer.detach_shared = detach_shared
-        layer.backend = backend
-    return Replacement(tuple(found), skipped)
+    notes = {}
+    for name, module in found.items():
+        kind: Any = type(module)
+        if kind is not TorchLSTM:
+            notes[name] = f"its class has both, {kind.__name__} and throughtime.LSTM, as bases"
+        _convert(module, _ours(kind))
+        module.detach_prob = detach_prob
+        module.detach_shared = detach_shared
+        module.backend = backend
+    return Replacement(tuple(found), skipped, notes)
 
 
-def _convert(module: nn.LSTM) -> LSTM:
-    # Both classes are an RNNBase with the same attributes; the caller sets the attributes of ours.
-    module.__class__ = LSTM  # type: ignore[assignment]
-    return cast(LSTM, module)
+def restore(model: nn.Module) -> Replacement:
+    """Turn every ``throughtime.LSTM`` inside ``model`` back into an ``nn.LSTM``, in place.
+
+    The inverse of :func:`throughtime.replace`: the layer stays the same object with its parameters
+    and hooks, and a layer of a subclass of ``nn.LSTM`` gets its class again. The options that
+    ``nn.LSTM`` does not have (h-detach, recompute, backend) are dropped. A layer that was made as a
+    ``throughtime.LSTM`` is converted too; one of a subclass of it is not, but reported, with a
+    warning.
+
+    Args:
+        model: any module; it changes in place.
+
+    Returns:
+        The names of the converted layers, and of the others with the reason.
+
+    Example:
+        >>> import torch, throughtime
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(3, 4))
+        >>> report = throughtime.replace(model, detach_prob=0.25)
+        >>> print(throughtime.restore(model))
+        restored 1, skipped 0
+          restored 0
+        >>> assert type(model[0]) is torch.nn.LSTM
+    """
+    found, skipped = {}, {}
+    for name, module in model.named_modules():
+        if isinstance(module, LSTM):
+            reason = _why_not(module, LSTM)
+            if reason is None:
+                found[name] = module
+            else:
+                skipped[name] = reason
+                _warn(f"restore: skipped {_shown(name)}: {reason}")
+    notes = {}
+    for name, module in found.items():
+        kind = vars(type(module)).get("_replaced", TorchLSTM)
+        if kind is not TorchLSTM:
+            notes[name] = f"its class is {kind.__name__} again"
+        for attribute in _OPTIONS:
+            vars(module).pop(attribute, None)
+        _convert(module, kind)
+        module.flatten_parameters()
+    return Replacement(tuple(found), skipped, notes, "restored")
 
 
-def _why_not(module: nn.LSTM) -> str | None:
+# What a throughtime.LSTM has beside the attributes of an RNNBase.
+_OPTIONS = ("_detach_prob", "detach_shared", "recompute", "_backend")
+
+
+def _convert(module: nn.Module, kind: type[nn.Module]) -> None:
+    # Both classes are an RNNBase with the same attributes; the caller sets or drops ours.
+    module.__class__ = kind
+
+
+@functools.cache
+def _ours(kind: type[TorchLSTM]) -> type[LSTM]:
+    """Our class for a layer of a class: ours alone, or with the methods of the subclass."""
+    if kind is TorchLSTM:
+        return LSTM
+    names = {
+        "__doc__": kind.__doc__,
+        "__module__": kind.__module__,
+        "__reduce_ex__": _reduce,
+        "_replaced": kind,
+        "forward": LSTM.forward,  # before nn.LSTM's; else its methods come before ours
+    }
+    return types.new_class(kind.__name__, (kind, LSTM), exec_body=lambda body: body.update(names))
+
+
+def _reduce(layer: Any, protocol: int) -> tuple[Any, ...]:
+    """What pickle does with a layer whose class no module holds."""
+    return _anew, (type(layer)._replaced,), layer.__getstate__()
+
+
+def _anew(kind: Any) -> nn.Module:
+    made = _ours(kind)
+    return made.__new__(made)
+
+
+def _why_not(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """Why a layer that is a ``base`` stays what it is, or None."""
+    kind = type(module)
     if parametrize.is_parametrized(module):
         return "it has parametrizations; replace first, then register them on the new layer"
-    if type(module) is not nn.LSTM:
-        return (
-            f"its class {type(module).__name__} may have a forward of its own; if it has not, "
-            "put throughtime.LSTM.from_torch(layer) in its place"
-        )
     if "forward" in vars(module):
         return "its forward was replaced on the object, and would not be called"
+    own = [name for name in _CALLED if _method(kind, name) is not _method(base, name)]
+    if own:
+        return f"its class {kind.__name__} has {' and '.join(own)} of its own"
+    if base is LSTM and kind is not LSTM and "_replaced" not in vars(kind):
+        return f"its class {kind.__name__} is a subclass of throughtime.LSTM"
     return None
+
+
+def _method(kind: type[nn.Module], name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(kind, name)
+    return found
+
+
+# nn.LSTM's forward, and what it calls.
+_CALLED = (
+    "forward",
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=users_level())

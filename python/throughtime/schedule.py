@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from throughtime.acceleration import Acceleration
 from throughtime.masks import check_probability
 from throughtime.nn import LSTM, RelLSTM
 
@@ -13,7 +14,7 @@ Kind = Literal["constant", "linear"]
 
 
 class DetachSchedule:
-    """Sets ``detach_prob`` on every LSTM and RelLSTM of this package in a model, step by step.
+    """Sets ``detach_prob`` on every LSTM and RelLSTM of a model, or on a handle, step by step.
 
     ``"constant"`` holds the probability, and sets it to 0 for the last ``final_steps`` steps. (The
     paper trains 600 epochs, about the last 40 of them with 0.) ``"linear"`` falls from the
@@ -21,7 +22,8 @@ class DetachSchedule:
     stay at 0. A step is an epoch or an update: whatever lies between two calls of :meth:`step`.
 
     Args:
-        model: a model that holds at least one such layer, or the layer itself.
+        model: a model that holds at least one such layer of this package, or the layer itself, or
+            the handle of :func:`throughtime.accelerate`.
         total_steps: length of training in steps, > 0.
         final_steps: number of steps at the end without detaching, 0 to ``total_steps``.
         kind: ``"constant"`` or ``"linear"``.
@@ -46,18 +48,23 @@ class DetachSchedule:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Acceleration,
         total_steps: int,
         *,
         final_steps: int = 0,
         kind: Kind = "constant",
         detach_prob: float | None = None,
     ) -> None:
-        layers = [module for module in model.modules() if isinstance(module, (LSTM, RelLSTM))]
+        layers: list[LSTM | RelLSTM | Acceleration]
+        if isinstance(model, Acceleration):
+            layers = [model]
+        else:
+            layers = [module for module in model.modules() if isinstance(module, (LSTM, RelLSTM))]
         if not layers:
             raise ValueError(
                 f"DetachSchedule: {type(model).__name__} has no throughtime.LSTM or RelLSTM; "
-                "throughtime.replace(model) converts each nn.LSTM"
+                "throughtime.replace(model) converts each nn.LSTM, and throughtime.accelerate() "
+                "gives a handle to pass here"
             )
         if total_steps <= 0:
             raise ValueError(

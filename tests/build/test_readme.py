@@ -137,13 +137,6 @@ def test_limit_checkpoint(reentrant: bool) -> None:
     assert torch.equal(*gradients) == reentrant  # the same mask twice
 
 
-def test_limit_monkeypatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = torch.nn.Sequential(torch.nn.LSTM(3, 4))
-    monkeypatch.setattr(torch.nn, "LSTM", throughtime.LSTM)
-    assert type(throughtime.LSTM(3, 4).to_torch()) is throughtime.LSTM
-    assert throughtime.replace(plain).replaced == ()
-
-
 def test_limit_packed_export() -> None:
     packed = pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
     with pytest.raises(GuardOnDataDependentSymNode):

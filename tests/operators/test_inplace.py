@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 import calls
 from calls import GATES, B, H, I, T
 from cases import random, runnable
-from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, functional
+from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, accelerate, functional
 
 Change = Callable[[Tensor], Any]
 
@@ -103,6 +103,25 @@ def test_lstm_as_theirs(backend: str, options: dict[str, Any], form: str) -> Non
 
     weights = [p.detach().clone().requires_grad_() for p in theirs.parameters()]
     check(of(ours), [x, *weights], of(theirs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_accelerated_as_theirs(options: dict[str, Any], dtype: torch.dtype) -> None:
+    lstm = nn.LSTM(I, H, **options, dtype=dtype)
+
+    def run(leaves: list[Tensor]) -> Any:
+        return lstm(leaves[0])
+
+    def accelerated(leaves: list[Tensor]) -> Any:
+        with accelerate() as handle:
+            result = run(leaves)
+        assert set(handle.calls) == {"cpu kernels"}
+        return result
+
+    x = random(T, B, I, seed=9, dtype=dtype).requires_grad_()
+    check(accelerated, [x, *lstm.parameters()], run)
 
 
 def rel_lstm_twice(backend: Any, x: Tensor, *weights: Tensor) -> Any:

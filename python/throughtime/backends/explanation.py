@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.modules.rnn import LSTM as TorchLSTM
 
 from throughtime.backends.backend import (
     OPERATIONS,
@@ -39,6 +40,8 @@ class Explanation:
             not run.
         cpu_plan: lines on how the CPU kernels would partition the work on ``threads`` threads;
             empty without that argument.
+        acceleration: for an ``nn.LSTM`` whether :func:`throughtime.accelerate` runs it on our
+            kernels, or why not, and how often what has run; None for a layer of this package.
 
     Example:
         >>> import throughtime
@@ -53,6 +56,7 @@ class Explanation:
     gpu_plan: tuple[str, ...] = ()
     workers: str | None = None
     cpu_plan: tuple[str, ...] = ()
+    acceleration: str | None = None
 
     def __str__(self) -> str:
         request = self.request
@@ -68,7 +72,9 @@ class Explanation:
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
             lines.append(f"| {' | '.join(cells)} | {row[3]} |")
-        if self.chosen is None:
+        if self.acceleration is not None:
+            lines.append(self.acceleration)
+        elif self.chosen is None:
             lines.append("The explicit choice cannot run, so a call raises RuntimeError.")
         if self.workers:
             lines.append(f"CPU workers: {self.workers}")
@@ -78,7 +84,7 @@ class Explanation:
 
 
 def explain(
-    module_or_op: BackendChoice | str,
+    module_or_op: BackendChoice | TorchLSTM | str,
     *,
     hidden_size: int | None = None,
     proj_size: int | None = None,
@@ -107,7 +113,8 @@ def explain(
 
     Args:
         module_or_op: a layer of this package, or the name of an operator: ``"lstm"``,
-            ``"rel_lstm"`` or ``"relevancy_attention"``.
+            ``"rel_lstm"`` or ``"relevancy_attention"``. Or an ``nn.LSTM``: then the table says
+            whether :func:`throughtime.accelerate` runs it on our kernels, and why not.
         hidden_size: H, or the size D of a head. Required for an operator; a module has its own.
         proj_size: P; 0 without projection.
         dtype: dtype of the input; by default the module's, or torch's default dtype.
@@ -135,19 +142,24 @@ def explain(
         >>> table = throughtime.explain(throughtime.LSTM(1, 128), batch_size=32, threads=64)
         >>> assert table.chosen != "cpu" or "balance" in str(table)
     """
+    from throughtime import acceleration
     from throughtime.functional.checks import check_size
     from throughtime.nn.backend import BackendChoice
 
-    if isinstance(module_or_op, BackendChoice):
+    accelerated = None
+    if isinstance(module_or_op, (BackendChoice, TorchLSTM)):
         module = module_or_op
-        asked = module.backend_request()
+        if isinstance(module, BackendChoice):
+            asked, own = module.backend_request(), module.backend
+        else:
+            asked, own = acceleration.request(module), "auto"
         request = asked._replace(
             hidden_size=asked.hidden_size if hidden_size is None else hidden_size,
             proj_size=asked.proj_size if proj_size is None else proj_size,
             device=asked.device if device is None else torch.device(device),
             dtype=asked.dtype if dtype is None else dtype,
         )
-        argument = module.backend if backend is None else backend
+        argument = own if backend is None else backend
     elif isinstance(module_or_op, str):
         if module_or_op not in OPERATIONS:
             names = tuple(OPERATIONS)
@@ -164,12 +176,15 @@ def explain(
         argument = "auto" if backend is None else backend
     else:
         raise TypeError(
-            "explain: expected a layer of throughtime or the name of an operator, got "
-            f"{type(module_or_op).__name__}; LSTM.from_torch converts an nn.LSTM"
+            "explain: expected a layer of throughtime, an nn.LSTM or the name of an operator, got "
+            f"{type(module_or_op).__name__}"
         )
     name, source = preferred(argument)
     reasons = {candidate: can_run(candidate, request) for candidate in ORDER}
-    if name != "auto":
+    if isinstance(module_or_op, TorchLSTM) and not isinstance(module_or_op, BackendChoice):
+        source = "nn.LSTM"
+        chosen, accelerated = acceleration.explained(request)
+    elif name != "auto":
         chosen = name if reasons[name] is None else None
     else:
         free = (candidate for candidate in ORDER if passed_over(candidate, request) is None)
@@ -203,4 +218,5 @@ def explain(
         plan("cuda", find_gpu(gpu, request.device)),
         workers() if chosen == "cpu" else None,
         plan("cpu", threads),
+        accelerated,
     )

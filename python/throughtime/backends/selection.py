@@ -163,10 +163,10 @@ def warn_once(message: str) -> None:
     """Warn once per process, whatever filters and places the caller has."""
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=_users_level())
+        warnings.warn(message, RuntimeWarning, stacklevel=users_level())
 
 
-def _users_level() -> int:
+def users_level() -> int:
     """The ``stacklevel`` of the first line, seen from the caller, that is not ours or torch's."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):

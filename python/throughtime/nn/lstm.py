@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.rnn import LSTM as TorchLSTM  # nn.LSTM, whatever a program made of that name
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional, masks
@@ -14,6 +15,7 @@ from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
 from throughtime.functional import thin
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
+from throughtime.functional.lstm import Weights
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Episodes, Sizes, episodes
 from throughtime.packed import check_packed, dropout, repack, unpack
@@ -21,6 +23,21 @@ from throughtime.packed import check_packed, dropout, repack, unpack
 States = tuple[Tensor, Tensor]
 
 _Layer = TypeVar("_Layer", bound=nn.RNNBase)
+
+
+class Layers(Protocol):
+    """What the walk through the layers reads; an LSTM, or a call of torch's own operator."""
+
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    training: bool
+    recompute: bool
+
+    @property
+    def backend(self) -> BackendName: ...
+
+    def _weights(self, layer: int, direction: int) -> Weights: ...
 
 
 class LSTM(BackendChoice, nn.RNNBase):
@@ -79,9 +96,9 @@ class LSTM(BackendChoice, nn.RNNBase):
     weight_hh_l0: Tensor
 
     # Subclasses of nn.LSTM call these; they need no more than an RNNBase has.
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+    get_expected_cell_size = TorchLSTM.get_expected_cell_size
+    check_forward_args = TorchLSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = TorchLSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -178,7 +195,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             >>> new.load_state_dict(old.state_dict())
             <All keys matched successfully>
         """
-        if not isinstance(module, nn.LSTM):
+        if not isinstance(module, TorchLSTM):
             raise TypeError(f"module should be a torch.nn.LSTM, got {type(module).__name__}")
         made = cls(
             **_options(module),
@@ -202,7 +219,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             >>> lstm = throughtime.LSTM(3, 4).eval()
             >>> assert torch.equal(lstm.to_torch().weight_hh_l0, lstm.weight_hh_l0)
         """
-        return _copy_weights(self, nn.LSTM(**_options(self), device="meta"))
+        return _copy_weights(self, TorchLSTM(**_options(self), device="meta"))
 
     @overload
     def forward(
@@ -361,7 +378,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         return repack(output, lengths, like=packed), states
 
     def _run(
-        self,
+        self: Layers,
         x: Tensor,
         hx: States | None,
         detach_masks: Sequence[Tensor | None],
@@ -376,7 +393,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             if self.bidirectional:
-                x, (h, c) = self._run_both(layer, x, hx, detach_masks, starts, ends)
+                x, (h, c) = LSTM._run_both(self, layer, x, hx, detach_masks, starts, ends)
             else:
                 reset, reset_hx = starts.of(layer)
                 x, (h, c) = functional.lstm(
@@ -399,7 +416,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         return x, (join(h_n), join(c_n))
 
     def _run_both(
-        self,
+        self: Layers,
         layer: int,
         x: Tensor,
         hx: States | None,
@@ -422,9 +439,7 @@ class LSTM(BackendChoice, nn.RNNBase):
             backend=self.backend,
         )
 
-    def _weights(
-        self, layer: int, direction: int
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def _weights(self, layer: int, direction: int) -> Weights:
         """The weights of one layer and direction, in the order of ``functional.lstm``.
 
         Every call reads the attributes: functional_call, parametrizations and weight-drop replace

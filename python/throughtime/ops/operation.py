@@ -20,7 +20,8 @@ make the operator right wherever torch meets it (in an exported program, inside 
 
 - Autograd: reverse mode by the backward operator; forward mode by the definition in plain PyTorch;
 - FuncTorchBatched: ``vmap`` is one call per sample, of the forward and of the backward;
-- Autograd of the backward: a second derivative is an error that names the way out.
+- Autograd of the backward: in eager mode a second derivative comes from the definition; where
+  torch traces or transforms, it is an error that names the way out.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from throughtime.ops.record import Checker, Derived, Field, Layout, fake, fields, spelled
 from throughtime.ops.registration import register
+from throughtime.ops.second_derivative import Definition, differentiable
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 Results = TypeVar("Results", bound=tuple[Any, ...])
@@ -154,6 +156,18 @@ class Operation(Generic[Arguments, Results]):
         )
         self._function = _function(self)
         self._refusal = _refusal(self.backward_op, title)
+        self._twice = differentiable(
+            f"{title}Gradient",
+            lambda args: _below(self.backward_op, args),
+            Definition(
+                definition,
+                arguments,
+                self._outputs,
+                self._backward_takes,
+                [x.name for x in self._inputs if x.layout and x.layout.backward is not True],
+                self._gradients,
+            ),
+        )
         register(torch.library.impl, names[0], "Autograd", self._autograd)
         register(torch.library.impl, names[1], "Autograd", self._autograd_of_backward)
         for each, operator in zip(names, (self.forward_op, self.backward_op), strict=True):
@@ -197,6 +211,9 @@ class Operation(Generic[Arguments, Results]):
         read = [k for k, x in enumerate(inputs) if x.layout and x.layout.backward]
         options = [k for k, x in enumerate(inputs) if not x.layout]
         order = [*read, *options, *unread]
+        self._take_unread = _picking(
+            k for k, x in enumerate(inputs) if x.layout and x.layout.backward is not True
+        )
         self._read_count, self._unread = len(read), (None,) * len(unread)
         self._restore = _picking(order.index(k) for k in range(len(inputs)))
         self._take_read, self._take_options = _picking(read), _picking(options)
@@ -253,6 +270,8 @@ class Operation(Generic[Arguments, Results]):
             read = self._take_unconditional((*args, None))
         ctx.save_for_backward(*read, *self._take_results(results))
         ctx.options = self._take_options(args)
+        ctx.unread = self._take_unread(args)
+        ctx.versions = _versions(ctx.unread)
 
     def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradient of each argument of the forward; None where none is needed."""
@@ -264,8 +283,16 @@ class Operation(Generic[Arguments, Results]):
         saved, count = ctx.saved_tensors, self._read_count
         arguments = self._restore((*saved[:count], *ctx.options, *self._unread))
         args = (*given, *arguments, *saved[count:], *flags)
-        if torch.is_grad_enabled() or not plain():
+        if not plain():
             found = self.backward_op(*args)
+        elif torch.is_grad_enabled():
+            if _versions(ctx.unread) != ctx.versions:
+                raise RuntimeError(
+                    f"throughtime: an argument of the {self.title} has been modified by an inplace "
+                    "operation since the forward pass, and create_graph=True needs it as it was; "
+                    "modify a copy of it"
+                )
+            found = _apply(self._twice, (*args, *ctx.unread))
         else:
             found = _below(self.backward_op, args)
         return tuple(
@@ -338,6 +365,11 @@ def _on_record(record: Any, implementation: Implementation | None) -> Implementa
     if implementation is None:
         return None
     return lambda *args: implementation(record._make(args))
+
+
+def _versions(tensors: Iterable[Any]) -> list[int]:
+    """How often each tensor has been written to; torch does not count for inference tensors."""
+    return [x._version for x in tensors if x is not None and not x.is_inference()]
 
 
 def _differentiable(field: Field) -> bool:
@@ -443,8 +475,8 @@ def _named(function: type, name: str) -> type[Any]:
 
 def _once(title: str) -> str:
     return (
-        f"throughtime: the compiled {title} kernels can be differentiated once, and a second "
-        'derivative was asked for; use backend="reference" for double backward'
+        f"throughtime: the compiled {title} kernels can be differentiated once where torch traces "
+        'or transforms, and a second derivative was asked for; use backend="reference"'
     )
 
 

@@ -9,14 +9,23 @@ calls the functions that the last import gave.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-# Per registration the functions that it calls now. They lie beside the operators and live as long.
-_functions: dict[tuple[object, ...], dict[int | str, Callable[..., Any]]] = vars(
-    torch.ops.throughtime
-).setdefault("_functions", {})
+Lasting = TypeVar("Lasting")
+
+
+def lasting(name: str, make: Callable[[], Lasting]) -> Lasting:
+    """What lies beside the operators and lives as long: made by the first import, then the same."""
+    found: Lasting = vars(torch.ops.throughtime).setdefault(name, make())
+    return found
+
+
+# Per registration the functions that it calls now.
+_functions: dict[tuple[object, ...], dict[int | str, Callable[..., Any]]] = lasting(
+    "_functions", dict
+)
 
 
 def register(registrar: Callable[..., Any], operator: str, *details: Any, **options: Any) -> None:
@@ -27,7 +36,7 @@ def register(registrar: Callable[..., Any], operator: str, *details: Any, **opti
     Args:
         registrar: a function of ``torch.library``: ``define``, ``impl``, ``register_fake``,
             ``register_autograd`` or ``register_vmap``.
-        operator: its name, without the namespace.
+        operator: its name; without a namespace it is one of this package.
         details, options: what the registrar takes; hashable.
 
     Raises:
@@ -51,7 +60,7 @@ def register(registrar: Callable[..., Any], operator: str, *details: Any, **opti
         return
     calls = {name: _call(functions, name) for name in functions}
     registrar(
-        f"throughtime::{operator}",
+        operator if "::" in operator else f"throughtime::{operator}",
         *(calls.get(place, detail) for place, detail in enumerate(details)),
         **{name: calls.get(name, option) for name, option in options.items()},
     )
@@ -62,4 +71,16 @@ def _call(functions: dict[int | str, Callable[..., Any]], name: int | str) -> Ca
     def call(*args: Any, **kwargs: Any) -> Any:
         return functions[name](*args, **kwargs)
 
+    _hide_from_dynamo(call)
     return call
+
+
+def _hide_from_dynamo(function: Callable[..., Any]) -> None:
+    """Do what ``torch.compiler.disable`` does, without its import of Dynamo (a second).
+
+    Between the parts of a graph that it breaks, Dynamo would trace what an operator does.
+    """
+    eval_frame: Any = torch._C._dynamo.eval_frame
+    skip = eval_frame._FrameAction.SKIP
+    strategy = eval_frame._FrameExecStrategy(skip, skip)
+    eval_frame.set_code_exec_strategy(function.__code__, strategy)
