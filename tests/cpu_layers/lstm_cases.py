@@ -1,4 +1,4 @@
-"""Calls of the LSTM's kernels alone: arguments, results and gradients by name, and what they should be."""
+"""Calls of the LSTM kernels alone: arguments, results and gradients by name, and what to expect."""
 
 from __future__ import annotations
 
