@@ -113,16 +113,16 @@ PyObject* partition(const WalkShape& shape, const WalkPlan& plan, const WalkSche
 
 PyObject* lstm_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, I, H, R, scalar_bytes;
-  int threads;
-  if (!PyArg_ParseTuple(args, "nnnnnni", &T, &B, &I, &H, &R, &scalar_bytes, &threads))
+  int threads, unit = 0;
+  if (!PyArg_ParseTuple(args, "nnnnnni|p", &T, &B, &I, &H, &R, &scalar_bytes, &threads, &unit))
     return nullptr;
   if (!are_sizes({T, B, I, H, R, scalar_bytes})) return nullptr;
   const LstmShape shape{T, B, I, H, R};
   const int64_t sum_bytes = scalar_bytes == sizeof(double) ? sizeof(double) : sizeof(float);
   const int64_t lanes = lstm_kernels().vector_bytes / sum_bytes;
   const int64_t blocks = divide_up(H, lanes);
-  const WalkPlan forward = plan_forward(shape, kLstmGates, scalar_bytes, threads, lanes);
-  const WalkPlan backward = plan_walk(shape, kLstmGates, scalar_bytes);
+  const WalkPlan forward = plan_forward(shape, kLstmGates, scalar_bytes, unit, threads, lanes);
+  const WalkPlan backward = plan_walk(shape, kLstmGates, scalar_bytes, unit);
   const auto schedule = [&](const WalkPlan& plan) {
     return schedule_walk(shape, kLstmGates, plan, threads, lanes);
   };
@@ -260,7 +260,8 @@ PyMethodDef methods[] = {
     {"cgroup_quota", quota_below, METH_VARARGS,
      "cgroup_quota(root): CPUs that the control groups described below that folder grant, 0: all."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
-     "lstm_plan(T, B, I, H, R, scalar_bytes, threads): how the CPU kernels divide that work: of "
+     "lstm_plan(T, B, I, H, R, scalar_bytes, threads, unit=False): how the CPU kernels divide that "
+     "work, or those for a matrix unit: of "
      "both passes the rows of groups, and blocks of units of the members of a team, as [begin, "
      "end)."},
     {"float32_parts", parts_of_float32, METH_VARARGS,

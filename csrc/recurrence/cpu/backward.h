@@ -48,7 +48,7 @@ class BackwardWalk {
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        plan_(plan_walk(shape_, G, sizeof(Operand))),
+        plan_(plan_walk(shape_, G, sizeof(Operand), Tiling<Operand>::kMatrixUnit)),
         schedule_(schedule_walk(shape_, G, plan_, runtime.threads, L)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),

@@ -64,10 +64,10 @@ requires(Numbers<Operand>::kPair == 2) class WeightGradients<Cell, Operand>
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       pair_rows(part, chunk, da, block, panels, block);
       const Timing timing(part.member.watch, kWeights);
-      multiply_panel<Operand>({hx_(part.member.team), ld_, rows}, columns_, panels, block,
-                              {.at = dw_(group) + this->place(part, block) * columns_ * kGates,
-                               .row_stride = kGates,
-                               .begun = chunk.n > 0});
+      multiply_slices({hx_(part.member.team), ld_, rows}, columns_, panels, block,
+                      {.at = dw_(group) + this->place(part, block) * columns_ * kGates,
+                       .row_stride = kGates,
+                       .begun = chunk.n > 0});
       this->finish_block(part, chunk, block);
     }
   }
@@ -92,10 +92,10 @@ requires(Numbers<Operand>::kPair == 2) class WeightGradients<Cell, Operand>
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       pair_rows(part, chunk, u, block, panels, block);
       const Timing timing(part.member.watch, kWeights);
-      multiply_panel<Operand>({to, ld_, rows}, shape_.R, panels, block,
-                              {.at = dw_r_(group) + this->place(part, block) * shape_.R * L,
-                               .row_stride = L,
-                               .begun = chunk.n > 0});
+      multiply_slices({to, ld_, rows}, shape_.R, panels, block,
+                      {.at = dw_r_(group) + this->place(part, block) * shape_.R * L,
+                       .row_stride = L,
+                       .begun = chunk.n > 0});
       this->finish_projection(part, chunk, block);
     }
   }
@@ -148,6 +148,17 @@ requires(Numbers<Operand>::kPair == 2) class WeightGradients<Cell, Operand>
     const Chunk& chunk_;
     int64_t n_, row_ = 0, active_ = 0, t_ = 0;
   };
+
+  // multiply_panel, kChain of k at a time: a slice of rows of the left operand stays in the first-level
+  // cache. Sums of vectors end their chains there anyway, so they have the same bits.
+  static void multiply_slices(const Left<Operand>& left, int64_t rows,
+                              const Panels<Operand>& panels, int64_t q, Target<S> to) {
+    for (int64_t k = 0; k < left.k_count; k += kChain, to.begun = true) {
+      const int64_t count = least(kChain, left.k_count - k);
+      const Panels<Operand> slice{panels.place(q, k, 0), count, panels.width, panels.width};
+      multiply_panel<Operand>({left.at + k, left.row_stride, count}, rows, slice, 0, to);
+    }
+  }
 
   static int64_t padded(int64_t rows) { return round_up(rows, Tiling<Operand>::kPadding); }
 

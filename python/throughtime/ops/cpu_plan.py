@@ -107,7 +107,8 @@ def lstm(threads: int, work: Work) -> list[str]:
     sizes = (work.steps, work.batch, work.inputs, work.hidden, work.outputs)
     parts = parts_of(work.dtype, sizes)
     number = 2 * parts or _bytes(work.dtype)
-    found = kernels.lstm_plan(*sizes, number, threads)
+    unit = parts > 0 and kernels.isa() == "amx"
+    found = kernels.lstm_plan(*sizes, number, threads, unit)
     lanes, projected = found["lanes"], work.outputs < work.hidden
     forward = 2 * lanes * (4 * (work.outputs + work.inputs) + projected * work.outputs)
     return _describe(
