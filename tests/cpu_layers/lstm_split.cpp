@@ -2,7 +2,6 @@
 // stand-in for it, beside the vector kernels.
 #include "export.h"
 #include "lstm/cpu/float32.cpp"
-#include "lstm/cpu/kernels.cpp"
 #include "lstm/cpu/split_kernels.cpp"
 #include "lstm_calls.h"
 
@@ -10,15 +9,28 @@ using namespace throughtime;
 
 namespace {
 
+// float32 alone: the others would double the time of compiling.
+const LstmKernels kVectors = {{[](const LstmForward<float>& args, const Runtime& runtime) {
+                                 ForwardWalk<LstmCell<float>>(args, runtime).run(runtime);
+                               },
+                               nullptr},
+                              {[](const LstmBackward<float>& args, const Runtime& runtime) {
+                                 BackwardWalk<LstmCell<float>>(args, runtime).run(runtime);
+                               },
+                               nullptr},
+                              nullptr,
+                              nullptr,
+                              kVectorBytes};
+
 // Of the parts that sizes[8] says; 0: the vector kernels.
 struct Float32Kernels {
   static void run(const LstmForward<float>& pass, const int64_t* sizes, const Runtime& runtime) {
-    if (sizes[8] == 0) return TT_KERNELS(lstm).forward(pass, runtime);
-    run_split(TT_KERNELS(lstm_split), TT_KERNELS(lstm), static_cast<int>(sizes[8]), pass, runtime);
+    if (sizes[8] == 0) return kVectors.forward(pass, runtime);
+    run_split(TT_KERNELS(lstm_split), kVectors, static_cast<int>(sizes[8]), pass, runtime);
   }
   static void run(const LstmBackward<float>& pass, const int64_t* sizes, const Runtime& runtime) {
-    if (sizes[8] == 0) return TT_KERNELS(lstm).backward(pass, runtime);
-    run_split(TT_KERNELS(lstm_split), TT_KERNELS(lstm), static_cast<int>(sizes[8]), pass, runtime);
+    if (sizes[8] == 0) return kVectors.backward(pass, runtime);
+    run_split(TT_KERNELS(lstm_split), kVectors, static_cast<int>(sizes[8]), pass, runtime);
   }
 };
 
