@@ -12,6 +12,7 @@
 #include "common/cpu/cpus.h"
 #include "common/cpu/isa.h"
 #include "common/cpu/pool.h"
+#include "common/cpu/precision.h"
 #include "lstm/cpu/kernels.h"
 #include "lstm/cuda/plan.h"
 #include "recurrence/cpu/plan.h"
@@ -137,6 +138,8 @@ PyObject* parts_of_float32(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "nnnnn", &T, &B, &I, &H, &R)) return nullptr;
   return PyLong_FromLong(float32_parts(LstmShape{T, B, I, H, R}));
 }
+
+PyObject* parts_asked(PyObject*, PyObject*) { return PyLong_FromLong(float32_parts_asked()); }
 
 PyObject* rel_lstm_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, I, H, A, scalar_bytes;
@@ -267,6 +270,8 @@ PyMethodDef methods[] = {
     {"float32_parts", parts_of_float32, METH_VARARGS,
      "float32_parts(T, B, I, H, R): bfloat16 parts of a float32 number in the products of such an "
      "LSTM now; 0: vectors multiply."},
+    {"float32_parts_asked", parts_asked, METH_NOARGS,
+     "Those that torch.get_float32_matmul_precision() asks for, where a matrix unit multiplies."},
     {"rel_lstm_plan", rel_lstm_plan, METH_VARARGS,
      "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same; a team is one worker."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
