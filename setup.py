@@ -64,8 +64,10 @@ BASELINE_SOURCES = [  # for the smallest instruction set
     "csrc/common/cpu/isa.cpp",
     "csrc/common/cpu/pool.cpp",
     "csrc/common/cpu/pooled.cpp",
+    "csrc/common/cpu/precision.cpp",
     "csrc/common/cpu/row_order.cpp",
     "csrc/common/tensors.cpp",
+    "csrc/lstm/cpu/float32.cpp",
     "csrc/lstm/cpu/operators.cpp",
     "csrc/rel_lstm/cpu/operators.cpp",
     "csrc/relevancy/cpu/checks.cpp",
@@ -84,6 +86,9 @@ CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
 # For instruction sets that multiply bfloat16, which share all other kernels with AVX-512.
 BFLOAT16_SETS = ["avx512_bf16", "amx"]
 BFLOAT16_KERNEL_SOURCES = ["csrc/lstm/cpu/bfloat16_kernels.cpp"]
+# For those that have a matrix unit.
+MATRIX_SETS = ["amx"]
+MATRIX_KERNEL_SOURCES = ["csrc/lstm/cpu/split_kernels.cpp"]
 # by nvcc, once per dtype, without torch's headers
 CUDA_KERNEL_SOURCES = ["csrc/lstm/cuda/launch.cu"]
 CUDA_SCALARS = ["float", "device::BFloat16", "device::Float16"]
@@ -206,6 +211,12 @@ def user_flags() -> list[str]:
     return [word for name in USER_FLAGS for word in shlex.split(os.environ.get(name, ""))]
 
 
+def kernel_sources(name: str) -> list[str]:
+    """What is compiled for an instruction set."""
+    own = BFLOAT16_KERNEL_SOURCES if name in BFLOAT16_SETS else KERNEL_SOURCES
+    return [*own, *(MATRIX_KERNEL_SOURCES if name in MATRIX_SETS else [])]
+
+
 def cpu_module(plan: Plan) -> Module:
     """throughtime._C.
 
@@ -217,7 +228,7 @@ def cpu_module(plan: Plan) -> Module:
     kernels = [
         Object(HERE / source, name, (*FLAGS, *flags, f"-DTT_ISA={name}", INCLUDE, *user_flags()))
         for name, flags in plan.instruction_sets
-        for source in (BFLOAT16_KERNEL_SOURCES if name in BFLOAT16_SETS else KERNEL_SOURCES)
+        for source in kernel_sources(name)
     ]
     return Module("_C.so", (*baseline, *kernels), libraries("torch_cpu"))
 

@@ -23,11 +23,13 @@ from bench.operations.operation import (
     AUTOCAST,
     MODES,
     OURS,
+    PRECISIONS,
     Case,
     Contestant,
     fixed_mask,
 )
 from throughtime import _ext
+from throughtime.ops import cpu_plan
 
 COLUMNS = [
     "op", "shape", "dtype", "threads", "where", "phase", "ms", "share", "gflops",
@@ -36,7 +38,7 @@ COLUMNS = [
 PASSES = ("forward", "backward")
 NO_PHASE = ("calls", "workers", "allocate", "whole")
 MULTIPLY_ADDS = 100_000
-PROFILED = ("float32", "bfloat16", AUTOCAST)
+PROFILED = ("float32", *PRECISIONS, "bfloat16", AUTOCAST)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,11 +64,18 @@ def run(op: str, args: argparse.Namespace) -> int:
         raise UsageError(f"bench profile needs the compiled CPU kernels: {_ext.why_missing()}")
     torch.set_num_threads(args.threads)
     print("\n".join(machine.header()))
-    rates = measure_rates(kernels, args.dtype)
-    print(f"multiply-adds, {args.dtype}: {rates.gflops:.0f} GFLOP/s\n", flush=True)
-    chosen = choose_cases(OPERATIONS[op], args)
-    cases = [replace(case, p=getattr(args, "p", None), dtype=args.dtype) for case in chosen]
-    found = pd.concat([profile(kernels, case, rates, args.repeats) for case in cases])
+    rates: dict[int, Rates] = {}
+    tables = []
+    for chosen in choose_cases(OPERATIONS[op], args):
+        case = replace(chosen, p=getattr(args, "p", None), dtype=args.dtype)
+        with case.precision():
+            parts = parts_of(case)
+            if parts not in rates:
+                rates[parts] = measure_rates(kernels, parts)
+                text = f"in {parts} bfloat16 parts" if parts else "by vectors"
+                print(f"multiply-adds {text}: {rates[parts].gflops:.0f} GFLOP/s\n", flush=True)
+            tables.append(profile(kernels, case, rates[parts], args.repeats))
+    found = pd.concat(tables)
     print(report(found))
     if args.csv is not None:
         found.to_csv(args.csv, index=False, float_format="%.6g")
@@ -82,16 +91,21 @@ class Rates:
     ticks: float
 
 
-def measure_rates(kernels: Any, dtype: str, *, repeats: int = 5) -> Rates:
-    """The best of several measurements with torch's number of threads.
+def parts_of(case: Case) -> int:
+    """bfloat16 numbers that an operand of a case's products is made of; 0: vectors multiply."""
+    if case.op != "lstm":
+        return 0
+    inputs, units = case.I or 1, case.H or 1
+    return cpu_plan.parts_of(case.operands, (case.T, case.B, inputs, units, units))
 
-    Where the kernels multiply no bfloat16, its rate is that of float32.
-    """
+
+def measure_rates(kernels: Any, parts: int, *, repeats: int = 5) -> Rates:
+    """The best of several measurements with torch's number of threads, of such operands."""
     start, ticks = time.perf_counter(), kernels.ticks()
     rates = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        operations = 2 * kernels.multiply_adds(MULTIPLY_ADDS, dtype != "float32")
+        operations = 2 * kernels.multiply_adds(MULTIPLY_ADDS, parts)
         rates.append(operations / (time.perf_counter() - begin))
     per_second = (kernels.ticks() - ticks) / (time.perf_counter() - start)
     return Rates(max(rates) * 1e-9, per_second)

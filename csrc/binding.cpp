@@ -12,6 +12,7 @@
 #include "common/cpu/cpus.h"
 #include "common/cpu/isa.h"
 #include "common/cpu/pool.h"
+#include "common/cpu/precision.h"
 #include "lstm/cpu/kernels.h"
 #include "lstm/cuda/plan.h"
 #include "recurrence/cpu/plan.h"
@@ -113,15 +114,16 @@ PyObject* partition(const WalkShape& shape, const WalkPlan& plan, const WalkSche
 
 PyObject* lstm_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, I, H, R, scalar_bytes;
-  int threads;
-  if (!PyArg_ParseTuple(args, "nnnnnni", &T, &B, &I, &H, &R, &scalar_bytes, &threads))
+  int threads, unit = 0;
+  if (!PyArg_ParseTuple(args, "nnnnnni|p", &T, &B, &I, &H, &R, &scalar_bytes, &threads, &unit))
     return nullptr;
   if (!are_sizes({T, B, I, H, R, scalar_bytes})) return nullptr;
   const LstmShape shape{T, B, I, H, R};
-  const int64_t lanes = lstm_kernels().vector_bytes / most(scalar_bytes, sizeof(float));
+  const int64_t sum_bytes = scalar_bytes == sizeof(double) ? sizeof(double) : sizeof(float);
+  const int64_t lanes = lstm_kernels().vector_bytes / sum_bytes;
   const int64_t blocks = divide_up(H, lanes);
-  const WalkPlan forward = plan_forward(shape, kLstmGates, scalar_bytes, threads, lanes);
-  const WalkPlan backward = plan_walk(shape, kLstmGates, scalar_bytes);
+  const WalkPlan forward = plan_forward(shape, kLstmGates, scalar_bytes, unit, threads, lanes);
+  const WalkPlan backward = plan_walk(shape, kLstmGates, scalar_bytes, unit);
   const auto schedule = [&](const WalkPlan& plan) {
     return schedule_walk(shape, kLstmGates, plan, threads, lanes);
   };
@@ -130,6 +132,14 @@ PyObject* lstm_plan(PyObject*, PyObject* args) {
                        partition(shape, backward, schedule(backward), blocks,
                                  panel_width(blocks, schedule(backward).members)));
 }
+
+PyObject* parts_of_float32(PyObject*, PyObject* args) {
+  Py_ssize_t T, B, I, H, R;
+  if (!PyArg_ParseTuple(args, "nnnnn", &T, &B, &I, &H, &R)) return nullptr;
+  return PyLong_FromLong(float32_parts(LstmShape{T, B, I, H, R}));
+}
+
+PyObject* parts_asked(PyObject*, PyObject*) { return PyLong_FromLong(float32_parts_asked()); }
 
 PyObject* rel_lstm_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, I, H, A, scalar_bytes;
@@ -204,20 +214,26 @@ PyObject* ticks(PyObject*, PyObject*) { return PyLong_FromLongLong(read_ticks())
 
 PyObject* multiply_adds(PyObject*, PyObject* args) {
   Py_ssize_t repeats;
-  int bfloat16;
-  if (!PyArg_ParseTuple(args, "np", &repeats, &bfloat16)) return nullptr;
+  int parts;
+  if (!PyArg_ParseTuple(args, "ni", &repeats, &parts)) return nullptr;
   const Runtime runtime = cpu_runtime();
-  const LstmBFloat16Kernels* const own = bfloat16 ? lstm_bfloat16_kernels() : nullptr;
   struct Context {
-    int64_t (*multiply)(int64_t repeats);
     int64_t repeats, done;
-  } context{own ? own->multiply_adds : lstm_kernels().multiply_adds, repeats, 0};
+    int parts;
+    int64_t multiply() const {
+      const LstmSplitKernels* const split = lstm_split_kernels();
+      const LstmBFloat16Kernels* const bfloat16 = lstm_bfloat16_kernels();
+      if (parts > 1 && split) return split->multiply_adds(repeats, parts);
+      if (parts == 1 && bfloat16) return bfloat16->multiply_adds(repeats);
+      return lstm_kernels().multiply_adds(repeats);
+    }
+  } context{repeats, 0, parts};
   runtime.parallel(
       runtime.threads,
       [](void* raw, int begin, int end) {
-        auto& [multiply, repeats, done] = *static_cast<Context*>(raw);
+        Context& context = *static_cast<Context*>(raw);
         for (int worker = begin; worker < end; ++worker)
-          __atomic_fetch_add(&done, multiply(repeats), __ATOMIC_RELAXED);
+          __atomic_fetch_add(&context.done, context.multiply(), __ATOMIC_RELAXED);
       },
       &context);
   return PyLong_FromLongLong(context.done);
@@ -247,9 +263,15 @@ PyMethodDef methods[] = {
     {"cgroup_quota", quota_below, METH_VARARGS,
      "cgroup_quota(root): CPUs that the control groups described below that folder grant, 0: all."},
     {"lstm_plan", lstm_plan, METH_VARARGS,
-     "lstm_plan(T, B, I, H, R, scalar_bytes, threads): how the CPU kernels divide that work: of "
+     "lstm_plan(T, B, I, H, R, scalar_bytes, threads, unit=False): how the CPU kernels divide that "
+     "work, or those for a matrix unit: of "
      "both passes the rows of groups, and blocks of units of the members of a team, as [begin, "
      "end)."},
+    {"float32_parts", parts_of_float32, METH_VARARGS,
+     "float32_parts(T, B, I, H, R): bfloat16 parts of a float32 number in the products of such an "
+     "LSTM now; 0: vectors multiply."},
+    {"float32_parts_asked", parts_asked, METH_NOARGS,
+     "Those that torch.get_float32_matmul_precision() asks for, where a matrix unit multiplies."},
     {"rel_lstm_plan", rel_lstm_plan, METH_VARARGS,
      "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same; a team is one worker."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
@@ -264,9 +286,9 @@ PyMethodDef methods[] = {
      "phases over all workers."},
     {"ticks", ticks, METH_NOARGS, "The clock of profile()."},
     {"multiply_adds", multiply_adds, METH_VARARGS,
-     "multiply_adds(repeats, bfloat16): runs the kernels' tiles in the first-level cache on all "
-     "threads and returns the number of multiply-adds: of float32, or of bfloat16 where the "
-     "kernels multiply that."},
+     "multiply_adds(repeats, parts): runs the kernels' tiles in the first-level cache on all "
+     "threads and returns the number of multiply-adds: of float32 by vectors, or of numbers of so "
+     "many bfloat16 parts where the kernels multiply those."},
     {"meet", meet, METH_VARARGS,
      "meet(members, times): that many workers meet so often at a barrier of the kernels."},
     {nullptr, nullptr, 0, nullptr}};

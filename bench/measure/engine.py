@@ -57,7 +57,8 @@ class Bench:
         bar = tqdm(list(self.cases(chosen)), unit="case", file=sys.stderr, disable=None)
         for case in bar:
             bar.set_postfix_str(f"{case}, {case.dtype}, {case.mode}")
-            rows += self._measure(case)
+            with case.precision():
+                rows += self._measure(case)
         return table.frame(rows)
 
     def cases(self, chosen: Sequence[Case]) -> Iterator[Case]:

@@ -100,9 +100,9 @@ def _product(dtype: torch.dtype, device: str) -> tuple[Run, float]:
     """
     if device == "cpu" and dtype.itemsize == 2:
         if dtype == torch.bfloat16 and multiplies_bfloat16():
-            count = _ext.extension.multiply_adds(1, True)
+            count = _ext.extension.multiply_adds(1, 1)
             return partial(
-                _ext.extension.multiply_adds, TILE_REPEATS, True
+                _ext.extension.multiply_adds, TILE_REPEATS, 1
             ), 2.0 * TILE_REPEATS * count
         dtype = torch.float32
     a, b, out = torch.randn(3, GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=device)

@@ -7,14 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from bench.operations.operation import AUTOCAST, MODES, REFERENCE, Case, Contestant, Operation
+from bench.operations.operation import (
+    AUTOCAST,
+    MODES,
+    PRECISIONS,
+    REFERENCE,
+    Case,
+    Contestant,
+    Operation,
+)
 
 # Roundings beyond twice the error of plain PyTorch. In 16 bits values are rounded once, at the
 # end, so that few are needed; 32 of them (25 % in bfloat16) would let a missing mask pass.
 ROUNDING_UNITS = {"float32": 32, "float64": 32, "bfloat16": 2, "float16": 2, AUTOCAST: 2}
+ROUNDING_UNITS |= dict.fromkeys(PRECISIONS, 2)
 LOOP, TORCH = Contestant("loop"), Contestant("torch")
 SCATTER = 2.0  # root mean squares of few numbers scatter: by this / sqrt(H) of their size
 RIGHT_IN_FLOAT64 = 1e-9
@@ -92,8 +100,7 @@ class Verifier:
         plain = [REFERENCE, *([LOOP] if self._loop_rounds_more(case, exact) else [])]
         found = [relative_errors(self._results(contestant, case), exact) for contestant in plain]
         largest = max(e for errors in found for name, e in errors.items() if name != CHOICE)
-        eps = torch.finfo(case.operands).eps
-        limit = 2 * largest + ROUNDING_UNITS[case.dtype] * eps
+        limit = 2 * largest + ROUNDING_UNITS[case.dtype] * case.rounding
         return exact, limit, self._error_of_torch(case) * (1 + SCATTER / case.width**0.5)
 
     def _error_of_torch(self, case: Case) -> float:

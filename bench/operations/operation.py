@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ DEVICES = ("cpu", "cuda")
 AUTOCAST = "autocast"  # float32 tensors, under torch.autocast in bfloat16
 DTYPES = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
 DTYPES[AUTOCAST] = torch.float32
+# float32 under torch.set_float32_matmul_precision, and the rounding of an operand that it allows.
+PRECISIONS = {"float32-high": ("high", 2.0**-15), "float32-medium": ("medium", 2.0**-7)}
+DTYPES |= dict.fromkeys(PRECISIONS, torch.float32)
 REPLACED_STEPS, MOST_STEPS = 32, 1024
 SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
 
@@ -60,6 +64,21 @@ class Case:
         """What products multiply."""
         dtype: torch.dtype = torch.bfloat16 if self.dtype == AUTOCAST else DTYPES[self.dtype]
         return dtype
+
+    @property
+    def rounding(self) -> float:
+        """Of one operand of a product, relative."""
+        return PRECISIONS.get(self.dtype, ("", torch.finfo(self.operands).eps))[1]
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """While it lasts, torch's switch for products of float32 is what the dtype says."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(PRECISIONS.get(self.dtype, ("highest",))[0])
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     @property
     def itemsize(self) -> int:

@@ -6,6 +6,7 @@ import os
 import platform
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -102,7 +103,17 @@ def _build() -> list[tuple[str, str]]:
     if _ext.extension is not None:
         rows.append(("instruction set", _ext.extension.isa()))
         rows.append(("runs here", ", ".join(_ext.extension.runnable_isas())))
+        rows.append(("float32 products", _float32_products(_ext.extension)))
     return rows
+
+
+def _float32_products(kernels: Any) -> str:
+    """Of large LSTMs: what multiplies them, and what torch's switch asks for."""
+    if not kernels.float32_parts(100, 64, 512, 512, 512):
+        return "by vectors"
+    parts: int = kernels.float32_parts_asked()
+    asked = torch.get_float32_matmul_precision()
+    return f"of large LSTMs by AMX in {parts} bfloat16 part{'s' * (parts > 1)} ({asked})"
 
 
 def _backends() -> list[tuple[str, str]]:

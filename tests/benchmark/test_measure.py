@@ -88,7 +88,7 @@ def test_roofs_are_a_product_and_a_copy() -> None:
 def test_the_roof_of_16_bits_on_a_cpu(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 has one of its own where the kernels multiply it, float16 never."""
     monkeypatch.setattr(timing, "multiplies_bfloat16", lambda: multiplies)
-    kernels = SimpleNamespace(multiply_adds=lambda repeats, bfloat16: 7 * repeats * bfloat16)
+    kernels = SimpleNamespace(multiply_adds=lambda repeats, parts: 7 * repeats * parts)
     monkeypatch.setattr(timing._ext, "extension", kernels)
     (run, work), (half, _) = (
         timing.roofs(dtype, "cpu")["matmul"] for dtype in (torch.bfloat16, torch.float16)

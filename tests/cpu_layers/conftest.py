@@ -34,6 +34,7 @@ SETS = {
     "matrix": [*RUNNABLE, *STAND_IN],
     "walk": [isa for isa in RUNNABLE if isa != "amx"],
     "lstm_bfloat16": [*(isa for isa in RUNNABLE if isa.startswith(("avx512", "amx"))), *STAND_IN],
+    "lstm_split": [*(isa for isa in RUNNABLE if isa == "amx"), *STAND_IN],
 }
 
 

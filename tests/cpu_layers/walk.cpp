@@ -16,6 +16,7 @@ WalkInput<X> input(const int64_t* sizes, const int64_t* lengths, const int64_t* 
                    const X* h0, const S* weight_ih, const S* weight_hh, const S* bias) {
   WalkInput<X> in{};
   in.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[3]};
+  in.batch = sizes[1];
   in.x = x;
   in.x_stride_t = sizes[1] * sizes[2];
   in.x_stride_b = sizes[2];

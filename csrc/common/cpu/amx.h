@@ -109,6 +109,21 @@ TT_INLINE void each(const F& f) {
   f(Constant<N - 1>{});
 }
 
+// f(rows, row stride, panel) for every kDepth of k of the terms; the panel from a vector of columns on.
+template <typename Operand, typename F>
+TT_INLINE void each_step(const Term<Operand>* terms, int count, int64_t width, int64_t column,
+                         const F& f) {
+  for (int n = 0; n < count; ++n) {
+    const Left<Operand>& left = terms[n].left;
+    const Operand* panel = terms[n].panel + column * kTile;
+    for (int64_t block = 0; block < left.blocks; ++block) {
+      const Operand* rows = left.at + block * left.block_stride;
+      for (int64_t k = 0; k < left.k_count; k += kDepth, panel += width * kTile)
+        f(rows + k, left.row_stride, panel);
+    }
+  }
+}
+
 // R by C tiles of the sums, C of the `width` vectors of columns of a panel from `column` on.
 template <int R, int C>
 TT_INLINE void multiply_block(const Term<BFloat16>* terms, int count, int64_t width, int64_t column,
@@ -128,27 +143,19 @@ TT_INLINE void multiply_block(const Term<BFloat16>* terms, int count, int64_t wi
       clear<tile>();
     }
   });
-  for (int n = 0; n < count; ++n) {
-    const Left<BFloat16>& left = terms[n].left;
-    const BFloat16* panel = terms[n].panel + column * kTile;
-    for (int64_t block = 0; block < left.blocks; ++block) {
-      const BFloat16* rows = left.at + block * left.block_stride;
-      for (int64_t k = 0; k < left.k_count; k += kDepth, panel += width * kTile) {
-        each<R>([&](auto r) {
-          load<4 + decltype(r)::value>(rows + k + r.value * kRows * left.row_stride,
-                                       left.row_stride * 2);
-        });
-        each<C>([&](auto c) {
-          constexpr int right = 6 + decltype(c)::value % 2;
-          load<right>(panel + c.value * kTile, 64);
-          each<R>([&](auto r) {
-            multiply_add<decltype(r)::value * C + decltype(c)::value, 4 + decltype(r)::value,
-                         right>();
-          });
-        });
-      }
-    }
-  }
+  const auto step = [](const BFloat16* rows, int64_t row_stride, const BFloat16* panel) {
+    each<R>([&](auto r) {
+      load<4 + decltype(r)::value>(rows + r.value * kRows * row_stride, row_stride * 2);
+    });
+    each<C>([&](auto c) {
+      constexpr int right = 6 + decltype(c)::value % 2;
+      load<right>(panel + c.value * kTile, 64);
+      each<R>([&](auto r) {
+        multiply_add<decltype(r)::value * C + decltype(c)::value, 4 + decltype(r)::value, right>();
+      });
+    });
+  };
+  each_step(terms, count, width, column, step);
   each<R * C>([&](auto n) {
     constexpr int tile = decltype(n)::value, r = tile / C, c = tile % C;
     store<tile>(out + r * kRows * to.row_stride + c * kColumns, to.row_stride * 4);

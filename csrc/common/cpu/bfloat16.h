@@ -18,6 +18,8 @@ struct Numbers<BFloat16> {
   static constexpr int64_t L = kLanes<float>;
 
   static constexpr int kPair = 2;
+  static constexpr int kRun = 1;
+  static constexpr bool kBounded = false;
 #if defined(TT_AMX)
   static constexpr int kDepth = 32;
 #else
@@ -53,16 +55,16 @@ struct Numbers<BFloat16> {
     return __builtin_convertvector(rounded(v) >> 16, Halves);
 #endif
   }
-  TT_INLINE static void put(BFloat16* to, Vec<float> v) {
-    *reinterpret_cast<AnyHalves*>(to) = halves(v);
+  TT_INLINE static void put(BFloat16* row, int64_t column, Vec<float> v) {
+    *reinterpret_cast<AnyHalves*>(row + column) = halves(v);
   }
-  TT_INLINE static void put_part(BFloat16* to, Vec<float> v, int64_t count) {
+  TT_INLINE static void put_part(BFloat16* row, int64_t column, Vec<float> v, int64_t count) {
     if (count >= L) {
-      put(to, v);
+      put(row, column, v);
       return;
     }
     const Halves narrow = halves(v);
-    if (count > 0) std::memcpy(to, &narrow, count * sizeof(BFloat16));
+    if (count > 0) std::memcpy(row + column, &narrow, count * sizeof(BFloat16));
   }
   // Numbers of two rows side by side, [element][2]; zeros for a row that is null, or past `count`.
   TT_INLINE static Words pairs(const BFloat16* first, const BFloat16* second, int64_t count) {
@@ -78,9 +80,34 @@ struct Numbers<BFloat16> {
     return words(first) | words(second) << 16;
   }
 
-  TT_INLINE static void put_step(BFloat16* to, const Vec<float>* v) {
+  TT_INLINE static void put_step(BFloat16* to, int64_t k, const Vec<float>* v) {
     const Words pairs = rounded(v[0]) >> 16 | (rounded(v[1]) & 0xffff0000u);
-    std::memcpy(to, &pairs, sizeof pairs);
+    std::memcpy(to + k * L, &pairs, sizeof pairs);
+  }
+  // The same of two rows, from a column on.
+  TT_INLINE static void put_pair(BFloat16* to, int64_t k, const BFloat16* first,
+                                 const BFloat16* second, int64_t column) {
+    const Words words =
+        pairs(first ? first + column : nullptr, second ? second + column : nullptr, L);
+    std::memcpy(to + k * L, &words, sizeof words);
+  }
+
+  // Numbers [k, k + 2 L) of the rows of `to`, ld numbers apart: the columns of as many rows, zeros
+  // for a row that is null.
+  TT_INLINE static void put_transposed(BFloat16* to, int64_t ld, int64_t k,
+                                       const BFloat16* const* from, int64_t columns) {
+    for (int64_t column = 0; column < columns; column += L) {
+      const int64_t count = least(columns - column, L);
+      Vec<float> v[L];
+#pragma GCC unroll 16
+      for (int64_t pair = 0; pair < L; ++pair) {
+        const auto at = [&](int64_t r) { return from[r] ? from[r] + column : nullptr; };
+        v[pair] = (Vec<float>)pairs(at(2 * pair), at(2 * pair + 1), count);
+      }
+      transpose<float>(v);
+      for (int64_t c = 0; c < count; ++c)
+        std::memcpy(to + (column + c) * ld + k, &v[c], sizeof v[c]);
+    }
   }
 
   // A vector of pairs of a panel.

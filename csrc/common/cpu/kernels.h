@@ -9,6 +9,8 @@
 // all others with AVX-512:
 //
 //   TT_BFLOAT16_TABLES(LstmBFloat16Kernels, lstm_bfloat16)   // lstm_bfloat16_kernels(), or null
+//
+// TT_MATRIX_TABLES is the same for those that have a matrix unit.
 #pragma once
 
 #include "common/cpu/runtime.h"
@@ -74,6 +76,14 @@
     static const Kernels* const tables[] = {TT_EACH_BFLOAT16_ISA(                          \
         TT_ADDRESS_OF_KERNELS, Kernels, op) TT_EACH_BASE_ISA(TT_NO_ADDRESS, Kernels, op)}; \
     return tables[chosen_isa()];                                                           \
+  }
+#define TT_MATRIX_TABLES(Kernels, op)                                                              \
+  TT_AMX_ISA(TT_DECLARE_KERNELS, Kernels, op)                                                      \
+  const Kernels* op##_kernels() {                                                                  \
+    static const Kernels* const tables[] = {TT_AMX_ISA(TT_ADDRESS_OF_KERNELS, Kernels, op)         \
+                                                TT_AVX512_BF16(TT_NO_ADDRESS, Kernels, op)         \
+                                                    TT_EACH_BASE_ISA(TT_NO_ADDRESS, Kernels, op)}; \
+    return tables[chosen_isa()];                                                                   \
   }
 
 namespace throughtime {

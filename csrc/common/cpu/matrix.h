@@ -5,6 +5,7 @@
 #pragma once
 
 #include "common/cpu/amx.h"
+#include "common/cpu/amx_split.h"
 #include "common/cpu/operands.h"
 #include "common/cpu/tile.h"
 #include "common/sizes.h"
@@ -23,7 +24,7 @@ void pack_rows_as_columns(const Panels<Operand>& to, Share own, const F& at) {
           [&](int64_t element) { return at((q * to.width + v) * L + element); }, to.k_count,
           to.depth(), Numbers<Operand>::kPair,
           [&](int64_t k, const Vec<SumOf<Operand>>* columns) {
-            Numbers<Operand>::put_step(to.place(q, k, v), columns);
+            Numbers<Operand>::put_step(to.place(q, k, v), k % to.kDepth, columns);
           });
 }
 
@@ -40,7 +41,7 @@ void pack_rows(const Panels<Operand>& to, int64_t columns, Share own, const F& a
         Vec<SumOf<Operand>> v[kPair];
         for (int64_t r = 0; r < kPair; ++r)
           v[r] = rows[r] ? load_part(rows[r] + column, columns - column) : Vec<SumOf<Operand>>{};
-        Numbers<Operand>::put_step(to.place(q, k, j), v);
+        Numbers<Operand>::put_step(to.place(q, k, j), k % to.kDepth, v);
       }
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/cpu/bfloat16.h"
+#include "common/cpu/split.h"
 #include "common/cpu/tile.h"
 #include "common/sizes.h"
 
@@ -16,12 +17,15 @@ struct Tiling {
   static constexpr int64_t kPadding = 1;  // left operands have a multiple of so many rows in memory
 };
 #if defined(TT_AMX)
-template <>
-struct Tiling<BFloat16> {
+struct TilingOfUnit {
   static constexpr bool kMatrixUnit = true;
   static constexpr int64_t kRows = 32;
   static constexpr int64_t kPadding = 16;
 };
+template <>
+struct Tiling<BFloat16> : TilingOfUnit {};
+template <int kParts>
+struct Tiling<SplitFloat<kParts>> : TilingOfUnit {};
 #endif
 
 // A weight packed into panels of `width` vectors of columns (the last may be narrower), each
@@ -42,9 +46,9 @@ struct Panels {
   TT_INLINE int64_t count() const { return divide_up(vectors, width); }
   TT_INLINE int64_t width_of(int64_t panel) const { return least(width, vectors - panel * width); }
   TT_INLINE Operand* panel(int64_t q) const { return at + q * width * L * depth(); }
-  // Of vector v of columns of panel q: the step of k.
+  // Of vector v of columns of panel q: the kDepth steps that k is among.
   TT_INLINE Operand* place(int64_t q, int64_t k, int64_t v) const {
-    return panel(q) + (k / kDepth * width_of(q) + v) * (kDepth * L) + k % kDepth * L;
+    return panel(q) + (k / kDepth * width_of(q) + v) * (kDepth * L);
   }
 };
 

@@ -197,24 +197,29 @@ template <typename Storage>
 struct Numbers {
   static constexpr int kPair = 1;   // k that one step of a product multiplies
   static constexpr int kDepth = 1;  // operands are padded with zeros to a multiple of so many k
+  static constexpr int kRun = 1;    // only multiples of so many numbers have an address
+  static constexpr bool kBounded = false;  // whether products take numbers of some range only
 
   TT_INLINE static Storage one() { return 1; }
   TT_INLINE static Storage wide(Storage number) { return number; }
   TT_INLINE static Vec<Storage> vector_part(const Storage* from, int64_t count) {
     return load_part(from, count);
   }
-  TT_INLINE static void put(Storage* to, Vec<Storage> v) { store(to, v); }
-  TT_INLINE static void put_part(Storage* to, Vec<Storage> v, int64_t count) {
-    store_part(to, v, count);
+  // Numbers [column, column + a vector) of a row.
+  TT_INLINE static void put(Storage* row, int64_t column, Vec<Storage> v) {
+    store(row + column, v);
   }
-  // One step of k of a panel.
-  TT_INLINE static void put_step(Storage* to, const Vec<Storage>* v) { store(to, *v); }
+  TT_INLINE static void put_part(Storage* row, int64_t column, Vec<Storage> v, int64_t count) {
+    store_part(row + column, v, count);
+  }
+  // Step k of kDepth of a panel.
+  TT_INLINE static void put_step(Storage* to, int64_t, const Vec<Storage>* v) { store(to, *v); }
 };
 
 template <int Count, typename Storage>
 TT_INLINE void store_vectors(Storage* to, int64_t stride, const Vec<SumOf<Storage>>* from) {
 #pragma GCC unroll 8
-  for (int v = 0; v < Count; ++v) Numbers<Storage>::put(to + v * stride, from[v]);
+  for (int v = 0; v < Count; ++v) Numbers<Storage>::put(to, v * stride, from[v]);
 }
 
 template <typename S>

@@ -23,8 +23,20 @@ struct LstmBFloat16Kernels {
   int64_t (*multiply_adds)(int64_t repeats);  // as above
 };
 
+// float32 by a matrix unit, each number in so many bfloat16 parts (common/cpu/split.h): of one, two or
+// three parts. They take numbers of some range only; see lstm/cpu/float32.h.
+struct LstmSplitKernels {
+  void (*forward)(const LstmForward<float>& args, int parts, const Runtime& runtime);
+  void (*backward)(const LstmBackward<float>& args, int parts, const Runtime& runtime);
+  int64_t (*multiply_adds)(int64_t repeats, int parts);  // as above
+};
+
 // Those of the instruction set that runs; null if it has none.
 const LstmBFloat16Kernels* lstm_bfloat16_kernels();
+const LstmSplitKernels* lstm_split_kernels();
+
+// bfloat16 parts of a float32 number in the products of a call of that shape now; 0: vectors multiply.
+int float32_parts(const LstmShape& shape);
 
 // Those of the instruction set that runs.
 const LstmKernels& lstm_kernels();

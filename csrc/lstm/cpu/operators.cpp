@@ -5,14 +5,21 @@
 
 #include "common/cpu/call.h"
 #include "common/cpu/isa.h"
+#include "common/cpu/precision.h"
 #include "common/cpu/row_order.h"
 #include "common/operator.h"
+#include "lstm/cpu/float32.h"
 #include "lstm/cpu/kernels.h"
 
 namespace throughtime {
 
 TT_KERNEL_TABLES(LstmKernels, lstm)
 TT_BFLOAT16_TABLES(LstmBFloat16Kernels, lstm_bfloat16)
+TT_MATRIX_TABLES(LstmSplitKernels, lstm_split)
+
+int float32_parts(const LstmShape& shape) {
+  return lstm_split_kernels() && fits_matrix_unit(shape) ? float32_parts_asked() : 0;
+}
 
 namespace {
 
@@ -108,6 +115,7 @@ class Layer {
   LstmInput<X> as() const {
     using S = SumOf<X>;
     return {.shape = shape,
+            .batch = shape.B,
             .x = data<X>(args_.input),
             .x_stride_t = args_.input.stride(0),
             .x_stride_b = args_.input.stride(1),
@@ -140,13 +148,21 @@ class Layer {
   RowOrder rows_;
 };
 
-template <typename X>
-void run(const LstmForward<X>& pass, const Runtime& runtime) {
+void run(const LstmForward<double>& pass, const Runtime& runtime) {
   lstm_kernels().forward(pass, runtime);
 }
-template <typename X>
-void run(const LstmBackward<X>& pass, const Runtime& runtime) {
+void run(const LstmBackward<double>& pass, const Runtime& runtime) {
   lstm_kernels().backward(pass, runtime);
+}
+void run(const LstmForward<float>& pass, const Runtime& runtime) {
+  const int parts = float32_parts(pass.in.shape);
+  if (!parts) return lstm_kernels().forward(pass, runtime);
+  run_split(*lstm_split_kernels(), lstm_kernels(), parts, pass, runtime);
+}
+void run(const LstmBackward<float>& pass, const Runtime& runtime) {
+  const int parts = float32_parts(pass.in.shape);
+  if (!parts) return lstm_kernels().backward(pass, runtime);
+  run_split(*lstm_split_kernels(), lstm_kernels(), parts, pass, runtime);
 }
 void run(const LstmForward<BFloat16>& pass, const Runtime& runtime) {
   lstm_bfloat16_kernels()->forward(pass, runtime);
@@ -263,6 +279,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                                  .dweight_hh = weight(dweight_hh),
                                  .dbias = weight(dbias),
                                  .dweight_hr = weight(dweight_hr),
+                                 .beyond = nullptr,
                                  .dreset_h = resets ? mutable_data<S>(dreset_h) : nullptr,
                                  .dreset_c = resets ? mutable_data<S>(dreset_c) : nullptr};
       TT_CHECK_CALL(pass.saved[saved_activations<X>(s, recompute)] == static_cast<S>(isa().mark),

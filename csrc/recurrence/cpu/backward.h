@@ -27,11 +27,12 @@
 namespace throughtime {
 namespace {
 
-// Operand is the type of the gradients, states and weights in products; sums are Cell::Number.
+// Operand is the type of the gradients, states and weights in products, X what x, y and their gradients
+// have in memory; sums are Cell::Number.
 template <typename Cell, typename Operand = typename Cell::Number>
 class BackwardWalk {
   using S = typename Cell::Number;
-  using X = Operand;
+  using X = GivenAs<Operand>;
   using Activations = Saved<Cell, Operand>;
   static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
   static constexpr bool kPads =
@@ -47,7 +48,7 @@ class BackwardWalk {
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        plan_(plan_walk(shape_, G, sizeof(Operand))),
+        plan_(plan_walk(shape_, G, sizeof(Operand), Tiling<Operand>::kMatrixUnit)),
         schedule_(schedule_walk(shape_, G, plan_, runtime.threads, L)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),
@@ -57,6 +58,7 @@ class BackwardWalk {
         most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
+        ld_u_(round_up(L, Numbers<Operand>::kRun)),
         saved_numbers_(L * (p_.cell_only ? 1 : Activations::kVectors)),
         scratch_(runtime),
         weights_(args, plan_, schedule_, &scratch_),
@@ -71,7 +73,7 @@ class BackwardWalk {
     da_ = scratch_.template reserve<Operand>(teams, blocks_, slots_, most_rows_, kGates);
     dc_ = scratch_.template reserve<S>(Cell::kCarriesCell ? teams : 0, blocks_, most_rows_, L);
     dr_ = scratch_.template reserve<Operand>(projecting, slots_, most_rows_, ld_dr_);
-    u_ = scratch_.template reserve<Operand>(projecting, blocks_, slots_, most_rows_, L);
+    u_ = scratch_.template reserve<Operand>(projecting, blocks_, slots_, most_rows_, ld_u_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
@@ -110,7 +112,7 @@ class BackwardWalk {
     Ring<Operand> da;  // [blocks][slots][rows][G L]
     S* dc;             // [blocks, rows, L]
     Ring<Operand> dr;  // [1][slots][rows][ld_dr], with a projection only, as the next
-    Ring<Operand> u;   // [blocks][slots][rows][L]: the cell's output
+    Ring<Operand> u;   // [blocks][slots][rows][ld_u]: the cell's output
     Ring<S> again;     // [blocks][slots][rows][kSaved L]: what is not saved
   };
 
@@ -138,7 +140,7 @@ class BackwardWalk {
                   {da_(team), slots_, rows_of(rows), kGates},
                   dc_(team),
                   {projected_ ? dr_(team) : nullptr, slots_, rows_of(rows), ld_dr_},
-                  {projected_ ? u_(team) : nullptr, slots_, rows_of(rows), L},
+                  {projected_ ? u_(team) : nullptr, slots_, rows_of(rows), ld_u_},
                   again_.ring(team, rows)};
     if (kPads) clear_rings(g);
     const int64_t longest = in_.length(g.row0);
@@ -283,7 +285,7 @@ class BackwardWalk {
   void put_reset_gradient(int64_t t, int64_t at, int64_t panel, const S* dh) {
     for (int64_t j = 0; j < panel_h().width_of(panel); ++j) {
       const int64_t vector = panel * width_out_ + j;
-      S* to = p_.dreset_h + (t * shape_.B + in_.order[at]) * shape_.R + vector * L;
+      S* to = p_.dreset_h + (t * in_.batch + in_.order[at]) * shape_.R + vector * L;
       store_part(to, load(dh + j * L), tail_out(vector));
     }
   }
@@ -304,9 +306,11 @@ class BackwardWalk {
     if (p_.dy) add_output_gradient(g, dh, height, vectors, now.t, vector, row);
     if (projected_) {
       for (int64_t i = 0; i < height; ++i)
-        for (int64_t j = 0; j < vectors; ++j, dh += L)
-          Numbers<Operand>::put_part(g.dr.at(0, now.slot, row + i) + (vector + j) * L, load(dh),
+        for (int64_t j = 0; j < vectors; ++j, dh += L) {
+          watch_range(row + g.row0 + i, load(dh));
+          Numbers<Operand>::put_part(g.dr.at(0, now.slot, row + i), (vector + j) * L, load(dh),
                                      kPads ? tail_out(vector + j) : L);
+        }
     } else {
       cells(g, dh, height, vectors, now, vector, row);
     }
@@ -364,14 +368,17 @@ class BackwardWalk {
                       int64_t block, int64_t row) {
     const int64_t at = g.row0 + row, t = now.t, slot = now.slot;
     const bool watch = in_.lengths || in_.reset || t == in_.first_time(at);
-    const S* saved = saved_at(t, block, at);
-    const S* before = now.step > 0 ? saved_at(in_.time(now.step - 1), block, at) : saved;
+    const int64_t* order = in_.order + at;
+    const S* saved_step = saved_at(t, block);
+    const S* step_before = now.step > 0 ? saved_at(in_.time(now.step - 1), block) : saved_step;
     const S* again = kAgain ? g.again.at(block, slot, row) : nullptr;
     constexpr int64_t saved_numbers = kAgain ? L : Activations::kVectors * L;
     S* carried = g.dc + (block * g.rows + row) * L;
     Operand* da = g.da.at(block, slot, row);
     Operand* u = projected_ ? g.u.at(block, slot, row) : nullptr;
     for (int64_t r = 0; r < height; ++r) {
+      const S *saved = saved_step + order[r] * saved_numbers,
+              *before = step_before + order[r] * saved_numbers;
       Vec<S> kept[Cell::kSaved], gates[G], c_before{}, dc{};
       if constexpr (kAgain) {
         load_vectors<Cell::kSaved>(again, L, kept);
@@ -390,7 +397,7 @@ class BackwardWalk {
       if (Cell::kCarriesCell) {
         if (watch && in_.resets(t, at + r)) {
           if (p_.dreset_c) {
-            S* to = p_.dreset_c + (t * shape_.B + in_.order[at + r]) * shape_.H + block * L;
+            S* to = p_.dreset_c + (t * in_.batch + in_.order[at + r]) * shape_.H + block * L;
             store_part(to, dc, tail(block));
           }
           dc = Vec<S>{};
@@ -398,27 +405,37 @@ class BackwardWalk {
         store(carried, dc);
         carried += L;
       }
+      if (tail(block) < L) clear_padding(gates, tail(block));
+      for (const Vec<S>& gate : gates) watch_range(at + r, gate);
       store_vectors<G>(da, L, gates);
       if (u) {
-        Numbers<Operand>::put(u, output);
-        u += L;
+        Numbers<Operand>::put(u, 0, output);
+        u += ld_u_;
       }
-      saved += saved_numbers;
-      before += saved_numbers;
       dh += dh_stride;
       da += kGates;
     }
-    if (tail(block) < L) clear_padding(g.da.at(block, slot, row), height * G, tail(block));
   }
 
   // Elements past the last unit: infinity times a weight of zero has made them NaN.
-  TT_INLINE static void clear_padding(Operand* gates, int64_t count, int64_t units) {
-    for (; count > 0; --count, gates += L)
-      std::memset(gates + units, 0, (L - units) * sizeof(Operand));
+  TT_INLINE static void clear_padding(Vec<S>* gates, int64_t units) {
+    for (int gate = 0; gate < G; ++gate) {
+      alignas(kVectorBytes) S lanes[L];
+      store(lanes, gates[gate]);
+      gates[gate] = load_part(lanes, units);
+    }
   }
 
-  const S* saved_at(int64_t t, int64_t block, int64_t at) const {
-    return p_.saved + ((t * blocks_ + block) * shape_.B + at) * saved_numbers_;
+  // Products of bounded numbers take no others: the caller learns which sample has them.
+  TT_INLINE void watch_range(int64_t at, Vec<S> v) const {
+    if constexpr (Numbers<Operand>::kBounded)
+      if (__builtin_expect(!Numbers<Operand>::holds(v), 0))
+        __atomic_store_n(p_.beyond + in_.order[at], true, __ATOMIC_RELAXED);
+  }
+
+  // What was saved of the first sample.
+  const S* saved_at(int64_t t, int64_t block) const {
+    return p_.saved + (t * blocks_ + block) * in_.batch * saved_numbers_;
   }
   TT_INLINE Vec<S> cell(const S* saved) const {
     return p_.cell_only ? load(saved) : Activations::cell(saved);
@@ -429,7 +446,8 @@ class BackwardWalk {
       const S* from = in_.reset_c_at(t, at);
       return from ? load_part(from + block * L, tail(block)) : Vec<S>{};
     }
-    if (t != in_.first_time(at)) return cell(saved_at(in_.time(step - 1), block, at));
+    if (t != in_.first_time(at))
+      return cell(saved_at(in_.time(step - 1), block) + in_.order[at] * saved_numbers_);
     return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }
 
@@ -468,10 +486,10 @@ class BackwardWalk {
             const int64_t r = index + row + i;
             const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / g.rows);
             const int64_t sample = in_.order[g.row0 + r % g.rows];
-            X* to = p_.dx + (t * shape_.B + sample) * shape_.I;
+            X* to = p_.dx + (t * in_.batch + sample) * shape_.I;
             for (int64_t j = 0; j < vectors; ++j) {
               const int64_t column = (q * kPanelVectors + j) * L;
-              Numbers<X>::put_part(to + column, load(dx.numbers + (i * vectors + j) * L),
+              Numbers<X>::put_part(to, column, load(dx.numbers + (i * vectors + j) * L),
                                    shape_.I - column);
             }
           }
@@ -486,7 +504,7 @@ class BackwardWalk {
   const WalkSchedule schedule_;
   const int64_t blocks_, outputs_;
   const bool projected_;
-  const int64_t width_, width_out_, most_rows_, slots_, ld_dr_;
+  const int64_t width_, width_out_, most_rows_, slots_, ld_dr_, ld_u_;
   const int64_t saved_numbers_;  // per step, row and block of units
   Scratch scratch_;
   WeightGradients<Cell, Operand> weights_;

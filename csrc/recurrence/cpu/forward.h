@@ -30,11 +30,12 @@
 namespace throughtime {
 namespace {
 
-// Operand is the type of x, h and the weights in products; sums and the cell are Cell::Number.
+// Operand is the type of x, h and the weights in products, X what x and y have in memory; sums and the
+// cell are Cell::Number.
 template <typename Cell, typename Operand = typename Cell::Number>
 class ForwardWalk {
   using S = typename Cell::Number;
-  using X = Operand;
+  using X = GivenAs<Operand>;
   using Activations = Saved<Cell, Operand>;
   static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
   static constexpr int G = Cell::kGates;
@@ -47,7 +48,8 @@ class ForwardWalk {
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        plan_(plan_forward(shape_, G, sizeof(Operand), runtime.threads, L)),
+        plan_(plan_forward(shape_, G, sizeof(Operand), Tiling<Operand>::kMatrixUnit,
+                           runtime.threads, L)),
         schedule_(schedule_walk(shape_, G, plan_, runtime.threads, L)),
         blocks_(divide_up(shape_.H, L)),
         outputs_(divide_up(shape_.R, L)),
@@ -244,7 +246,7 @@ class ForwardWalk {
     const Share own(g.rows, g.member.begin, g.member.end, schedule_.members);
     for (int64_t row = own.begin; row < own.end; ++row)
       for (int64_t t = in_.length(g.row0 + row); t < shape_.T; ++t)
-        std::memset(p_.y + (t * shape_.B + in_.order[g.row0 + row]) * shape_.R, 0,
+        std::memset(p_.y + (t * in_.batch + in_.order[g.row0 + row]) * shape_.R, 0,
                     shape_.R * sizeof(X));
   }
 
@@ -334,17 +336,17 @@ class ForwardWalk {
     const bool watch = in_.lengths || in_.reset || t == in_.last_time(at);
     const bool put = !g.u && (watch || tail(block) < L);  // more to do than to store whole vectors
     S* state = g.c + (block * g.rows + row) * L;
-    Operand* next = (g.u ? g.u : g.h[(step + 1) & 1]) + row * next_ld + unit;
-    X* y = p_.y + t * shape_.B * shape_.R + unit;
+    Operand* next = (g.u ? g.u : g.h[(step + 1) & 1]) + row * next_ld;
+    X* y = p_.y + t * in_.batch * shape_.R;
     S* saved = p_.saved;
-    if (saved) saved += ((t * blocks_ + block) * shape_.B + at) * (saved_vectors_ * L);
+    if (saved) saved += (t * blocks_ + block) * in_.batch * saved_vectors_ * L;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> a[G], c{}, kept[Cell::kSaved];
       load_vectors<G>(sums + r * kGates, L, a);
       if (Cell::kCarriesCell) c = load(state + r * L);
       Cell::advance(a, &c, kept);
       store_vectors<Cell::kHeld>(sums + r * kGates, L, a);
-      if (saved) save(saved + r * saved_vectors_ * L, kept);
+      if (saved) save(saved + order[r] * saved_vectors_ * L, kept);
       if (!Cell::kCarriesCell) continue;
       if (watch) c = carried_cell(c, step, t, block, at + r);
       store(state + r * L, c);
@@ -356,8 +358,8 @@ class ForwardWalk {
       if (put) {
         put_output(g, h, step, t, block, row + r);
       } else {
-        Numbers<Operand>::put_part(next, h, kPads ? tail(block) : L);
-        if (!g.u) Numbers<X>::put(y + order[r] * shape_.R, h);
+        Numbers<Operand>::put_part(next, unit, h, kPads ? tail(block) : L);
+        if (!g.u) Numbers<X>::put(y + order[r] * shape_.R, unit, h);
       }
     }
   }
@@ -405,7 +407,7 @@ class ForwardWalk {
   TT_INLINE void put_output(const Group& g, Vec<S> h, int64_t step, int64_t t, int64_t vector,
                             int64_t row) {
     const int64_t at = g.row0 + row, sample = in_.order[at];
-    Numbers<X>::put_part(p_.y + (t * shape_.B + sample) * shape_.R + vector * L, h,
+    Numbers<X>::put_part(p_.y + (t * in_.batch + sample) * shape_.R, vector * L, h,
                          tail_out(vector));
     if (t == in_.last_time(at)) {
       store_part(p_.h_n + sample * shape_.R + vector * L, h, tail_out(vector));
@@ -416,7 +418,7 @@ class ForwardWalk {
   }
 
   TT_INLINE void put_state(Operand* to, int64_t row, int64_t vector, Vec<S> h) {
-    Numbers<Operand>::put_part(to + row * ld_h_ + vector * L, h, kPads ? tail_out(vector) : L);
+    Numbers<Operand>::put_part(to + row * ld_h_, vector * L, h, kPads ? tail_out(vector) : L);
   }
 
   const WalkForward<X>& p_;

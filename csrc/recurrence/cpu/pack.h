@@ -12,7 +12,7 @@ namespace {
 // A row length in memory that keeps rows on 64-byte lines and off each other's cache sets.
 template <typename Operand>
 TT_INLINE int64_t leading_dimension(int64_t columns) {
-  constexpr int64_t line = 64 / sizeof(Operand);
+  const int64_t line = most(64 / sizeof(Operand), Numbers<Operand>::kRun);
   const int64_t lines = divide_up(round_up(columns, Numbers<Operand>::kDepth), line);
   return (lines | 1) * line;
 }
@@ -24,6 +24,10 @@ TT_INLINE void copy_row(X* to, const X* from, int64_t count) {
   } else {
     std::memcpy(to, from, count * sizeof(X));
   }
+}
+template <int kParts>
+TT_INLINE void copy_row(SplitFloat<kParts>* to, const float* from, int64_t count) {
+  Numbers<SplitFloat<kParts>>::put_row(to, from, count);
 }
 
 // Rows of [row0, row0 + rows) that are inside their sequence at time t.

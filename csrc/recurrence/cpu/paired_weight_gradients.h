@@ -10,11 +10,12 @@
 namespace throughtime {
 namespace {
 
-template <typename Cell>
-class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
-  using Base = WeightSums<Cell, BFloat16>;
-  using Operand = BFloat16;
-  using Pairs = Numbers<BFloat16>;
+template <typename Cell, typename Operand>
+requires(Numbers<Operand>::kPair == 2) class WeightGradients<Cell, Operand>
+    : public WeightSums<Cell, GivenAs<Operand>> {
+  using Base = WeightSums<Cell, GivenAs<Operand>>;
+  using X = GivenAs<Operand>;
+  using Pairs = Numbers<Operand>;
   using Base::blocks_, Base::columns_, Base::dw_, Base::dw_r_, Base::G, Base::in_, Base::kGates,
       Base::L, Base::p_, Base::plan_, Base::shape_;
   using typename Base::S;
@@ -22,8 +23,8 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
   static_assert(kRun % Pairs::kDepth == 0);
 
  public:
-  WeightGradients(const WalkBackward<Operand>& args, const WalkPlan& plan,
-                  const WalkSchedule& schedule, Scratch* scratch)
+  WeightGradients(const WalkBackward<X>& args, const WalkPlan& plan, const WalkSchedule& schedule,
+                  Scratch* scratch)
       : Base(args, plan, schedule, scratch),
         most_(round_up(plan.chunk * divide_up(shape_.B, plan.groups), kRun)),
         ld_(leading_dimension<Operand>(most_)) {
@@ -40,18 +41,19 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
     const Timing timing(part.member.watch, kGather);
     Operand* to = hx_(part.member.team);
     clear_rows(part, to, columns_);
+    const X one = Pairs::one();
     for_own_runs(part, chunk, [&](int64_t k, const Row* rows) {
-      const Operand *h[kRun], *x[kRun];
+      const X *h[kRun], *x[kRun], *ones[kRun];
       for (int64_t r = 0; r < kRun; ++r) {
         const int64_t at = part.row0 + rows[r].row;
         h[r] = rows[r].inside ? state_before(in_, p_.y, rows[r].t, at) : nullptr;
         x[r] = rows[r].inside ? in_.x + rows[r].t * in_.x_stride_t + rows[r].sample * in_.x_stride_b
                               : nullptr;
+        ones[r] = rows[r].inside ? &one : nullptr;
       }
-      transpose_pairs(h, shape_.R, to + k);
-      transpose_pairs(x, shape_.I, to + shape_.R * ld_ + k);
-      for (int64_t r = 0; r < kRun; ++r)
-        to[(columns_ - 1) * ld_ + k + r] = rows[r].inside ? Pairs::one() : Operand{};
+      Pairs::put_transposed(to, ld_, k, h, shape_.R);
+      Pairs::put_transposed(to + shape_.R * ld_, ld_, k, x, shape_.I);
+      Pairs::put_transposed(to + (columns_ - 1) * ld_, ld_, k, ones, 1);
     });
   }
 
@@ -62,10 +64,10 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       pair_rows(part, chunk, da, block, panels, block);
       const Timing timing(part.member.watch, kWeights);
-      multiply_panel<Operand>({hx_(part.member.team), ld_, rows}, columns_, panels, block,
-                              {.at = dw_(group) + this->place(part, block) * columns_ * kGates,
-                               .row_stride = kGates,
-                               .begun = chunk.n > 0});
+      multiply_slices({hx_(part.member.team), ld_, rows}, columns_, panels, block,
+                      {.at = dw_(group) + this->place(part, block) * columns_ * kGates,
+                       .row_stride = kGates,
+                       .begun = chunk.n > 0});
       this->finish_block(part, chunk, block);
     }
   }
@@ -81,7 +83,7 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
         const Operand* from[kRun];
         for (int64_t r = 0; r < kRun; ++r)
           from[r] = rows[r].inside ? dr.at(0, rows[r].slot(chunk, dr), rows[r].row) : nullptr;
-        transpose_pairs(from, shape_.R, to + k);
+        Pairs::put_transposed(to, ld_, k, from, shape_.R);
       });
     }
     part.member.wait();
@@ -90,10 +92,10 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block) {
       pair_rows(part, chunk, u, block, panels, block);
       const Timing timing(part.member.watch, kWeights);
-      multiply_panel<Operand>({to, ld_, rows}, shape_.R, panels, block,
-                              {.at = dw_r_(group) + this->place(part, block) * shape_.R * L,
-                               .row_stride = L,
-                               .begun = chunk.n > 0});
+      multiply_slices({to, ld_, rows}, shape_.R, panels, block,
+                      {.at = dw_r_(group) + this->place(part, block) * shape_.R * L,
+                       .row_stride = L,
+                       .begun = chunk.n > 0});
       this->finish_projection(part, chunk, block);
     }
   }
@@ -112,7 +114,7 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
   // The rows of a chunk in the order of k.
   class Rows {
    public:
-    Rows(const WalkInput<Operand>& in, const GroupPart& part, const Chunk& chunk)
+    Rows(const WalkInput<X>& in, const GroupPart& part, const Chunk& chunk)
         : in_(in), part_(part), chunk_(chunk), n_(chunk.steps) {
       turn();
     }
@@ -141,11 +143,22 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
       }
     }
 
-    const WalkInput<Operand>& in_;
+    const WalkInput<X>& in_;
     const GroupPart& part_;
     const Chunk& chunk_;
     int64_t n_, row_ = 0, active_ = 0, t_ = 0;
   };
+
+  // multiply_panel, kChain of k at a time: a slice of rows of the left operand stays in the first-level
+  // cache. Sums of vectors end their chains there anyway, so they have the same bits.
+  static void multiply_slices(const Left<Operand>& left, int64_t rows,
+                              const Panels<Operand>& panels, int64_t q, Target<S> to) {
+    for (int64_t k = 0; k < left.k_count; k += kChain, to.begun = true) {
+      const int64_t count = least(kChain, left.k_count - k);
+      const Panels<Operand> slice{panels.place(q, k, 0), count, panels.width, panels.width};
+      multiply_panel<Operand>({left.at + k, left.row_stride, count}, rows, slice, 0, to);
+    }
+  }
 
   static int64_t padded(int64_t rows) { return round_up(rows, Tiling<Operand>::kPadding); }
 
@@ -179,21 +192,6 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
       std::memset(to + columns * ld_, 0, (padded(columns) - columns) * ld_ * sizeof(Operand));
   }
 
-  // to[column ld_ + r] = from[r][column], r < kRun; zeros where there is no source.
-  void transpose_pairs(const Operand* const* from, int64_t columns, Operand* to) const {
-    for (int64_t column = 0; column < columns; column += L) {
-      const int64_t count = least(columns - column, L);
-      Vec<float> v[L];
-#pragma GCC unroll 16
-      for (int64_t pair = 0; pair < L; ++pair) {
-        const auto at = [&](int64_t r) { return from[r] ? from[r] + column : nullptr; };
-        v[pair] = (Vec<float>)Pairs::pairs(at(2 * pair), at(2 * pair + 1), count);
-      }
-      transpose<float>(v);
-      for (int64_t k = 0; k < count; ++k) std::memcpy(to + (column + k) * ld_, &v[k], sizeof v[k]);
-    }
-  }
-
   // Panel q = block `block` of a ring.
   void pair_rows(const GroupPart& part, const Chunk& chunk, const Ring<Operand>& ring,
                  int64_t block, const Panels<Operand>& panels, int64_t q) const {
@@ -205,11 +203,8 @@ class WeightGradients<Cell, BFloat16> : public WeightSums<Cell, BFloat16> {
           return row.inside ? ring.at(block, row.slot(chunk, ring), row.row) : nullptr;
         };
         const Operand *first = at(rows[r]), *second = at(rows[r + 1]);
-        for (int64_t v = 0; v < panels.width; ++v) {
-          const auto words =
-              Pairs::pairs(first ? first + v * L : nullptr, second ? second + v * L : nullptr, L);
-          std::memcpy(panels.place(q, k + r, v), &words, sizeof words);
-        }
+        for (int64_t v = 0; v < panels.width; ++v)
+          Pairs::put_pair(panels.place(q, k + r, v), (k + r) % panels.kDepth, first, second, v * L);
       }
     });
   }

@@ -24,8 +24,9 @@ template <typename X>
 struct WalkInput {
   using S = SumOf<X>;
 
-  WalkShape shape;
-  const X* x;  // [T, B, I], the last dimension contiguous
+  WalkShape shape;  // B: the rows that are walked
+  int64_t batch;    // samples in memory: B of the tensors
+  const X* x;       // [T, B, I], the last dimension contiguous
   int64_t x_stride_t, x_stride_b;
   const X* h0;             // [B, R]
   const S* c0;             // [B, H], of a cell that carries c
@@ -33,8 +34,8 @@ struct WalkInput {
   const S* weight_hh;      // [G H, R]
   const S* weight_hr;      // [R, H] or null: no projection, R = H
   const S* bias;           // [G H] or null
-  const int64_t* lengths;  // [B], by row, falling; or null: every sample has T steps
-  const int64_t* order;    // [B], the sample of each row
+  const int64_t* lengths;  // by row, falling; or null: every sample has T steps
+  const int64_t* order;    // the sample of each row
   const bool* reset;       // [T, B] or null: before step t the state starts anew
   bool reverse;
   // [T, B, R], [T, B, H], the last dimension contiguous: the state that a reset starts from; both may
@@ -48,7 +49,7 @@ struct WalkInput {
   TT_INLINE int64_t first_time(int64_t row) const { return reverse ? length(row) - 1 : 0; }
   TT_INLINE int64_t last_time(int64_t row) const { return reverse ? 0 : length(row) - 1; }
   TT_INLINE bool resets(int64_t t, int64_t row) const {
-    return reset && reset[t * shape.B + order[row]];
+    return reset && reset[t * batch + order[row]];
   }
   TT_INLINE const X* reset_h_at(int64_t t, int64_t row) const {
     return reset_h ? reset_h + t * reset_h_stride_t + order[row] * reset_h_stride_b : nullptr;
@@ -92,6 +93,7 @@ struct WalkBackward {
   S* dweight_hh;                             // [G H, R]
   S* dbias;                                  // [G H]
   S* dweight_hr;                             // [R, H], only with a projection
+  bool* beyond;  // [B] or null: becomes true where a gradient is in no range that products take
   S* dreset_h = nullptr;                     // [T, B, R] of zeros or null, together with the next
   S* dreset_c = nullptr;                     // [T, B, H] of zeros
 

@@ -17,6 +17,7 @@ struct WalkPlan {
   int64_t groups;   // groups of rows that the batch is divided into; each walks through time alone
   int64_t chunk;    // steps per large product (input projection, weight gradient)
   bool fuse_input;  // x_t W_ih inside the step instead of one product per chunk
+  int64_t unit_bytes;  // weights that a matrix unit reads in each step; 0: vectors multiply
 };
 
 struct WalkSchedule {
@@ -41,30 +42,46 @@ constexpr int64_t kLeastRows = 6;  // of a group, where there are more threads t
 
 constexpr double kOperationsToFork = 2 << 20;  // in all: below, starting threads costs more
 
+// Of a matrix unit, which multiplies ten times as fast as vectors do and waits for memory.
+constexpr int64_t kUnitCacheBytes = 5 << 18;  // weights of one worker that stay in its L2 cache
+constexpr double kUnitWait = 1.75;            // beyond: how much longer a product takes
+constexpr int64_t kUnitFarBytes = 4 << 20;    // weights that the members of a team do not hold
+constexpr int64_t kUnitFarRows = 128;         // of a group then
+constexpr int64_t kUnitProductRows = 256;     // rows that make a large product efficient
+constexpr int64_t kUnitSumBytes = 4 << 20;    // sums of weight gradients that lie in no cache
+constexpr int64_t kUnitFuseInputs = 256;      // as kFuseInputs, where the weights are near
+
 TT_INLINE int64_t chunk_of(const WalkShape& s, int64_t groups, int64_t rows) {
   return least(s.T, divide_up(rows, divide_up(s.B, groups)));
 }
 
 }  // namespace walk_plan_detail
 
-TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_bytes) {
+// `unit`: a matrix unit multiplies.
+TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_bytes, bool unit) {
   using namespace walk_plan_detail;
   const int64_t weights = times(gates * scalar_bytes, s.H, s.R);
   const int64_t gradients = times(gates * scalar_bytes, s.H, s.R + s.I + 1);
   WalkPlan plan;
   // Weights near: small groups need no barrier. Weights far: few groups read them less often.
-  const int64_t rows = weights <= kNearBytes ? 32 : 64;
-  plan.fuse_input = s.I <= kFuseInputs;
-  plan.groups = power_of_two_at_least(divide_up(s.B, rows));
-  if (plan.groups == 1 && s.B >= (weights <= kNearBytes ? 4 : 32)) plan.groups = 2;
+  const bool near = weights <= kNearBytes, far_from_unit = unit && weights > kUnitFarBytes;
+  plan.fuse_input = s.I <= (unit && near ? kUnitFuseInputs : kFuseInputs);
+  plan.unit_bytes = unit ? weights : 0;
+  plan.groups = power_of_two_at_least(divide_up(s.B, near            ? 32
+                                                     : far_from_unit ? kUnitFarRows
+                                                                     : 64));
+  if (plan.groups == 1 && s.B >= (near ? 4 : 32) && !far_from_unit) plan.groups = 2;
   while (plan.groups > 1 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
   // A brief walk costs as much as packing weights and summing their gradients: one group does either
   // where it uses it, so that nothing goes through memory twice.
   const bool brief = times(s.T, s.B) <= kBriefRows && gradients >= kBriefBytes;
   if (brief) plan.groups = 1;
-  const int64_t rows_each = brief                        ? kBriefRows
-                            : gradients > kGradientBytes ? kFarProductRows
-                                                         : kProductRows;
+  const bool far_sums =
+      gradients > kGradientBytes || (unit && times(gates * 4, s.H, s.R + s.I + 1) > kUnitSumBytes);
+  const int64_t rows_each = brief      ? kBriefRows
+                            : far_sums ? kFarProductRows
+                            : unit     ? kUnitProductRows
+                                       : kProductRows;
   plan.chunk = chunk_of(s, plan.groups, rows_each);
   return plan;
 }
@@ -86,11 +103,15 @@ TT_INLINE WalkSchedule schedule_walk(const WalkShape& s, int64_t gates, const Wa
   const int64_t blocks = divide_up(s.H, lanes);
   const double per_team = step / plan.groups;
   const int64_t worth = static_cast<int64_t>(per_team / kOperationsPerWorker) + 1;
-  double shortest = step;
+  const auto wait = [&](int64_t own) {
+    return plan.unit_bytes * own > kUnitCacheBytes * blocks ? kUnitWait : 1;
+  };
+  double shortest = step * wait(blocks);
   for (int64_t teams = 1; teams <= least(plan.groups, threads); ++teams) {
     const int64_t own = divide_up(blocks, least(threads / teams, least(worth, blocks)));
     const int64_t members = divide_up(blocks, own);
-    const double walk = per_team * own / blocks + (members > 1 ? kOperationsPerWorker / 2 : 0);
+    const double walk =
+        per_team * wait(own) * own / blocks + (members > 1 ? kOperationsPerWorker / 2 : 0);
     const double length = divide_up(plan.groups, teams) * walk;
     if (length >= shortest) continue;
     shortest = length;
@@ -101,10 +122,12 @@ TT_INLINE WalkSchedule schedule_walk(const WalkShape& s, int64_t gates, const Wa
 
 // The plan of the forward, which sums nothing over rows: where threads are left when every member has
 // one block of units, more groups of fewer rows.
-TT_INLINE WalkPlan plan_forward(const WalkShape& s, int64_t gates, int64_t scalar_bytes,
+TT_INLINE WalkPlan plan_forward(const WalkShape& s, int64_t gates, int64_t scalar_bytes, bool unit,
                                 int threads, int64_t lanes) {
   using namespace walk_plan_detail;
-  WalkPlan plan = plan_walk(s, gates, scalar_bytes);
+  WalkPlan plan = plan_walk(s, gates, scalar_bytes, unit);
+  // The products of the input lie in memory until their step comes.
+  if (unit && plan.chunk < s.T) plan.chunk = chunk_of(s, plan.groups, kUnitProductRows);
   const WalkSchedule schedule = schedule_walk(s, gates, plan, threads, lanes);
   if (schedule.teams < plan.groups || schedule.members < divide_up(s.H, lanes)) return plan;
   const int64_t rows = s.B / plan.groups;

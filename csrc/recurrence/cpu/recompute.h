@@ -14,6 +14,7 @@ namespace {
 template <typename Cell, typename Operand>
 class Recomputation {
   using S = typename Cell::Number;
+  using X = GivenAs<Operand>;
   static constexpr int G = Cell::kGates;
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kGates = G * L;
@@ -21,8 +22,8 @@ class Recomputation {
   static constexpr bool kMayGoStraight = throughtime::kMayGoStraight<Cell, Operand>;
 
  public:
-  Recomputation(const WalkBackward<Operand>& args, const WalkPlan& plan,
-                const WalkSchedule& schedule, int64_t slots, Scratch* scratch)
+  Recomputation(const WalkBackward<X>& args, const WalkPlan& plan, const WalkSchedule& schedule,
+                int64_t slots, Scratch* scratch)
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
@@ -70,7 +71,7 @@ class Recomputation {
     const Share own = part.own(rows);
     for (int64_t r = own.begin; r < own.end; ++r) {
       const int64_t at = part.row0 + r % part.rows, t = in_.time(step_of(part, chunk, r));
-      const Operand* from = in_.x + t * in_.x_stride_t + in_.order[at] * in_.x_stride_b;
+      const X* from = in_.x + t * in_.x_stride_t + in_.order[at] * in_.x_stride_b;
       const bool inside = t < in_.length(at);
       put(x + r * ld_x_, inside ? from : nullptr, shape_.I, ld_x_);
       put(h + r * ld_h_, inside ? state_before(in_, p_.y, t, at) : nullptr, shape_.R, ld_h_);
@@ -116,10 +117,9 @@ class Recomputation {
   }
 
   // `count` numbers, or zeros, and zeros past them.
-  static void put(Operand* to, const Operand* from, int64_t count, int64_t ld) {
+  static void put(Operand* to, const X* from, int64_t count, int64_t ld) {
+    std::memset(to, 0, ld * sizeof(Operand));
     if (from) copy_row(to, from, count);
-    const int64_t given = from ? count : 0;
-    std::memset(to + given, 0, (ld - given) * sizeof(Operand));
   }
 
   // In the order of ForwardWalk: x in a sum of its own where it is a product of its own there.
@@ -150,8 +150,8 @@ class Recomputation {
         {.at = to, .row_stride = kGates, .addend = sums.numbers, .addend_stride = kGates}, nothing);
   }
 
-  const WalkBackward<Operand>& p_;
-  const WalkInput<Operand>& in_;
+  const WalkBackward<X>& p_;
+  const WalkInput<X>& in_;
   const WalkShape shape_;
   const WalkPlan& plan_;
   const int64_t blocks_, slots_;

@@ -42,7 +42,7 @@ TT_INLINE const X* state_before(const WalkInput<X>& in, const X* y, int64_t t, i
   const int64_t sample = in.order[at], R = in.shape.R;
   if (in.resets(t, at)) return in.reset_h_at(t, at);
   if (t == in.first_time(at)) return in.h0 + sample * R;
-  return y + ((in.reverse ? t + 1 : t - 1) * in.shape.B + sample) * R;
+  return y + ((in.reverse ? t + 1 : t - 1) * in.batch + sample) * R;
 }
 
 // Calls f(slot, index, rows) for the runs of (step, row) pairs of a chunk that lie side by side in

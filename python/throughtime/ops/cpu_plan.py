@@ -82,13 +82,17 @@ class Rates(NamedTuple):
     source: str
 
 
-def measure(bfloat16: bool) -> Rates:
-    """The rates of this machine, on as many workers as there are here: of bfloat16 or float32."""
+def measure(parts: int) -> Rates:
+    """The rates of this machine, on as many workers as there are here.
+
+    Args:
+        parts: bfloat16 numbers that an operand of products is made of; 0: float32 as it is.
+    """
     kernels = _ext.extension
     assert kernels is not None
     here = kernels.workers()["workers"]
-    done = 2 * _MULTIPLY_ADDS * kernels.multiply_adds(1, bfloat16) / here
-    rate = done / _least_seconds(partial(kernels.multiply_adds, _MULTIPLY_ADDS, bfloat16))
+    done = 2 * _MULTIPLY_ADDS * kernels.multiply_adds(1, parts) / here
+    rate = done / _least_seconds(partial(kernels.multiply_adds, _MULTIPLY_ADDS, parts))
     if here == 1:
         return Rates(rate, _ASSUMED_BARRIER, "assumed, as one worker meets none")
     barriers = _least_seconds(partial(kernels.meet, here, _MEETINGS))  # and starting the workers
@@ -100,10 +104,11 @@ def lstm(threads: int, work: Work) -> list[str]:
     kernels = _ext.extension
     if kernels is None:
         return [_unknown(threads)]
-    own_bfloat16 = work.dtype == torch.bfloat16 and multiplies_bfloat16()
-    number = 2 if own_bfloat16 else _bytes(work.dtype)
     sizes = (work.steps, work.batch, work.inputs, work.hidden, work.outputs)
-    found = kernels.lstm_plan(*sizes, number, threads)
+    parts = parts_of(work.dtype, sizes)
+    number = 2 * parts or _bytes(work.dtype)
+    unit = parts > 0 and kernels.isa() == "amx"
+    found = kernels.lstm_plan(*sizes, number, threads, unit)
     lanes, projected = found["lanes"], work.outputs < work.hidden
     forward = 2 * lanes * (4 * (work.outputs + work.inputs) + projected * work.outputs)
     return _describe(
@@ -115,9 +120,24 @@ def lstm(threads: int, work: Work) -> list[str]:
             for name, times in (("forward", 1), ("backward", 2))
         },
         lanes,
-        own_bfloat16,
-        1 if own_bfloat16 else 4 / number,
+        parts,
+        1 if parts else 4 / number,
     )
+
+
+def parts_of(dtype: torch.dtype, sizes: tuple[int, int, int, int, int]) -> int:
+    """bfloat16 numbers that an operand of an LSTM's products is made of; 0: it stays as it is.
+
+    Args:
+        dtype: of the call.
+        sizes: T, B, I, H and outputs.
+    """
+    if dtype == torch.bfloat16:
+        return int(multiplies_bfloat16())
+    if dtype not in (torch.float16, torch.float32) or _ext.extension is None:
+        return 0
+    parts: int = _ext.extension.float32_parts(*sizes)
+    return parts
 
 
 def rel_lstm(threads: int, work: Work) -> list[str]:
@@ -135,7 +155,7 @@ def rel_lstm(threads: int, work: Work) -> list[str]:
         work,
         {"both passes": (Partition(**found, blocks=[(0, 1)]), Products(forward, 0))},
         work.hidden,
-        False,
+        0,
         4 / number,
     )
 
@@ -146,7 +166,7 @@ def _describe(
     work: Work,
     passes: dict[str, tuple[Partition, Products]],
     lanes: int,
-    bfloat16: bool,
+    parts: int,
     rate: float,
 ) -> list[str]:
     """A heading, a line for each pass, and where the times are from.
@@ -155,10 +175,10 @@ def _describe(
         layer: its name and sizes of its own.
         passes: the partition of each, and what it takes.
         lanes: units of a block.
-        bfloat16: whether the kernels multiply it.
+        parts: as in ``measure``.
         rate: of the products' dtype, in the rate that is measured.
     """
-    rates = measure(bfloat16)
+    rates = measure(parts)
     flops = rates.operations * rate
     sizes = f"T={work.steps}, B={work.batch}, I={work.inputs}, {work.dtype}"
     lines = [f"CPU kernels on {threads} threads, one direction of an {layer}, {sizes}:"]
@@ -180,7 +200,9 @@ def _describe(
             f"speed-up: {whole / flops / seconds:.1f}"
         )
     times = f", times {rate:g}" if rate != 1 else ""
-    kind = "bfloat16" if bfloat16 else "float32"
+    kind = "bfloat16" if work.dtype == torch.bfloat16 and parts else "float32"
+    if kind == "float32" and parts:
+        kind += f" in {parts} bfloat16 part{'s' * (parts > 1)}"
     lines.append(
         "  work per barrier: of the busiest worker; speed-up over one thread: predicted from "
         f"{flops / 1e9:.0f} GFLOP/s a worker ({kind} from the first-level cache, measured here"
