@@ -6,6 +6,8 @@
 // pairs. This order depends on the shape alone, so that a row's bits do not depend on the others.
 #pragma once
 
+#include <type_traits>
+
 #include "common/cpu/tile.h"
 #include "recurrence/cpu/pack.h"
 
@@ -16,7 +18,7 @@ namespace {
 // has room for all gates.
 template <typename Cell, typename Operand>
 constexpr bool kMayGoStraight =
-    Cell::kGates == 4 && sizeof(Operand) == sizeof(typename Cell::Number) &&
+    Cell::kGates == 4 && std::is_same_v<Operand, typename Cell::Number> &&
     kLanes<typename Cell::Number> >= 4;
 
 // Rows times the transpose of a weight [4 H, k_count].
