@@ -16,7 +16,7 @@ from bench.measure.engine import Bench
 from bench.measure.timing import Plan
 from bench.measure.verify import Errors, Verifier
 from bench.operations import OPERATIONS, authors_rel_lstm, lstm_peers, relevancy
-from bench.operations.operation import OURS, REFERENCE, Contestant
+from bench.operations.operation import OURS, REFERENCE, Case, Contestant
 from torch import Tensor
 
 import throughtime
@@ -209,6 +209,26 @@ def test_a_peer_in_speed_only_is_judged_by_itself() -> None:
 
 def make(**options: Any) -> Bench:
     return Bench(LSTM, **{"memory": False, "plan": Plan(1, 0), **options})
+
+
+def test_float32_is_measured_as_exactly_as_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's switch stays for all of a case: forward, backward, verification."""
+    seen = []
+
+    def measure(bench: Bench, case: Case) -> list[dict[str, Any]]:
+        seen.append((case.dtype, torch.get_float32_matmul_precision(), case.rounding))
+        return []
+
+    monkeypatch.setattr(Bench, "_measure", measure)
+    before = torch.get_float32_matmul_precision()
+    make(dtypes=["float32-high", "float32", "float32-medium", "bfloat16"]).rows([TINY])
+    assert seen == [
+        ("float32-high", "high", 2**-15),
+        ("float32", "highest", torch.finfo(torch.float32).eps),
+        ("float32-medium", "medium", 2**-7),
+        ("bfloat16", "highest", torch.finfo(torch.bfloat16).eps),
+    ]
+    assert torch.get_float32_matmul_precision() == before
 
 
 @pytest.fixture
