@@ -13,6 +13,7 @@ COMMANDS = {
     "lstm": ("measure an LSTM layer beside nn.LSTM and others", "bench.measure.command"),
     "rel-lstm": ("measure a RelLSTM layer beside its authors' loop", "bench.measure.command"),
     "relevancy": ("measure relevancy attention beside full attention", "bench.measure.command"),
+    "rl": ("measure rows of episodes, a PPO loss and rollouts", "bench.rl"),
     "scaling": ("fit the power of T with which time and memory grow", "bench.scaling"),
     "compare": ("say whether the working tree is slower than a revision", "bench.compare.command"),
     "profile": ("say where the time of the kernels goes", "bench.profile"),

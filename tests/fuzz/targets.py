@@ -50,7 +50,8 @@ SIZES = {
 OPTIONS = {
     "double": 0.3, "bias": 0.7, "projection": 0.3, "lengths": 0.4, "reset": 0.3, "mask": 0.6,
     "mask_shared": 0.5, "reverse": 0.3, "state": 0.6, "memory": 0.5, "keep_first": 0.2,
-    "additive": 0.5, "need_input": 0.8, "need_weights": 0.8, "grads": 0.7, "train": 0.7,
+    "additive": 0.5, "anew": 0.5, "need_input": 0.8, "need_weights": 0.8, "need_reset": 0.8,
+    "grads": 0.7, "train": 0.7,
     "reference": 0.1, "bidirectional": 0.3, "batch_first": 0.3, "sorted": 0.4, "again": 0.4,
     "no_batch": 0.1, "recompute": 0.3,
 }  # fmt: skip
@@ -74,8 +75,8 @@ def _common(s: Sizes, o: Options) -> dict[str, str]:
     names = ("window_size", "top_k", "num_layers", "input_size", "hidden_size", "attention_size")
     sizes = ("window", "top_k", "layers", "I", "H", "A")
     flags = (
-        "reverse", "recompute", "need_input", "need_weights", "keep_first", "bidirectional",
-        "batch_first",
+        "reverse", "recompute", "need_input", "need_weights", "need_reset", "keep_first",
+        "bidirectional", "batch_first",
     )  # fmt: skip
     return {
         **{name: str(s[size]) for name, size in zip(names, sizes, strict=True)},
@@ -103,7 +104,10 @@ def _lstm(s: Sizes, o: Options) -> dict[str, str]:
     T, B, H = s["T"], s["B"], s["H"]
     projected = o["projection"] and s["R"] < H
     R = s["R"] if projected else H
+    anew = o["reset"] and o["anew"]
     return _common(s, o) | {
+        "reset_h": _if(anew, _random(o, T, B, R)), "reset_c": _if(anew, _random(o, T, B, H)),
+        "reset_hx": _if(anew, "(reset_h, reset_c)"),
         "input": _random(o, T, B, s["I"]), "h_0": _random(o, B, R), "c_0": _random(o, B, H),
         "weight_ih": _random(o, 4 * H, s["I"]), "weight_hh": _random(o, 4 * H, R),
         "weight_hr": _if(projected, _random(o, R, H)), "proj_size": str(R if projected else 0),
@@ -218,7 +222,7 @@ def functional_lstm(s: Sizes, o: Options) -> Steps:
             "weights": f"(({weights}), ({weights}))",
             "detach_mask": "({0}, {0})".format(values["detach_mask"]),
         }
-        del values["reset"]
+        del values["reset"], values["reset_hx"]
     yield Call("result", f"functional.{name}", _takes(getattr(functional, name), values))
     yield from _finish()
 
@@ -299,6 +303,25 @@ def _module(name: str, packed: bool) -> Target:
     return steps
 
 
+def module_cell(s: Sizes, o: Options) -> Steps:
+    """One step, and another."""
+    values = _lstm(s, o | {"projection": False})
+    sizes = {name: values[name] for name in ("input_size", "hidden_size", "bias", "dtype")}
+    yield Call("layer", "throughtime.LSTMCell", sizes)
+    batch = [] if o["no_batch"] else [s["B"]]
+    x, h, c = (_random(o, *batch, size) for size in (s["I"], s["H"], s["H"]))
+    arguments = {"input": x, "hx": _if(o["state"], f"({h}, {c})")}
+    if o["reset"]:
+        yield f"reset = torch.rand({batch}) < 0.5"
+        arguments["reset"] = "reset"
+    yield f"torch.set_grad_enabled({o['train']})"
+    yield Call("result", "layer", arguments)
+    yield Call("result", "layer", arguments | {"hx": "result"})
+    yield "torch.set_grad_enabled(True)"
+    yield "result = [*result, torch.zeros(1, requires_grad=True)]"
+    yield from _finish()
+
+
 def module_attention(s: Sizes, o: Options) -> Steps:
     """The module, with a cache."""
     values = _attention(s, o)
@@ -327,4 +350,5 @@ TARGETS: dict[str, Target] = {
     "module_rel_lstm": _module("RelLSTM", packed=False),
     "module_rel_lstm_packed": _module("RelLSTM", packed=True),
     "module_attention": module_attention,
+    "module_cell": module_cell,
 }

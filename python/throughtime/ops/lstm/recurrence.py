@@ -111,7 +111,7 @@ def _operator(name: str, arguments: type[Any], results: type[Any]) -> dict[str, 
     run = implementation("lstm", name.removeprefix("lstm_"))
 
     def triton(*args: Any) -> tuple[Tensor, ...]:
-        given = (_squeezed(x, arg) for x, arg in zip(takes, args, strict=True))
+        given = (_squeezed(name, x, arg) for x, arg in zip(takes, args, strict=True))
         found = run(arguments._make(given))
         return tuple(x.unsqueeze(_axis(field)) for field, x in zip(gives, found, strict=True))
 
@@ -130,11 +130,16 @@ def _axis(field: Field) -> int:
     return field.layout.shape.split(", ").index("D")
 
 
-def _squeezed(field: Field, arg: Any) -> Any:
+def _squeezed(op: str, field: Field, arg: Any) -> Any:
     """One direction without its axis, contiguous."""
     if not isinstance(arg, Tensor):
         return arg
     assert field.layout is not None
+    if arg.dim() != len(field.layout.terms):
+        raise RuntimeError(
+            f"throughtime::{op}: {field.name} should be [{field.layout.shape}], got {arg.dim()} "
+            "dimensions"
+        )
     return (arg.squeeze(_axis(field)) if "D" in field.layout.shape else arg).contiguous()
 
 
