@@ -94,8 +94,8 @@ struct WalkBackward {
   S* dbias;                                  // [G H]
   S* dweight_hr;                             // [R, H], only with a projection
   bool* beyond;  // [B] or null: becomes true where a gradient is in no range that products take
-  S* dreset_h = nullptr;                     // [T, B, R] of zeros or null, together with the next
-  S* dreset_c = nullptr;                     // [T, B, H] of zeros
+  S* dreset_h = nullptr;  // [T, B, R] of zeros or null, together with the next
+  S* dreset_c = nullptr;  // [T, B, H] of zeros
 
   // Whether nothing wants the gradient of the h that enters a step.
   TT_INLINE bool detaches(int64_t t, int64_t row) const {
