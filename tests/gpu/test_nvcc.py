@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -10,16 +11,23 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90a", "100")
-# Kernels of a dtype: tiles of samples and of held weights, forward and backward, and a step each.
-# float: 1, 2, with held (1, 4). 16 bits: 1, 2, and 4 forward; with held (1, 4), (1, 8), (2, 4).
-# Without a dtype: latency.cu.
-INSTANCES = {"float": 3 + 3 + 2, "device::BFloat16": 6 + 5 + 2, "device::Float16": 6 + 5 + 2, "": 8}
+# Kernels of a dtype: tiles of samples and of held weights, forward and backward, each in a cluster
+# and in a grid; and a step each. float: 1, 2, with held (1, 4). 16 bits: 1, 2, and 4 forward; with
+# held (1, 4), (1, 8), (2, 4). Without a dtype: latency.cu.
+OF_16_BITS = 2 * (6 + 5) + 2
+INSTANCES = {
+    "float": 2 * (3 + 3) + 2,
+    "device::BFloat16": OF_16_BITS,
+    "device::Float16": OF_16_BITS,
+    "": 10,
+}
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -87,18 +95,69 @@ MEASURED = (
 )
 
 
-def test_latency_measures_what_it_names(compiled: Cubins, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def disassembled(compiled: Cubins, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of a dtype, the instructions of each kernel for sm_90a by their addresses."""
     triton = find_spec("triton")
-    beside = Path(triton.origin).parent if triton and triton.origin else tmp_path
+    beside = Path(triton.origin).parent if triton and triton.origin else Path()
     cuobjdump = shutil.which("cuobjdump", path=str(beside / "backends/nvidia/bin"))
     cuobjdump = shutil.which("cuobjdump") or cuobjdump
     if cuobjdump is None:
         pytest.skip("cuobjdump is not installed, nor Triton, which has one")
-    cubin, _ = compiled["90a", ""]
-    code = subprocess.check_output([cuobjdump, "-sass", str(cubin)], text=True)
+
+    @functools.cache
+    def of(scalar: str) -> dict[str, dict[int, str]]:
+        command = [cuobjdump, "-sass", str(compiled["90a", scalar][0])]
+        functions = subprocess.check_output(command, text=True).split("Function : ")[1:]
+        line = re.compile(r"/\*([0-9a-f]+)\*/ +(?:@!?U?P\w+ +)?([^;]+);")
+        return {
+            body.split("\n")[0].strip(): {int(at, 16): x for at, x in line.findall(body)}
+            for body in functions
+        }
+
+    return of
+
+
+def test_latency_measures_what_it_names(disassembled: Any) -> None:
     for kernel, instruction, least in MEASURED:
-        (body,) = [body for body in code.split("Function : ") if kernel in body.split("\n")[0]]
-        assert body.count(f" {instruction}") >= least, (kernel, instruction)
+        (code,) = [code for name, code in disassembled("").items() if kernel in name]
+        found = sum(x.startswith(instruction) for x in code.values())
+        assert found >= least, (kernel, instruction)
+
+
+def loops(code: dict[int, str]) -> list[range]:
+    """The addresses of each loop, the longest first."""
+    found = []
+    for at, instruction in code.items():
+        back = re.match(r"BRA.* 0x([0-9a-f]+)", instruction)
+        if back and int(back[1], 16) < at:
+            found.append(range(int(back[1], 16), at + 1))
+    return sorted(found, key=len, reverse=True)
+
+
+@pytest.mark.parametrize("scalar", [scalar for scalar in INSTANCES if scalar])
+def test_a_step_waits_for_nothing_that_it_could_have_before(scalar: str, disassembled: Any) -> None:
+    """What was once in the machine code, and slow on a GPU, does not come back."""
+    walks = {name: code for name, code in disassembled(scalar).items() if "lstm_walk" in name}
+    assert len(walks) == INSTANCES[scalar] - 2
+    for name, code in walks.items():
+        everywhere = loops(code)
+        within = next(x for x in everywhere if any("HMMA" in code.get(at, "") for at in x))
+        step = [code[at] for at in within if at in code]
+        assert not any(x.startswith("MEMBAR.SC") for x in code.values()), f"{name}: a fence"
+        assert not any(x.startswith("I2F") for x in step), f"{name}: a division in each step"
+        emptied = any(x.startswith("CCTL.IVALL") for x in step)
+        assert not emptied or "ELb1E" in name, f"{name}: L1 is emptied without a grid"
+        if "forward" in name:
+            product = max(k for k, x in enumerate(step) if x.startswith("HMMA"))
+            cell = next(k for k, x in enumerate(step) if k > product and x.startswith("MUFU"))
+            loads = [x for x in step[product:cell] if x.startswith("LDG")]
+            assert not loads, f"{name}: the nonlinearity waits for {loads}"
+        for loop in everywhere:
+            inner = loop[0] > within[0] and loop[-1] < within[-1]
+            body = [code[at] for at in loop if at in code] if inner else []
+            loads = [x for x in body if x.startswith("LDG") and ".STRONG" not in x]
+            assert len(loads) not in (1, 2, 3), f"{name}: {len(loads)} loads in flight"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

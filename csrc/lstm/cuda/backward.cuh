@@ -40,6 +40,7 @@ class BackwardBlock {
         T_(share_.T),
         H_(share_.H),
         stride_(operand_stride(4 * partition_.units, sizeof(S))),
+        sources_of_warp_((partition_.ranks * partition_.parts + warps_ - 1) / warps_),
         jobs_(backward_jobs(H_, partition_.units, partition_.parts, warps_)),
         first_job_{warp() / jobs_.slabs32, warp() % jobs_.slabs32},
         layout_(backward_layout(H_, partition_.units, partition_.ranks, partition_.parts, warps_,
@@ -312,8 +313,8 @@ class BackwardBlock {
     const int sources = partition_.ranks * partition_.parts, next = slabs_ * kTiles * 32;
     if constexpr (kGrid) {
       auto* const sums = reinterpret_cast<Pair*>(shared_memory() + layout_.sums) + lane();
-      const int share = (sources + warps_ - 1) / warps_, first = warp() * share;
-      const int count = sources - first < share ? sources - first : share;
+      const int first = warp() * sources_of_warp_;
+      const int count = sources - first < sources_of_warp_ ? sources - first : sources_of_warp_;
       const Pair* from = received() + share_.rank * received_pairs() + first * next + lane();
       for (int i = 0; i < slabs_ * kTiles; ++i) {
         sums[(i * warps_ + warp()) * 32] = sum_of<true>(from + i * 32, count, next);
@@ -376,6 +377,7 @@ class BackwardBlock {
   const int slabs_, warps_;
   const WarpShare<S, kTiles> share_;
   const int T_, H_, stride_;
+  const int sources_of_warp_;  // whose parts it adds, with a grid
   const Jobs jobs_;
   const Job first_job_;
   const SharedLayout layout_;
