@@ -20,7 +20,7 @@ AUTOCAST = "autocast"  # float32 tensors, under torch.autocast in bfloat16
 DTYPES = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
 DTYPES[AUTOCAST] = torch.float32
 # float32 under torch.set_float32_matmul_precision, and the rounding of an operand that it allows.
-PRECISIONS = {"float32-high": ("high", 2.0**-15), "float32-medium": ("medium", 2.0**-7)}
+PRECISIONS = {"float32-high": ("high", 2.0**-16), "float32-medium": ("medium", 2.0**-7)}
 DTYPES |= dict.fromkeys(PRECISIONS, torch.float32)
 REPLACED_STEPS, MOST_STEPS = 32, 1024
 SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")

@@ -223,7 +223,7 @@ def test_float32_is_measured_as_exactly_as_its_name_says(monkeypatch: pytest.Mon
     before = torch.get_float32_matmul_precision()
     make(dtypes=["float32-high", "float32", "float32-medium", "bfloat16"]).rows([TINY])
     assert seen == [
-        ("float32-high", "high", 2**-15),
+        ("float32-high", "high", 2**-16),
         ("float32", "highest", torch.finfo(torch.float32).eps),
         ("float32-medium", "medium", 2**-7),
         ("bfloat16", "highest", torch.finfo(torch.bfloat16).eps),

@@ -1,8 +1,8 @@
 // float32 as the operand of products by a matrix unit that multiplies bfloat16: a number is the sum of
 // up to three bfloat16 parts of falling size, and a product of numbers the sum of the products of parts.
 //
-// Three parts hold all 24 bits, two hold 16, one holds 8. All but the last part are cut off, for to
-// round up may overflow; the last is rounded, and is exact where it is the third.
+// Three parts hold all 24 bits, two hold 17, one holds 8. Each is rounded, so that what it leaves has
+// either sign: left out products of small parts cancel. The third is exact.
 //
 // The unit takes subnormal numbers as zero. So that a part of no normal number is one, numbers are
 // multiplied by 2^24 before they are split, and sums of products by 2^-48 afterwards, both exactly.
@@ -45,7 +45,7 @@ struct Numbers<SplitFloat<kParts>> {
     v *= kSplitScale;
 #pragma GCC unroll 3
     for (int part = 0; part < kParts - 1; ++part) {
-      parts[part] = (Words)v & 0xffff0000u;
+      parts[part] = ((Words)v + 0x8000u) & 0xffff0000u;
       v -= (Vec<float>)parts[part];
     }
     parts[kParts - 1] = Narrow::rounded(v);
