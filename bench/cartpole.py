@@ -3,7 +3,6 @@
 The agent sees position and angle only; it has to remember the last ones to know where they go.
 Rollouts take single steps with an ``LSTMCell``; training runs whole rows of episodes in one call of
 an ``LSTM`` that shares the cell's parameters, with ``reset`` where an episode starts.
-
 Sources: Barto, Sutton, Anderson 1983 (CartPole-v1's constants); Schulman et al., arXiv 1707.06347.
 """
 
@@ -36,9 +35,8 @@ class CartPole:
     def step(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """Push left (0) or right (1): which games are lost, and which begin anew after it."""
         x, v, angle, w = self.state.unbind(1)
-        force = 20.0 * action - 10.0
         sin, cos = angle.sin(), angle.cos()
-        push = (force + 0.05 * w.square() * sin) / 1.1
+        push = (20.0 * action - 10.0 + 0.05 * w.square() * sin) / 1.1
         turn = (9.8 * sin - cos * push) / (0.5 * (4 / 3 - 0.1 * cos.square() / 1.1))
         speed = push - 0.05 * turn * cos / 1.1
         moved = (x + 0.02 * v, v + 0.02 * speed, angle + 0.02 * w, w + 0.02 * turn)
@@ -62,16 +60,14 @@ class Agent(nn.Module):
         for name, _ in list(self.cell.named_parameters()):
             setattr(self.cell, name, getattr(self.lstm, f"{name}_l0"))  # one set of parameters
         self.policy, self.value = nn.Linear(HIDDEN, 2), nn.Linear(HIDDEN, 1)
-        with torch.no_grad():
-            self.policy.weight.mul_(0.01)  # begins undecided
+        nn.init.normal_(self.policy.weight, std=0.01)  # begins undecided
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of actions, and values."""
         return self.policy(h).log_softmax(-1), self.value(h).squeeze(-1)
 
     def observe(self, state: Tensor) -> Tensor:
-        encoded: Tensor = self.encoder(state[..., [0, 2]] * torch.tensor([4.0, 20.0]))
-        return encoded
+        return self.encoder(state[..., [0, 2]] * torch.tensor([4.0, 20.0]))
 
 
 @torch.no_grad()
@@ -114,8 +110,7 @@ def loss(agent: Agent, data: dict[str, Tensor], memory: tuple[Tensor, Tensor]) -
     gain = (data["advantage"] - data["advantage"].mean()) / (data["advantage"].std() + 1e-8)
     policy = torch.min(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain).mean()
     entropy = -(log_p.exp() * log_p).sum(-1).mean()
-    total: Tensor = 0.5 * (value - target).square().mean() / 100 - policy - ENTROPY * entropy
-    return total
+    return 0.5 * (value - target).square().mean() / 100 - policy - ENTROPY * entropy
 
 
 def train(updates: int, games: int, report: Callable[[int, float], None]) -> float:

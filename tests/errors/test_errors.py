@@ -112,28 +112,35 @@ def test_the_good_calls_are_good(name: str, backend: str) -> None:
         GOOD[name]()
 
 
+@pytest.mark.parametrize("grad", [True, False])  # there is a short way without
 @pytest.mark.parametrize(("call", "error"), OURS, ids=[call for call, _ in OURS])
-def test_error(call: str, error: str, backend: str) -> None:
+def test_error(call: str, error: str, backend: str, grad: bool) -> None:
     kind, words = error.split(": ", 1)
     end = "$" if words.endswith("$") else ""
     match = ".*".join(re.escape(part) for part in words.removesuffix("$").split(" ... ")) + end
     inputs = (zeros(T, B, 4), packed(), zeros(T, 4)) if "any_input" in call else (None,)
     for x in inputs:
-        with throughtime.backend(backend), pytest.raises(KINDS[kind], match=match):  # type: ignore[arg-type]
+        with (
+            torch.set_grad_enabled(grad),
+            throughtime.backend(backend),  # type: ignore[arg-type]
+            pytest.raises(KINDS[kind], match=match),
+        ):
             eval(call, NAMES | {"any_input": x})
 
 
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(("call", "since"), THEIRS, ids=[call for call, _ in THEIRS])
-def test_error_of_theirs(call: str, since: str, batch_first: bool) -> None:
+def test_error_of_theirs(call: str, since: str, batch_first: bool, grad: bool) -> None:
     if since.endswith("2.11") and torch.__version__ < (2, 11):
         pytest.skip("nn.LSTM of torch 2.10 has other words")
-    theirs, ours = (
-        error_of(lambda names=names: eval(call, NAMES | names))
-        for names in (
-            {"LSTM": kind, "call": calling(kind, batch_first)} for kind in (nn.LSTM, LSTM)
+    with torch.set_grad_enabled(grad):
+        theirs, ours = (
+            error_of(lambda names=names: eval(call, NAMES | names))
+            for names in (
+                {"LSTM": kind, "call": calling(kind, batch_first)} for kind in (nn.LSTM, LSTM)
+            )
         )
-    )
     assert ours == theirs
 
 

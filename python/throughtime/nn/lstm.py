@@ -328,9 +328,12 @@ class LSTM(BackendChoice, nn.RNNBase):
             return None
         layers = self.num_layers
         drops = self.training and self.dropout > 0 and layers > 1
-        if input.dim() != 3 or self.bidirectional or drops or len(hx) != 2:
+        if input.dim() != 3 or self.bidirectional or drops:
             return None
-        if not all(type(x) is Tensor and x.dim() == 3 and x.size(0) == layers for x in hx):
+        pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+        if not pair or not all(
+            type(x) is Tensor and x.dim() == 3 and x.size(0) == layers for x in hx
+        ):
             return None
         if reset is not None:
             if type(reset) is not Tensor or reset.dim() != 2:

@@ -124,7 +124,7 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
 
     def _thin(self, input: Tensor, hx: States, reset: Tensor | None) -> States | None:
         """The thin way, if everything is plain."""
-        if input.dim() != 2 or len(hx) != 2:
+        if input.dim() != 2 or not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             return None
         if reset is not None:
             if type(reset) is not Tensor or reset.dim() != 1:
