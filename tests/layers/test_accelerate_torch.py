@@ -268,6 +268,9 @@ def test_dispatch_modes_and_subclasses_go_to_the_original(model: Model) -> None:
         with FlopCounterMode(display=False) as counter:
             nn.LSTM(3, 4, dtype=torch.float64)(X.double())
         assert counter.get_total_flops() == plain.get_total_flops() > 0
+        assert list(handle.calls) == [
+            "original: torch traces or transforms it (Python, PythonTLSSnapshot)"
+        ]
         with FakeTensorMode():
             assert nn.LSTM(3, 4)(torch.empty(5, 2, 3))[0].shape == (5, 2, 4)
         model(TwoTensor(X, X))

@@ -175,8 +175,10 @@ def why_not(call: Call) -> str | None:
 def _surroundings() -> str | None:
     """What torch does around the call that ours does not know, or None."""
     included = torch._C._dispatch_tls_local_include_set()
-    if included.raw_repr() & ~_KNOWN:
-        return f"torch traces or transforms it: {included}"
+    if included.raw_repr() & ~_KNOWN_BITS:
+        names = str(included).removeprefix("DispatchKeySet(").removesuffix(")").split(", ")
+        unknown = ", ".join(name for name in names if name not in _KNOWN)
+        return f"torch traces or transforms it ({unknown})"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation"
     return None
@@ -204,4 +206,5 @@ _PLAIN = {
     for more in ((f"Autograd{device}", "ADInplaceOrView"), ())
 }
 # What is included where nothing but eager autograd and perhaps torch.jit.trace watches.
-_KNOWN = _keys("BackendSelect", "ADInplaceOrView", "Tracer")
+_KNOWN = ("BackendSelect", "ADInplaceOrView", "Tracer")
+_KNOWN_BITS = _keys(*_KNOWN)
