@@ -92,7 +92,8 @@ test-versions: install
 	$(BIN)/python tests/build/triton_versions.py
 	$(BIN)/python tests/build/versions.py $(VERSIONS_ARGS)
 
-# What pip cannot install beside this torch is left out, and its row says: not tried.
+# What pip cannot install beside this torch is left out, and its row says: not tried. A torchvision
+# for another build of torch, which fastai brings, breaks the import of the others.
 test-clients:
 	test -x $(VENV_CLIENTS)/bin/python || "$(PYTHON)" -m venv $(VENV_CLIENTS)
 	$(VENV_CLIENTS)/bin/python -m pip install --quiet "$(TORCH)" "setuptools>=77" ninja numpy
@@ -100,6 +101,8 @@ test-clients:
 	  $(VENV_CLIENTS)/bin/python -m pip install --quiet "$(TORCH)" "$$package" || \
 	    echo "make test-clients: pip cannot install $$package beside $(TORCH)"; \
 	done
+	$(VENV_CLIENTS)/bin/python -c "import torchvision" 2>/dev/null || \
+	  $(VENV_CLIENTS)/bin/python -m pip uninstall --quiet --yes torchvision
 	$(VENV_CLIENTS)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
 	$(VENV_CLIENTS)/bin/python tests/clients $(CLIENTS_ARGS)
 

@@ -66,6 +66,20 @@ def test_without_gradients(mode: Any) -> None:
     assert found.is_inference() == again.is_inference() == (mode is torch.inference_mode)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_step_without_gradients_is_the_originals(packed: bool) -> None:
+    lstm, x = nn.LSTM(2, 3), torch.zeros(1, 1, 2)
+    given = pack_sequence([x[0]]) if packed else x
+    with accelerate() as handle:
+        lstm(given)
+        with torch.no_grad():
+            lstm(given)
+        with torch.inference_mode():
+            lstm(given)
+    reason = "original: one step without gradients, which torch's does faster"
+    assert handle.calls == {"cpu kernels": 1, reason: 2}
+
+
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])

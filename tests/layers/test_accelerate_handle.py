@@ -239,11 +239,12 @@ import throughtime
 lstm(x)
 with throughtime.accelerate() as new:
     lstm(x)
+lstm(x)
 old.remove()
 lstm(x)
 print(sum(old.calls.values()), sum(new.calls.values()), throughtime.explain(lstm).chosen)
 """
-    assert printed(code, PYTHONWARNINGS="error::UserWarning") == "1 1 None\n"
+    assert printed(code, PYTHONWARNINGS="error::UserWarning") == "2 1 None\n"
 
 
 FOREIGN = """

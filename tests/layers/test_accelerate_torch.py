@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -65,13 +67,24 @@ def test_the_page_has_a_row_per_test(pytestconfig: pytest.Config) -> None:
 
 
 def test_compile_breaks_at_the_layer_and_ours_runs(model: Model) -> None:
-    expected = torch.autograd.grad(model(X).sum(), model.rnn.weight_hh_l0)[0]
+    def frames() -> int:
+        """What Dynamo has looked at since the last call."""
+        count = torch._dynamo.utils.counters["frames"]["total"]
+        torch._dynamo.utils.counters.clear()
+        torch._dynamo.reset()
+        return count
+
+    frames()
+    expected = torch.autograd.grad(
+        torch.compile(model, backend="aot_eager")(X).sum(), model.rnn.weight_hh_l0
+    )[0]
+    plain = frames()
     with accelerate() as handle:
         compiled = torch.compile(model, backend="aot_eager")
         found = torch.autograd.grad(compiled(X).sum(), model.rnn.weight_hh_l0)[0]
         assert kinds(handle.calls) == {OURS}
+        assert frames() == plain
     assert_close(found, expected)
-    torch._dynamo.reset()
     replace(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_close(torch.autograd.grad(compiled(X).sum(), model.rnn.weight_hh_l0)[0], expected)
@@ -229,6 +242,21 @@ def test_forward_mode_goes_to_the_original() -> None:
     assert_close(run(), expected)
 
 
+def test_a_dual_level_goes_to_the_original() -> None:
+    lstm = nn.LSTM(3, 4, dtype=torch.float64)
+
+    def run() -> Tensor:
+        with forward_ad.dual_level():
+            output, _ = lstm(forward_ad.make_dual(X.double(), torch.ones_like(X).double()))
+            return forward_ad.unpack_dual(output).tangent
+
+    expected = run()
+    with accelerate() as handle:
+        found = run()
+    assert handle.calls == {"original: forward-mode differentiation": 1}
+    assert torch.equal(found, expected)
+
+
 def test_dispatch_modes_and_subclasses_go_to_the_original(model: Model) -> None:
     from torch._subclasses import FakeTensorMode
     from torch.testing._internal.two_tensor import TwoTensor
@@ -240,6 +268,9 @@ def test_dispatch_modes_and_subclasses_go_to_the_original(model: Model) -> None:
         with FlopCounterMode(display=False) as counter:
             nn.LSTM(3, 4, dtype=torch.float64)(X.double())
         assert counter.get_total_flops() == plain.get_total_flops() > 0
+        assert list(handle.calls) == [
+            "original: torch traces or transforms it (Python, PythonTLSSnapshot)"
+        ]
         with FakeTensorMode():
             assert nn.LSTM(3, 4)(torch.empty(5, 2, 3))[0].shape == (5, 2, 4)
         model(TwoTensor(X, X))
@@ -259,6 +290,24 @@ def test_subclasses_that_only_add_methods_run_on_ours(model: Model) -> None:
     assert_close(found.as_subclass(Tensor), model.rnn(X)[0])
     replace(model)
     assert_close(model.rnn(X.as_subclass(Tagged))[0].as_subclass(Tensor), model.rnn(X)[0])
+
+
+def test_function_modes_do_not_see_inside(model: Model) -> None:
+    seen: list[list[Any]] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen[-1].append(func)
+            return func(*args, **kwargs or {})
+
+    scripted = torch.jit.script(model)  # which calls the operator while the mode is on
+    for on in (False, True):
+        seen.append([])
+        with accelerate() if on else nullcontext(), Watch():
+            scripted(X)
+    assert seen == [[], []]
 
 
 def test_checkpoint_and_hooks(model: Model) -> None:

@@ -96,6 +96,10 @@ class Call:
         return self.hx[0].size(-1) != self.hx[1].size(-1)
 
     @property
+    def steps(self) -> int:
+        return self.input.size(0) if self.batch_sizes is None else self.batch_sizes.numel()
+
+    @property
     def batch(self) -> int:
         return self.input.size(1) if self.batch_sizes is None else int(self.batch_sizes[0])
 
@@ -167,6 +171,8 @@ def why_not(call: Call) -> str | None:
             return "a dtype that autocast does not cast"
     if not call.fits():
         return "sizes that do not belong together, or are zero"
+    if call.steps == 1 and not torch.is_grad_enabled():
+        return "one step without gradients, which torch's does faster"
     hidden, outputs = call.hx[1].size(2), call.hx[0].size(2)
     proj_size = outputs if call.projects else 0
     return why_never(Request("lstm", hidden, proj_size, device, autocast or dtype))
@@ -175,8 +181,10 @@ def why_not(call: Call) -> str | None:
 def _surroundings() -> str | None:
     """What torch does around the call that ours does not know, or None."""
     included = torch._C._dispatch_tls_local_include_set()
-    if included.raw_repr() & ~_KNOWN:
-        return f"torch traces or transforms it: {included}"
+    if included.raw_repr() & ~_KNOWN_BITS:
+        names = str(included).removeprefix("DispatchKeySet(").removesuffix(")").split(", ")
+        unknown = ", ".join(name for name in names if name not in _KNOWN)
+        return f"torch traces or transforms it ({unknown})"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation"
     return None
@@ -204,4 +212,5 @@ _PLAIN = {
     for more in ((f"Autograd{device}", "ADInplaceOrView"), ())
 }
 # What is included where nothing but eager autograd and perhaps torch.jit.trace watches.
-_KNOWN = _keys("BackendSelect", "ADInplaceOrView", "Tracer")
+_KNOWN = ("BackendSelect", "ADInplaceOrView", "Tracer")
+_KNOWN_BITS = _keys(*_KNOWN)

@@ -38,11 +38,12 @@ def lstm_input(
     options = (has_biases, num_layers, dropout, train, bidirectional)
     handle = innermost()
     if handle is not None:
-        x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
-        call = _taken(handle, x, None, hx, parameters, *options)
-        if call is not None:
-            output, h_n, c_n = _run(handle, call)
-            return output.transpose(0, 1) if batch_first else output, h_n, c_n
+        with torch._C.DisableTorchFunction():  # no mode of the caller sees what happens here
+            x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
+            call = _taken(handle, x, None, hx, parameters, *options)
+            if call is not None:
+                output, h_n, c_n = _run(handle, call)
+                return output.transpose(0, 1) if batch_first else output, h_n, c_n
     return _original(_input, input, hx, parameters, *options, batch_first)
 
 
@@ -61,9 +62,10 @@ def lstm_data(
     options = (has_biases, num_layers, dropout, train, bidirectional)
     handle = innermost()
     if handle is not None:
-        call = _taken(handle, data, batch_sizes, hx, parameters, *options)
-        if call is not None:
-            return _run(handle, call)
+        with torch._C.DisableTorchFunction():
+            call = _taken(handle, data, batch_sizes, hx, parameters, *options)
+            if call is not None:
+                return _run(handle, call)
     return _original(_data, data, batch_sizes, hx, parameters, *options)
 
 
@@ -96,23 +98,22 @@ def _original(operator: Any, *args: Any) -> _Results:
     found: _Results
     if torch._C._dispatch_tls_is_dispatch_key_included(_DispatchKey.PythonDispatcher):
         found = operator.decompose(*args)  # as AOTAutograd and torch.export would have it
-    else:
+        return found
+    with torch._C.DisableTorchFunction():
         found = operator._op_dk(_DispatchKey.CompositeImplicitAutograd, *args)
-    return found
+        return found
 
 
 def _run(handle: Acceleration, call: Call) -> _Results:
     """The layers of ``throughtime.LSTM``, with results in the original's dtypes."""
-    with torch._C.DisableTorchFunction():
-        x, lengths = call.input, None
-        if call.batch_sizes is not None:
-            x, lengths = unpack(PackedSequence(call.input, call.batch_sizes))
-        detach_masks = _masks(handle, call, x)
-        output, (h_n, c_n) = LSTM._run(call, x, call.hx, detach_masks, None, lengths)
-        if lengths is not None:
-            output = pack_padded_sequence(output, lengths).data
-        dtypes = _dtypes(call)
-        return output.to(dtypes[0]), h_n.to(dtypes[1]), c_n.to(dtypes[2])
+    x, lengths = call.input, None
+    if call.batch_sizes is not None:
+        x, lengths = unpack(PackedSequence(call.input, call.batch_sizes))
+    output, (h_n, c_n) = LSTM._run(call, x, call.hx, _masks(handle, call, x), None, lengths)
+    if lengths is not None:
+        output = pack_padded_sequence(output, lengths).data
+    dtypes = _dtypes(call)
+    return output.to(dtypes[0]), h_n.to(dtypes[1]), c_n.to(dtypes[2])
 
 
 def _masks(handle: Acceleration, call: Call, x: Tensor) -> Sequence[Tensor | None]:
