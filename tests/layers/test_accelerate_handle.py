@@ -21,6 +21,7 @@ from programs import printed, run_python
 from throughtime import DetachSchedule, accelerate, explain
 from throughtime.acceleration import handle as handles
 from throughtime.acceleration import registration
+from throughtime.acceleration.call import SPEEDS
 
 
 @pytest.fixture
@@ -66,23 +67,25 @@ def test_removed_twice_and_out_of_order(lstm: nn.LSTM) -> None:
         second.__enter__()
 
 
-def test_what_it_prints(lstm: nn.LSTM) -> None:
+def test_what_it_prints(lstm: nn.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SPEEDS, ("cpu", torch.float64))
     with accelerate(detach_prob=0.25) as outer, accelerate() as handle:
         assert str(outer) == (
             f"accelerate: under another in process {os.getpid()}, detach_prob=0.25"
         )
         lstm(X)
         lstm(X)
-        lstm.half()(X.half())
+        lstm.double()(X.double())
         assert repr(handle).splitlines() == [
             f"accelerate: in force in process {os.getpid()}, detach_prob=0.0",
             "  2 calls, cpu kernels",
-            "  1 calls, original: torch.float16 on cpu: the CPU kernels compute float16 in float32",
+            "  1 calls, original: there is no kernel for torch.float64 on cpu",
         ]
     assert str(handle).startswith("accelerate: removed in process")
 
 
-def test_explain_says_what_runs_an_nn_lstm(lstm: nn.LSTM) -> None:
+def test_explain_says_what_runs_an_nn_lstm(lstm: nn.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SPEEDS, ("cpu", torch.float64))
     table = explain(lstm)
     assert (
         table.chosen is None
@@ -93,8 +96,8 @@ def test_explain_says_what_runs_an_nn_lstm(lstm: nn.LSTM) -> None:
         table = explain(lstm)
         assert table.chosen == "cpu" and "accelerate runs it on our cpu kernels" in str(table)
         assert str(handle) in str(table) and "lstm with hidden_size=3" in str(table)
-        table = explain(lstm, dtype=torch.float16)
-        assert table.chosen is None and "the CPU kernels compute float16 in float32" in str(table)
+        table = explain(lstm, dtype=torch.float64)
+        assert table.chosen is None and "no kernel for torch.float64 on cpu" in str(table)
         table = explain(lstm, device="cuda", dtype=torch.float32)
         assert table.chosen is None and "cuDNN is faster" in str(table)
         assert "no h-detach" not in str(table) and "a call raises" not in str(table)
