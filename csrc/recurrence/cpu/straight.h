@@ -6,20 +6,22 @@
 // pairs. This order depends on the shape alone, so that a row's bits do not depend on the others.
 #pragma once
 
-#include <type_traits>
-
 #include "common/cpu/tile.h"
 #include "recurrence/cpu/pack.h"
 
 namespace throughtime {
 namespace {
 
+template <typename A, typename B>
+constexpr bool kSameType = false;
+template <typename A>
+constexpr bool kSameType<A, A> = true;
+
 // Whether walks of a cell may do so: it has four gates, operands have the type of the sums, and a vector
 // has room for all gates.
 template <typename Cell, typename Operand>
-constexpr bool kMayGoStraight =
-    Cell::kGates == 4 && std::is_same_v<Operand, typename Cell::Number> &&
-    kLanes<typename Cell::Number> >= 4;
+constexpr bool kMayGoStraight = Cell::kGates == 4 && kSameType<Operand, typename Cell::Number> &&
+                                kLanes<typename Cell::Number> >= 4;
 
 // Rows times the transpose of a weight [4 H, k_count].
 template <typename S>
