@@ -67,7 +67,11 @@ def iterate(sizes: tuple[int, int, int, int], dtype: torch.dtype = torch.float32
 def test_errors_follow_the_precision() -> None:
     """The backward asks too, though autograd runs it on a thread of its own."""
     exact = iterate(LARGE, torch.float64)
-    for asked, least, most in (("highest", 0, 3e-7), ("high", 1e-6, 1.5e-5), ("medium", 5e-4, 1e-2)):
+    for asked, least, most in (
+        ("highest", 0, 3e-7),
+        ("high", 1e-6, 1.5e-5),
+        ("medium", 5e-4, 1e-2),
+    ):
         torch.set_float32_matmul_precision(asked)
         for found, wanted in zip(iterate(LARGE), exact, strict=True):
             assert least <= rms(found, wanted) <= most, asked
