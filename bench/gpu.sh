@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: bench/gpu.sh [--out DIR] [--wheels DIR] [--python PYTHON] [--dry-run] [STAGE ...]
 #
-# Everything that needs a GPU machine, in stages of at most ten minutes. Never run on a GPU so far.
+# Everything that needs a GPU machine, in stages of at most ten minutes.
 # Stages, all of them unless some are named; a stage that fails does not stop the next:
 #   build     compile and install the package with THROUGHTIME_BUILD=cuda into build/gpu/site
 #   env       python -m throughtime env

@@ -1,5 +1,5 @@
 // Measures the constants of the model in csrc/lstm/cuda/plan.h: one CSV row per number, with the
-// constant that it corrects and the value assumed there. Never run on a GPU so far.
+// constant that it corrects and the value assumed there.
 //
 //     nvcc -O3 -std=c++17 --expt-relaxed-constexpr -arch=native -Icsrc bench/gpu/latency.cu -o latency
 //     ./latency [FILE]      to FILE, or to the standard output; CUDA_VISIBLE_DEVICES picks the GPU
