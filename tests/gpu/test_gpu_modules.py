@@ -263,8 +263,6 @@ def test_float32_on_a_gpu_is_cudnns() -> None:
     lstm, x = nn.LSTM(I, H).to(DEVICE), input_of(torch.float32)
     with throughtime.accelerate() as handle:
         lstm(x)
-    assert list(handle.calls) == [
-        "original: torch.float32 on cuda: "
-        "with TF32, which torch allows it, cuDNN is faster from H 1024 on"
-    ]
+    (told,) = handle.calls
+    assert told.startswith("original: torch.float32 on cuda: with TF32, which torch allows it")
     assert throughtime.explain(lstm).chosen is None
