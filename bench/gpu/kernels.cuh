@@ -79,6 +79,7 @@ TT_DEVICE void exchange_steps(const Probe& p) {
   bool wrong = false;
   int from = 0, tile = 0;  // of the message that is checked
   for (int round = 0; round < p.rounds; ++round) {
+    warp_barrier();  // all lanes have read the last round, also those that send nothing
     for (int to = lane() / kOfBlock; barrier.in_cluster() && to < ranks; to += kWords) {
       for (int i = 0; i < p.size; ++i) {
         // `wrong` orders the message after the last round's read, as the product does in the LSTM.

@@ -249,7 +249,7 @@ std::vector<Measurement> measurements(int sm) {
       {"clock", "Gpu::ghz", 0, "GHz", gigahertz, exchange<Words>, 1 << 18, one, {blocks(8)}},
       {"block_barrier", OF_PLAN(kBlockBarrier), "cycles", cycles_of_work, exchange<Words>, 4096, one,
        {blocks(1), blocks(4), blocks(8), blocks(16)}},
-      {"message", OF_PLAN(kRemoteStore), "cycles", cycles_of_work, exchange<Words>, 2048, one,
+      {"message", OF_PLAN(kMessage), "cycles", cycles_of_work, exchange<Words>, 2048, one,
        {clusters(1, 1, 2, 1), clusters(1, 1, 8, 1), clusters(1, 1, 16, 1), clusters(1, kAll, 16, 1)}},
       {"message_bytes_4", "", 0, "bytes/cycle/SM", work_per_cycle, exchange<uint32_t>, 1024,
        bytes_sent, {clusters(8, 1, 4, 4), clusters(8, 1, 16, 4)}},

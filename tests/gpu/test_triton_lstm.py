@@ -130,7 +130,7 @@ def test_without_save_and_with_an_empty_batch() -> None:
     case = Case(3, 3, 5)
     given = inputs(case)
     states = (x.unsqueeze(0) for x in (given.h_0, given.c_0, given.weight_hh))
-    found = forward(given.projected.unsqueeze(2), None, *states, None, None, False, False)
+    found = forward(given.projected.unsqueeze(2), None, *states, None, None, False, False, False)
     assert found[3].numel() == found[4].numel() == 0
     expected = expect(case, given)
     for name, tensor in zip(("output", "h_n", "c_n"), found, strict=False):
@@ -162,16 +162,17 @@ def test_operators_take_any_strides(reverse: bool) -> None:
     mask = MASK[..., :1].expand(1, T, B)
     given = (whole, BIAS, H_0, C_0, WEIGHT, LENGTHS, mask)
     assert not (whole.is_contiguous() or mask.is_contiguous())
-    dense = forward(*(x.contiguous() for x in given), reverse, True)
-    strided = forward(*given[:1], *map(spread, given[1:]), reverse, True)
+    dense = forward(*(x.contiguous() for x in given), reverse, True, False)
+    strided = forward(*given[:1], *map(spread, given[1:]), reverse, True, False)
     valid = torch.arange(T).unsqueeze(1) < LENGTHS
     for one, other in zip(dense, strided, strict=True):
         assert torch.equal(*((x[valid] if x.dim() == 4 else x) for x in (one, other)))
     states = (random(1, B, H, seed=seed) for seed in (7, 8))
     grads = (random(B, T, 1, H, seed=6).transpose(0, 1), *states)
     after = (*grads, C_0, WEIGHT, *(x.nan_to_num() for x in dense[3:]), LENGTHS, mask, mask)
-    found = backward(*after[:1], *map(spread, after[1:]), reverse)
-    for one, other in zip(backward(*(x.contiguous() for x in after), reverse), found, strict=True):
+    found = backward(*after[:1], *map(spread, after[1:]), reverse, False)
+    whole = backward(*(x.contiguous() for x in after), reverse, False)
+    for one, other in zip(whole, found, strict=True):
         assert torch.equal(one, other) and one.any()
 
 
@@ -179,10 +180,21 @@ def test_operators_take_any_strides(reverse: bool) -> None:
 def test_operators_pass_opcheck(lengths: Tensor | None) -> None:
     # Fakes and schemas; gradients are lstm_gpu_forward's.
     checks = ("test_schema", "test_faketensor")
-    args = (random(T, B, 1, 4 * H, seed=5), BIAS, H_0, C_0, WEIGHT, lengths, RESET, True, True)
+    args = (
+        random(T, B, 1, 4 * H, seed=5),
+        BIAS,
+        H_0,
+        C_0,
+        WEIGHT,
+        lengths,
+        RESET,
+        True,
+        True,
+        False,
+    )
     torch.library.opcheck(forward.default, args, test_utils=checks)
     output, h_n, c_n, gates, cells = forward(*args)
     # Past the end they are unset; opcheck compares all elements.
     gates, cells = gates.nan_to_num(), cells.nan_to_num()
-    grads = (output, h_n, c_n, C_0, WEIGHT, gates, cells, lengths, RESET, MASK, True)
+    grads = (output, h_n, c_n, C_0, WEIGHT, gates, cells, lengths, RESET, MASK, True, False)
     torch.library.opcheck(backward.default, grads, test_utils=checks)

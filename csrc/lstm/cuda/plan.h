@@ -78,23 +78,24 @@ struct RecurrencePlan {
 
 namespace plan_detail {
 
-// Cycles, as measured on an H200 (bench/gpu/latency.cu, and clocks in the kernels): csrc/lstm/README.md.
+// Cycles, as measured on an H200 by bench/gpu/latency.cu: csrc/lstm/README.md.
 constexpr double kBlockBarrier = 150;
-constexpr double kMessage = 460,
-                 kMessagePerRank = 30;  // to all blocks of a cluster, until it is seen
-constexpr double kGridBarrier = 1400, kGridBarrierPerRank = 3.2;
+constexpr double kMessage = 460;  // to all blocks of a cluster, until it is seen
+constexpr double kGridBarrier = 1400;
 constexpr double kSharedBytesPerCycle = 125, kRemoteBytesPerCycle = 8, kL2BytesPerCycle = 62;
-constexpr double kL2Latency = 280, kL2LoadsAtOnce = 8;
-constexpr double kLoadedL2Latency = 650;       // while all SMs load
-constexpr double kMatrixFlopsPerCycle = 2700;  // mma.sync, 16-bit, of an SM
-constexpr double kFmasPerCycle = 120;          // float, of an SM
-constexpr double kMatrixLatency = 25;          // of one mma
-constexpr double kTailLatency = 60;            // of a tile's weights in shared memory
-constexpr double kJobLatency = 350;            // of a product of the backward, beside its tiles
+constexpr double kL2Latency = 280;
+constexpr double kMatrixFlopsPerCycle = 2700;                   // mma.sync, 16-bit, of an SM
+constexpr double kFmasPerCycle = 120;                           // float, of an SM
+constexpr double kMatrixLatency = 25;                           // of one mma
 constexpr double kStepLatency = 182, kPointwisePerUnit = 0.58;  // of a sample
-// Results stored and inputs loaded, per tile of 8 samples: while messages travel, or blocks arrive.
-constexpr double kRecord = 450;
 constexpr double kKernelMicroseconds = 6.5;  // of a step's kernel or product, which the host starts
+// Slopes of these, and by clocks in the kernels on the same GPU.
+constexpr double kMessagePerRank = 30, kGridBarrierPerRank = 3.2;
+constexpr double kLoadsAtOnce = 8;                      // from L2
+constexpr double kLoadedL2Latency = 2.32 * kL2Latency;  // while all SMs load
+constexpr double kTailLatency = 60;                     // of a tile's weights in shared memory
+constexpr double kJobLatency = 350;  // of a product of the backward, beside its tiles
+constexpr double kRecord = 900;      // results stored and inputs loaded, per tile of 8 samples
 
 // Cycles of the tiles of a product in a block's warps, `most` of them in one. product.cuh says what a tile
 // takes.
@@ -126,7 +127,7 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const RecurrencePla
   if ((p.grid ? groups * p.ranks : p.ranks) > gpu.multiprocessors) return -1;
 
   // What hides behind a barrier or messages: results and inputs, which wait for no other block.
-  const double record = kRecord * plan.tiles_n * 2;
+  const double record = kRecord * plan.tiles_n;
   double wait = kBlockBarrier + record;
   if (p.ranks > 1) {
     wait = p.grid ? kGridBarrier + kGridBarrierPerRank * p.ranks
@@ -143,7 +144,7 @@ inline double time(const RecurrenceShape& s, const Gpu& gpu, const RecurrencePla
     if (p.grid) {
       const double loads = divide_up(static_cast<int64_t>(sources), warps) * slabs * plan.tiles_n;
       exchange = 2 * bytes / kL2BytesPerCycle + kBlockBarrier +
-                 (1 + loads / kL2LoadsAtOnce) * kLoadedL2Latency;
+                 (1 + loads / kLoadsAtOnce) * kLoadedL2Latency;
     } else {
       exchange = bytes / (p.ranks > 1 ? kRemoteBytesPerCycle : kSharedBytesPerCycle) +
                  bytes / kSharedBytesPerCycle + 30 * sources;
