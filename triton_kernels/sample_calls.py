@@ -113,7 +113,7 @@ def sample_calls(device: torch.device) -> Iterator[tuple[str, Callable[[], None]
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         short = str(dtype).removeprefix("torch.")
         walked = lstm.WALKED_UNITS[dtype.itemsize]
-        sizes = (1, 16, 64, walked - 1, walked, 257, 512)
+        sizes: tuple[int, ...] = (1, 16, 64, walked - 1, walked, 257, 512)
         if dtype == torch.float16:  # compiled as bfloat16 is
             sizes = (walked, 257)
         for H in dict.fromkeys(sizes):
