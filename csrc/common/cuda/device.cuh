@@ -224,29 +224,20 @@ TT_DEVICE uint32_t transpose_8x8(uint32_t pair) {
   return result;
 }
 
-// c += a b on the matrix unit, 16 x 8 x 16, in the fragment layout of PTX's mma.m16n8k16.
-TT_DEVICE void mma_16x8(BFloat16, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                        uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-TT_DEVICE void mma_16x8(Float16, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                        uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-// The same for floats, 16 x 8 x 8, in the layout of mma.m16n8k8. Of a and b it takes the upper 19 bits.
-TT_DEVICE void mma_16x8(float, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                        uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
+// c += a b on the matrix unit. Numbers of 16 bits: 16 x 8 x 16, in the fragment layout of PTX's
+// mma.m16n8k16. float: 16 x 8 x 8, in that of mma.m16n8k8; of a and b it takes the upper 19 bits.
+#define TT_MMA(S, kind)                                                                    \
+  TT_DEVICE void mma_16x8(S, float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
+                          uint32_t b0, uint32_t b1) {                                      \
+    asm("mma.sync.aligned." kind " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"  \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                   \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                           \
+  }
+TT_MMA(BFloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+TT_MMA(Float16, "m16n8k16.row.col.f32.f16.f16.f32")
+TT_MMA(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef TT_MMA
+
 // The nearest number of 11 significant bits, as the matrix unit takes it. Before sm_90, where rounding takes
 // three instructions, it is off by up to 0.71 of the last bit: x (1 + 2^-11.5), truncated. Volatile: what
 // lies in registers is rounded where it is used, else the compiler would hold it twice.

@@ -53,7 +53,7 @@ SPEEDS: dict[tuple[str, torch.dtype], _Speed] = {
     ("cuda", torch.bfloat16): _Speed(_always, "5 to 9 times as fast as cuDNN on an H200"),
     ("cuda", torch.float16): _Speed(_never, "cuDNN is faster at H 512 and 768 with a small batch"),
     ("cuda", torch.float32): _Speed(
-        _never, "with TF32, which torch allows it, cuDNN is faster from H 1024 on"
+        _never, "it has not been measured beside cuDNN with TF32, which torch allows it"
     ),
     ("cuda", torch.float64): _Speed(_never, "there is no CUDA kernel for float64"),
 }

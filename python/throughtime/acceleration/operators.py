@@ -37,15 +37,8 @@ def lstm_input(
 ) -> _Results:
     """``aten::lstm.input``."""
     options = (has_biases, num_layers, dropout, train, bidirectional)
-    handle = innermost()
-    if handle is not None:
-        with torch._C.DisableTorchFunction():  # no mode of the caller sees what happens here
-            x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
-            call = _taken(handle, x, None, hx, parameters, *options)
-            if call is not None:
-                output, h_n, c_n = _run(handle, call)
-                return output.transpose(0, 1) if batch_first else output, h_n, c_n
-    return _original(_input, input, hx, parameters, *options, batch_first)
+    found = _accelerated(input, None, hx, parameters, *options, batch_first=batch_first)
+    return found or _original(_input, input, hx, parameters, *options, batch_first)
 
 
 def lstm_data(
@@ -61,19 +54,35 @@ def lstm_data(
 ) -> _Results:
     """``aten::lstm.data``."""
     options = (has_biases, num_layers, dropout, train, bidirectional)
-    handle = innermost()
-    if handle is not None:
-        with torch._C.DisableTorchFunction():
-            call = _taken(handle, data, batch_sizes, hx, parameters, *options)
-            if call is not None:
-                return _run(handle, call)
-    return _original(_data, data, batch_sizes, hx, parameters, *options)
+    found = _accelerated(data, batch_sizes, hx, parameters, *options)
+    return found or _original(_data, data, batch_sizes, hx, parameters, *options)
 
 
 KERNELS: dict[str, Callable[..., _Results]] = {
     "aten::lstm.input": lstm_input,
     "aten::lstm.data": lstm_data,
 }
+
+
+def _accelerated(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    *options: Any,
+    batch_first: bool = False,
+) -> _Results | None:
+    """The results of ours, or None where the original runs."""
+    handle = innermost()
+    if handle is None:
+        return None
+    with torch._C.DisableTorchFunction():  # no mode of the caller sees what happens here
+        x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
+        call = _taken(handle, x, batch_sizes, hx, parameters, *options)
+        if call is None:
+            return None
+        output, h_n, c_n = _run(handle, call)
+        return output.transpose(0, 1) if batch_first else output, h_n, c_n
 
 
 def _taken(
