@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
@@ -216,6 +217,12 @@ def check_sequence(op: str, input: object) -> None:
         raise TypeError(
             f"{op}: input should be a Tensor or a PackedSequence, got {type(input).__name__}"
         )
+
+
+def broadcasts(x: Tensor, wanted: Sequence[int]) -> bool:
+    """Whether a tensor can be expanded to a shape."""
+    sizes = zip(x.shape[::-1], wanted[::-1], strict=False)
+    return x.dim() <= len(wanted) and all(size in (1, want) for size, want in sizes)
 
 
 def check_pair(op: str, hx: object, kinds: str = "", name: str = "hx") -> None:

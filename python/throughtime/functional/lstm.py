@@ -12,6 +12,7 @@ from throughtime.backends.backend import Backend, BackendName, Request
 from throughtime.backends.selection import chosen
 from throughtime.functional.checks import (
     autocast_dtype,
+    broadcasts,
     check_flag,
     check_mask,
     check_pair,
@@ -301,8 +302,7 @@ def _starts(
         raise ValueError("lstm: reset_hx should come with reset, which says where episodes start")
     for k, x in enumerate(reset_hx):
         wanted = (*steps, features[k])
-        sizes = zip(x.shape[::-1], wanted[::-1], strict=False)
-        if x.dim() > 3 or any(size not in (1, want) for size, want in sizes):
+        if not broadcasts(x, wanted):
             letters = "[T, B, H]" if k else "[T, B, H or P]"
             raise RuntimeError(
                 f"lstm: reset_hx[{k}] should be broadcastable to {list(wanted)} ({letters}), got "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from throughtime import masks
-from throughtime.functional.checks import check_pair, readable
+from throughtime.functional.checks import broadcasts, check_pair, readable
 
 States = tuple[Tensor, Tensor]
 
@@ -163,10 +163,7 @@ def _starts(k: int, x: Tensor, sizes: Sizes, batch_first: bool, batched: bool) -
     op, count, length, batch, features = sizes
     steps = (batch, length) if batch_first else (length, batch)
     wanted = (count, *steps, features[k]) if batched else (count, length, features[k])
-    fits = x.dim() <= len(wanted) and all(
-        size in (1, want) for size, want in zip(x.shape[::-1], wanted[::-1], strict=False)
-    )
-    if not fits:
+    if not broadcasts(x, wanted):
         letters = masks.layout("T", "B", batch_first) if batched else "[T]"
         raise RuntimeError(
             f"{op}: reset_hx[{k}] should be broadcastable to {list(wanted)} "
