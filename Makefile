@@ -24,7 +24,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc python triton_kernels -type
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py)
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo docs test test-clients test-cuda-build test-versions gradient-table bench bench-compare fuzz install format clean FORCE
+.PHONY: help demo docs test test-clients test-cuda-build test-versions gradient-table bench bench-compare reproduce reproduce-full fuzz install format clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +40,8 @@ help:
 	@echo "              several GB; goes on where it was interrupted): python/docs/programs.csv"
 	@echo "make bench    install into $(VENV), measure every operation, write tables and plots"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
+	@echo "make reproduce  install into $(VENV), measure the claims of both papers again: half an hour;"
+	@echo "              make reproduce-full: also what takes hours. Both go on where they were interrupted"
 	@echo "make install  install into $(VENV) only"
 	@echo "make fuzz     install into $(VENV), call the package with what is right and wrong from random"
 	@echo "              seeds for MINUTES=$(MINUTES), and print what ended a process, hung or named nothing"
@@ -121,6 +123,13 @@ bench: install
 	  $(BIN)/python -m bench $$op $(if $(QUICK),--quick) \
 	    --csv "$$results/$$op.csv" --plot "$$results/$$op.svg"; \
 	done
+
+# What is stored is taken as it is: remove a CSV to measure its claim again.
+reproduce: install
+	$(BIN)/python -m bench reproduce --out bench/results/reproduction
+
+reproduce-full: install
+	$(BIN)/python -m bench reproduce --full --out bench/results/reproduction
 
 # Sphinx writes a source file per name, so it works on a copy.
 docs: install

@@ -56,6 +56,7 @@ def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], Any]:
 
 positive, natural, thread_count = _whole(1), _whole(0), _whole(1, 256)
 probability = _kind("a number from 0 to 1", float, lambda value: 0 <= value <= 1)
+not_below_zero = _kind("a number from 0 up", float, lambda value: 0 <= value < math.inf)
 above_zero = _kind("a number above 0", float, lambda value: 0 < value < math.inf)
 
 

@@ -129,3 +129,21 @@ def curves(runs: Mapping[str, Sequence[Any]], title: str) -> Any:
     plain_log(panels[2])
     canvas.suptitle(title, fontsize="medium")
     return canvas
+
+
+def spread(table: pd.DataFrame, varied: Sequence[str], title: str) -> Any:
+    """Validation accuracy over updates: median and quartiles over seeds, a line per combination."""
+    keys = [name for name in varied if name != "seed"] or ["task"]
+    canvas, (panel,) = figure(1, width=6)
+    for k, (values, rows) in enumerate(table.groupby(keys)):
+        accuracy = rows.groupby("updates").validation_accuracy
+        low, middle, high = (accuracy.quantile(q) for q in (0.25, 0.5, 0.75))
+        label = ", ".join(
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in zip(keys, values, strict=True)
+        )
+        panel.plot(middle.index, middle, label=label, **look(k) | {"marker": ""})
+        panel.fill_between(middle.index, low, high, color=look(k)["color"], alpha=0.2)
+    panel.set(xlabel="updates", ylabel="validation accuracy", ylim=(0, 1), title=title)
+    panel.legend(frameon=False, fontsize="small")
+    return canvas

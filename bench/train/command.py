@@ -6,19 +6,17 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from bench import arguments, plots
 from bench.arguments import INTERRUPTED
-from bench.train import recall
+from bench.train import transfer
 from bench.train.config import RECALL, TASKS, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
 
 PRESET_TRANSFER = (500, 5000)
-TRANSFER_SEQUENCES, TRANSFER_BATCH = 500, 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{path} holds no finished epoch yet: starting from the beginning")
         try:
             _train(trainer, folder)
-            _transfer(trainer, delays, folder)
+            if delays:
+                _transfer(trainer, delays, folder)
             return 0
         except TrainingError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -107,13 +106,9 @@ def _train(trainer: Trainer, folder: RunFolder) -> None:
 
 def _transfer(trainer: Trainer, delays: Sequence[int], folder: RunFolder) -> None:
     """Prints and writes the accuracy at other lengths, after the trained one."""
-    config, rows = trainer.config, []
-    for delay in dict.fromkeys((config.T, *delays)) if delays else ():
-        test = recall.make(replace(config, T=delay)).test
-        accuracy = trainer.accuracy(test, count=TRANSFER_SEQUENCES, batch=TRANSFER_BATCH)
-        print(f"accuracy at T = {delay} without further training: {accuracy:.4f}", flush=True)
-        row = {"task": config.task, "layer": config.layer, "seed": config.seed}
-        row |= {"trained_T": config.T, "updates": trainer.history[-1].updates}
-        rows.append({**row, "T": delay, "accuracy": accuracy, "count": TRANSFER_SEQUENCES})
-    if rows:
-        print(f"transfer: {folder.write_table('transfer.csv', rows)}")
+    rows = []
+    for row in transfer.transfer(trainer, delays):
+        accuracy = "accuracy at T = {T} without further training: {accuracy:.4f}"
+        print(accuracy.format(**row), flush=True)
+        rows.append(row)
+    print(f"transfer: {folder.write_table(transfer.FILE, rows)}")

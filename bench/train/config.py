@@ -21,6 +21,7 @@ TASKS = {
     "denoise": "remember ten symbols scattered over T steps (relevancy screening paper)",
 }
 RECALL = ("copying", "denoise")
+OPTIMIZERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 CGROUP = Path("/sys/fs/cgroup")
 
 # "mnist" is the task digits with --mnist.
@@ -67,8 +68,12 @@ class Config:
     )
     hidden: int = _option(128, "units", arguments.positive, "H")
     batch: int = _option(50, "sequences per update", arguments.positive, "B")
-    lr: float = _option(2e-3, "Adam's learning rate", arguments.above_zero, "X")
-    clip: float = _option(1.0, "largest norm of the gradient", arguments.above_zero, "X")
+    lr: float = _option(2e-3, "learning rate", arguments.above_zero, "X")
+    optimizer: str = _option("adam", "of the weights", metavar=None, choices=tuple(OPTIMIZERS))
+    clip: float = _option(
+        1.0, "largest norm of the gradient; 0: any", arguments.not_below_zero, "X"
+    )
+    chrono: int = _option(0, "T_max of chrono initialisation; 0: none", arguments.natural)
     p: float = _option(0.25, "detach probability", arguments.probability, "P")
     anneal: int = _option(0, "p is 0 in the last N epochs", arguments.natural)
     epochs: int = _option(60, "length of the run", arguments.positive)
@@ -150,8 +155,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_options(parser: argparse.ArgumentParser, task: str) -> None:
-    """The options of a task, one for each field; what is not given stays absent."""
+def add_options(parser: argparse.ArgumentParser, task: str, *, several: bool = False) -> None:
+    """The options of a task, one for each field; what is not given stays absent.
+
+    With ``several`` an option that is no switch takes any number of values.
+    """
     for entry in fields(Config):
         about = entry.metadata
         if task not in about.get("tasks", ()):
@@ -161,6 +169,7 @@ def add_options(parser: argparse.ArgumentParser, task: str) -> None:
         if isinstance(default, bool):
             kwargs["action"] = "store_true"
         else:
+            kwargs |= {"nargs": "+"} if several else {}
             kwargs |= {"type": about["kind"]} | {k: about[k] for k in ("metavar", "choices")}
             kwargs["help"] += f" ({default})" if isinstance(default, (int, float, str)) else ""
         parser.add_argument(flag(entry.name), **kwargs)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import throughtime
 from bench.arguments import UsageError
 from bench.train import digits, recall
-from bench.train.config import Config
+from bench.train.config import OPTIMIZERS, Config
 from bench.train.model import LAYERS, SequenceClassifier
 from bench.train.task import Sequences, Task
 
@@ -34,14 +34,15 @@ class TrainingError(Exception):
 class Epoch:
     """One row of log.csv.
 
-    ``updates`` counts from the start of the run; ``seconds`` and ``sequences_per_s`` are those of
-    training alone, without evaluation; accuracies are fractions, the training one the mean over
-    the epoch; gradient norms are taken before clipping.
+    ``updates`` counts from the start of the run; ``seconds``, ``cpu_seconds`` (of all threads) and
+    ``sequences_per_s`` are those of training alone, without evaluation; accuracies are fractions,
+    the training one the mean over the epoch; gradient norms are taken before clipping.
     """
 
     epoch: int
     updates: int
     seconds: float
+    cpu_seconds: float
     loss: float
     train_accuracy: float
     validation_accuracy: float
@@ -78,13 +79,15 @@ class Trainer:
         torch.manual_seed(config.seed)
         try:
             layer = LAYERS[config.layer].make(self.task.features, config)
+            if config.chrono:
+                throughtime.init.chrono_(layer, config.chrono)
             self.model = SequenceClassifier(layer, config.hidden, self.task).to(config.device)
-        except (RuntimeError, ValueError, AssertionError) as error:  # torch asserts a missing CUDA
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # torch asserts CUDA
             raise UsageError(
-                f"--hidden {config.hidden}, --device {config.device}, --backend {config.backend}: "
-                f"{str(error).splitlines()[0]}"
+                f"--hidden {config.hidden}, --device {config.device}, --backend {config.backend}, "
+                f"--chrono {config.chrono}: {str(error).splitlines()[0]}"
             ) from error
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self._optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), lr=config.lr)
         self._schedule: throughtime.DetachSchedule | None = None
         if config.p > 0:
             self._schedule = throughtime.DetachSchedule(
@@ -120,7 +123,7 @@ class Trainer:
         sizes = [len(indices) for indices in order]
         results: Any = []
         self.model.train()
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         bar = tqdm(
             order, desc=f"epoch {len(self.history) + 1}/{self.config.epochs}", file=sys.stderr,
             leave=False, disable=None if self._bar else True,  # None: unless stderr is a terminal
@@ -129,7 +132,7 @@ class Trainer:
             results.append(self._update(indices, before + len(results) + 1))
             shown = "loss {:.3f}, accuracy {:.3f}, gradient {:.3g}".format(*results[-1])
             bar.set_postfix_str(shown, refresh=False)
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         if self._schedule is not None:
             self._schedule.step()
         results = np.array(results)
@@ -138,6 +141,7 @@ class Trainer:
             epoch=len(self.history) + 1,
             updates=before + len(order),
             seconds=seconds,
+            cpu_seconds=cpu_seconds,
             loss=loss,
             train_accuracy=accuracy,
             validation_accuracy=self.accuracy(self.task.validation),
@@ -156,15 +160,15 @@ class Trainer:
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         scored = len(indices) * self.task.scored_steps
         values = loss.item(), self._hits(logits, y) / scored, norm.item()
         if not all(map(math.isfinite, values)):
             raise TrainingError(
                 f"the loss is {values[0]:g} and the norm of its gradient {values[2]:g} at update "
                 f"{number} (epoch {len(self.history) + 1}); try a smaller --lr (now "
-                f"{config.lr:g}), a smaller --clip (now {config.clip:g}) or a larger --p (now "
-                f"{config.p:g})"
+                f"{config.lr:g}), a smaller --clip (now {config.clip or 'none'}) or a larger --p "
+                f"(now {config.p:g})"
             )
         self._optimizer.step()
         return values

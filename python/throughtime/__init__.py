@@ -24,7 +24,7 @@ except ModuleNotFoundError as _error:
         "throughtime needs PyTorch 2.10 or newer; install it with: pip install torch"
     ) from None
 
-from throughtime import functional, nn, reference
+from throughtime import functional, init, nn, reference
 from throughtime.acceleration import Acceleration, accelerate
 from throughtime.acceleration import accelerate_if_asked as _accelerate_if_asked
 from throughtime.backends import Explanation, backend, explain
@@ -63,6 +63,7 @@ __all__ = [
     "empty_cache",
     "explain",
     "functional",
+    "init",
     "nn",
     "reference",
     "replace",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from bench.measure import timing
-from bench.train import command, recall
+from bench.train import recall, transfer
 
 
 @pytest.fixture(autouse=True)
@@ -15,5 +15,5 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(timing, "COPY_BYTES", 2**20)
     monkeypatch.setattr(recall, "VALIDATION_SIZE", 30)
     monkeypatch.setattr(recall, "TEST_SIZE", 40)
-    monkeypatch.setattr(command, "TRANSFER_SEQUENCES", 20)
+    monkeypatch.setattr(transfer, "SEQUENCES", 20)
     monkeypatch.chdir(tmp_path)

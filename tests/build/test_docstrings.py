@@ -26,7 +26,13 @@ MODULES = sorted(
     if info.name.split(".")[1] not in ("_C", "_C_cuda", "__main__", "triton_kernels")
     and not info.name.startswith("throughtime.integrations.")  # tests/clients has their libraries
 )
-ROOMS = (throughtime, throughtime.functional, throughtime.nn, throughtime.reference)
+ROOMS = (
+    throughtime,
+    throughtime.functional,
+    throughtime.init,
+    throughtime.nn,
+    throughtime.reference,
+)
 PUBLIC: dict[str, Any] = {  # one name each: what throughtime.nn holds is throughtime's too
     f"{room.__name__}.{name}": thing
     for room in ROOMS[::-1]

@@ -16,6 +16,7 @@ from throughtime.backends.selection import check_name
 from throughtime.functional import thin
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.functional.lstm import Weights
+from throughtime.init import forget_bias_
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Episodes, Sizes, episodes
 from throughtime.packed import check_packed, dropout, repack, unpack
@@ -68,6 +69,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         detach_prob: probability in [0, 1] of detaching a step. It may change at any time, for
             example by :class:`throughtime.DetachSchedule`.
         detach_shared: True draws one mask for all layers and directions, instead of one each.
+        forget_bias: the bias of new forget gates, a finite number; None leaves ``nn.LSTM``'s. See
+            :func:`throughtime.init.forget_bias_`.
         recompute: True computes the gates again in the backward pass, for less memory; see
             :func:`throughtime.functional.lstm`. It may change at any time.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``. Any name but
@@ -91,6 +94,7 @@ class LSTM(BackendChoice, nn.RNNBase):
     """
 
     detach_shared: bool
+    forget_bias: float | None = None
     recompute = False
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
@@ -115,6 +119,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         *,
         detach_prob: float = 0.0,
         detach_shared: bool = False,
+        forget_bias: float | None = None,
         recompute: bool = False,
         backend: BackendName = "auto",
     ) -> None:
@@ -139,6 +144,9 @@ class LSTM(BackendChoice, nn.RNNBase):
         self.detach_shared = detach_shared
         self.recompute = recompute
         self.backend = backend
+        if forget_bias is not None:
+            self.forget_bias = forget_bias
+            forget_bias_(self, forget_bias)
 
     @property
     def detach_prob(self) -> float:
@@ -148,6 +156,12 @@ class LSTM(BackendChoice, nn.RNNBase):
     @detach_prob.setter
     def detach_prob(self, p: float) -> None:
         self._detach_prob = masks.check_probability(p, "detach_prob")
+
+    def reset_parameters(self) -> None:
+        """Draw new weights as ``nn.LSTM`` does, but with ``forget_bias`` where it is given."""
+        super().reset_parameters()
+        if self.forget_bias is not None:
+            forget_bias_(self, self.forget_bias)
 
     def backend_request(self) -> Request:
         weight = self.weight_hh_l0

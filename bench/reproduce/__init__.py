@@ -1,0 +1,1 @@
+"""The claims of the two papers, each measured again: ``bench reproduce``."""

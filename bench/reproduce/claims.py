@@ -1,0 +1,281 @@
+"""The claims: what a paper says, how it is measured here, and when it holds.
+
+A: h-detach, Kanuparthi et al., ICLR 2019, arXiv 1810.03023. B: relevancy screening, Kerg,
+Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471. ``[S]`` marks figures of the ReScience
+replication of A (Didolkar, 2019), read off its plots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bench import scaling
+from bench.reproduce import gradients
+from bench.reproduce.training import Setup, Sweep, last
+from bench.train.config import DEFAULTS, PRESET
+
+Verdict = Literal["holds", "does not hold here", "cannot be told here"]
+UNTOLD: Verdict = "cannot be told here"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured, in words, and the verdict."""
+
+    ours: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim; ``measure`` gives the rows that are stored, ``judge`` reads stored rows."""
+
+    name: str
+    paper: str
+    sentence: str
+    published: str
+    how: str
+    measure: Callable[[Setup], pd.DataFrame]
+    judge: Callable[[pd.DataFrame], Finding]
+    hours: bool = False  # left out unless asked for
+
+
+def _holds(true: bool) -> Verdict:
+    return "holds" if true else "does not hold here"
+
+
+def _spread(values: pd.Series) -> str:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _judge_hops(rows: pd.DataFrame) -> Finding:
+    worst = rows.error.max()
+    return Finding(
+        f"largest error {worst:.0e} over {rows.masks.max()} masks", _holds(worst < 1e-12)
+    )
+
+
+def _judge_scale(rows: pd.DataFrame) -> Finding:
+    table = rows.set_index(["scale", "forget_bias", "p"]).gradient
+    large, small = table[8, 2.0], table[1, 0.0]
+    ours = ", ".join(f"p {p:g}: {size:.1e}" for p, size in large.items())
+    holds = large[0.0] > 100 * large[0.5] and large[1.0] < 1 < large[0.0]
+    return Finding(
+        f"W_hh times 8, forget bias 2: {ours}. A new layer: {small[0.0]:.0e} at p 0, "
+        f"{small[1.0]:.0e} through the cell alone: there is nothing to lower",
+        _holds(holds),
+    )
+
+
+def _judge_stability(rows: pd.DataFrame) -> Finding:
+    runs = last(rows)
+    words = []
+    for (lr, clip), part in runs.groupby(["lr", "clip"]):
+        each = [
+            f"p {p:g}: {_spread(group.validation_accuracy)}, {group.falls.sum():.0f} falls, "
+            f"largest gradient {group.grad_norm_max.median():.2g}"
+            for p, group in part.groupby("p")
+        ]
+        words.append(f"lr {lr:g}, {'clip 1' if clip else 'no clip'}: {'; '.join(each)}")
+    free = runs[runs.clip == 0]
+    smaller = free.groupby("p").grad_norm_max.median()
+    fewer = free.groupby("p").falls.sum()
+    return Finding(
+        ". ".join(words), _holds(smaller[0.5] < smaller[0.0] and fewer[0.5] < fewer[0.0])
+    )
+
+
+def _judge_copying(rows: pd.DataFrame) -> Finding:
+    reached = rows[rows.validation_accuracy >= 0.9].groupby(["kind", "seed"]).updates.min()
+    runs = last(rows)
+    words = []
+    for kind, group in runs.groupby("kind"):
+        first = reached.get(kind, pd.Series(dtype=float))
+        at = f", 90 % after {first.median():,.0f} updates in {len(first)} of {len(group)}"
+        words.append(
+            f"{kind}: {_spread(group.validation_accuracy)} after {group.updates.min():,} updates"
+            f"{at if len(first) else ', none at 90 %'}, largest gradient "
+            f"{group.grad_norm_max.median():.2g}"
+        )
+    middle = runs.groupby("p").validation_accuracy.median()
+    return Finding(f"{'; '.join(words)} ({len(runs)} runs)", _holds(middle[0.5] >= middle[0.0]))
+
+
+def _judge_recall(rows: pd.DataFrame) -> Finding:
+    runs = last(rows).set_index("kind")
+    words = []
+    for kind, group in runs.groupby(level=0, sort=False):
+        far = [
+            f"T {delay}: {_spread(group[f'accuracy_{delay}'])}"
+            for delay in DELAYS
+            if group.get(f"accuracy_{delay}", pd.Series([np.nan])).notna().all()
+        ]
+        cost = group.cpu_seconds.median() / 60
+        words.append(f"{kind} ({len(group)} seeds, {cost:.1f} minutes each): {', '.join(far)}")
+    ours, lstm = (runs.validation_accuracy[kind] for kind in ("RelLSTM", "LSTM"))
+    return Finding("; ".join(words), _better(ours, lstm))
+
+
+def _better(ours: pd.Series, others: pd.Series) -> Verdict:
+    """By a Mann-Whitney test on the seeds, one-sided, at 5 %."""
+    if len(ours) < 3:
+        return UNTOLD
+    if stats.mannwhitneyu(ours, others, alternative="greater").pvalue < 0.05:
+        return "holds"
+    if stats.mannwhitneyu(ours, others, alternative="less").pvalue < 0.05:
+        return "does not hold here"
+    return UNTOLD
+
+
+def _judge_distance(rows: pd.DataFrame) -> Finding:
+    early = rows[rows.step < 20].groupby("layer").gradient.median()
+    middle = rows[rows.step.between(80, 120)].groupby("layer").gradient.median()
+    names = list(dict.fromkeys(rows.layer))
+    words = [f"{name}: {early[name]:.0e} and {middle[name]:.0e}" for name in names]
+    holds = early["RelLSTM"] > 1e6 * early["LSTM"] and early["MemLSTM"] > 1e6 * early["LSTM"]
+    return Finding(
+        f"median |dL/dh_t| over steps 0 to 19 and 80 to 120 of 220: {', '.join(words)}. RelLSTM's "
+        "passes through what it retains; a chrono bias alone does as much for an LSTM",
+        _holds(holds),
+    )
+
+
+def _judge_retained(rows: pd.DataFrame) -> Finding:
+    held = rows.share[:15].mean()
+    return Finding(
+        f"an untrained layer holds {held:.0%} of the first 15 steps after 220. On copying these "
+        "are the ten symbols, so the rule knows the task before any training; denoise is the "
+        "fairer test",
+        _holds(bool(held < 0.5)),
+    )
+
+
+def _judge_cost(rows: pd.DataFrame) -> Finding:
+    fits = {name: scaling.Series(name, part).fits for name, part in rows.groupby("series")}
+    words = [f"{name}: time {found[0]}, memory {found[1]}" for name, found in fits.items()]
+    ours = scaling.Series("rel-lstm", rows[rows.series == "rel-lstm"])
+    return Finding(f"exponents of T. {'; '.join(words)}", _holds(ours.verdict == "linear"))
+
+
+def _cost(_: Setup) -> pd.DataFrame:
+    found = scaling.measure(["rel-lstm"], quick=False)
+    return pd.concat([one.rows.assign(series=one.name) for one in found])
+
+
+DELAYS = (50, 500, 5000)
+_QUICK: dict[str, Any] = {**PRESET, "epochs": 60}  # 30,000 updates
+_RECALL: dict[str, dict[str, Any]] = {
+    "RelLSTM": {"layer": "rel-lstm"},
+    "first 15 kept": {"layer": "rel-first"},
+    "LSTM": {"layer": "throughtime"},
+    "LSTM, chrono": {"layer": "throughtime", "chrono": 75},
+}
+_STABILITY = {
+    f"lr {lr:g}, clip {clip:g}, p {p:g}": {"lr": lr, "clip": clip, "p": p}
+    for lr in (2e-3, 1e-2, 3e-2)
+    for clip in (0.0, 1.0)
+    for p in (0.0, 0.25, 0.5)
+}
+_COPYING: dict[str, Any] = {**DEFAULTS["copying"], "chrono": 120, "anneal": 0, "epochs": 30}
+
+CLAIMS = (
+    Claim(
+        "hops",
+        "A",
+        "In the mean over masks, h-detach multiplies a gradient that passes k times through W_hh "
+        "by the probability of keeping, to the power k.",
+        "exact (theorem; its wording was not found)",
+        "All 256 masks of T 8, H 4, float64, our kernels against the recursion.",
+        lambda _: gradients.hops(),
+        _judge_hops,
+    ),
+    Claim(
+        "weight-scale",
+        "A",
+        "As weights grow, the gradient through h explodes and drowns the one through the cell; "
+        "h-detach lowers it.",
+        "a picture, no numbers found",
+        "Median |dL/dc| 95 steps before the loss, T 100, H 128, float64.",
+        lambda _: gradients.weight_scale(),
+        _judge_scale,
+    ),
+    Claim(
+        "stability",
+        "A",
+        "h-detach trains more steadily over learning rates, above all without clipping.",
+        "pixel MNIST without clipping at 5e-4: nn.LSTM never above 47 %, h-detach 97 % [S]",
+        "Digits of 8 x 8 pixels one by one, T 64, H 64, 30 epochs, 5 seeds; a fall is a validation "
+        "accuracy of 20 points below its best.",
+        Sweep("stability", {"task": "digits", "hidden": 64, "epochs": 30}, _STABILITY),
+        _judge_stability,
+    ),
+    Claim(
+        "copying-100",
+        "A",
+        "h-detach learns copying at T 100 as well or better than an LSTM.",
+        "3 seeds, 200,000 updates, default initialisation: p 0: 100, 96, 60 %; p .25: 100, 91, "
+        "80 %; p .5: 100, 100, 97 % [S]",
+        "H 128, batch 100, Adam 1e-3, clip 1, loss on all steps, the input a number; chrono "
+        "initialisation, T_max 120, which needs a fifth of the updates; validation accuracy.",
+        Sweep("copying-100", _COPYING | {"task": "copying"},
+              {f"p {p:g}": {"p": p} for p in (0.0, 0.5, 0.25)}),
+        _judge_copying,
+        hours=True,
+    ),
+    Claim(
+        "distance",
+        "B",
+        "Attention over the past carries gradients over any distance; screening keeps that for "
+        "what it retains.",
+        "a picture; log|dL/dh_t| flat for MemRNN, falling for RNN and LSTM",
+        "Denoise, T 200, H 64, new layers, float64, 3 seeds, loss of the ten answers.",
+        lambda _: gradients.distance(),
+        _judge_distance,
+    ),
+    Claim(
+        "recall-copying",
+        "B",
+        "RelLSTM learns copying where an LSTM does not, and keeps its accuracy at other lengths.",
+        "numbers not found",
+        "T 50, H 64, batch 10, Adam 2e-3, 30,000 updates, 5 seeds; then other T without training.",
+        Sweep("recall-copying", _QUICK | {"task": "copying"},
+              _RECALL | {"MemLSTM": {"layer": "mem-lstm"}}, delays=DELAYS[1:]),
+        _judge_recall,
+    ),
+    Claim(
+        "recall-denoise",
+        "B",
+        "RelLSTM learns denoise, where the symbols lie anywhere, better than an LSTM.",
+        "numbers not found",
+        "T 50, window 15, top_k 15, else as copying.",
+        Sweep("recall-denoise", _QUICK | {"task": "denoise", "window_size": 15}, _RECALL,
+              delays=DELAYS[1:]),
+        _judge_recall,
+    ),
+    Claim(
+        "retained",
+        "B",
+        "Attention decides what is retained, not the position.",
+        "not stated",
+        "Untrained RelLSTM, window 10, top_k 15, 220 random symbols, 3 seeds of 8 sequences.",
+        lambda _: gradients.retained(),
+        _judge_retained,
+    ),
+    Claim(
+        "cost",
+        "B",
+        "RelLSTM's time and memory are linear in T, full attention's quadratic.",
+        "MB on a GPU at T 200, 400, 600, 800: RelLSTM 598, 702, 804, 908; MemRNN 1028, 2320, 4400, "
+        "7356",
+        "`bench scaling`: powers of T with 95 % intervals.",
+        _cost,
+        _judge_cost,
+    ),
+)  # fmt: skip

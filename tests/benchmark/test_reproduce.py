@@ -1,0 +1,136 @@
+"""`reproduce`: facts about gradients, sweeps, verdicts from stored rows, and the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from bench.__main__ import main
+from bench.reproduce import claims, command, gradients, training
+from bench.reproduce.claims import CLAIMS
+
+BY_NAME = {claim.name: claim for claim in CLAIMS}
+
+
+def test_hops_and_their_expansion(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gradients.hops()
+    assert rows.p.tolist() == [0, 0.25, 0.5, 1] and rows.error.max() < 1e-14
+    assert BY_NAME["hops"].judge(rows).verdict == "holds"
+    right = gradients._by_hops
+
+    def one_less(*args: Any) -> Any:
+        return right(*args)[1:]
+
+    monkeypatch.setattr(gradients, "_by_hops", one_less)
+    wrong = gradients.hops()
+    assert wrong.error.min() > 1e-3
+    assert BY_NAME["hops"].judge(wrong).verdict == "does not hold here"
+
+
+def test_detaching_lowers_what_large_weights_blow_up() -> None:
+    rows = gradients.weight_scale()
+    assert BY_NAME["weight-scale"].judge(rows).verdict == "holds"
+    size = rows.set_index(["scale", "forget_bias", "p"]).gradient
+    assert size[8, 2.0].is_monotonic_decreasing and size[8, 2.0].iloc[0] > 1e3
+    flat = rows.assign(gradient=1.0)
+    assert BY_NAME["weight-scale"].judge(flat).verdict == "does not hold here"
+
+
+def test_the_gradient_of_a_state_is_that_of_autograd() -> None:
+    import torch
+
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    torch.manual_seed(0)
+    layer = gradients.LoopLSTM(3, 5, dtype=torch.float64)
+    output, _ = layer(x)
+    found = gradients._of_states(output, output[-1].sum())
+    # The last state is the loss's own; of an earlier one: the same layer goes on from it.
+    assert found[3] == pytest.approx(10**0.5)
+    from throughtime import functional
+
+    weights = [weight.detach() for weight in layer.parameters()]
+    zeros = torch.zeros(2, 5, dtype=torch.float64)
+    _, (h, c) = functional.lstm(x[:2], (zeros, zeros), *weights)
+    h = h.detach().requires_grad_()
+    later, _ = functional.lstm(x[2:], (h, c.detach()), *weights)
+    h_only = torch.autograd.grad(later[-1].sum(), h)[0].norm().item()
+    assert found[1] > 0 and h_only > 0
+    # h_2 depends on h_1 through the gates alone: c_1 is a value of its own in the loop.
+    assert found[1] == pytest.approx(h_only)
+
+
+def test_an_untrained_layer_retains_its_first_steps() -> None:
+    rows = gradients.retained()
+    assert rows.share.sum() == pytest.approx(15) and (rows.share[211:] == 0).all()
+    assert rows.share[:5].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.1, 0.9, 0.6, 0.5, 0.9, 0.6], 2), ([0.9, 0.75, 0.7, 0.71], 0), ([0.1] * 3, 0), ([], 0)],
+)
+def test_falls(values: list[float], expected: int) -> None:
+    assert training.falls(pd.Series(values, dtype=float)) == expected
+
+
+def test_a_sweep_names_its_kinds_and_its_last_rows() -> None:
+    common = {"task": "copying", "T": 3, "hidden": 8, "batch": 4, "epochs": 2}
+    common |= {"updates_per_epoch": 3, "p": 0.0}
+    sweep = training.Sweep("s", common, {"a, b": {}, "c": {"p": 0.5}}, seeds=(0, 10))
+    rows = sweep(training.Setup(Path("runs"), 1))
+    assert rows.groupby(["kind", "seed"]).size().to_dict() == {
+        (kind, seed): 2 for kind in ("a, b", "c") for seed in (0, 10)
+    }
+    assert Path("runs/s/a, b, seed 10/log.csv").exists()
+    last = training.last(rows)
+    assert (last.epoch == 2).all() and len(last) == 4
+    one = rows[(rows.kind == "c") & (rows.seed == 10)]
+    found = last[(last.kind == "c") & (last.seed == 10)].iloc[0]
+    assert found.grad_norm_max == one.grad_norm_max.max()
+    assert found.cpu_seconds == one.cpu_seconds.sum()
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "verdict"),
+    [
+        ([0.9, 0.8, 1.0, 1.0], [0.2, 0.3, 0.1, 0.2], "holds"),
+        ([0.2, 0.3, 0.1, 0.2], [0.9, 0.8, 1.0, 1.0], "does not hold here"),
+        ([0.2, 0.9, 0.1, 0.8], [0.3, 0.7, 0.2, 0.85], "cannot be told here"),
+        ([1.0, 1.0], [0.0, 0.0], "cannot be told here"),
+    ],
+)
+def test_seeds_decide(ours: list[float], others: list[float], verdict: str) -> None:
+    assert claims._better(pd.Series(ours), pd.Series(others)) == verdict
+
+
+def test_the_page_and_what_is_stored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["reproduce", "--claims", "hops", "distance", "--out", "page", "--runs", "runs"]
+    assert main(words) == 0
+    page = Path("page/reproduction.md").read_text()
+    assert "## hops: holds" in page and "## distance: holds" in page and "stability" not in page
+    assert "![distance](distance.svg)" in page and Path("page/distance.svg").exists()
+    assert page in capsys.readouterr().out
+    rows = Path("page/hops.csv").read_bytes()
+    monkeypatch.setattr(gradients, "hops", lambda: pytest.fail("measured again"))
+    assert main(words) == 0 and Path("page/hops.csv").read_bytes() == rows
+
+
+def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> pd.DataFrame:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gradients, "weight_scale", stop)
+    words = ["reproduce", "--claims", "hops", "weight-scale", "--out", "page"]
+    assert main(words) == 130
+    assert Path("page/hops.csv").exists() and not Path("page/weight-scale.csv").exists()
+    assert "## hops: holds" in Path("page/reproduction.md").read_text()
+
+
+def test_hours_are_left_out_unless_asked_for() -> None:
+    long = {claim.name for claim in CLAIMS if claim.hours}
+    assert long == {"copying-100"}
+    assert command.PAGE == "reproduction.md"
