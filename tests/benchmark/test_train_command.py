@@ -23,7 +23,7 @@ from bench.train.folder import RunFolder
 import throughtime
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds", "sequences_per_s")
+TIMES = ("seconds", "cpu_seconds", "sequences_per_s")
 SHORT = ["--T", "3", "--hidden", "8", "--batch", "4", "--updates-per-epoch", "3", "--threads", "1"]
 COPYING = ["train", "copying", *SHORT, "--train-size", "20", "--anneal", "0", "--out", "run"]
 ONE = [*COPYING, "--epochs", "1"]
