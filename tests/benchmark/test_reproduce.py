@@ -64,7 +64,7 @@ def test_the_gradient_of_a_state_is_that_of_autograd() -> None:
 def test_an_untrained_layer_retains_its_first_steps() -> None:
     rows = gradients.retained()
     assert rows.share.sum() == pytest.approx(15) and (rows.share[211:] == 0).all()
-    assert rows.share[:5].min() > 0.7 > 0.1 > rows.share[40:].max()
+    assert rows.share[:5].min() > 0.7 and rows.share[40:].mean() < 0.05
 
 
 @pytest.mark.parametrize(
