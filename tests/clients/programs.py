@@ -309,50 +309,6 @@ def captum(prepare: Prepare) -> list[float]:
     return [found.double().abs().sum().item()]
 
 
-def _distributed(prepare: Prepare, wrap: Callable[[nn.Module], nn.Module]) -> list[float]:
-    """A process group of one process, through which every collective goes."""
-    from torch import distributed
-
-    with tempfile.TemporaryDirectory() as folder:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/group", rank=0, world_size=1
-        )
-        try:
-            torch.manual_seed(0)
-            model = Net()
-            prepare(model)
-            model = wrap(model)
-            optimizer = torch.optim.SGD(model.parameters(), 0.1)
-            losses = []
-            x, y = data()
-            for _ in range(3):
-                loss = nn.functional.mse_loss(model(x), y)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.item())
-            return losses
-        finally:
-            distributed.destroy_process_group()
-
-
-@program("DistributedDataParallel, gloo", "torch")
-def ddp(prepare: Prepare) -> list[float]:
-    from torch.nn.parallel import DistributedDataParallel
-
-    return _distributed(prepare, DistributedDataParallel)
-
-
-@program("FSDP2 (fully_shard), gloo", "torch")
-def fsdp2(prepare: Prepare) -> list[float]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    return _distributed(
-        prepare, lambda model: fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    )
-
-
 @program("AOTInductor", "torch", advice="a package of `accelerate` needs nothing of ours to load")
 def aot_inductor(prepare: Prepare) -> list[float]:
     torch.manual_seed(0)
