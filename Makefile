@@ -19,6 +19,7 @@ THROUGHTIME_BUILD ?= cpu
 export THROUGHTIME_BUILD
 
 BIN := $(VENV)/bin
+BIN_CLIENTS := $(VENV_CLIENTS)/bin
 # what the installed package is made of: a change of any of it makes the installation stale
 SOURCES := setup.py pyproject.toml $(shell find csrc python triton_kernels -type f \
 	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py)
@@ -59,14 +60,19 @@ demo: install
 	$(BIN)/python -m bench demo
 
 # Each part is timed; the first that fails ends the run.
+define PARTS
+begin=$$(date +%s); \
+part() { \
+  name=$$1; shift; start=$$(date +%s); \
+  printf '\n== %s: %s\n' "$$name" "$$*"; \
+  "$$@" || { printf '\nmake $@: FAILED in %s: %s\n' "$$name" "$$*" >&2; exit 1; }; \
+  printf '== %s passed in %s s\n' "$$name" $$(( $$(date +%s) - start )); \
+}
+endef
+ALL_PASSED = printf '\nmake $@: all passed in %s s\n' $$(( $$(date +%s) - begin ))
+
 test:
-	@begin=$$(date +%s); \
-	part() { \
-	  name=$$1; shift; start=$$(date +%s); \
-	  printf '\n== %s: %s\n' "$$name" "$$*"; \
-	  "$$@" || { printf '\nmake test: FAILED in %s: %s\n' "$$name" "$$*" >&2; exit 1; }; \
-	  printf '== %s passed in %s s\n' "$$name" $$(( $$(date +%s) - start )); \
-	}; \
+	@$(PARTS); \
 	part install $(MAKE) --no-print-directory install; \
 	part lint $(BIN)/ruff check .; \
 	part format $(BIN)/ruff format --check .; \
@@ -74,7 +80,7 @@ test:
 	part types-build $(BIN)/mypy --cache-dir $(VENV)/mypy setup.py csrc/toolchain.py csrc/ninja_file.py; \
 	part clang-format $(BIN)/clang-format --dry-run -Werror $(CPP); \
 	part pytest $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS); \
-	printf '\nmake test: all passed in %s s\n' $$(( $$(date +%s) - begin ))
+	$(ALL_PASSED)
 
 # No GPU is needed: the kernels are compiled, linked and loaded.
 test-cuda-build:
@@ -97,16 +103,24 @@ test-versions: install
 # What pip cannot install beside this torch is left out, and its row says: not tried. A torchvision
 # for another build of torch, which fastai brings, breaks the import of the others.
 test-clients:
-	test -x $(VENV_CLIENTS)/bin/python || "$(PYTHON)" -m venv $(VENV_CLIENTS)
-	$(VENV_CLIENTS)/bin/python -m pip install --quiet "$(TORCH)" "setuptools>=77" ninja numpy
-	for package in $$($(VENV_CLIENTS)/bin/python tests/clients --packages); do \
-	  $(VENV_CLIENTS)/bin/python -m pip install --quiet "$(TORCH)" "$$package" || \
-	    echo "make test-clients: pip cannot install $$package beside $(TORCH)"; \
-	done
-	$(VENV_CLIENTS)/bin/python -c "import torchvision" 2>/dev/null || \
-	  $(VENV_CLIENTS)/bin/python -m pip uninstall --quiet --yes torchvision
-	$(VENV_CLIENTS)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
-	$(VENV_CLIENTS)/bin/python tests/clients $(CLIENTS_ARGS)
+	@pip="$(BIN_CLIENTS)/python -m pip"; \
+	packages() { \
+	  for package in $$($(BIN_CLIENTS)/python tests/clients --packages); do \
+	    $$pip install --quiet "$(TORCH)" "$$package" || \
+	      echo "make $@: pip cannot install $$package beside $(TORCH)"; \
+	  done; \
+	  $(BIN_CLIENTS)/python -c "import torchvision" 2>/dev/null || \
+	    $$pip uninstall --quiet --yes torchvision; \
+	}; \
+	$(PARTS); \
+	test -x $(BIN_CLIENTS)/python || part environment "$(PYTHON)" -m venv $(VENV_CLIENTS); \
+	part torch $$pip install --quiet "$(TORCH)" "setuptools>=77" ninja numpy; \
+	part packages packages; \
+	part throughtime $$pip install --quiet --no-build-isolation --no-deps .; \
+	part versions $$pip list --format freeze; \
+	part adapters $(BIN_CLIENTS)/python -m pytest tests/clients; \
+	part programs $(BIN_CLIENTS)/python tests/clients $(CLIENTS_ARGS); \
+	$(ALL_PASSED)
 
 bench-compare: install
 	$(BIN)/python -m bench compare --base "$(BASE)" $(if $(QUICK),--quick) $(COMPARE_ARGS)

@@ -3,14 +3,16 @@
     python tests/clients [--out TABLE] [--only WORDS]
 
 Each run is a process of its own. A row is written as soon as it is known, and a row of the same
-versions is not run again: an interrupted run goes on where it was. ``make test-clients`` makes an
-environment first. The page ``python/docs/compatibility.rst`` shows the table.
+versions and the same commit of ours is not run again: an interrupted run goes on where it was.
+``make test-clients`` makes an environment first, and runs the tests in this folder too. The page
+``python/docs/compatibility.rst`` shows the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import subprocess
 import sys
@@ -20,8 +22,11 @@ from pathlib import Path
 
 from programs import PROGRAMS
 
-OUT = Path(__file__).resolve().parents[2] / "python" / "docs" / "programs.csv"
-COLUMNS = ("program", "version", "torch", "accelerate", "replace", "what to do")
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "python" / "docs" / "programs.csv"
+COLUMNS = ("program", "version", "torch", "accelerate", "replace", "what to do", "commit")
+SOURCES = ("csrc", "python/throughtime", "python/throughtime_autoload", "tests/clients")
+TESTS = ("pytest>=8.4", "pytest-timeout")  # for the adapters' tests, beside the programs' packages
 WAYS = ("stock", "accelerate", "replace")
 SECONDS = 900
 ROUNDING = 1e-3  # relative, after some steps of training in float32
@@ -89,14 +94,24 @@ def row(title: str) -> Row:
 
 
 def versions(title: str) -> Row:
-    """Of the program and of torch; "" where it is not installed."""
-    found = {}
+    """Of the program, of torch and of ours; "" where it is not installed."""
+    found = {"commit": commit()}
     for column, package in (("version", PROGRAMS[title].packages[0]), ("torch", "torch")):
         try:
             found[column] = version(package.partition("[")[0])
         except PackageNotFoundError:
             found[column] = ""
     return found
+
+
+@functools.cache
+def commit() -> str:
+    """The last one that changed what is tried here, and whether more was changed since."""
+    git = ["git", "-C", str(ROOT)]
+    log = [*git, "log", "-1", "--format=%h", "--", *SOURCES]
+    last = subprocess.run(log, capture_output=True, text=True, check=True)
+    more = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *SOURCES], check=False)
+    return last.stdout.strip() + ("" if more.returncode == 0 else ", changed")
 
 
 def read(table: Path) -> dict[str, Row]:
@@ -115,7 +130,8 @@ def write(table: Path, rows: dict[str, Row]) -> None:
 
 def settled(row: Row | None, now: Row) -> bool:
     """Whether a row is of these versions and need not be tried again."""
-    return row is not None and all(row[name] == now[name] for name in now) and good(row)
+    same = row is not None and all(row.get(name) == now[name] for name in now)
+    return same and good(row) and not commit().endswith("changed")
 
 
 def good(row: Row) -> bool:
@@ -132,7 +148,8 @@ def main() -> int:
     parser.add_argument("--packages", action="store_true", help="print what pip should install")
     args = parser.parse_args()
     if args.packages:
-        print(*dict.fromkeys(name for program in PROGRAMS.values() for name in program.packages))
+        packages = (name for program in PROGRAMS.values() for name in program.packages)
+        print(*dict.fromkeys((*packages, *TESTS)))
         return 0
     if args.one:
         run(*args.one)

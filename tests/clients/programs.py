@@ -236,7 +236,10 @@ def neuralforecast(prepare: Prepare) -> list[float]:
     return [float(x) for x in forecast.predict()["LSTM"]]
 
 
-@program("sb3-contrib RecurrentPPO", "sb3-contrib", advice="`replace(model.policy)`")
+@program(
+    "sb3-contrib RecurrentPPO", "sb3-contrib",
+    advice="`replace(model.policy)`, or `throughtime.integrations.sb3`: rows of steps in one call",
+)  # fmt: skip
 def recurrent_ppo(prepare: Prepare) -> list[float]:
     from sb3_contrib import RecurrentPPO
 
@@ -253,7 +256,7 @@ def recurrent_ppo(prepare: Prepare) -> list[float]:
 
 @program(
     "torchrl LSTMModule", "torchrl",
-    advice="`accelerate`: `LSTMModule` asks for the class; ours has `reset` for its `is_init`",
+    advice="`accelerate`, or `throughtime.integrations.torchrl.LSTMModule`: theirs asks for the class",
 )  # fmt: skip
 def torchrl(prepare: Prepare) -> list[float]:
     from tensordict import TensorDict
@@ -307,50 +310,6 @@ def captum(prepare: Prepare) -> list[float]:
     prepare(model)
     found = IntegratedGradients(model).attribute(data()[0], target=0, n_steps=8)
     return [found.double().abs().sum().item()]
-
-
-def _distributed(prepare: Prepare, wrap: Callable[[nn.Module], nn.Module]) -> list[float]:
-    """A process group of one process, through which every collective goes."""
-    from torch import distributed
-
-    with tempfile.TemporaryDirectory() as folder:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/group", rank=0, world_size=1
-        )
-        try:
-            torch.manual_seed(0)
-            model = Net()
-            prepare(model)
-            model = wrap(model)
-            optimizer = torch.optim.SGD(model.parameters(), 0.1)
-            losses = []
-            x, y = data()
-            for _ in range(3):
-                loss = nn.functional.mse_loss(model(x), y)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.item())
-            return losses
-        finally:
-            distributed.destroy_process_group()
-
-
-@program("DistributedDataParallel, gloo", "torch")
-def ddp(prepare: Prepare) -> list[float]:
-    from torch.nn.parallel import DistributedDataParallel
-
-    return _distributed(prepare, DistributedDataParallel)
-
-
-@program("FSDP2 (fully_shard), gloo", "torch")
-def fsdp2(prepare: Prepare) -> list[float]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    return _distributed(
-        prepare, lambda model: fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    )
 
 
 @program("AOTInductor", "torch", advice="a package of `accelerate` needs nothing of ours to load")
