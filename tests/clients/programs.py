@@ -236,7 +236,10 @@ def neuralforecast(prepare: Prepare) -> list[float]:
     return [float(x) for x in forecast.predict()["LSTM"]]
 
 
-@program("sb3-contrib RecurrentPPO", "sb3-contrib", advice="`replace(model.policy)`")
+@program(
+    "sb3-contrib RecurrentPPO", "sb3-contrib",
+    advice="`replace(model.policy)`, or `throughtime.integrations.sb3`: rows of steps in one call",
+)  # fmt: skip
 def recurrent_ppo(prepare: Prepare) -> list[float]:
     from sb3_contrib import RecurrentPPO
 
@@ -253,7 +256,7 @@ def recurrent_ppo(prepare: Prepare) -> list[float]:
 
 @program(
     "torchrl LSTMModule", "torchrl",
-    advice="`accelerate`: `LSTMModule` asks for the class; ours has `reset` for its `is_init`",
+    advice="`accelerate`, or `throughtime.integrations.torchrl`: `LSTMModule` asks for the class",
 )  # fmt: skip
 def torchrl(prepare: Prepare) -> list[float]:
     from tensordict import TensorDict
