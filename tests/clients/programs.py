@@ -256,7 +256,7 @@ def recurrent_ppo(prepare: Prepare) -> list[float]:
 
 @program(
     "torchrl LSTMModule", "torchrl",
-    advice="`accelerate`, or `throughtime.integrations.torchrl.LSTMModule`: theirs asks for the class",
+    advice="`accelerate`, or `throughtime.integrations.torchrl`: `LSTMModule` asks for the class",
 )  # fmt: skip
 def torchrl(prepare: Prepare) -> list[float]:
     from tensordict import TensorDict
