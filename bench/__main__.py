@@ -18,7 +18,7 @@ COMMANDS = {
     "compare": ("say whether the working tree is slower than a revision", "bench.compare.command"),
     "profile": ("say where the time of the kernels goes", "bench.profile"),
     "plot": ("print and draw stored measurements", "bench.plot"),
-    "train": ("train digits, copying or denoise", "bench.train.command"),
+    "train": ("train on pixels, copying, denoise, text or series", "bench.train.command"),
     "sweep": ("train once for each combination of values, resumable", "bench.train.sweep"),
     "reproduce": ("measure the claims of both papers again", "bench.reproduce.command"),
     "demo": ("show all of it in a few minutes", "bench.train.demo"),

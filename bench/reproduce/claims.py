@@ -213,7 +213,7 @@ CLAIMS = (
         "pixel MNIST without clipping at 5e-4: nn.LSTM never above 47 %, h-detach 97 % [S]",
         "Digits of 8 x 8 pixels one by one, T 64, H 64, 30 epochs, 5 seeds; a fall is a validation "
         "accuracy of 20 points below its best.",
-        Sweep("stability", {"task": "digits", "hidden": 64, "epochs": 30}, _STABILITY),
+        Sweep("stability", {"task": "pixels", "hidden": 64, "epochs": 30}, _STABILITY),
         _judge_stability,
     ),
     Claim(

@@ -1,4 +1,4 @@
-"""``train digits|copying|denoise``: trains one recurrent layer and keeps the run in a folder."""
+"""``train TASK``: trains one recurrent layer and keeps the run in a folder."""
 
 from __future__ import annotations
 

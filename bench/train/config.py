@@ -16,18 +16,21 @@ from bench.arguments import UsageError
 from bench.train.model import LAYERS
 
 TASKS = {
-    "digits": "classify digits read pixel by pixel: 8 x 8 from scikit-learn, or MNIST",
+    "pixels": "classify images read pixel by pixel: digits of 8 x 8, or IDX files as MNIST's",
     "copying": "remember ten symbols over T steps; the defaults are the h-detach paper's",
     "denoise": "remember ten symbols scattered over T steps (relevancy screening paper)",
+    "text": "the next character of a text file; bits per character: loss / log 2",
+    "series": "classify time series of different lengths, from the UEA and UCR archives",
 }
 RECALL = ("copying", "denoise")
+SIZED = (*RECALL, "text")  # by --T
 OPTIMIZERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 CGROUP = Path("/sys/fs/cgroup")
 
-# "mnist" is the task digits with --mnist.
+# "images" is the task pixels with --images.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "digits": {},
-    "mnist": {"batch": 100, "lr": 1e-3, "epochs": 200, "anneal": 40},
+    "pixels": {},
+    "images": {"batch": 100, "lr": 1e-3, "epochs": 200, "anneal": 40},
     "copying": {
         "T": 100, "batch": 100, "lr": 1e-3, "p": 0.5, "epochs": 600, "anneal": 40,
         "updates_per_epoch": 1000, "train_size": 100_000,
@@ -36,6 +39,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "T": 200, "batch": 10, "lr": 1e-3, "p": 0.0, "epochs": 200,
         "updates_per_epoch": 1000, "one_hot": True, "window_size": 15,
     },
+    "text": {"T": 150, "batch": 64, "p": 0.0, "epochs": 20},
+    "series": {"batch": 16, "p": 0.0},
 }  # fmt: skip
 # Runs of minutes on two cores, the same for every layer; new sequences at every update.
 PRESET: Mapping[str, Any] = {
@@ -60,12 +65,12 @@ class Config:
 
     task: str
     layer: str = _option("throughtime", "recurrent layer", metavar=None, choices=tuple(LAYERS))
-    T: int = _option(0, "steps of delay", arguments.positive, tasks=RECALL)
-    permute: bool = _option(False, "read pixels in a fixed random order", tasks=("digits",))
-    permute_seed: int = _option(0, "seed of that order", arguments.natural, tasks=("digits",))
-    mnist: str | None = _option(
-        None, "folder where scikit-learn keeps MNIST", str, "DIR", tasks=("digits",)
-    )
+    T: int = _option(0, "steps of delay, or of a piece", arguments.positive, tasks=SIZED)
+    permute: bool = _option(False, "read pixels in a fixed random order", tasks=("pixels",))
+    permute_seed: int = _option(0, "seed of that order", arguments.natural, tasks=("pixels",))
+    images: str | None = _option(None, "folder of IDX files", str, "DIR", tasks=("pixels",))
+    file: str | None = _option(None, "text in UTF-8", str, "FILE", tasks=("text",))
+    dataset: str = _option("JapaneseVowels", "name in the archive", str, "NAME", tasks=("series",))
     hidden: int = _option(128, "units", arguments.positive, "H")
     batch: int = _option(50, "sequences per update", arguments.positive, "B")
     lr: float = _option(2e-3, "learning rate", arguments.above_zero, "X")
@@ -91,7 +96,10 @@ class Config:
 
     @property
     def steps(self) -> int:
-        return self.T + 20 if self.task in RECALL else 784 if self.mnist else 64
+        """Of a sequence: known before any data are read, but for series."""
+        if self.task in RECALL:
+            return self.T + 20
+        return {"text": self.T, "pixels": 784 if self.images else 64}.get(self.task, 1)
 
     @property
     def title(self) -> str:
@@ -100,7 +108,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """Where the run is kept unless ``--out`` says so."""
-        words = {"permuted": self.permute, "mnist": self.mnist, f"T{self.T}": self.T}
+        words = {"permuted": self.permute, "images": self.images, f"T{self.T}": self.T}
         parts = [self.task, *(word for word, told in words.items() if told), self.layer]
         return Path("runs", "-".join([*parts, f"p{self.p:g}", f"seed{self.seed}"]))
 
@@ -178,7 +186,7 @@ def add_options(parser: argparse.ArgumentParser, task: str, *, several: bool = F
 def from_arguments(args: argparse.Namespace) -> Config:
     """The run that the options describe, defaults filled in; a UsageError if they contradict."""
     given = {e.name: getattr(args, e.name) for e in fields(Config) if hasattr(args, e.name)}
-    kind = "mnist" if "mnist" in given else args.task
+    kind = "images" if "images" in given else args.task
     preset = getattr(args, "preset", None)
     values = dict(DEFAULTS[kind]) | dict(PRESET if preset else {})
     layer = LAYERS[given.get("layer", "throughtime")]

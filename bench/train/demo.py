@@ -22,9 +22,9 @@ from bench.train.trainer import Epoch, Trainer, best
 
 EPOCHS, QUICK_EPOCHS = 40, 3
 RUNS = {
-    "throughtime": Config("digits", p=0.0),
-    "throughtime, p = 0.25": Config("digits", p=0.25),
-    "nn.LSTM": Config("digits", layer="torch", p=0.0),
+    "throughtime": Config("pixels", p=0.0),
+    "throughtime, p = 0.25": Config("pixels", p=0.25),
+    "nn.LSTM": Config("pixels", layer="torch", p=0.0),
 }
 # Both check each value and gradient against the float64 reference before they measure.
 ODD = "lstm --T 16 --B 5 100 --I 3 --H 7 128 --p 0 0.5 --backends auto --peers --repeats 1"

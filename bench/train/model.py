@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import throughtime
 from bench.operations.lstm_peers import LoopLSTM
@@ -58,7 +60,10 @@ LAYERS = {
 
 
 class SequenceClassifier(nn.Module):
-    """Classifies the last ``task.target_steps`` steps of a sequence from a layer's output."""
+    """Classifies the last ``task.target_steps`` steps of a sequence from a layer's output.
+
+    Of packed sequences it classifies each one's last step.
+    """
 
     def __init__(self, layer: nn.Module, hidden_size: int, task: Task) -> None:
         super().__init__()
@@ -66,8 +71,13 @@ class SequenceClassifier(nn.Module):
         self.head = nn.Linear(hidden_size, task.classes)
         self.target_steps = task.target_steps
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Input ``[T, B, features]`` -> logits ``[S, B, classes]``."""
+    def forward(self, input: Tensor | PackedSequence) -> Tensor:
+        """Input ``[T, B, features]`` or packed -> logits ``[S, B, classes]``."""
         output, _ = self.layer(input)
-        logits: Tensor = self.head(output[-self.target_steps :])
+        if isinstance(output, PackedSequence):
+            padded, lengths = pad_packed_sequence(output)
+            last = padded[lengths - 1, torch.arange(len(lengths))].unsqueeze(0)
+        else:
+            last = output[-self.target_steps :]
+        logits: Tensor = self.head(last)
         return logits

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+class Data(Protocol):
+    """A set of sequences."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Input ``[T, B, features]``, or packed, and int64 targets ``[S, B]``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,9 @@ class Sequences:
 class Task:
     """Three disjoint sets and how they are learned; ``train`` may be drawn anew for ever."""
 
-    train: Any
-    validation: Sequences
-    test: Sequences
+    train: Data
+    validation: Data
+    test: Data
     features: int
     classes: int
     target_steps: int = 1  # the last steps that have a target

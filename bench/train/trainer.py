@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,19 @@ from tqdm import tqdm
 
 import throughtime
 from bench.arguments import UsageError
-from bench.train import digits, recall
+from bench.train import pixels, recall, series, text
 from bench.train.config import OPTIMIZERS, Config
 from bench.train.model import LAYERS, SequenceClassifier
-from bench.train.task import Sequences, Task
+from bench.train.task import Data, Task
 
 EVALUATION_BATCH = 500
-MAKERS = {"digits": digits.make, "copying": recall.make, "denoise": recall.make}
+MAKERS: Mapping[str, Callable[[Config], Task]] = {
+    "pixels": pixels.make,
+    "copying": recall.make,
+    "denoise": recall.make,
+    "text": text.make,
+    "series": series.make,
+}
 
 
 class TrainingError(Exception):
@@ -36,7 +42,8 @@ class Epoch:
 
     ``updates`` counts from the start of the run; ``seconds``, ``cpu_seconds`` (of all threads) and
     ``sequences_per_s`` are those of training alone, without evaluation; accuracies are fractions,
-    the training one the mean over the epoch; gradient norms are taken before clipping.
+    the training one the mean over the epoch; losses are in nats; gradient norms are taken before
+    clipping.
     """
 
     epoch: int
@@ -47,6 +54,8 @@ class Epoch:
     train_accuracy: float
     validation_accuracy: float
     test_accuracy: float
+    validation_loss: float
+    test_loss: float
     grad_norm_median: float
     grad_norm_max: float
     p: float
@@ -61,6 +70,13 @@ class Epoch:
 def best(history: Iterable[Epoch]) -> Epoch:
     """The epoch with the best validation accuracy, the first of equals."""
     return max(history, key=lambda epoch: (epoch.validation_accuracy, -epoch.epoch))
+
+
+class Evaluation(NamedTuple):
+    """Mean cross entropy in nats, of all targets, and the fraction of right answers."""
+
+    loss: float
+    accuracy: float
 
 
 class Trainer:
@@ -136,6 +152,7 @@ class Trainer:
         if self._schedule is not None:
             self._schedule.step()
         results = np.array(results)
+        validation, test = map(self.evaluate, (self.task.validation, self.task.test))
         loss, accuracy, _ = np.average(results, axis=0, weights=sizes).tolist()
         return Epoch(
             epoch=len(self.history) + 1,
@@ -144,8 +161,10 @@ class Trainer:
             cpu_seconds=cpu_seconds,
             loss=loss,
             train_accuracy=accuracy,
-            validation_accuracy=self.accuracy(self.task.validation),
-            test_accuracy=self.accuracy(self.task.test),
+            validation_accuracy=validation.accuracy,
+            test_accuracy=test.accuracy,
+            validation_loss=validation.loss,
+            test_loss=test.loss,
             grad_norm_median=float(np.median(results[:, 2])),
             grad_norm_max=float(results[:, 2].max()),
             p=p,
@@ -173,17 +192,22 @@ class Trainer:
         self._optimizer.step()
         return values
 
-    def accuracy(
-        self, sequences: Sequences, *, count: int | None = None, batch: int = EVALUATION_BATCH
-    ) -> float:
-        """Fraction of right answers on the first ``count``, without training anything."""
+    def evaluate(
+        self, data: Data, *, count: int | None = None, batch: int = EVALUATION_BATCH
+    ) -> Evaluation:
+        """Loss and accuracy on the first ``count`` sequences, without training anything."""
         self.model.eval()
-        hits, count = 0.0, count or len(sequences)
+        hits = loss = 0.0
+        count = count or len(data)
         with torch.inference_mode():
             for indices in torch.split(torch.arange(count), batch):
-                x, y = (part.to(self.config.device) for part in sequences.batch(indices))
-                hits += self._hits(self.model(x), y)
-        return hits / (count * self.task.scored_steps)
+                x, y = (part.to(self.config.device) for part in data.batch(indices))
+                logits = self.model(x)
+                # At another T than the trained one the last answers are compared.
+                part = F.cross_entropy(logits.flatten(0, 1), y[-len(logits) :].flatten())
+                loss += part.item() * len(indices)
+                hits += self._hits(logits, y)
+        return Evaluation(loss / count, hits / (count * self.task.scored_steps))
 
     def _hits(self, logits: Tensor, y: Tensor) -> float:
         scored = self.task.scored_steps

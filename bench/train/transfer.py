@@ -20,5 +20,5 @@ def transfer(trainer: Trainer, delays: Sequence[int]) -> Iterator[dict[str, Any]
         test = recall.make(replace(config, T=delay)).test
         row = {"task": config.task, "layer": config.layer, "seed": config.seed}
         row |= {"trained_T": config.T, "updates": trainer.history[-1].updates, "T": delay}
-        accuracy = trainer.accuracy(test, count=SEQUENCES, batch=BATCH)
+        accuracy = trainer.evaluate(test, count=SEQUENCES, batch=BATCH).accuracy
         yield row | {"accuracy": accuracy, "count": SEQUENCES}

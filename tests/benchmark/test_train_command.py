@@ -19,6 +19,7 @@ import torch
 from bench.__main__ import main
 from bench.train import command, config, demo
 from bench.train.folder import RunFolder
+from bench.train.trainer import Evaluation
 
 import throughtime
 
@@ -73,7 +74,9 @@ def test_train_copying_keeps_its_run(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = iter([0.1, 0.0, 0.5, 0.0, 0.5, 0.0])  # validation and test, in turn
-    monkeypatch.setattr(command.Trainer, "accuracy", lambda *a, **k: next(accuracies))
+    monkeypatch.setattr(
+        command.Trainer, "evaluate", lambda *a, **k: Evaluation(0.0, next(accuracies))
+    )
     assert main([*COPYING, "--epochs", "2"]) == 0
     last = torch.load("run/checkpoint.pt", weights_only=True)["model"]
     assert main([*COPYING, "--epochs", "3", "--resume"]) == 0
@@ -83,11 +86,11 @@ def test_the_best_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("layer", ["throughtime", "torch"])
-def test_train_digits(layer: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_pixels(layer: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = f"--layer {layer} --epochs 1 --hidden 8 --batch 600 --permute --threads 1"
-    assert main(["train", "digits", *options.split()]) == 0
+    assert main(["train", "pixels", *options.split()]) == 0
     p = "0.25" if layer == "throughtime" else "0"
-    (row,) = read_csv(f"runs/digits-permuted-{layer}-p{p}-seed0/log.csv")
+    (row,) = read_csv(f"runs/pixels-permuted-{layer}-p{p}-seed0/log.csv")
     assert (row["p"], row["updates"]) == (p, "2")
     told = "nn.LSTM has no h-detach: training with p = 0" in capsys.readouterr().out
     assert told == (layer == "torch")

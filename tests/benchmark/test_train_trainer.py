@@ -124,7 +124,7 @@ def test_nothing_is_learned_from_validation_and_test() -> None:
     trainer = Trainer(TINY)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     state = torch.get_rng_state()
-    assert 0 <= trainer.accuracy(trainer.task.test) <= 1
+    assert 0 <= trainer.evaluate(trainer.task.test).accuracy <= 1
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[n], v) for n, v in trainer.model.state_dict().items())
 
@@ -139,7 +139,7 @@ def test_accuracy_counts_the_last_ten_steps(answer: int) -> None:
     _, y = sequences.batch(torch.arange(len(sequences)))
     expected = float((y[-10:] == answer).float().mean())
     assert (expected == 0) == (answer == 0)  # 0 is right everywhere but in the last ten steps
-    assert trainer.accuracy(sequences) == pytest.approx(expected)
+    assert trainer.evaluate(sequences).accuracy == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -170,5 +170,7 @@ def test_memory_that_runs_out_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_best_epoch_is_chosen_by_validation_alone() -> None:
     rows = [(1, 0.5, 0.9), (2, 0.7, 0.1), (3, 0.7, 0.8)]
-    history = [Epoch(n, n, 1.0, 1.0, 1.0, 1.0, v, t, 1.0, 1.0, 0.0, 1.0) for n, v, t in rows]
+    history = [
+        Epoch(n, n, 1.0, 1.0, 1.0, 1.0, v, t, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0) for n, v, t in rows
+    ]
     assert best(history).epoch == 2
