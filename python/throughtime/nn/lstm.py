@@ -438,7 +438,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         cells: list[Tensor] | None,
     ) -> tuple[Tensor, States]:
         """The k-th layer and direction: output ``[T, B, H]``, states ``[B, H]``."""
-        layer, direction = divmod(k, 1 + self.bidirectional)
+        layer, direction = divmod(k, 2 if self.bidirectional else 1)
         reset, reset_hx = starts.of(k, reverse=direction == 1)
         options: dict[str, Any] = {"return_cells": cells is not None}
         found: tuple[Any, ...] = functional.lstm(
