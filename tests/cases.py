@@ -159,12 +159,14 @@ def plain_lstm(
     reset_hx: tuple[Tensor, Tensor] | None = None,
     reverse: bool = False,
     frozen: dict[tuple[int, int], Tensor] | None = None,
+    steps: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One layer, one direction, one sample at a time, by hand, in the dtype of the input.
 
     ``frozen`` replaces ``.detach()``: the hidden state that enters step t of sample b is taken from
     ``frozen[t, b]`` where it is detached. With recorded values this is an ordinary function whose
-    true derivative at that point is the h-detach gradient.
+    true derivative at that point is the h-detach gradient. ``steps`` gets h and c of step t of
+    sample b at ``[t, b]``.
     """
     length, batch, _ = input.shape
     columns, last_h, last_c = [], [], []
@@ -192,10 +194,44 @@ def plain_lstm(
             if weight_hr is not None:
                 h = weight_hr @ h
             rows[t] = h
+            if steps is not None:
+                steps[t, b] = h, c
         columns.append(torch.stack(rows))
         last_h.append(h)
         last_c.append(c)
     return torch.stack(columns, 1), (torch.stack(last_h), torch.stack(last_c))
+
+
+def plain_steps(
+    named: dict[str, Tensor], gradients: dict[str, Tensor], **options: object
+) -> dict[str, Tensor]:
+    """Every c_t, and the whole gradients of every h_t and c_t, by ``plain_lstm``; else zeros.
+
+    Args:
+        named: as in :func:`call`.
+        gradients: of ``output``, ``h_n``, ``c_n`` and perhaps ``cells``.
+        options: as in :func:`call`.
+
+    Returns:
+        ``cells``, ``trace_h`` and ``trace_c``, each ``[T, B, H or P]``.
+    """
+    steps: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    output, (h_n, c_n) = call(plain_lstm, named, steps=steps, **options)
+    pairs = [(output, gradients["output"]), (h_n, gradients["h_n"]), (c_n, gradients["c_n"])]
+    if "cells" in gradients:
+        pairs += [(c, gradients["cells"][at]) for at, (_, c) in steps.items()]
+    outputs, grads = zip(*[(x, g) for x, g in pairs if x.requires_grad], strict=True)
+    states = [x for step in steps.values() for x in step]
+    found = torch.autograd.grad(outputs, states, grads, materialize_grads=True)
+    made = {
+        "cells": torch.zeros(*output.shape[:2], c_n.size(1), dtype=output.dtype),
+        "trace_h": torch.zeros_like(output),
+        "trace_c": torch.zeros(*output.shape[:2], c_n.size(1), dtype=output.dtype),
+    }
+    for k, (at, (_, c)) in enumerate(steps.items()):
+        made["cells"][at], made["trace_h"][at] = c.detach(), found[2 * k]
+        made["trace_c"][at] = found[2 * k + 1]
+    return made
 
 
 def options_for(shape: Shape) -> dict[str, dict[str, Any]]:

@@ -43,10 +43,10 @@ template <typename X, typename Kernels>
 void run_forward(const int64_t* sizes, const int64_t* lengths, const int64_t* order,
                  const bool* reset, const X* x, const X* h0, const float* c0,
                  const float* weight_ih, const float* weight_hh, const float* weight_hr,
-                 const float* bias, X* y, float* h_n, float* c_n, float* saved) {
+                 const float* bias, X* y, float* h_n, float* c_n, float* saved, float* cells) {
   const LstmInput<X> in =
       input(sizes, lengths, order, reset, x, h0, c0, weight_ih, weight_hh, weight_hr, bias);
-  const LstmForward<X> pass{in, y, h_n, c_n, saved, sizes[7] != 0};
+  const LstmForward<X> pass{in, y, h_n, c_n, saved, sizes[7] != 0, cells};
   Kernels::run(pass, sizes, on_threads(sizes[6]));
 }
 
@@ -56,7 +56,8 @@ void run_backward(const int64_t* sizes, const int64_t* lengths, const int64_t* o
                   const float* weight_ih, const float* weight_hh, const float* weight_hr,
                   const float* bias, const X* y, const float* saved, const bool* detach,
                   const X* dy, const float* dh_n, const float* dc_n, X* dx, float* dh0, float* dc0,
-                  float* dweight_ih, float* dweight_hh, float* dweight_hr, float* dbias) {
+                  float* dweight_ih, float* dweight_hh, float* dweight_hr, float* dbias,
+                  float* trace_h, float* trace_c) {
   const LstmInput<X> in =
       input(sizes, lengths, order, reset, x, h0, c0, weight_ih, weight_hh, weight_hr, bias);
   const LstmBackward<X> pass{.in = in,
@@ -79,7 +80,9 @@ void run_backward(const int64_t* sizes, const int64_t* lengths, const int64_t* o
                              .dweight_hh = dweight_hh,
                              .dbias = dbias,
                              .dweight_hr = dweight_hr,
-                             .beyond = nullptr};
+                             .beyond = nullptr,
+                             .trace_h = trace_h,
+                             .trace_c = trace_c};
   Kernels::run(pass, sizes, on_threads(sizes[6]));
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def case(
 def run(
     layer: Any, case: Case, threads: int = 1, recompute: bool = False, more: tuple[int, ...] = ()
 ) -> dict[str, Tensor]:
-    """Results and gradients by name; ``more`` is what these kernels take beside sizes."""
+    """Results, gradients and trace by name; ``more`` is what these kernels take beside sizes."""
     given = {
         name: x if x is None or name in ("input", "h_0") else x.float()
         for name, x in case.tensors.items()
@@ -65,15 +66,18 @@ def run(
     call = (sizes, case.lengths, torch.arange(x.size(1)), case.reset, *given.values())
     saved = torch.full((layer("saved_size", x, sizes),), torch.nan)
     h_n, c_n = (torch.full_like(g, torch.nan, dtype=torch.float32) for g in case.grads[1:])
-    layer("forward", *call, y, h_n, c_n, saved)
+    # What is past the end of a sample is not written.
+    cells, trace_h, trace_c = (torch.zeros(*x.shape[:2], n) for n in (units, outputs, units))
+    layer("forward", *call, y, h_n, c_n, saved, cells)
     found = {
         name: None if v is None else torch.full_like(v, torch.nan, dtype=torch.float32)
         for name, v in case.tensors.items()
     }
-    found["input"] = torch.zeros_like(x)  # what is past the end is not written
+    found["input"] = torch.zeros_like(x)
     grads = (case.grads[0], *(g.float() for g in case.grads[1:]))
-    layer("backward", *call, y, saved, case.detach, *grads, *found.values())
-    results = {"y": y, "h_n": h_n, "c_n": c_n, **found}
+    layer("backward", *call, y, saved, case.detach, *grads, *found.values(), trace_h, trace_c)
+    results = {"y": y, "h_n": h_n, "c_n": c_n, "cells": cells, **found}
+    results |= {"trace_h": trace_h, "trace_c": trace_c}
     return {name: x for name, x in results.items() if x is not None}
 
 
@@ -83,11 +87,28 @@ def expected(case: Case) -> dict[str, Tensor]:
         name: None if x is None else x.double().requires_grad_() for name, x in case.tensors.items()
     }
     given = {name: x for name, x in leaves.items() if name != "bias"}
-    results = reference.run(
+    steps: dict[int, tuple[Tensor, Tensor]] = {}
+    results = reference.run_observed(
         LstmArguments(**given, bias_ih=leaves["bias"], bias_hh=None, lengths=case.lengths,
                       reset=case.reset, reset_h=None, reset_c=None, detach_mask=case.detach,
-                      reverse=case.reverse, recompute=False)
+                      reverse=case.reverse, recompute=False),
+        lambda t, h_t, c_t: steps.update({t: (h_t, c_t)}),
     )  # fmt: skip
+    states = [steps[t] for t in range(len(steps))]
+    for x in itertools.chain(*states):
+        x.retain_grad()
     torch.autograd.backward(list(results), [g.double() for g in case.grads])
     named = dict(zip(("y", "h_n", "c_n"), (x.detach() for x in results), strict=True))
-    return named | {name: x.grad for name, x in leaves.items() if x is not None}
+    inside = torch.ones(1) if case.lengths is None else inside_of(case.lengths, len(steps))
+    named["cells"] = torch.where(inside > 0, torch.stack([c for _, c in states]).detach(), 0.0)
+    named |= {name: x.grad for name, x in leaves.items() if x is not None}
+    traces = zip(*states, strict=True)
+    return named | {
+        name: torch.stack([torch.zeros_like(x) if x.grad is None else x.grad for x in trace])
+        for name, trace in zip(("trace_h", "trace_c"), traces, strict=True)
+    }
+
+
+def inside_of(lengths: Tensor, steps: int) -> Tensor:
+    """1 within a sample, ``[T, B, 1]``."""
+    return (torch.arange(steps).unsqueeze(1) < lengths).float().unsqueeze(2)

@@ -110,7 +110,9 @@ def test_errors_are_at_most_those_of_nn_lstm(layer: Any, sizes: tuple[int, ...])
         "weight_ih": plain.weight_ih_l0.grad, "weight_hh": plain.weight_hh_l0.grad,
         "bias": plain.bias_ih_l0.grad,
     }  # fmt: skip
-    errors = {name: (rms(found[name], x), rms(theirs[name], x)) for name, x in wanted.items()}
+    errors = {
+        name: (rms(found[name], wanted[name]), rms(x, wanted[name])) for name, x in theirs.items()
+    }
     print(sizes, {name: f"{ours:.1e} of {plain:.1e}" for name, (ours, plain) in errors.items()})
     assert all(ours <= plain for ours, plain in errors.values())
 

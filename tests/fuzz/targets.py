@@ -53,7 +53,7 @@ OPTIONS = {
     "additive": 0.5, "anew": 0.5, "need_input": 0.8, "need_weights": 0.8, "need_reset": 0.8,
     "grads": 0.7, "train": 0.7,
     "reference": 0.1, "bidirectional": 0.3, "batch_first": 0.3, "sorted": 0.4, "again": 0.4,
-    "no_batch": 0.1, "recompute": 0.3,
+    "no_batch": 0.1, "recompute": 0.3, "return_cells": 0.3,
 }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def _common(s: Sizes, o: Options) -> dict[str, str]:
     sizes = ("window", "top_k", "layers", "I", "H", "A")
     flags = (
         "reverse", "recompute", "need_input", "need_weights", "need_reset", "keep_first",
-        "bidirectional", "batch_first",
+        "bidirectional", "batch_first", "return_cells",
     )  # fmt: skip
     return {
         **{name: str(s[size]) for name, size in zip(names, sizes, strict=True)},
@@ -164,7 +164,7 @@ def _raw(op: str, family: Callable[[Sizes, Options], dict[str, str]]) -> Target:
         elif o["mask"]:  # of operators they have one form, [T, B]
             values["detach_mask"] = f"(torch.rand({s['T']}, {s['B']}) < 0.5)"
         yield from _operator(f"{op}_forward", values, "result")
-        for name in ("output", "h_n", "c_n", "context_n"):
+        for name in ("output", "h_n", "c_n", "context_n", "cells"):
             wanted = name in values and (o["grads"] or name == "output")
             values[f"grad_{name}"] = _if(wanted, f"torch.ones_like({name})")
         yield from _operator(f"{op}_backward", values, "gradients")
@@ -295,6 +295,8 @@ def _module(name: str, packed: bool) -> Target:
         if o["reset"] and not packed:
             yield f"reset = torch.rand({', '.join(map(str, shape))}) < 0.5"
             arguments["reset"] = "reset"
+        if o["return_cells"] and name == "LSTM":
+            arguments["return_cells"] = "True"
         yield Call("result", "layer", arguments)
         if o["again"]:
             yield Call("result", "layer", arguments | {"hx": "result[1]"})
@@ -339,6 +341,7 @@ def module_attention(s: Sizes, o: Options) -> Steps:
 
 TARGETS: dict[str, Target] = {
     "raw_lstm": _raw("lstm", _lstm),
+    "raw_lstm_cells": _raw("lstm_cells", _lstm),
     "raw_rel_lstm": _raw("rel_lstm", _rel_lstm),
     "raw_relevancy": _raw("relevancy", lambda s, o: _attention(s, o, _prefix(s, o))),
     "raw_gpu": _raw_gpu,

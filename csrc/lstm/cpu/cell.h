@@ -37,19 +37,22 @@ struct LstmCell {
 
   TT_INLINE static Vec<S> output(const Vec<S>* held) { return held[1] * tanh<S>(held[0]); }
 
-  // The gradient dh of the output becomes that of the sums, da; dc of c_t becomes that of c_{t-1}.
-  // Returns h_t before a projection.
+  // The gradient dh of the output becomes that of the sums, da; what step t+1 hands to c_t becomes
+  // its whole gradient, dc. Returns h_t before a projection.
   TT_INLINE static Vec<S> retreat(const Vec<S>* saved, Vec<S> c_before, Vec<S> dh, Vec<S>* dc,
                                   Vec<S>* da) {
     const Vec<S> i = saved[0], f = saved[1], g = saved[2], o = saved[3], tanh_c = tanh<S>(saved[4]);
     const Vec<S> d = *dc + dh * o * (S(1) - tanh_c * tanh_c);
-    *dc = d * f;
+    *dc = d;
     da[0] = d * g * i * (S(1) - i);
     da[1] = d * c_before * f * (S(1) - f);
     da[2] = d * i * (S(1) - g * g);
     da[3] = dh * tanh_c * o * (S(1) - o);
     return o * tanh_c;
   }
+
+  // What c_{t-1} gets of dc.
+  TT_INLINE static Vec<S> hand_on(const Vec<S>* saved, Vec<S> dc) { return dc * saved[kForget]; }
 };
 
 }  // namespace

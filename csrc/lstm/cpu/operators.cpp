@@ -1,4 +1,5 @@
-// throughtime::lstm_forward and lstm_backward on the CPU: check, lay out, run.
+// throughtime::lstm_forward and lstm_backward on the CPU: check, lay out, run. lstm_cells_* give every
+// c_t too and take its gradient, and lstm_backward_trace also gives the gradients of every h_t and c_t.
 //
 // What the arguments mean: python/throughtime/ops/lstm/arguments.py.
 #include <tuple>
@@ -34,11 +35,20 @@ struct ForwardCall {
   bool save;
 };
 
-struct BackwardCall {
-  Maybe grad_output, grad_h_n, grad_c_n;
+struct BackwardInputs {
   LstmArguments args;
   Tensor output, saved;
   bool need_input, need_weights, need_reset;
+};
+
+struct BackwardCall {
+  Maybe grad_output, grad_h_n, grad_c_n;
+  BackwardInputs of;
+};
+
+struct CellsBackwardCall {
+  Maybe grad_output, grad_h_n, grad_c_n, grad_cells;
+  BackwardInputs of;
 };
 
 constexpr ScalarType kBFloat16 = ScalarType::BFloat16;
@@ -192,10 +202,14 @@ Tensor make(std::initializer_list<int64_t> sizes, ScalarType dtype, bool wanted 
   return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
 }
 
-Operator forward_operator("lstm_forward"), backward_operator("lstm_backward");
+Operator forward_operator("lstm_forward"), backward_operator("lstm_backward"),
+    cells_forward_operator("lstm_cells_forward"), cells_backward_operator("lstm_cells_backward"),
+    trace_operator("lstm_backward_trace");
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
-  Call operation(forward_operator);
+// `cells` becomes every c_t if it is not null.
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(Operator& op, ForwardCall& call,
+                                                       Tensor* cells) {
+  Call operation(op);
   Layer layer(call.args);
   layer.lay_out();
   const LstmShape& s = layer.shape;
@@ -204,7 +218,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
   const Tensor output = make({s.T, s.B, s.R}, layer.dtype), h_n = make({s.B, s.R}, layer.sums),
                c_n = make({s.B, s.H}, layer.sums),
                saved = make({saved_size(s, layer.dtype, recompute)}, layer.dtype, call.save);
+  if (cells) *cells = make({s.T, s.B, s.H}, layer.sums);
   operation.allocated();
+  if (cells && call.args.lengths) fill_zero(*cells);
   with_input(layer.dtype, [&](auto zero) {
     using X = decltype(zero);
     using S = SumOf<X>;
@@ -213,28 +229,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
                               .h_n = mutable_data<S>(h_n),
                               .c_n = mutable_data<S>(c_n),
                               .saved = call.save ? mutable_data<S>(saved) : nullptr,
-                              .cell_only = recompute};
+                              .cell_only = recompute,
+                              .cells = cells ? mutable_data<S>(*cells) : nullptr};
     if (call.save) pass.saved[saved_activations<X>(s, recompute)] = static_cast<S>(isa().mark);
     if (s.B > 0) run(pass, operation.runtime());
   });
+  if (cells) *cells = converted(*cells, layer.dtype);
   return {output, converted(h_n, layer.dtype), converted(c_n, layer.dtype), saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    BackwardCall& call) {
-  Call operation(backward_operator);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
+  return run_forward(forward_operator, call, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cells_forward(ForwardCall& call) {
+  Tensor cells;
+  const auto [output, h_n, c_n, saved] = run_forward(cells_forward_operator, call, &cells);
+  return {output, h_n, c_n, cells, saved};
+}
+
+using Gradients =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The whole gradients of every h_t and c_t.
+struct Trace {
+  Tensor h, c;
+};
+
+Gradients run_backward(Operator& op, CellsBackwardCall& grads, Trace* trace) {
+  const BackwardInputs& call = grads.of;
+  Call operation(op);
   Layer layer(call.args);
   const LstmShape& s = layer.shape;
   const bool recompute = call.args.recompute;
-  check_argument("grad_output", call.grad_output, {s.T, s.B, s.R}, layer.dtype);
-  check_argument("grad_h_n", call.grad_h_n, {s.B, s.R}, layer.dtype);
-  check_argument("grad_c_n", call.grad_c_n, {s.B, s.H}, layer.dtype);
+  check_argument("grad_output", grads.grad_output, {s.T, s.B, s.R}, layer.dtype);
+  check_argument("grad_h_n", grads.grad_h_n, {s.B, s.R}, layer.dtype);
+  check_argument("grad_c_n", grads.grad_c_n, {s.B, s.H}, layer.dtype);
+  check_argument("grad_cells", grads.grad_cells, {s.T, s.B, s.H}, layer.dtype);
   check_argument("output", call.output, {s.T, s.B, s.R}, layer.dtype);
   check_argument("saved", call.saved, {saved_size(s, layer.dtype, recompute)}, layer.dtype);
   layer.lay_out();
-  const OptionalTensor grad_h_n = converted(call.grad_h_n, layer.sums),
-                       grad_c_n = converted(call.grad_c_n, layer.sums);
-  OptionalTensor grad = call.grad_output;
+  const OptionalTensor grad_h_n = converted(grads.grad_h_n, layer.sums),
+                       grad_c_n = converted(grads.grad_c_n, layer.sums),
+                       grad_cells = converted(grads.grad_cells, layer.sums);
+  OptionalTensor grad = grads.grad_output;
   if (grad && grad->stride(2) > 1) grad = dense(grad);
   const OptionalTensor& mask = call.args.detach_mask;
   operation.checked();
@@ -248,8 +286,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                dweight_hr = sums({s.R, s.H}, weights && call.args.weight_hr.has_value());
   const bool resets = call.need_reset && call.args.reset_h.has_value();
   const Tensor dreset_h = sums({s.T, s.B, s.R}, resets), dreset_c = sums({s.T, s.B, s.H}, resets);
+  if (trace) *trace = {sums({s.T, s.B, s.R}), sums({s.T, s.B, s.H})};
   operation.allocated();
   if (call.need_input && call.args.lengths) fill_zero(dx);
+  if (trace && call.args.lengths)
+    for (const Tensor& x : {trace->h, trace->c}) fill_zero(x);
   for (const Tensor& x : {dreset_h, dreset_c}) fill_zero(x);
   if (s.B == 0) {
     for (const Tensor& x : {dweight_ih, dweight_hh, dbias, dweight_hr}) fill_zero(x);
@@ -281,7 +322,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                                  .dweight_hr = weight(dweight_hr),
                                  .beyond = nullptr,
                                  .dreset_h = resets ? mutable_data<S>(dreset_h) : nullptr,
-                                 .dreset_c = resets ? mutable_data<S>(dreset_c) : nullptr};
+                                 .dreset_c = resets ? mutable_data<S>(dreset_c) : nullptr,
+                                 .dcells = data<S>(grad_cells),
+                                 .trace_h = trace ? mutable_data<S>(trace->h) : nullptr,
+                                 .trace_c = trace ? mutable_data<S>(trace->c) : nullptr};
       TT_CHECK_CALL(pass.saved[saved_activations<X>(s, recompute)] == static_cast<S>(isa().mark),
                     "saved should be what lstm_forward saved with the same instruction set, ",
                     isa().name, "; another one wrote it, or it was changed: run forward again");
@@ -303,10 +347,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
           converted(dreset_c, layer.dtype)};
 }
 
+Gradients backward(BackwardCall& call) {
+  CellsBackwardCall whole{call.grad_output, call.grad_h_n, call.grad_c_n, Maybe(), call.of};
+  return run_backward(backward_operator, whole, nullptr);
+}
+
+Gradients cells_backward(CellsBackwardCall& call) {
+  return run_backward(cells_backward_operator, call, nullptr);
+}
+
+auto backward_trace(CellsBackwardCall& call) {
+  Trace trace;
+  const Gradients gradients = run_backward(trace_operator, call, &trace);
+  return std::tuple_cat(gradients, std::tuple(trace.h, trace.c));
+}
+
 }  // namespace
 }  // namespace throughtime
 
 STABLE_TORCH_LIBRARY_IMPL(throughtime, CPU, library) {
   library.impl("lstm_forward", &throughtime::boxed<throughtime::forward>);
   library.impl("lstm_backward", &throughtime::boxed<throughtime::backward>);
+  library.impl("lstm_cells_forward", &throughtime::boxed<throughtime::cells_forward>);
+  library.impl("lstm_cells_backward", &throughtime::boxed<throughtime::cells_backward>);
+  library.impl("lstm_backward_trace", &throughtime::boxed<throughtime::backward_trace>);
 }

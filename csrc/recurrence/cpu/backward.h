@@ -3,6 +3,7 @@
 // From the last step of the walk to the first, da_t the gradient of the gate sums:
 //
 //   dh_t = dy_t + (da_{t+1} W_hh, unless step t+1 is detached)     the cell: dh_t, dc_t to da_t, dc_{t-1}
+//   A trace keeps dh_t and dc_t of every step.
 //   dW_hh = sum da_t^T h_{t-1}     dW_ih = sum da_t^T x_t     db = sum da_t     dx_t = da_t W_ih
 //
 // With a projection of the cell's output u the first line gives dr_t, then dh_t = dr_t W_hr,
@@ -114,6 +115,11 @@ class BackwardWalk {
     Ring<Operand> dr;  // [1][slots][rows][ld_dr], with a projection only, as the next
     Ring<Operand> u;   // [blocks][slots][rows][ld_u]: the cell's output
     Ring<S> again;     // [blocks][slots][rows][kSaved L]: what is not saved
+  };
+
+  template <bool kValue>
+  struct Flag {
+    static constexpr bool value = kValue;
   };
 
   // A step of the walk, its time, and its slot in the rings.
@@ -235,6 +241,7 @@ class BackwardWalk {
     const int64_t going_on = least(active, walked);
     if (active < walked) leave(g, after, active, walked);
     enter_cells(g, going_on, active);
+    if (p_.dcells) add_cell_gradient(g, now.t, active);
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q) {
       const int64_t vector = q * width_out_, vectors = panel_h().width_of(q);
       for_row_tiles<kTileRows>(0, going_on, [&](int64_t row, int64_t height) {
@@ -304,6 +311,7 @@ class BackwardWalk {
                     int64_t vector, int64_t row) {
     const Timing timing(g.member.watch, kPointwise);
     if (p_.dy) add_output_gradient(g, dh, height, vectors, now.t, vector, row);
+    if (p_.trace_h) trace_output(g, dh, height, vectors, now.t, vector, row);
     if (projected_) {
       for (int64_t i = 0; i < height; ++i)
         for (int64_t j = 0; j < vectors; ++j, dh += L) {
@@ -325,6 +333,15 @@ class BackwardWalk {
         store(dh, load(dh) + (p_.dy_same ? splat(Numbers<X>::wide(*dy))
                                          : Numbers<X>::vector_part(dy + (vector + j) * L,
                                                                    tail_out(vector + j))));
+    }
+  }
+
+  void trace_output(const Group& g, const S* dh, int64_t height, int64_t vectors, int64_t t,
+                    int64_t vector, int64_t row) {
+    for (int64_t i = 0; i < height; ++i) {
+      S* to = p_.trace_h + (t * in_.batch + in_.order[g.row0 + row + i]) * shape_.R;
+      for (int64_t j = 0; j < vectors; ++j, dh += L)
+        store_part(to + (vector + j) * L, load(dh), tail_out(vector + j));
     }
   }
 
@@ -350,20 +367,34 @@ class BackwardWalk {
       }
   }
 
+  // What a user of c_t itself hands to it.
+  void add_cell_gradient(const Group& g, int64_t t, int64_t active) {
+    const Timing timing(g.member.watch, kPointwise);
+    for (int64_t block = g.blocks.begin; Cell::kCarriesCell && block < g.blocks.end; ++block)
+      for (int64_t row = 0; row < active; ++row) {
+        const int64_t from = (t * in_.batch + in_.order[g.row0 + row]) * shape_.H + block * L;
+        S* dc = g.dc + (block * g.rows + row) * L;
+        store(dc, load(dc) + load_part(p_.dcells + from, tail(block)));
+      }
+  }
+
   // Gradients of the outputs of `height` rows and `vectors` blocks to those of the gate sums.
   void cells(const Group& g, const S* dh, int64_t height, int64_t vectors, Step now, int64_t block,
              int64_t row) {
     for (int64_t j = 0; j < vectors; ++j) {
-      if (again_.wanted()) {
-        cells_of_block<true>(g, dh + j * L, vectors * L, height, now, block + j, row);
-      } else {
-        cells_of_block<false>(g, dh + j * L, vectors * L, height, now, block + j, row);
-      }
+      const auto run = [&](auto again, auto traces) {
+        cells_of_block<again.value, traces.value>(g, dh + j * L, vectors * L, height, now,
+                                                  block + j, row);
+      };
+      const auto traces_if = [&](auto again) {
+        p_.trace_c ? run(again, Flag<true>{}) : run(again, Flag<false>{});
+      };
+      again_.wanted() ? traces_if(Flag<true>{}) : traces_if(Flag<false>{});
     }
   }
 
-  // kAgain: only c was saved.
-  template <bool kAgain>
+  // kAgain: only c was saved. kTraces: dc is kept.
+  template <bool kAgain, bool kTraces>
   void cells_of_block(const Group& g, const S* dh, int64_t dh_stride, int64_t height, Step now,
                       int64_t block, int64_t row) {
     const int64_t at = g.row0 + row, t = now.t, slot = now.slot;
@@ -376,6 +407,7 @@ class BackwardWalk {
     S* carried = g.dc + (block * g.rows + row) * L;
     Operand* da = g.da.at(block, slot, row);
     Operand* u = projected_ ? g.u.at(block, slot, row) : nullptr;
+    S* trace = kTraces ? p_.trace_c + t * in_.batch * shape_.H + block * L : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       const S *saved = saved_step + order[r] * saved_numbers,
               *before = step_before + order[r] * saved_numbers;
@@ -394,7 +426,9 @@ class BackwardWalk {
         dc = load(carried);
       }
       const Vec<S> output = Cell::retreat(kept, c_before, load(dh), &dc, gates);
-      if (Cell::kCarriesCell) {
+      if constexpr (Cell::kCarriesCell) {
+        if (kTraces) store_part(trace + order[r] * shape_.H, dc, tail(block));
+        dc = Cell::hand_on(kept, dc);
         if (watch && in_.resets(t, at + r)) {
           if (p_.dreset_c) {
             S* to = p_.dreset_c + (t * in_.batch + in_.order[at + r]) * shape_.H + block * L;

@@ -340,6 +340,7 @@ class ForwardWalk {
     X* y = p_.y + t * in_.batch * shape_.R;
     S* saved = p_.saved;
     if (saved) saved += (t * blocks_ + block) * in_.batch * saved_vectors_ * L;
+    S* cells = p_.cells ? p_.cells + t * in_.batch * shape_.H + unit : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       Vec<S> a[G], c{}, kept[Cell::kSaved];
       load_vectors<G>(sums + r * kGates, L, a);
@@ -348,6 +349,7 @@ class ForwardWalk {
       store_vectors<Cell::kHeld>(sums + r * kGates, L, a);
       if (saved) save(saved + order[r] * saved_vectors_ * L, kept);
       if (!Cell::kCarriesCell) continue;
+      if (cells) store_part(cells + order[r] * shape_.H, c, tail(block));
       if (watch) c = carried_cell(c, step, t, block, at + r);
       store(state + r * L, c);
     }

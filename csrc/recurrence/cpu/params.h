@@ -64,11 +64,12 @@ struct WalkForward {
   using S = SumOf<X>;
 
   WalkInput<X> in;
-  X* y;            // [T, B, R]
-  S* h_n;          // [B, R]
-  S* c_n;          // [B, H]
-  S* saved;        // saved_activations, or null; layout private to the kernels
-  bool cell_only;  // of the activations, only c is saved
+  X* y;                // [T, B, R]
+  S* h_n;              // [B, R]
+  S* c_n;              // [B, H]
+  S* saved;            // saved_activations, or null; layout private to the kernels
+  bool cell_only;      // of the activations, only c is saved
+  S* cells = nullptr;  // [T, B, H] or null: every c_t; not written past the end of a sample
 };
 
 template <typename X>
@@ -94,8 +95,13 @@ struct WalkBackward {
   S* dbias;                                  // [G H]
   S* dweight_hr;                             // [R, H], only with a projection
   bool* beyond;  // [B] or null: becomes true where a gradient is in no range that products take
-  S* dreset_h = nullptr;  // [T, B, R] of zeros or null, together with the next
-  S* dreset_c = nullptr;  // [T, B, H] of zeros
+  S* dreset_h = nullptr;      // [T, B, R] of zeros or null, together with the next
+  S* dreset_c = nullptr;      // [T, B, H] of zeros
+  const S* dcells = nullptr;  // [T, B, H] or null: what every c_t gets beside the recurrence
+  // The trace, [T, B, R] and [T, B, H], both or none: the whole gradient of every h_t (after a
+  // projection) and c_t. Not written past the end of a sample.
+  S* trace_h = nullptr;
+  S* trace_c = nullptr;
 
   // Whether nothing wants the gradient of the h that enters a step.
   TT_INLINE bool detaches(int64_t t, int64_t row) const {

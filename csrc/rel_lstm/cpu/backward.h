@@ -353,7 +353,7 @@ class RelLstmBackwardPass {
       Vec<S> d = load(dh + k) + load(direct + k);
       if (dy) d += load_part(dy + k, shape_.H - k);
       Cell::retreat(kept, load(c_before + k), d, &dc, gates);
-      store(carried + k, dc);
+      store(carried + k, Cell::hand_on(kept, dc));
       store_vectors<Cell::kGates>(da + k, n, gates);
     }
     for (int gate = 0; gate < Cell::kGates; ++gate) clear_padding(da + gate * n, shape_.H, n);

@@ -34,6 +34,7 @@ class Request(NamedTuple):
     dtype: torch.dtype | None = None
     cell: str = "lstm"
     reset_hx: bool = False
+    return_cells: bool = False
 
 
 class Work(NamedTuple):
@@ -64,6 +65,7 @@ class Backend(Generic[Arguments, Results]):
             dtype, but for ``float32_weights``.
         run_both: runs two directions of one layer side by side, where that is faster than one
             after the other.
+        run_cells: makes a record that holds every c_t too.
         recomputes: whether it knows what it need not save with ``recompute``. Others run their
             forward again in the backward pass.
         float32_weights: whether it takes float32 weights with an input of this dtype. Autocast
@@ -76,6 +78,7 @@ class Backend(Generic[Arguments, Results]):
     requirements: tuple[Requirement, ...]
     run: Callable[[Arguments], Results]
     run_both: Callable[[Arguments, Arguments], Results] | None = None
+    run_cells: Callable[[Arguments], Any] | None = None
     recomputes: bool = False
     float32_weights: Callable[[torch.dtype], bool] = lambda dtype: False
     describe: Callable[[Any, Work], list[str]] | None = None

@@ -44,6 +44,17 @@ def zeros_at_resets(kernels: str) -> Requirement:
     return requirement
 
 
+def no_cells(kernels: str) -> Requirement:
+    """The kernels give c of the last step only."""
+
+    def requirement(request: Request) -> str | None:
+        if request.return_cells:
+            return f"return_cells is not supported by the {kernels}; {WAY_OUT}"
+        return None
+
+    return requirement
+
+
 def lstm_cell(request: Request) -> str | None:
     """The kernels know the LSTM's cell only."""
     if request.cell != "lstm":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from throughtime.backends.backend import Backend, BackendName, Request
+from throughtime.backends.backend import Backend, BackendName, Request, Results
 from throughtime.backends.selection import chosen
 from throughtime.functional.checks import (
     autocast_dtype,
@@ -36,6 +37,49 @@ States = tuple[Tensor, Tensor]
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 PerDirection = tuple[Tensor | None, Tensor | None]
+WithCells = tuple[Tensor, States, Tensor]
+
+
+@overload
+def lstm(
+    input: Tensor,
+    hx: States | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    detach_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_hx: States | None = None,
+    reverse: bool = False,
+    recompute: bool = False,
+    return_cells: Literal[False] = False,
+    backend: BackendName = "auto",
+) -> tuple[Tensor, States]: ...
+
+
+@overload
+def lstm(
+    input: Tensor,
+    hx: States | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    detach_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_hx: States | None = None,
+    reverse: bool = False,
+    recompute: bool = False,
+    return_cells: Literal[True],
+    backend: BackendName = "auto",
+) -> WithCells: ...
 
 
 def lstm(
@@ -53,8 +97,9 @@ def lstm(
     reset_hx: States | None = None,
     reverse: bool = False,
     recompute: bool = False,
+    return_cells: bool = False,
     backend: BackendName = "auto",
-) -> tuple[Tensor, States]:
+) -> tuple[Tensor, States] | WithCells:
     """Run one LSTM layer in one direction; only its gradient can differ from ``nn.LSTM``'s.
 
     T is the number of time steps, B the batch size, I the input size, H the hidden size, P the
@@ -90,10 +135,13 @@ def lstm(
             ``"cpu"`` saves c alone then, a fifth of the numbers, and its gradients keep their bits
             (in bfloat16 they are a little more exact, for a third of the bytes). Other backends
             save the arguments alone and run their forward again.
+        return_cells: True gives the cell state of every step too, with its gradient. Backends
+            ``"cpu"`` and ``"reference"`` do.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
-        ``(output [T, B, H or P], (h_n [B, H or P], c_n [B, H]))``.
+        ``(output [T, B, H or P], (h_n [B, H or P], c_n [B, H]))``, and with ``return_cells`` a
+        third, ``cells [T, B, H]``, zero past a sample's length.
 
     Raises:
         RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
@@ -113,14 +161,17 @@ def lstm(
 
     Source: arXiv 1810.03023, Algorithm 1.
     """
+    check_flag("return_cells", return_cells)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     args, autocast = _arguments(
         input, hx, weights, lengths, reset, reset_hx, detach_mask, reverse, recompute
     )
-    runs = _backend(backend, args, autocast)
+    runs = _backend(backend, args, autocast, return_cells)
+    run = runs.run_cells if return_cells else runs.run
+    assert run is not None  # a requirement refuses a backend without it
     with without_autocast(input, autocast):
-        output, h_n, c_n = _run(runs, runs.run, _cast(args, autocast, runs))
-    return output, (h_n, c_n)
+        output, h_n, c_n, *cells = _run(runs, run, _cast(args, autocast, runs))
+    return (output, (h_n, c_n), cells[0]) if return_cells else (output, (h_n, c_n))
 
 
 def bidirectional_lstm(
@@ -326,12 +377,12 @@ def _sizes(weight_hh: Tensor, weight_hr: Tensor | None) -> tuple[int, int]:
 _Backend = Backend[LstmArguments, LstmResults]
 
 
-def _run(runs: _Backend, run: Callable[..., LstmResults], *args: LstmArguments) -> LstmResults:
+def _run(runs: _Backend, run: Callable[..., Results], *args: LstmArguments) -> Results:
     """One way of a backend to run; with its forward again in the backward if that is wanted."""
     if not args[0].recompute or runs.recomputes:
         return run(*args)
-    found = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
-    return LstmResults._make(found)
+    found: Results = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 def _cast(args: LstmArguments, autocast: torch.dtype | None, runs: _Backend) -> LstmArguments:
@@ -342,7 +393,12 @@ def _cast(args: LstmArguments, autocast: torch.dtype | None, runs: _Backend) -> 
     return cast(args, autocast, torch.float32 if keeps else None)
 
 
-def _backend(name: BackendName, args: LstmArguments, autocast: torch.dtype | None) -> _Backend:
+def _backend(
+    name: BackendName,
+    args: LstmArguments,
+    autocast: torch.dtype | None,
+    return_cells: bool = False,
+) -> _Backend:
     request = Request(
         op="lstm",
         hidden_size=args.weight_hh.size(0) // 4,
@@ -350,5 +406,6 @@ def _backend(name: BackendName, args: LstmArguments, autocast: torch.dtype | Non
         device=args.input.device,
         dtype=autocast or args.input.dtype,
         reset_hx=args.reset_h is not None,
+        return_cells=return_cells,
     )
     return chosen(name, request)

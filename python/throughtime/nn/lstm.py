@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from throughtime.packed import check_packed, dropout, repack, unpack
 States = tuple[Tensor, Tensor]
 
 _Layer = TypeVar("_Layer", bound=nn.RNNBase)
+_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
 
 class Layers(Protocol):
@@ -238,26 +239,28 @@ class LSTM(BackendChoice, nn.RNNBase):
     @overload
     def forward(
         self,
-        input: Tensor,
+        input: _Sequence,
         hx: States | None = None,
         *,
         detach_mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_hx: States | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, States]: ...
+        return_cells: Literal[False] = False,
+    ) -> tuple[_Sequence, States]: ...
 
     @overload
     def forward(
         self,
-        input: PackedSequence,
+        input: _Sequence,
         hx: States | None = None,
         *,
         detach_mask: Tensor | None = None,
         reset: Tensor | None = None,
         reset_hx: States | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[PackedSequence, States]: ...
+        return_cells: Literal[True],
+    ) -> tuple[_Sequence, States, Tensor]: ...
 
     def forward(
         self,
@@ -268,7 +271,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         reset: Tensor | None = None,
         reset_hx: States | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor | PackedSequence, States]:
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
         """Run all layers.
 
         Masks and resets have the layout of the input: with ``batch_first`` the batch comes before
@@ -293,22 +297,29 @@ class LSTM(BackendChoice, nn.RNNBase):
                 ``batch_first`` ``[L * D, B, T, *]``, without B if the input has none. Entry t is
                 read where ``reset`` is set at t. It has a gradient.
             generator: random generator for the mask, on the input's device.
+            return_cells: True gives the cell state of every step too, with its gradient. Backends
+                ``"cpu"`` and ``"reference"`` do.
 
         Returns:
-            ``(output, (h_n, c_n))``, shaped like those of ``nn.LSTM``.
+            ``(output, (h_n, c_n))``, shaped like those of ``nn.LSTM``. With ``return_cells`` a
+            third, ``cells [L * D, T, B, H]``, with ``batch_first`` ``[L * D, B, T, H]``, without B
+            if the input has none. For a PackedSequence it is padded: ``[L * D, T, B, H]``, zero
+            past a sample's length, in the batch order of the states.
 
         Raises:
             RuntimeError: if a size or a device does not fit, or the chosen backend cannot run.
             TypeError: if the input, a state or a mask is no tensor.
             ValueError: if a dtype or the number of dimensions of the input is wrong.
         """
-        if hx is not None and detach_mask is None and reset_hx is None:
+        check_flag("return_cells", return_cells)
+        cells: list[Tensor] | None = [] if return_cells else None
+        if hx is not None and detach_mask is None and reset_hx is None and cells is None:
             found = self._thin(input, hx, reset)
             if found is not None:
                 return found
         check_pair("LSTM", hx)
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, detach_mask, reset, reset_hx, generator)
+            return self._forward_packed(input, hx, detach_mask, reset, reset_hx, generator, cells)
         check_sequence("LSTM", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -326,10 +337,14 @@ class LSTM(BackendChoice, nn.RNNBase):
         self._check_states(hx, batch)
         starts = self._episodes(reset, reset_hx, length, batch, batch_first=first, batched=batched)
         detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
-        output, (h_n, c_n) = self._run(input, hx, detach_masks, starts, None)
+        output, (h_n, c_n) = self._run(input, hx, detach_masks, starts, None, cells)
+        more = [] if cells is None else [torch.stack(cells)]
         if not batched:
-            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-        return output.transpose(0, 1) if first else output, (h_n, c_n)
+            more = [x.squeeze(2) for x in more]
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1)), *more
+        if first:
+            output, more = output.transpose(0, 1), [x.transpose(1, 2) for x in more]
+        return output, (h_n, c_n), *more
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
@@ -372,7 +387,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         reset: Tensor | None,
         reset_hx: States | None,
         generator: torch.Generator | None,
-    ) -> tuple[PackedSequence, States]:
+        cells: list[Tensor] | None,
+    ) -> tuple[Any, ...]:
         check_packed("LSTM", packed)
         self._check_input(packed.data, 2)
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
@@ -389,10 +405,12 @@ class LSTM(BackendChoice, nn.RNNBase):
             ]
         padded, lengths = unpack(packed)
         starts = starts.within(lengths)
-        output, states = self._run(padded, hx, detach_masks, starts, lengths)
+        output, states = self._run(padded, hx, detach_masks, starts, lengths, cells)
+        more = [] if cells is None else [torch.stack(cells)]
         if packed.unsorted_indices is not None:
             states = _permute(states, packed.unsorted_indices)
-        return repack(output, lengths, like=packed), states
+            more = [x.index_select(2, packed.unsorted_indices) for x in more]
+        return repack(output, lengths, like=packed), states, *more
 
     def _run(
         self: Layers,
@@ -401,29 +419,20 @@ class LSTM(BackendChoice, nn.RNNBase):
         detach_masks: Sequence[Tensor | None],
         starts: Episodes,
         lengths: Tensor | None,
+        cells: list[Tensor] | None = None,
     ) -> tuple[Tensor, States]:
         """Run all layers on ``x [T, B, I]`` with one mask per layer and direction.
 
-        ``lengths`` are on the CPU.
+        ``lengths`` are on the CPU. ``cells`` gets the cell states of each layer and direction.
         """
         ends = None if lengths is None else lengths.to(x.device)
         h_n, c_n = [], []
         for layer in range(self.num_layers):
+            given = (x, hx, detach_masks, starts, ends)
             if self.bidirectional:
-                x, (h, c) = LSTM._run_both(self, layer, x, hx, detach_masks, starts, ends)
+                x, (h, c) = LSTM._run_both(self, layer, *given, cells)
             else:
-                reset, reset_hx = starts.of(layer)
-                x, (h, c) = functional.lstm(
-                    x,
-                    None if hx is None else (hx[0][layer], hx[1][layer]),
-                    *self._weights(layer, 0),
-                    detach_mask=detach_masks[layer],
-                    lengths=ends,
-                    reset=reset,
-                    reset_hx=reset_hx,
-                    recompute=self.recompute,
-                    backend=self.backend,
-                )
+                x, (h, c) = LSTM._run_one(self, layer, *given, cells)
             h_n.append(h)
             c_n.append(c)
             if self.training and self.dropout > 0 and layer < self.num_layers - 1:
@@ -431,6 +440,37 @@ class LSTM(BackendChoice, nn.RNNBase):
         # A copy also for one layer: detach_() does not work on a view.
         join = torch.cat if self.bidirectional else torch.stack
         return x, (join(h_n), join(c_n))
+
+    def _run_one(
+        self: Layers,
+        k: int,
+        x: Tensor,
+        hx: States | None,
+        detach_masks: Sequence[Tensor | None],
+        starts: Episodes,
+        lengths: Tensor | None,
+        cells: list[Tensor] | None,
+    ) -> tuple[Tensor, States]:
+        """The k-th layer and direction: output ``[T, B, H]``, states ``[B, H]``."""
+        layer, direction = divmod(k, 2 if self.bidirectional else 1)
+        reset, reset_hx = starts.of(k, reverse=direction == 1)
+        options: dict[str, Any] = {"return_cells": cells is not None}
+        found: tuple[Any, ...] = functional.lstm(
+            x,
+            None if hx is None else (hx[0][k], hx[1][k]),
+            *self._weights(layer, direction),
+            detach_mask=detach_masks[k],
+            lengths=lengths,
+            reset=reset,
+            reset_hx=reset_hx,
+            reverse=direction == 1,
+            recompute=self.recompute,
+            backend=self.backend,
+            **options,
+        )
+        if cells is not None:
+            cells.append(found[2])
+        return found[0], found[1]
 
     def _run_both(
         self: Layers,
@@ -440,9 +480,17 @@ class LSTM(BackendChoice, nn.RNNBase):
         detach_masks: Sequence[Tensor | None],
         starts: Episodes,
         lengths: Tensor | None,
+        cells: list[Tensor] | None,
     ) -> tuple[Tensor, States]:
         """Both directions of a layer: output ``[T, B, 2H]``, states ``[2, B, H]``."""
         k = 2 * layer
+        if cells is not None:  # backends that give them run one direction after the other
+            given = (x, hx, detach_masks, starts, lengths, cells)
+            outputs, states = zip(
+                *[LSTM._run_one(self, k + d, *given) for d in range(2)], strict=True
+            )
+            h, c = (torch.stack(pair) for pair in zip(*states, strict=True))
+            return torch.cat(outputs, dim=2), (h, c)
         one, other = starts.of(k), starts.of(k + 1, reverse=True)
         return functional.bidirectional_lstm(
             x,

@@ -137,7 +137,7 @@ class Operation(Generic[Arguments, Results]):
         save = [Field("save", "bool", None)] if saved else []
         takes = namedtuple("ForwardCall", [x.name for x in (*self._inputs, *save)])  # type: ignore[misc]
         self.backward_call: Any = namedtuple(  # type: ignore[misc]
-            "BackwardCall", [x.name for x in self._backward_takes]
+            "BackwardCall", [x.name for x in self.backward_takes]
         )
         run_forward, run_backward = (
             _on_record(takes, forward),
@@ -147,12 +147,12 @@ class Operation(Generic[Arguments, Results]):
             assert run_forward and run_backward
             fakes = (run_forward, run_backward)
         else:
-            fakes = (self._forward_fake(names[0]), self._backward_fake(names[1]))
+            fakes = (self._forward_fake(names[0]), self.backward_fake(names[1]))
         self.forward_op: Any = define(
             names[0], (*self._inputs, *save), self._outputs, run_forward, fakes[0]
         )
         self.backward_op: Any = define(
-            names[1], self._backward_takes, self._gradients, run_backward, fakes[1]
+            names[1], self.backward_takes, self.backward_gives, run_backward, fakes[1]
         )
         self._function = _function(self)
         self._refusal = _refusal(self.backward_op, title)
@@ -163,9 +163,9 @@ class Operation(Generic[Arguments, Results]):
                 definition,
                 arguments,
                 self._outputs,
-                self._backward_takes,
+                self.backward_takes,
                 [x.name for x in self._inputs if x.layout and x.layout.backward is not True],
-                self._gradients,
+                self.backward_gives,
             ),
         )
         register(torch.library.impl, names[0], "Autograd", self._autograd)
@@ -201,8 +201,8 @@ class Operation(Generic[Arguments, Results]):
         unread = [k for k, x in enumerate(inputs) if x.layout and not x.layout.backward]
         again = [x._replace(type="Tensor?") if k in unread else x for k, x in enumerate(inputs)]
         flags = [Field(f"need_{x}", "bool", None) for x in needs]
-        self._backward_takes = (*grads, *again, *reads, *flags)
-        self._gradients = tuple(
+        self.backward_takes = (*grads, *again, *reads, *flags)
+        self.backward_gives = tuple(
             Field(f"grad_{inputs[k].name}", "Tensor", inputs[k].layout) for k in differentiable
         )
         self._grads, self._again, self._reads = tuple(grads), tuple(again), tuple(reads)
@@ -316,7 +316,9 @@ class Operation(Generic[Arguments, Results]):
             return {**self.derived, "saved": lambda sizes, args: 0}
         return self.derived
 
-    def _backward_fake(self, name: str) -> Implementation:
+    def backward_fake(self, name: str, more: Sequence[Field] = ()) -> Implementation:
+        """A fake of the backward operator ``name``; ``more`` are results beside the gradients."""
+
         def run(*args: Any) -> tuple[Tensor, ...]:
             call = self.backward_call._make(args)
             checker = Checker(name, self.derived, call)
@@ -325,7 +327,8 @@ class Operation(Generic[Arguments, Results]):
                 if field.layout and (field.layout.backward is True or x is not None):
                     checker.check(field, x)
             given = call._asdict()
-            return tuple([self._gradient(checker, field, given) for field in self._gradients])
+            gradients = [self._gradient(checker, field, given) for field in self.backward_gives]
+            return (*gradients, *map(checker.empty, more))
 
         return run
 

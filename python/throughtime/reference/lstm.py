@@ -13,6 +13,8 @@ ICLR 2019, arXiv 1810.03023, Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,6 +36,7 @@ def lstm(
     reset: Tensor | None = None,
     reset_hx: tuple[Tensor, Tensor] | None = None,
     reverse: bool = False,
+    observe: Callable[[int, Tensor, Tensor], object] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run one LSTM layer in one direction, step by step, in plain PyTorch.
 
@@ -53,6 +56,8 @@ def lstm(
         reset: bool ``[T, B]``; True lets the state start anew before step t.
         reset_hx: ``(h [T, B, H or P], c [T, B, H])``, from which it starts anew; zeros if None.
         reverse: travel from the last position to the first.
+        observe: called with ``t, h_t [B, H or P], c_t [B, H]`` at every step, of which nothing is
+            used past the length of a sample; a hook on them sees their whole gradients.
 
     Returns:
         ``(output [T, B, H or P], (h_n [B, H or P], c_n [B, H]))`` in the dtype of ``input``.
@@ -109,6 +114,8 @@ def lstm(
         h_t = o.sigmoid() * c_t.tanh()
         if weight_hr is not None:
             h_t = F.linear(h_t, weight_hr)
+        if observe is not None:
+            observe(t, h_t, c_t)
         if alive is None:
             h, c = h_t, c_t
             outputs[t] = h_t

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from throughtime.backends.backend import offer
 from throughtime.ops.lstm import cpu, gpu, reference
-from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
+from throughtime.ops.lstm.arguments import LstmArguments, LstmCellsResults, LstmResults
 
 offer("lstm", gpu.cuda, gpu.triton, cpu.backend, reference.backend)
 
-__all__ = ["LstmArguments", "LstmResults"]
+__all__ = ["LstmArguments", "LstmCellsResults", "LstmResults"]

@@ -50,3 +50,12 @@ class LstmResults(NamedTuple):
     output: Annotated[Tensor, Real("T, B, H or P", backward=True)]
     h_n: Annotated[Tensor, Real("B, H or P", backward=False)]
     c_n: Annotated[Tensor, Real("B, H", backward=False)]
+
+
+class LstmCellsResults(NamedTuple):
+    """Results of backends that give every c_t; zero past the end of a sample."""
+
+    output: Annotated[Tensor, Real("T, B, H or P", backward=True)]
+    h_n: Annotated[Tensor, Real("B, H or P", backward=False)]
+    c_n: Annotated[Tensor, Real("B, H", backward=False)]
+    cells: Annotated[Tensor, Real("T, B, H", backward=False)]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
 from throughtime.ops import cpu_plan
 from throughtime.ops.lstm import reference
-from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
-from throughtime.ops.operation import Operation
+from throughtime.ops.lstm.arguments import LstmArguments, LstmCellsResults, LstmResults
+from throughtime.ops.operation import Operation, define, part_of
 from throughtime.ops.precision import in_float32, multiplies_bfloat16
-from throughtime.ops.record import Real, Size, Sizes
+from throughtime.ops.record import Field, Real, Size, Sizes
 
 
 def _saved(sizes: Sizes, args: LstmArguments) -> Size:
@@ -27,27 +29,59 @@ def _saved(sizes: Sizes, args: LstmArguments) -> Size:
     return (2 if narrow else 1) * (per_unit * units + 1)
 
 
-lstm = Operation(
-    "lstm",
-    "LSTM",
-    LstmArguments,
-    LstmResults,
-    reference.run,
-    saved={"saved": Real("saved", differentiable=False)},
-    needs=("input", "weights", "reset"),
-    derived={"saved": _saved},
+_OPTIONS: dict[str, Any] = {
+    "saved": {"saved": Real("saved", differentiable=False)},
+    "needs": ("input", "weights", "reset"),
+    "derived": {"saved": _saved},
+}
+lstm = Operation("lstm", "LSTM", LstmArguments, LstmResults, reference.run, **_OPTIONS)
+lstm_cells = Operation(
+    "lstm_cells", "LSTM", LstmArguments, LstmCellsResults, reference.run_cells, **_OPTIONS
 )
+
+
+def _sums(args: Any) -> torch.dtype:
+    dtype: torch.dtype = args.input.dtype
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+_TRACE = (
+    Field("trace_h", "Tensor", Real("T, B, H or P", dtype=_sums)),
+    Field("trace_c", "Tensor", Real("T, B, H", dtype=_sums)),
+)
+# The gradients that lstm_cells_backward gives, then the whole ones of every h_t and c_t: h_t as a
+# projection leaves it, c_t with what it gets through h_t. Zero past the end of a sample.
+lstm_backward_trace = define(
+    "lstm_backward_trace",
+    lstm_cells.backward_takes,
+    (*lstm_cells.backward_gives, *_TRACE),
+    None,
+    lstm_cells.backward_fake("lstm_backward_trace", _TRACE),
+)
+part_of("lstm_backward_trace", "lstm_forward")
+
+
+def _kept(results: Any, args: LstmArguments) -> Any:
+    """The results of a call whose user may overwrite its output."""
+    output: Tensor = results.output
+    if output.requires_grad and (args.weight_hr is not None or output.dtype == torch.float64):
+        # The backward reads the output, and nn.LSTM lets its user overwrite it in these cases.
+        return results._replace(output=output.clone())
+    return results
 
 
 @partial(in_float32, bfloat16=True)
 def run(args: LstmArguments) -> LstmResults:
     """The compiled kernels."""
-    results = lstm(args)
-    output = results.output
-    if output.requires_grad and (args.weight_hr is not None or output.dtype == torch.float64):
-        # The backward reads the output, and nn.LSTM lets its user overwrite it in these cases.
-        return results._replace(output=output.clone())
-    return results
+    found: LstmResults = _kept(lstm(args), args)
+    return found
+
+
+@partial(in_float32, bfloat16=True)
+def run_cells(args: LstmArguments) -> LstmCellsResults:
+    """The compiled kernels, with every c_t."""
+    found: LstmCellsResults = _kept(lstm_cells(args), args)
+    return found
 
 
 backend = Backend(
@@ -59,6 +93,7 @@ backend = Backend(
         requirements.cpu_kernels,
     ),
     run,
+    run_cells=run_cells,
     describe=cpu_plan.lstm,
     recomputes=True,
     float32_weights=lambda dtype: dtype == torch.bfloat16 and multiplies_bfloat16(),

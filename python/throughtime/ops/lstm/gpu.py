@@ -253,6 +253,7 @@ cuda: Backend[LstmArguments, LstmResults] = Backend(
     (
         requirements.no_projection("CUDA kernels"),
         requirements.zeros_at_resets("CUDA kernels"),
+        requirements.no_cells("CUDA kernels"),
         requirements.dtypes("CUDA kernels", (torch.float32, torch.bfloat16, torch.float16)),
         requirements.cuda_tensors,
         requirements.cuda_kernels,
@@ -267,6 +268,7 @@ triton: Backend[LstmArguments, LstmResults] = Backend(
     (
         requirements.no_projection("Triton kernels"),
         requirements.zeros_at_resets("Triton kernels"),
+        requirements.no_cells("Triton kernels"),
         requirements.lstm_cell,
         requirements.dtypes("Triton kernels"),
         requirements.triton,

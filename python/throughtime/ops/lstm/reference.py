@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from throughtime import reference
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
-from throughtime.ops.lstm.arguments import LstmArguments, LstmResults
+from throughtime.ops.lstm.arguments import LstmArguments, LstmCellsResults, LstmResults
 
 
 def run(args: LstmArguments) -> LstmResults:
     """The definition in plain PyTorch."""
+    return run_observed(args, None)
+
+
+def run_cells(args: LstmArguments) -> LstmCellsResults:
+    """The same with every c_t."""
+    steps: dict[int, Tensor] = {}
+    results = run_observed(args, lambda t, h_t, c_t: steps.update({t: c_t}))
+    cells = torch.stack([steps[t] for t in range(len(steps))])
+    if args.lengths is not None:
+        position = torch.arange(len(steps), device=cells.device).view(-1, 1, 1)
+        cells = torch.where(position < args.lengths.view(-1, 1), cells, 0.0)
+    return LstmCellsResults(*results, cells.to(results.output.dtype))
+
+
+def run_observed(
+    args: LstmArguments, observe: Callable[[int, Tensor, Tensor], object] | None
+) -> LstmResults:
+    """The definition, which calls ``observe(t, h_t, c_t)`` at every step."""
     given = args._asdict()
     del given["recompute"]
     starts = given.pop("reset_h"), given.pop("reset_c")
     given["reset_hx"] = None if args.reset_h is None else starts
-    output, (h_n, c_n) = reference.lstm(hx=(given.pop("h_0"), given.pop("c_0")), **given)
+    hx = given.pop("h_0"), given.pop("c_0")
+    output, (h_n, c_n) = reference.lstm(hx=hx, observe=observe, **given)
     return LstmResults(output, h_n, c_n)
 
 
-backend = Backend("reference", (requirements.floating_point,), run)
+backend = Backend("reference", (requirements.floating_point,), run, run_cells=run_cells)
