@@ -85,7 +85,10 @@ CUDA_SOURCES = [  # of throughtime._C_cuda, by the C++ compiler
 ]
 # For instruction sets that multiply bfloat16, which share all other kernels with AVX-512.
 BFLOAT16_SETS = ["avx512_bf16", "amx"]
-BFLOAT16_KERNEL_SOURCES = ["csrc/lstm/cpu/bfloat16_kernels.cpp"]
+BFLOAT16_KERNEL_SOURCES = [
+    "csrc/lstm/cpu/bfloat16_kernels.cpp",
+    "csrc/rel_lstm/cpu/bfloat16_kernels.cpp",
+]
 # For those that have a matrix unit.
 MATRIX_SETS = ["amx"]
 MATRIX_KERNEL_SOURCES = ["csrc/lstm/cpu/split_kernels.cpp"]

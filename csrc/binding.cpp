@@ -99,17 +99,17 @@ PyObject* shares(int64_t count, const F& share) {
 }
 
 // Which rows and blocks of units the members of the teams have, whose panels have `width` blocks.
-PyObject* partition(const WalkShape& shape, const WalkPlan& plan, const WalkSchedule& schedule,
+PyObject* partition(int64_t batch, int64_t groups, int64_t chunk, const WalkSchedule& schedule,
                     int64_t blocks, int64_t width) {
-  return Py_BuildValue(
-      "{s:N,s:i,s:N,s:n}", "rows",
-      shares(plan.groups, [&](int64_t group) { return group_rows(shape, plan, group); }), "teams",
-      schedule.teams, "blocks",
-      shares(schedule.members,
-             [&](int64_t member) {
-               return member_blocks(blocks, width, member, member + 1, schedule.members);
-             }),
-      "chunk", static_cast<Py_ssize_t>(plan.chunk));
+  return Py_BuildValue("{s:N,s:i,s:N,s:n}", "rows",
+                       shares(groups, [&](int64_t group) { return Share(batch, group, groups); }),
+                       "teams", schedule.teams, "blocks",
+                       shares(schedule.members,
+                              [&](int64_t member) {
+                                return member_blocks(blocks, width, member, member + 1,
+                                                     schedule.members);
+                              }),
+                       "chunk", static_cast<Py_ssize_t>(chunk));
 }
 
 PyObject* lstm_plan(PyObject*, PyObject* args) {
@@ -124,13 +124,13 @@ PyObject* lstm_plan(PyObject*, PyObject* args) {
   const int64_t blocks = divide_up(H, lanes);
   const WalkPlan forward = plan_forward(shape, kLstmGates, scalar_bytes, unit, threads, lanes);
   const WalkPlan backward = plan_walk(shape, kLstmGates, scalar_bytes, unit);
-  const auto schedule = [&](const WalkPlan& plan) {
-    return schedule_walk(shape, kLstmGates, plan, threads, lanes);
+  const auto pass = [&](const WalkPlan& plan, bool panels) {
+    const WalkSchedule schedule = schedule_walk(shape, kLstmGates, plan, threads, lanes);
+    return partition(B, plan.groups, plan.chunk, schedule, blocks,
+                     panels ? panel_width(blocks, schedule.members) : 1);
   };
   return Py_BuildValue("{s:n,s:N,s:N}", "lanes", static_cast<Py_ssize_t>(lanes), "forward",
-                       partition(shape, forward, schedule(forward), blocks, 1), "backward",
-                       partition(shape, backward, schedule(backward), blocks,
-                                 panel_width(blocks, schedule(backward).members)));
+                       pass(forward, false), "backward", pass(backward, true));
 }
 
 PyObject* parts_of_float32(PyObject*, PyObject* args) {
@@ -148,10 +148,16 @@ PyObject* rel_lstm_plan(PyObject*, PyObject* args) {
     return nullptr;
   if (!are_sizes({T, B, I, H, A, scalar_bytes})) return nullptr;
   const RelLstmShape shape{B, I, H, A, {.T = T}};
-  const RelLstmPlan plan = plan_rel_lstm(shape, scalar_bytes);
-  PyObject* rows = shares(plan.groups, [&](int64_t g) { return Share(B, g, plan.groups); });
-  return Py_BuildValue("{s:N,s:i}", "rows", rows, "teams",
-                       schedule_rel_lstm(shape, plan, threads).teams);
+  const int64_t sum_bytes = scalar_bytes == sizeof(double) ? sizeof(double) : sizeof(float);
+  const int64_t lanes = lstm_kernels().vector_bytes / sum_bytes, blocks = shape.units() / lanes;
+  const auto pass = [&](const RelLstmPlan& plan, bool panels) {
+    const WalkSchedule schedule = schedule_rel_lstm(shape, plan, threads, lanes);
+    return partition(B, plan.groups, T, schedule, blocks,
+                     panels ? panel_width(blocks, schedule.members) : 1);
+  };
+  return Py_BuildValue("{s:n,s:N,s:N}", "lanes", static_cast<Py_ssize_t>(lanes), "forward",
+                       pass(plan_rel_lstm_forward(shape, scalar_bytes, threads), false), "backward",
+                       pass(plan_rel_lstm(shape, scalar_bytes), true));
 }
 
 PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
@@ -273,7 +279,7 @@ PyMethodDef methods[] = {
     {"float32_parts_asked", parts_asked, METH_NOARGS,
      "Those that torch.get_float32_matmul_precision() asks for, where a matrix unit multiplies."},
     {"rel_lstm_plan", rel_lstm_plan, METH_VARARGS,
-     "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same; a team is one worker."},
+     "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
      "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tf32, tier, gpu): how the GPU kernels "
      "divide "

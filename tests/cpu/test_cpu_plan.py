@@ -125,21 +125,32 @@ def test_the_balance_that_is_told(B: int, I: int, H: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("B", [1, 16, 33, 100, 500])
+@pytest.mark.parametrize("B", [1, 2, 16, 33, 100, 500])
 def test_rel_lstm(B: int, threads: int) -> None:
-    part = kernels.rel_lstm_plan(50, B, 30, 128, 64, 4, threads)
-    groups = len(part["rows"])
-    assert part["rows"] == [share(B, group, groups) for group in range(groups)]
-    assert part["rows"] == kernels.rel_lstm_plan(50, B, 30, 128, 64, 4, 1)["rows"]
-    assert 1 <= part["teams"] <= min(threads, groups)
-    part["blocks"] = [(0, 1)]
-    assert max(works(part)) < B / min(threads, groups) * 2
-    if B >= 32:
-        assert balance(part) >= 0.8
+    def planned(threads: int) -> dict[str, Any]:
+        found: dict[str, Any] = kernels.rel_lstm_plan(50, B, 30, 128, 64, 4, threads)
+        return found
+
+    found = planned(threads)
     layer = throughtime.RelLSTM(30, 128, attention_size=64, window_size=4, top_k=4)
     told = str(throughtime.explain(layer, steps=50, batch_size=B, threads=threads))
-    assert f"both passes: workers: {part['teams']}" in told
-    assert f"balance: {balance(part):.0%}, work per barrier: no barrier" in told
+    for one in PASSES:
+        part, members = found[one], len(found[one]["blocks"])
+        groups = len(part["rows"])
+        assert part["rows"] == [share(B, group, groups) for group in range(groups)]
+        assert 1 <= part["teams"] <= groups and workers(part) <= threads
+        assert covered(part["blocks"]) == list(range(-(-128 // found["lanes"])))
+        # Members split units only where every group has a team.
+        assert members == 1 or part["teams"] == groups
+        if B >= 32 and members == 1:
+            assert balance(part) >= 0.8
+        assert f"{one}: workers: {workers(part)}" in told
+        assert f"balance: {balance(part):.0%}, work per barrier: " in told
+        assert (members == 1) == bool(re.search(f"{one}: .*\n.*no barrier", told))
+    assert found["backward"]["rows"] == planned(1)["backward"]["rows"]
+    assert max(sizes(found["forward"]["rows"])) <= -(-B // threads) or threads < 8
+    if B == 1:
+        assert len(found["forward"]["blocks"]) >= min(threads, 2)
 
 
 BATCHES = (32, 33, 40, 48, 63, 64, 65, 97, 100, 128, 129, 200, 256, 512)

@@ -28,12 +28,14 @@ VECTOR_BYTES = {"sse2": 16, "avx2": 32, "neon": 16}  # 64 of all others
 RUNNABLE = _ext.extension.runnable_isas() if _ext.extension else []
 BASE = [isa for isa in RUNNABLE if isa not in ("avx512_bf16", "amx")]
 STAND_IN = ["amx_stand_in"] if "avx512" in RUNNABLE else []  # functions in place of instructions
+BFLOAT16 = [*(isa for isa in RUNNABLE if isa.startswith(("avx512", "amx"))), *STAND_IN]
 # Layers whose code depends on more than the vectors.
 SETS = {
     "pool": ["baseline"],
     "matrix": [*RUNNABLE, *STAND_IN],
     "walk": [isa for isa in RUNNABLE if isa != "amx"],
-    "lstm_bfloat16": [*(isa for isa in RUNNABLE if isa.startswith(("avx512", "amx"))), *STAND_IN],
+    "lstm_bfloat16": BFLOAT16,
+    "rel_lstm_bfloat16": BFLOAT16,
     "lstm_split": [*(isa for isa in RUNNABLE if isa == "amx"), *STAND_IN],
 }
 

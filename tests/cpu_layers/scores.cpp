@@ -75,12 +75,12 @@ void attention_gradient(const S* weights, S* grad, int64_t count) {
 template <typename S>
 void sum_of_rows(const S* weights, const S* rows, int64_t count, int64_t D, const S* factor,
                  S* out) {
-  weighted_sum(weights, rows_of(rows, count, D).data(), count, D, *factor, out);
+  weighted_sum(weights, rows_of(rows, count, D).data(), count, 0, D, *factor, out);
 }
 
 template <typename S>
 void add_rows(const S* weights, const S* x, int64_t count, int64_t D, const S* factor, S* rows) {
-  add_to_rows(weights, *factor, x, D, rows_of(rows, count, D).data(), count);
+  add_to_rows(weights, *factor, x, 0, D, rows_of(rows, count, D).data(), count);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <initializer_list>
 
 #include "common/cpu/runtime.h"
+#include "common/scalars.h"
 #include "common/tensors.h"
 
 namespace throughtime {
@@ -62,6 +63,15 @@ OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_
 Tensor converted(const Tensor& tensor, ScalarType dtype);
 OptionalTensor converted(const OptionalTensor& tensor, ScalarType dtype);
 
+// The dtype in which numbers of a dtype are added up.
+ScalarType sums_of(ScalarType dtype);
+
+// `input` has a dtype that operators take; bfloat16 only where kernels multiply it.
+void check_dtype(const Tensor& input, bool bfloat16);
+
+// The dtype that weights should have: of the input, or that of the sums, as autocast has them.
+ScalarType weight_dtype(const Tensor& input, const Tensor& weight);
+
 // visit(S{}) for the type of the numbers, float32 or float64.
 template <typename Visit>
 void with_real(ScalarType dtype, const Visit& visit) {
@@ -69,6 +79,16 @@ void with_real(ScalarType dtype, const Visit& visit) {
     visit(float{});
   } else {
     visit(double{});
+  }
+}
+
+// The same, or bfloat16.
+template <typename Visit>
+void with_number(ScalarType dtype, const Visit& visit) {
+  if (dtype == ScalarType::BFloat16) {
+    visit(BFloat16{});
+  } else {
+    with_real(dtype, visit);
   }
 }
 

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "common/cpu/call.h"
+#include "common/cpu/isa.h"
 #include "common/cpu/pool.h"
 #include "common/scalars.h"
 #include "common/sizes.h"
@@ -95,6 +96,22 @@ OptionalTensor sum_of(const OptionalTensor& bias_ih, const OptionalTensor& bias_
     add<double>(a, b, sum);
   }
   return sum;
+}
+
+ScalarType sums_of(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
+}
+
+void check_dtype(const Tensor& input, bool bfloat16) {
+  if (input.scalar_type() != ScalarType::BFloat16) return check_real("input", input);
+  TT_CHECK_CALL(bfloat16, "bfloat16 needs AVX512-BF16 or AMX, and ", isa().name,
+                " runs here; convert input and weights to float32, or trace or export the program "
+                "again on this machine");
+}
+
+ScalarType weight_dtype(const Tensor& input, const Tensor& weight) {
+  const ScalarType dtype = input.scalar_type(), sums = sums_of(dtype);
+  return weight.defined() && weight.scalar_type() == sums ? sums : dtype;
 }
 
 }  // namespace throughtime

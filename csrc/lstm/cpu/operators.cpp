@@ -51,34 +51,16 @@ struct CellsBackwardCall {
   BackwardInputs of;
 };
 
-constexpr ScalarType kBFloat16 = ScalarType::BFloat16;
-
-// The dtype in which numbers of a dtype are added up.
-ScalarType sums_of(ScalarType dtype) { return dtype == kBFloat16 ? ScalarType::Float : dtype; }
-
-void check_dtype(const Tensor& input) {
-  if (input.scalar_type() != kBFloat16) return check_real("input", input);
-  TT_CHECK_CALL(lstm_bfloat16_kernels(), "bfloat16 needs AVX512-BF16 or AMX, and ", isa().name,
-                " runs here; convert input and weights to float32, or trace or export the program "
-                "again on this machine");
-}
-
 // Sizes of a call whose arguments fit.
-// Weights have the dtype of the input, or that of the sums, as autocast has them.
-ScalarType weight_dtype(const LstmArguments& a) {
-  const ScalarType dtype = a.input.scalar_type(), sums = sums_of(dtype);
-  return a.weight_ih.defined() && a.weight_ih.scalar_type() == sums ? sums : dtype;
-}
-
 LstmShape checked(const LstmArguments& a) {
   check_dims("input", a.input, "[T, B, I]");
   check_dims("weight_hh", a.weight_hh, "[4H, H or P]");
   const int64_t H = a.weight_hh.size(0) / 4, R = a.weight_hr ? a.weight_hh.size(1) : H;
   const LstmShape s{a.input.size(0), a.input.size(1), a.input.size(2), H, R};
-  check_dtype(a.input);
+  check_dtype(a.input, lstm_bfloat16_kernels());
   TT_CHECK(s.T > 0, "Expected sequence length to be larger than 0 in RNN");
   TT_CHECK_CALL(H > 0 && R > 0, "weight_hh should be [4H, H or P] of at least one unit");
-  const ScalarType dtype = a.input.scalar_type(), weights = weight_dtype(a);
+  const ScalarType dtype = a.input.scalar_type(), weights = weight_dtype(a.input, a.weight_ih);
   check_argument("input", a.input, {s.T, s.B, s.I}, dtype);
   check_argument("h_0", a.h_0, {s.B, R}, dtype);
   check_argument("c_0", a.c_0, {s.B, H}, dtype);
@@ -104,7 +86,7 @@ class Layer {
       : shape(checked(args)),
         dtype(args.input.scalar_type()),
         sums(sums_of(dtype)),
-        weights(weight_dtype(args)),
+        weights(weight_dtype(args.input, args.weight_ih)),
         args_(args),
         rows_(args.lengths, shape.B, shape.T) {}
 
@@ -181,20 +163,10 @@ void run(const LstmBackward<BFloat16>& pass, const Runtime& runtime) {
   lstm_bfloat16_kernels()->backward(pass, runtime);
 }
 
-// visit(X{}) for the type of the input.
-template <typename Visit>
-void with_input(ScalarType dtype, const Visit& visit) {
-  if (dtype == kBFloat16) {
-    visit(BFloat16{});
-  } else {
-    with_real(dtype, visit);
-  }
-}
-
 // Numbers of `dtype` that `saved` consists of.
 int64_t saved_size(const LstmShape& s, ScalarType dtype, bool cell_only) {
-  return dtype == kBFloat16 ? 2 * saved_numbers<BFloat16>(s, cell_only)
-                            : saved_numbers<float>(s, cell_only);
+  return dtype == ScalarType::BFloat16 ? 2 * saved_numbers<BFloat16>(s, cell_only)
+                                       : saved_numbers<float>(s, cell_only);
 }
 
 // An uninitialised result, empty if it is not wanted.
@@ -221,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(Operator& op, ForwardCall
   if (cells) *cells = make({s.T, s.B, s.H}, layer.sums);
   operation.allocated();
   if (cells && call.args.lengths) fill_zero(*cells);
-  with_input(layer.dtype, [&](auto zero) {
+  with_number(layer.dtype, [&](auto zero) {
     using X = decltype(zero);
     using S = SumOf<X>;
     const LstmForward<X> pass{.in = layer.as<X>(),
@@ -296,7 +268,7 @@ Gradients run_backward(Operator& op, CellsBackwardCall& grads, Trace* trace) {
     for (const Tensor& x : {dweight_ih, dweight_hh, dbias, dweight_hr}) fill_zero(x);
   } else {
     const Tensor output = dense(call.output), saved = dense(call.saved);
-    with_input(layer.dtype, [&](auto zero) {
+    with_number(layer.dtype, [&](auto zero) {
       using X = decltype(zero);
       using S = SumOf<X>;
       const auto weight = [&](const Tensor& x) { return weights ? mutable_data<S>(x) : nullptr; };

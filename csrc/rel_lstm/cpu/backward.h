@@ -11,8 +11,18 @@
 // du_j and dh_j of a key lie in a slot from the last query that attends it until its own step: as many
 // slots as candidates. Weight gradients are summed over chunks of rows per group, then over groups:
 // bit-equal for every number of threads.
+//
+// The phases of a step, with a barrier between them, for the members of a team:
+//
+//   scores     own part of the candidates: scores, and do . h_j
+//   attention  softmax; own units of dh_j; own attention units of dq, du_j, dw
+//   cells      own units: dh_t whole, da_t, dc_{t-1}
+//   states     own units: ds_t
+//
+// The first two take as many rows at a time as there are members.
 #pragma once
 
+#include "common/cpu/outer.h"
 #include "rel_lstm/cpu/weights.h"
 #include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
@@ -25,70 +35,91 @@ struct Slots {
   int64_t* of;    // by position, -1 without
   int64_t* free;  // a stack
   int64_t free_count;
+  int64_t candidates;  // of the query of this step
 };
 
-template <typename S>
+// Operand is the type of the gradients and weights in products, X what x, y and their gradients have in
+// memory; all else is S.
+template <typename S, typename Operand = S>
 class RelLstmBackwardPass {
+  using X = GivenAs<Operand>;
   using Cell = LstmCell<S>;
   static constexpr int64_t L = kLanes<S>;
 
  public:
-  RelLstmBackwardPass(const RelLstmBackward<S>& args, const Runtime& runtime)
+  RelLstmBackwardPass(const RelLstmBackward<X>& args, const Runtime& runtime)
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
         screen_(args.in.shape.screening),
         at_(shape_),
-        plan_(plan_rel_lstm(shape_, sizeof(S))),
-        schedule_(schedule_rel_lstm(shape_, plan_, runtime.threads)),
+        plan_(plan_rel_lstm(shape_, sizeof(Operand))),
+        schedule_(schedule_rel_lstm(shape_, plan_, runtime.threads, L)),
+        blocks_(at_.units / L),
+        width_(panel_width(blocks_, schedule_.members)),
         most_rows_(divide_up(shape_.B, plan_.groups)),
+        together_(least(most_rows_, schedule_.members)),
         slots_(count_slots()),
         most_(padded<S>(slots_)),
-        scratch_(runtime) {
-    const auto per_team = [&](int64_t count) {
-      return scratch_.template reserve<S>(schedule_.teams, count);
+        rows_(least(plan_.chunk_rows, times(screen_.T, most_rows_))),
+        ld_da_(round_up(at_.stacked, Numbers<Operand>::kDepth)),
+        ld_sx_(at_.units + at_.inputs),
+        ld_keys_(leading_dimension<Operand>(at_.units + at_.attention)),
+        scratch_(runtime),
+        outer_(p_.dweight_hh ? schedule_.teams : 0, schedule_.members, most(rows_, most_rows_),
+               at_.stacked, most(at_.units, at_.inputs) / L, &scratch_) {
+    const auto per_row = [&](auto number, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(schedule_.teams, most_rows_, count);
+    };
+    const auto operands = [&](int64_t columns) {
+      return scratch_.template reserve<Operand>(
+          schedule_.teams, most(rows_, most_rows_) + Tiling<Operand>::kPadding, columns);
+    };
+    const auto per_worker = [&](int64_t count) {
+      return scratch_.template reserve<S>(schedule_.workers(), count);
     };
     const auto per_group = [&](int64_t count) {
       return scratch_.template reserve<S>(p_.dweight_hh ? plan_.groups : 0, count);
     };
-    stacked_ = scratch_.template reserve<S>(Panels<S>::numbers(at_.stacked, at_.units / L));
-    key_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.A, at_.units / L));
-    inputs_ = scratch_.template reserve<S>(
-        p_.dx ? Panels<S>::numbers(at_.gates, divide_up(shape_.I, L)) : 0);
+    stacked_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(at_.stacked, blocks_));
+    key_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.A, blocks_));
+    inputs_ = scratch_.template reserve<Operand>(
+        p_.dx ? Panels<Operand>::numbers(at_.gates, divide_up(shape_.I, L)) : 0);
     score_ = scratch_.template reserve<S>(at_.attention);
-    da_ = per_team(times(plan_.chunk_rows, at_.stacked));
-    sx_ = per_team(times(plan_.chunk_rows, at_.units + at_.inputs));
-    keys_ = per_team(times(plan_.chunk_rows, at_.key));
-    dx_ = per_team(p_.dx ? times(most_rows_, at_.inputs) : 0);
-    dh_ = per_team(times(most_rows_, at_.units));
-    ds_ = per_team(times(most_rows_, at_.units));
-    direct_ = per_team(times(most_rows_, at_.units));
-    context_ = per_team(times(most_rows_, at_.units));
-    dc_ = per_team(times(most_rows_, at_.units));
-    c_0_ = per_team(at_.units);
-    slot_ = per_team(times(most_rows_, slots_, at_.key));
-    weights_ = per_team(most_);
-    grad_ = per_team(most_);
-    query_ = per_team(score().query_numbers());
-    tanh_ = per_team(times(slots_, at_.attention));
-    lost_score_ = per_team(at_.attention);
+    da_ = operands(ld_da_);
+    sx_ = operands(ld_sx_);
+    keys_ = operands(ld_keys_);
+    dh_ = per_row(S(), at_.units);
+    ds_ = per_row(S(), at_.units);
+    direct_ = per_row(S(), at_.units);
+    context_ = per_row(S(), at_.units);
+    dc_ = per_row(S(), at_.units);
+    dq_ = per_row(S(), at_.attention);
+    slot_ = per_row(S(), times(slots_, at_.key));
+    weights_ = per_worker(most_);
+    grad_ = per_worker(most_);
+    query_ = per_worker(score().query_numbers());
+    const auto together = [&](int64_t count) {
+      return scratch_.template reserve<S>(schedule_.teams, together_, count);
+    };
+    scores_ = together(most_);
+    products_ = together(most_);
+    tanh_ = together(times(slots_, at_.attention));
+    lost_score_ = scratch_.template reserve<S>(schedule_.teams, at_.attention);
     sum_s_ = per_group(times(at_.stacked, at_.units));
     sum_x_ = per_group(times(at_.gates, at_.inputs));
     sum_key_ = per_group(times(at_.attention, at_.units));
     sum_score_ = scratch_.template reserve<S>(plan_.groups, at_.attention);
-    const auto positions = [&](int64_t count) {
-      return scratch_.template reserve<int64_t>(schedule_.teams, most_rows_, count);
-    };
-    ended_ = positions(screen_.T);
-    kept_ = positions(screen_.positions());
-    slot_of_ = positions(screen_.positions());
-    free_ = positions(slots_);
+    ended_ = per_row(int64_t(), screen_.T);
+    kept_ = per_row(int64_t(), screen_.positions());
+    slot_of_ = per_row(int64_t(), screen_.positions());
+    free_ = per_row(int64_t(), slots_);
     slots_of_row_ = scratch_.template reserve<Slots>(schedule_.teams, most_rows_);
     replay_ = scratch_.template reserve<Replay>(schedule_.teams, most_rows_);
-    keys_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
-    hidden_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
-    dkeys_of_ = scratch_.template reserve<S*>(schedule_.teams, most_);
-    dhidden_of_ = scratch_.template reserve<S*>(schedule_.teams, most_);
+    keys_of_ = per_row(static_cast<const S*>(nullptr), most_);
+    hidden_of_ = per_row(static_cast<const S*>(nullptr), most_);
+    dkeys_of_ = per_row(static_cast<S*>(nullptr), most_);
+    dhidden_of_ = per_row(static_cast<S*>(nullptr), most_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
@@ -100,7 +131,7 @@ class RelLstmBackwardPass {
   int64_t blocks() const { return at_.stacked; }
 
   void prepare(Share blocks) {
-    const auto own = [&](const Panels<S>& panels) {
+    const auto own = [&](const Panels<Operand>& panels) {
       return blocks.of(panels.count(), this->blocks());
     };
     pack_rows(stacked(), shape_.H, own(stacked()),
@@ -139,17 +170,28 @@ class RelLstmBackwardPass {
 
  private:
   struct Group {
-    int64_t team, group, row0, rows;
+    const Member& member;
+    int64_t group, row0, rows;
+    Share panels, blocks;  // own panels of units, and their blocks
+    Share attention;       // own blocks of attention units
+    Share inputs;          // own panels of inputs
+    Share own;             // own rows
     Slots* slots;
     Replay* replay;
-    S *da, *sx, *keys, *dx, *dh, *ds, *direct, *context, *dc, *slot, *weights, *grad, *query, *tanh;
-    S* lost_score;  // by rounding the group's sum_score
+    Operand *da, *sx, *keys;             // [chunk, ld]
+    S *dh, *ds, *direct, *context, *dc;  // [rows, units]
+    S *dq, *slot;                        // [rows, attention], [rows, slots, key]
+    S *scores, *products, *tanh;         // of the rows that are taken together
+    S *weights, *grad, *query;           // own
+    S *sum_score, *lost_score;           // the latter: by rounding the former
+    const S **keys_of, **hidden_of;      // [rows, most]
+    S **dkeys_of, **dhidden_of;          // the same
     Stopwatch* watch;
   };
 
-  Panels<S> stacked() const { return {stacked_(), at_.stacked, at_.units / L}; }
-  Panels<S> key() const { return {key_(), shape_.A, at_.units / L}; }
-  Panels<S> inputs() const { return {inputs_(), at_.gates, divide_up(shape_.I, L)}; }
+  Panels<Operand> stacked() const { return {stacked_(), at_.stacked, blocks_, width_}; }
+  Panels<Operand> key() const { return {key_(), shape_.A, blocks_, width_}; }
+  Panels<Operand> inputs() const { return {inputs_(), at_.gates, divide_up(shape_.I, L)}; }
 
   ScoreAdditive<S> score() const { return {at_.attention, score_()}; }
 
@@ -168,110 +210,143 @@ class RelLstmBackwardPass {
     return p_.saved + screen_.positions() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
   }
 
+  // f(unit) for the first units of the vectors of own blocks.
+  template <typename F>
+  TT_INLINE void for_units(const Group& w, const F& f) const {
+    for (int64_t k = w.blocks.begin * L; k < w.blocks.end * L; k += L) f(k);
+  }
+
   void walk_group(const Member& member, int64_t group, Share rows) {
-    const int64_t team = member.team;
-    const int64_t first = team * most_rows_, chunk = team * plan_.chunk_rows, n = at_.units;
-    const Group w{.team = team,
-                  .group = group,
-                  .row0 = rows.begin,
-                  .rows = rows.end - rows.begin,
-                  .slots = slots_of_row_() + first,
-                  .replay = replay_() + first,
-                  .da = da_() + chunk * at_.stacked,
-                  .sx = sx_() + chunk * (n + at_.inputs),
-                  .keys = keys_() + chunk * at_.key,
-                  .dx = p_.dx ? dx_() + first * at_.inputs : nullptr,
-                  .dh = dh_() + first * n,
-                  .ds = ds_() + first * n,
-                  .direct = direct_() + first * n,
-                  .context = context_() + first * n,
-                  .dc = dc_() + first * n,
-                  .slot = slot_() + first * slots_ * at_.key,
-                  .weights = weights_() + team * most_,
-                  .grad = grad_() + team * most_,
-                  .query = query_(team),
-                  .tanh = tanh_() + team * slots_ * at_.attention,
-                  .lost_score = lost_score_() + team * at_.attention,
-                  .watch = member.watch};
+    const int64_t team = member.team, count = rows.end - rows.begin;
+    const int64_t worker = team * schedule_.members + member.begin;
+    const auto own = [&](int64_t all) {
+      return Share(all, member.begin, member.end, schedule_.members);
+    };
+    const Group w{
+        .member = member,
+        .group = group,
+        .row0 = rows.begin,
+        .rows = count,
+        .panels = own(stacked().count()),
+        .blocks = member_blocks(blocks_, width_, member.begin, member.end, schedule_.members),
+        .attention = own(at_.attention / L),
+        .inputs = own(inputs().count()),
+        .own = own(count),
+        .slots = slots_of_row_(team),
+        .replay = replay_(team),
+        .da = da_(team),
+        .sx = sx_(team),
+        .keys = keys_(team),
+        .dh = dh_(team),
+        .ds = ds_(team),
+        .direct = direct_(team),
+        .context = context_(team),
+        .dc = dc_(team),
+        .dq = dq_(team),
+        .slot = slot_(team),
+        .scores = scores_(team),
+        .products = products_(team),
+        .tanh = tanh_(team),
+        .weights = weights_(worker),
+        .grad = grad_(worker),
+        .query = query_(worker),
+        .sum_score = sum_score_(group),
+        .lost_score = lost_score_(team),
+        .keys_of = keys_of_(team),
+        .hidden_of = hidden_of_(team),
+        .dkeys_of = dkeys_of_(team),
+        .dhidden_of = dhidden_of_(team),
+        .watch = member.watch};
     begin(w);
     int64_t active = 0, filled = 0;
     for (int64_t t = screen_.T - 1; t >= 0; --t) {
       for (; active < w.rows && in_.length(w.row0 + active) > t; ++active) enter(w, active);
       if (active == 0) continue;
-      if (filled + active > plan_.chunk_rows) {
+      for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row) list(w, t, row);
+      member.wait();
+      if (filled + active > rows_) {
         add_weights(w, filled);
         filled = 0;
       }
       retreat(w, t, active, filled);
       filled += active;
     }
+    member.wait();
     add_weights(w, filled);
     for (int64_t row = 0; row < w.rows; ++row) leave(w, row, row < active);
     for (int64_t j = 0; j < screen_.P; ++j) leave_memory(w, j);
+    member.wait();
   }
 
   void begin(const Group& w) {
-    const int64_t first = w.team * most_rows_;
-    for (int64_t row = 0; row < w.rows; ++row) {
+    const int64_t team = w.member.team, members = schedule_.members;
+    for (int64_t row = w.own.begin; row < w.own.end; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
-      w.replay[row] = Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
-                             ended_() + (first + row) * screen_.T,
-                             kept_() + (first + row) * screen_.positions());
-      w.slots[row] = {slot_of_() + (first + row) * screen_.positions(),
-                      free_() + (first + row) * slots_, slots_};
+      w.replay[row] =
+          Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
+                 ended_(team) + row * screen_.T, kept_(team) + row * screen_.positions());
+      w.slots[row] = {slot_of_(team) + row * screen_.positions(), free_(team) + row * slots_,
+                      slots_, 0};
       for (int64_t j = 0; j < screen_.positions(); ++j) w.slots[row].of[j] = -1;
       for (int64_t k = 0; k < slots_; ++k) w.slots[row].free[k] = k;
     }
-    std::memset(sum_score_() + w.group * at_.attention, 0, at_.attention * sizeof(S));
-    std::memset(w.lost_score, 0, at_.attention * sizeof(S));
-    if (!p_.dweight_hh) return;
-    const auto clear = [&](S* sums, int64_t size) {
-      std::memset(sums + w.group * size, 0, size * sizeof(S));
+    const auto clear = [&](S* sums, int64_t count, int64_t size) {
+      const Share own(count, w.member.begin, w.member.end, members);
+      std::memset(sums + own.begin * size, 0, (own.end - own.begin) * size * sizeof(S));
     };
-    clear(sum_s_(), at_.stacked * at_.units);
-    clear(sum_x_(), at_.gates * at_.inputs);
-    clear(sum_key_(), at_.attention * at_.units);
+    clear(w.sum_score, at_.attention / L, L);
+    clear(w.lost_score, at_.attention / L, L);
+    clear_operands(w.da, rows_, ld_da_, w.member, members);
+    clear_operands(w.sx, rows_, ld_sx_, w.member, members);
+    clear_operands(w.keys, most(rows_, w.rows), ld_keys_, w.member, members);
+    if (p_.dweight_hh) {
+      clear(sum_s_(w.group), at_.stacked, at_.units);
+      clear(sum_x_(w.group), at_.gates, at_.inputs);
+      clear(sum_key_(w.group), at_.attention, at_.units);
+    }
+    w.member.wait();
   }
 
   // The last step of a row gets the gradients of the final state.
   void enter(const Group& w, int64_t row) {
     const int64_t from = in_.order[w.row0 + row] * shape_.H, to = row * at_.units;
-    const auto load_or_zero = [&](S* into, const S* grad) {
-      load_row(into + to, grad ? grad + from : nullptr, shape_.H, at_.units);
-    };
-    load_or_zero(w.direct, p_.dh_n);
-    load_or_zero(w.dc, p_.dc_n);
-    load_or_zero(w.context, p_.dcontext_n);
+    for_units(w, [&](int64_t k) {
+      const auto load_or_zero = [&](S* into, const S* grad) {
+        store(into + to + k, grad ? load_part(grad + from + k, shape_.H - k) : Vec<S>{});
+      };
+      load_or_zero(w.direct, p_.dh_n);
+      load_or_zero(w.dc, p_.dc_n);
+      load_or_zero(w.context, p_.dcontext_n);
+    });
+  }
+
+  // The candidates of a row's query, and where their gradients lie.
+  void list(const Group& w, int64_t t, int64_t row) {
+    const Timing timing(w.watch, kScreening);
+    const int64_t first = row * most_;
+    const Candidates& candidates = w.replay[row].candidates(t);
+    candidates.each([&](int64_t c, int64_t position) {
+      w.hidden_of[first + c] = key_row(position, w.row0 + row);
+      w.keys_of[first + c] = w.hidden_of[first + c] + at_.units;
+      w.dhidden_of[first + c] = slot_of(w, position, row);
+      w.dkeys_of[first + c] = w.dhidden_of[first + c] + at_.units;
+    });
+    w.slots[row].candidates = candidates.count();
   }
 
   void retreat(const Group& w, int64_t t, int64_t active, int64_t filled) {
-    const int64_t n = at_.units;
-    Timing timing(w.watch, kGather);
-    S* da = w.da + filled * at_.stacked;
-    S* keys = w.keys + filled * at_.key;
-    for (int64_t row = 0; row < active; ++row) {
-      read_ahead(t, w.row0 + row);
-      attend(w, t, row, da + row * at_.stacked + at_.gates);
-      take_slot(w, screen_.P + t, row, w.dh + row * n, keys + row * at_.key);
+    for (int64_t first = 0; first < active; first += together_) {
+      const int64_t rows = least(together_, active - first);
+      scores(w, t, first, rows);
+      w.member.wait();
+      for (int64_t row = first; row < first + rows; ++row)
+        attention(w, t, row, row - first, filled + row);
+      if (first + rows < active) w.member.wait();
     }
-    timing.turn(kRecurrent);
-    multiply<S>({keys + n, at_.key, shape_.A}, active, key(), {w.dh, n, true});
-    timing.turn(kPointwise);
-    for (int64_t row = 0; row < active; ++row) cells(w, t, row, da + row * at_.stacked);
-    timing.turn(kRecurrent);
-    multiply<S>({da, at_.stacked, at_.stacked}, active, stacked(), {w.ds, n});
-    timing.turn(kGather);
-    for (int64_t row = 0; row < active; ++row) {
-      const bool detached = p_.detaches(t, w.row0 + row);
-      for (int64_t k = row * n; k < (row + 1) * n; k += L) {
-        const Vec<S> half = S(0.5) * load(w.ds + k);
-        store(w.context + k, half);
-        store(w.direct + k, detached ? Vec<S>{} : half);
-      }
-      gather(t, w.row0 + row, w.sx + (filled + row) * (n + at_.inputs));
-    }
-    timing.turn(kInputGradients);
-    if (p_.dx) input_gradients(w, t, active, da);
+    w.member.wait();
+    cells(w, t, active, filled);
+    w.member.wait();
+    states(w, t, active, filled);
   }
 
   // Asks for what the step before t is the first to read; the caches have lost it since the forward
@@ -282,37 +357,57 @@ class RelLstmBackwardPass {
     if (t > 0 && position >= 0) prefetch_row(key_row(position, row), at_.key);
   }
 
-  // Gradients of one query: dq, and the parts of its candidates' gradients, in their slots.
-  void attend(const Group& w, int64_t t, int64_t row, S* dq) {
-    Timing timing(w.watch, kScreening);
-    const int64_t n = at_.units, at = w.row0 + row;
-    const int64_t first = w.team * most_;
-    const S** keys = keys_of_() + first;
-    const S** hidden = hidden_of_() + first;
-    S** dkeys = dkeys_of_() + first;
-    S** dhidden = dhidden_of_() + first;
-    const Candidates& candidates = w.replay[row].candidates(t);
-    const int64_t count = candidates.count();
-    candidates.each([&](int64_t c, int64_t position) {
-      hidden[c] = key_row(position, at);
-      keys[c] = hidden[c] + n;
-      dhidden[c] = slot_of(w, position, row);
-      dkeys[c] = dhidden[c] + n;
-    });
-    const S* q = step_row(t, at) + 6 * n;
-    const S* grad_context = w.context + row * n;
-    timing.turn(kScores);
-    const S* query = score().query(q, w.query);
-    score().scores(query, keys, count, w.weights, w.tanh);
+  // Scores of own candidates, and the gradients of their weights.
+  void scores(const Group& w, int64_t t, int64_t first, int64_t rows) {
+    const Timing timing(w.watch, kScores);
+    const auto count = [&](int64_t row) { return w.slots[first + row].candidates; };
+    for_own_candidates<S>(
+        w.member, schedule_.members, rows, count, [&](int64_t n, int64_t begin, int64_t end) {
+          const int64_t row = first + n, at = w.row0 + row, list = row * most_ + begin;
+          if (begin == 0) read_ahead(t, at);
+          const S* query = score().query(step_row(t, at) + 6 * at_.units, w.query);
+          score().scores(query, w.keys_of + list, end - begin, w.scores + n * most_ + begin,
+                         w.tanh + (n * slots_ + begin) * at_.attention);
+          dot_products(w.context + row * at_.units, at_.units, w.hidden_of + list, end - begin,
+                       w.products + n * most_ + begin);
+        });
+  }
+
+  // Own columns of what one query gives its candidates, of dq, and of key t, which is whole then. `n`:
+  // its place among the rows that are taken together; `place`: in the chunk.
+  void attention(const Group& w, int64_t t, int64_t row, int64_t n, int64_t place) {
+    Timing timing(w.watch, kScores);
+    const int64_t count = w.slots[row].candidates, list = row * most_, units = at_.units;
+    S* const* dhidden = w.dhidden_of + list;
+    S* const* dkeys = w.dkeys_of + list;
+    std::memcpy(w.weights, w.scores + n * most_, padded<S>(count) * sizeof(S));
+    std::memcpy(w.grad, w.products + n * most_, padded<S>(count) * sizeof(S));
     softmax(w.weights, count);
-    dot_products(grad_context, n, hidden, count, w.grad);
     softmax_gradient(w.weights, w.grad, count);
     timing.turn(kSums);
-    add_to_rows(w.weights, S(1), grad_context, n, dhidden, count);
+    add_to_rows(w.weights, S(1), w.context + row * units, w.blocks.begin * L, w.blocks.end * L,
+                dhidden, count);
     timing.turn(kScores);
-    std::memset(dq, 0, at_.attention * sizeof(S));
-    score().gradients(query, keys, w.tanh, count, w.grad,
-                      {dq, dkeys, sum_score_() + w.group * at_.attention, w.lost_score});
+    S* dq = w.dq + row * at_.attention;
+    const int64_t begin = w.attention.begin * L, end = w.attention.end * L;
+    std::memset(dq + begin, 0, (end - begin) * sizeof(S));
+    score().gradients_of(begin, end, w.tanh + n * slots_ * at_.attention, count, w.grad,
+                         {dq, dkeys, w.sum_score, w.lost_score});
+    timing.turn(kGather);
+    Operand* key = w.keys + place * ld_keys_;
+    const S* h = key_row(screen_.P + t, w.row0 + row);
+    for_units(w, [&](int64_t k) {
+      store(w.dh + row * units + k, load(dhidden[count - 1] + k));
+      put(key, k, load(h + k), shape_.H - k);
+    });
+    for (int64_t k = begin; k < end; k += L) {
+      put(key + units, k, load(dkeys[count - 1] + k), shape_.A - k);
+      put(w.da + place * ld_da_ + at_.gates, k, load(dq + k), shape_.A - k);
+    }
+  }
+
+  TT_INLINE static void put(Operand* row, int64_t column, Vec<S> v, int64_t count) {
+    Numbers<Operand>::put_part(row, column, v, count);
   }
 
   // The slot of a key, cleared when the key first needs one.
@@ -327,70 +422,109 @@ class RelLstmBackwardPass {
     return base + slot * at_.key;
   }
 
-  // Gives a key's slot back: dh of attention, and [h, du] for the weight gradient.
-  void take_slot(const Group& w, int64_t position, int64_t row, S* dh, S* h_du) {
+  void give_slot_back(const Group& w, int64_t position, int64_t row) {
     Slots& slots = w.slots[row];
-    const int64_t slot = slots.of[position], n = at_.units;
-    const S* from = w.slot + (row * slots_ + slot) * at_.key;
-    std::memcpy(dh, from, n * sizeof(S));
-    std::memcpy(h_du, key_row(position, w.row0 + row), n * sizeof(S));
-    std::memcpy(h_du + n, from + n, at_.attention * sizeof(S));
-    slots.free[slots.free_count++] = slot;
+    slots.free[slots.free_count++] = slots.of[position];
   }
 
-  void cells(const Group& w, int64_t t, int64_t row, S* da) {
-    const int64_t n = at_.units, at = w.row0 + row, sample = in_.order[at];
-    const S* saved = step_row(t, at);
-    const S* c_before = t > 0 ? step_row(t - 1, at) + 4 * n : c_0_() + w.team * n;
-    if (t == 0) load_row(c_0_() + w.team * n, p_.c0 + sample * shape_.H, shape_.H, n);
-    const S* dy = p_.dy ? p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b : nullptr;
-    const S* direct = w.direct + row * n;
-    const S* dh = w.dh + row * n;
-    S* carried = w.dc + row * n;
-    for (int64_t k = 0; k < n; k += L) {
-      Vec<S> kept[Cell::kSaved], gates[Cell::kGates], dc = load(carried + k);
-      load_vectors<Cell::kSaved>(saved + k, n, kept);
-      Vec<S> d = load(dh + k) + load(direct + k);
-      if (dy) d += load_part(dy + k, shape_.H - k);
-      Cell::retreat(kept, load(c_before + k), d, &dc, gates);
-      store(carried + k, Cell::hand_on(kept, dc));
-      store_vectors<Cell::kGates>(da + k, n, gates);
+  // dh += du U_a in own units.
+  void add_key_gradients(const Group& w, const Operand* keys, int64_t rows) {
+    const Timing timing(w.watch, kRecurrent);
+    for (int64_t q = w.panels.begin; q < w.panels.end; ++q)
+      multiply_panel<Operand>({keys + at_.units, ld_keys_, shape_.A}, rows, key(), q,
+                              {w.dh + q * width_ * L, at_.units, true});
+  }
+
+  void cells(const Group& w, int64_t t, int64_t active, int64_t filled) {
+    add_key_gradients(w, w.keys + filled * ld_keys_, active);
+    const Timing timing(w.watch, kPointwise);
+    const int64_t n = at_.units;
+    for (int64_t row = 0; row < active; ++row) {
+      const int64_t at = w.row0 + row, sample = in_.order[at];
+      const S* saved = step_row(t, at);
+      const S* c_before = t > 0 ? step_row(t - 1, at) + 4 * n : p_.c0 + sample * shape_.H;
+      const X* dy = p_.dy ? p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b : nullptr;
+      Operand* da = w.da + (filled + row) * ld_da_;
+      for_units(w, [&](int64_t k) {
+        const int64_t part = shape_.H - k;
+        Vec<S> kept[Cell::kSaved], gates[Cell::kGates], dc = load(w.dc + row * n + k);
+        load_vectors<Cell::kSaved>(saved + k, n, kept);
+        Vec<S> d = load(w.dh + row * n + k) + load(w.direct + row * n + k);
+        if (dy) d += Numbers<X>::vector_part(dy + k, part);
+        const Vec<S> before = t > 0 ? load(c_before + k) : load_part(c_before + k, part);
+        Cell::retreat(kept, before, d, &dc, gates);
+        store(w.dc + row * n + k, Cell::hand_on(kept, dc));
+        for (int gate = 0; gate < Cell::kGates; ++gate) put(da + gate * n, k, gates[gate], part);
+      });
     }
-    for (int gate = 0; gate < Cell::kGates; ++gate) clear_padding(da + gate * n, shape_.H, n);
+  }
+
+  void states(const Group& w, int64_t t, int64_t active, int64_t filled) {
+    const int64_t n = at_.units;
+    const Operand* da = w.da + filled * ld_da_;
+    Timing timing(w.watch, kRecurrent);
+    for (int64_t q = w.panels.begin; q < w.panels.end; ++q)
+      multiply_panel<Operand>({da, ld_da_, at_.stacked}, active, stacked(), q,
+                              {w.ds + q * width_ * L, n});
+    timing.turn(kGather);
+    for (int64_t row = 0; row < active; ++row) {
+      const bool detached = p_.detaches(t, w.row0 + row);
+      for_units(w, [&](int64_t k) {
+        const Vec<S> half = S(0.5) * load(w.ds + row * n + k);
+        store(w.context + row * n + k, half);
+        store(w.direct + row * n + k, detached ? Vec<S>{} : half);
+      });
+    }
+    for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row) {
+      give_slot_back(w, screen_.P + t, row);
+      gather(t, w.row0 + row, w.sx + (filled + row) * ld_sx_);
+    }
+    timing.turn(kInputGradients);
+    if (p_.dx) input_gradients(w, t, active, da);
   }
 
   // [s, x, 1] of one row.
-  void gather(int64_t t, int64_t at, S* to) {
+  void gather(int64_t t, int64_t at, Operand* to) {
     if (!p_.dweight_hh) return;
-    std::memcpy(to, step_row(t, at) + 5 * at_.units, at_.units * sizeof(S));
+    const S* s = step_row(t, at) + 5 * at_.units;
+    for (int64_t k = 0; k < at_.units; k += L) put(to, k, load(s + k), shape_.H - k);
     to += at_.units;
-    load_row(to, in_.x + t * in_.x_stride_t + in_.order[at] * in_.x_stride_b, shape_.I, at_.inputs);
-    to[shape_.I] = 1;
+    copy_row(to, in_.x + t * in_.x_stride_t + in_.order[at] * in_.x_stride_b, shape_.I);
+    to[shape_.I] = Numbers<Operand>::one();
   }
 
-  void input_gradients(const Group& w, int64_t t, int64_t active, const S* da) {
-    multiply<S>({da, at_.stacked, at_.gates}, active, inputs(), {w.dx, at_.inputs});
-    for (int64_t row = 0; row < active; ++row)
-      store_row(p_.dx + (t * shape_.B + in_.order[w.row0 + row]) * shape_.I,
-                w.dx + row * at_.inputs, shape_.I);
+  void input_gradients(const Group& w, int64_t t, int64_t active, const Operand* da) {
+    constexpr int64_t kTileRows = Tiling<Operand>::kRows;
+    for (int64_t q = w.inputs.begin; q < w.inputs.end; ++q) {
+      const int64_t vectors = inputs().width_of(q), column = q * kPanelVectors * L;
+      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+        TileBuffer<S, kTileRows> dx;
+        product<Operand>({da + row * ld_da_, ld_da_, at_.gates}, inputs(), q, height,
+                         {dx.numbers, vectors * L});
+        for (int64_t r = 0; r < height; ++r)
+          for (int64_t v = 0; v < vectors; ++v)
+            Numbers<X>::put_part(p_.dx + (t * shape_.B + in_.order[w.row0 + row + r]) * shape_.I,
+                                 column + v * L, load(dx.numbers + (r * vectors + v) * L),
+                                 shape_.I - column - v * L);
+      });
+    }
   }
 
   // Adds the products of the rows collected so far to the group's own sums.
   void add_weights(const Group& w, int64_t rows) {
     if (!p_.dweight_hh) return;
     const Timing timing(w.watch, kWeights);
-    const int64_t n = at_.units, ld = n + at_.inputs;
-    add_outer_products<S>(w.da, at_.stacked, at_.stacked, w.sx, ld, n / L, rows,
-                          sum_s_() + w.group * at_.stacked * n, n);
-    add_outer_products<S>(w.da, at_.stacked, at_.gates, w.sx + n, ld, at_.inputs / L, rows,
-                          sum_x_() + w.group * at_.gates * at_.inputs, at_.inputs);
+    const int64_t n = at_.units;
+    outer_.add(w.member, w.da, ld_da_, at_.stacked, w.sx, ld_sx_, n / L, rows, sum_s_(w.group), n);
+    outer_.add(w.member, w.da, ld_da_, at_.gates, w.sx + n, ld_sx_, at_.inputs / L, rows,
+               sum_x_(w.group), at_.inputs);
     add_key_weights(w, rows);
   }
 
   void add_key_weights(const Group& w, int64_t rows) {
     const int64_t n = at_.units;
-    add_outer_products<S>(w.keys + n, at_.key, at_.attention, w.keys, at_.key, n / L, rows,
-                          sum_key_() + w.group * at_.attention * n, n);
+    outer_.add(w.member, w.keys + n, ld_keys_, at_.attention, w.keys, ld_keys_, n / L, rows,
+               sum_key_(w.group), n);
   }
 
   // What is left before the first step goes to the initial state; a row without any step hands
@@ -398,26 +532,40 @@ class RelLstmBackwardPass {
   void leave(const Group& w, int64_t row, bool walked) {
     if (!walked) enter(w, row);
     const int64_t to = in_.order[w.row0 + row] * shape_.H, from = row * at_.units;
-    store_row(p_.dh0 + to, w.direct + from, shape_.H);
-    store_row(p_.dc0 + to, w.dc + from, shape_.H);
-    store_row(p_.dcontext0 + to, w.context + from, shape_.H);
+    for_units(w, [&](int64_t k) {
+      const int64_t part = shape_.H - k;
+      store_part(p_.dh0 + to + k, load(w.direct + from + k), part);
+      store_part(p_.dc0 + to + k, load(w.dc + from + k), part);
+      store_part(p_.dcontext0 + to + k, load(w.context + from + k), part);
+    });
   }
 
   // Gradients of the hidden states of an earlier call, at one position.
   void leave_memory(const Group& w, int64_t position) {
     const int64_t n = at_.units;
-    for (int64_t row = 0; row < w.rows; ++row) {
-      if (w.slots[row].of[position] >= 0) {
-        take_slot(w, position, row, w.dh + row * n, w.keys + row * at_.key);
-      } else {
-        std::memset(w.dh + row * n, 0, n * sizeof(S));
-        std::memset(w.keys + row * at_.key, 0, at_.key * sizeof(S));
+    w.member.wait();  // for others that are still at the position before
+    for (int64_t row = w.own.begin; row < w.own.end; ++row) {
+      const int64_t slot = w.slots[row].of[position];
+      const S* from = slot >= 0 ? w.slot + (row * slots_ + slot) * at_.key : nullptr;
+      const S* h = from ? key_row(position, w.row0 + row) : nullptr;
+      const auto at = [&](const S* numbers, int64_t k) {
+        return numbers ? load(numbers + k) : Vec<S>{};
+      };
+      Operand* key = w.keys + row * ld_keys_;
+      for (int64_t k = 0; k < n; k += L) {
+        store(w.dh + row * n + k, at(from, k));
+        put(key, k, at(h, k), shape_.H - k);
       }
+      for (int64_t k = 0; k < at_.attention; k += L)
+        put(key + n, k, from ? load(from + n + k) : Vec<S>{}, shape_.A - k);
     }
-    multiply<S>({w.keys + n, at_.key, shape_.A}, w.rows, key(), {w.dh, n, true});
+    w.member.wait();
+    add_key_gradients(w, w.keys, w.rows);
     for (int64_t row = 0; row < w.rows; ++row)
-      store_row(p_.dmemory + (position * shape_.B + in_.order[w.row0 + row]) * shape_.H,
-                w.dh + row * n, shape_.H);
+      for_units(w, [&](int64_t k) {
+        store_part(p_.dmemory + (position * shape_.B + in_.order[w.row0 + row]) * shape_.H + k,
+                   load(w.dh + row * n + k), shape_.H - k);
+      });
     if (p_.dweight_hh) add_key_weights(w, w.rows);
   }
 
@@ -431,18 +579,24 @@ class RelLstmBackwardPass {
     }
   }
 
-  const RelLstmBackward<S>& p_;
-  const RelLstmInput<S>& in_;
+  const RelLstmBackward<X>& p_;
+  const RelLstmInput<X>& in_;
   const RelLstmShape shape_;
   const ScreeningShape screen_;
   const RelLstmLayout<S> at_;
   const RelLstmPlan plan_;
   const WalkSchedule schedule_;
-  const int64_t most_rows_, slots_, most_;
+  const int64_t blocks_, width_, most_rows_;
+  const int64_t together_;  // rows whose scores are in memory at a time
+  const int64_t slots_, most_;
+  const int64_t rows_;  // of a chunk
+  const int64_t ld_da_, ld_sx_, ld_keys_;
   Scratch scratch_;
-  Span<S> stacked_, key_, inputs_, score_;
-  Span<S> da_, sx_, keys_, dx_, dh_, ds_, direct_, context_, dc_, c_0_;
-  Span<S> slot_, weights_, grad_, query_, tanh_, lost_score_;
+  OuterProducts<Operand> outer_;
+  Span<Operand> stacked_, key_, inputs_, da_, sx_, keys_;
+  Span<S> score_, dh_, ds_, direct_, context_, dc_, dq_, slot_;
+  Span<S> scores_, products_, tanh_, lost_score_;
+  Span<S> weights_, grad_, query_;               // per worker
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
   Span<int64_t> ended_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;

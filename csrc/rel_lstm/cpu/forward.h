@@ -1,9 +1,16 @@
 // RelLSTM forward on a CPU: every group of rows walks through time alone.
 //
-// Per step: [gates | query] = [x_t, 1] W_ih^T + s [W_hh; V_a]^T, cells, u = h U_a^T, and for every
-// row its attention and screening. A key is the row [h_j, what the score makes of U_a h_j], computed
-// once when h_j is born. Cost per row and step: (4H + 2A) H + 4H I multiply-adds and 2A exponentials,
-// and per candidate A divisions and H multiply-adds; nothing grows with t.
+// A step of a group belongs to one team. Its phases, with a barrier between them:
+//
+//   gates     s_t = (h + o) / 2 lies ready; own units: [x_t, 1] W_ih^T + s W_hh^T, cells; own part of
+//             the query s V_a^T
+//   keys      own part of u = h U_a^T
+//   scores    own part of the candidates of all rows; what the score makes of u, once, for all steps
+//   context   softmax; own units: o_t, then s_{t+1}; screening of own rows
+//
+// A key is the row [h_j, what the score makes of U_a h_j]. Cost per row and step: (4H + 2A) H + 4H I
+// multiply-adds and 2A exponentials, and per candidate A divisions and H multiply-adds; nothing grows
+// with t.
 #pragma once
 
 #include "rel_lstm/cpu/weights.h"
@@ -13,43 +20,60 @@
 namespace throughtime {
 namespace {
 
-template <typename S>
+// Operand is the type of x, s, h and the weights in products, X what x and y have in memory; all else
+// is S.
+template <typename S, typename Operand = S>
 class RelLstmForwardPass {
+  using X = GivenAs<Operand>;
   using Cell = LstmCell<S>;
-  static constexpr int64_t L = kLanes<S>;
+  static constexpr int64_t L = kLanes<S>, kTileRows = Tiling<Operand>::kRows;
+  static constexpr int G = Cell::kGates;
+  static constexpr int64_t kGates = G * L;
 
  public:
-  RelLstmForwardPass(const RelLstmForward<S>& args, const Runtime& runtime)
+  RelLstmForwardPass(const RelLstmForward<X>& args, const Runtime& runtime)
       : p_(args),
         in_(args.in),
         shape_(args.in.shape),
         screen_(args.in.shape.screening),
         at_(shape_),
-        plan_(plan_rel_lstm(shape_, sizeof(S))),
-        schedule_(schedule_rel_lstm(shape_, plan_, runtime.threads)),
+        plan_(plan_rel_lstm_forward(shape_, sizeof(Operand), runtime.threads)),
+        schedule_(schedule_rel_lstm(shape_, plan_, runtime.threads, L)),
+        blocks_(at_.units / L),
+        width_(panel_width(at_.attention / L, schedule_.members)),
         most_rows_(divide_up(shape_.B, plan_.groups)),
+        ld_x_(leading_dimension<Operand>(shape_.I)),
+        ld_h_(leading_dimension<Operand>(at_.units)),
         most_(padded<S>(screen_.most_in_window() + screen_.most_retained())),
         scratch_(runtime) {
-    const auto per_team = [&](int64_t count) {
-      return scratch_.template reserve<S>(schedule_.teams, count);
+    const auto per_row = [&](auto number, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(schedule_.teams, most_rows_, count);
     };
-    stacked_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.stacked / L));
-    inputs_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.I, at_.gates / L));
-    key_ = scratch_.template reserve<S>(Panels<S>::numbers(shape_.H, at_.attention / L));
-    bias_ = scratch_.template reserve<S>(at_.stacked);
+    const auto operands = [&](int64_t count) {
+      return scratch_.template reserve<Operand>(
+          schedule_.teams, round_up(most_rows_, Tiling<Operand>::kPadding), count);
+    };
+    hidden_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.H, blocks_ * G));
+    inputs_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.I, blocks_ * G));
+    const int64_t attention = Panels<Operand>::numbers(shape_.H, at_.attention / L);
+    query_ = scratch_.template reserve<Operand>(attention);
+    key_ = scratch_.template reserve<Operand>(attention);
+    bias_ = scratch_.template reserve<S>(blocks_, kGates);
     score_ = scratch_.template reserve<S>(at_.attention);
-    z_ = per_team(times(most_rows_, at_.stacked));
-    x_ = per_team(times(most_rows_, at_.inputs));
-    c_ = per_team(times(most_rows_, at_.units));
-    h_0_ = per_team(times(most_rows_, at_.units));
-    context_ = per_team(times(most_rows_, at_.units));
-    scores_ = per_team(most_);
-    query_ = per_team(score().query_numbers());
-    relevance_ = per_team(times(most_rows_, screen_.positions()));
-    kept_ = scratch_.template reserve<int64_t>(schedule_.teams, most_rows_, kept_size());
-    screenings_ = scratch_.template reserve<Screening<S>>(schedule_.teams, most_rows_);
-    keys_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
-    hidden_of_ = scratch_.template reserve<const S*>(schedule_.teams, most_);
+    x_ = operands(ld_x_);
+    s_ = operands(ld_h_);
+    h_ = operands(ld_h_);
+    c_ = per_row(S(), at_.units);
+    context_ = per_row(S(), at_.units);
+    q_ = per_row(S(), at_.attention);
+    scores_ = per_row(S(), most_);
+    relevance_ = per_row(S(), screen_.positions());
+    kept_ = per_row(int64_t(), kept_size());
+    screened_ = scratch_.template reserve<Screened>(schedule_.teams, most_rows_);
+    keys_of_ = per_row(static_cast<const S*>(nullptr), most_);
+    hidden_of_ = per_row(static_cast<const S*>(nullptr), most_);
+    weights_ = scratch_.template reserve<S>(schedule_.workers(), most_);
+    made_query_ = scratch_.template reserve<S>(schedule_.workers(), score().query_numbers());
     // Without a backward pass keys must last as long, but of each step only one.
     keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.positions(), shape_.B, at_.key);
     step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.teams, most_rows_, at_.step);
@@ -61,19 +85,18 @@ class RelLstmForwardPass {
     run_workers(runtime, schedule_, barriers_(), *this);
   }
 
-  int64_t blocks() const { return stacked().count(); }
+  int64_t blocks() const { return blocks_; }
 
   void prepare(Share blocks) {
-    pack_rows_as_columns(stacked(), blocks, [&](int64_t n) { return at_.stacked_row(in_, n); });
-    pack_rows_as_columns(inputs(), blocks.of(inputs().count(), this->blocks()),
-                         [&](int64_t n) { return at_.gate_row(in_.weight_ih, shape_.I, n); });
-    pack_rows_as_columns(key(), blocks.of(key().count(), this->blocks()),
-                         [&](int64_t n) { return at_.attention_row(in_.weight_key, n); });
+    const auto pack = [&](const Panels<Operand>& to, const auto& row) {
+      pack_rows_as_columns(to, blocks.of(to.count(), this->blocks()), row);
+    };
+    pack(hidden(), [&](int64_t n) { return gate_row<G>(in_.weight_hh, shape_.H, shape_.H, n); });
+    pack(inputs(), [&](int64_t n) { return gate_row<G>(in_.weight_ih, shape_.H, shape_.I, n); });
+    pack(query(), [&](int64_t n) { return at_.attention_row(in_.weight_query, n); });
+    pack(key(), [&](int64_t n) { return at_.attention_row(in_.weight_key, n); });
+    pack_gate_bias<G>(p_.bias, shape_.H, bias_(), blocks);
     if (blocks.begin > 0 || blocks.end == 0) return;  // for one worker
-    for (int64_t n = 0; n < at_.stacked; ++n) {
-      const S* bias = n < at_.gates && p_.bias ? at_.gate_row(p_.bias, 1, n) : nullptr;
-      bias_()[n] = bias ? *bias : S(0);
-    }
     load_row(score_(), in_.weight_score, shape_.A, at_.attention);
   }
 
@@ -85,18 +108,31 @@ class RelLstmForwardPass {
   void finish(Share) {}
 
  private:
+  // The screening of a row, and how many candidates its query has now.
+  struct Screened {
+    Screening<S> screening;
+    int64_t count;
+  };
+
   struct Group {
+    const Member& member;
     int64_t row0, rows;
-    S *z, *x, *c, *h_0, *context, *scores, *query, *step;
-    Screening<S>* screening;
+    Share blocks;     // own blocks of units
+    Share attention;  // own panels of attention units
+    Share own;        // own rows
+    Operand *x, *s, *h;
+    S *c, *context, *q, *scores, *step;
+    Screened* screened;
     const S** keys;
     const S** hidden;
+    S *weights, *query;  // own
     Stopwatch* watch;
   };
 
-  Panels<S> stacked() const { return {stacked_(), shape_.H, at_.stacked / L}; }
-  Panels<S> inputs() const { return {inputs_(), shape_.I, at_.gates / L}; }
-  Panels<S> key() const { return {key_(), shape_.H, at_.attention / L}; }
+  Panels<Operand> hidden() const { return {hidden_(), shape_.H, blocks_ * G, G}; }
+  Panels<Operand> inputs() const { return {inputs_(), shape_.I, blocks_ * G, G}; }
+  Panels<Operand> query() const { return {query_(), shape_.H, at_.attention / L, width_}; }
+  Panels<Operand> key() const { return {key_(), shape_.H, at_.attention / L, width_}; }
   ScoreAdditive<S> score() const { return {at_.attention, score_()}; }
   int64_t kept_size() const { return screen_.most_retained() + 1; }
 
@@ -111,153 +147,247 @@ class RelLstmForwardPass {
   }
 
   void walk_group(const Member& member, Share rows) {
-    const int64_t team = member.team;
-    const int64_t m = most_rows_, first = team * m;
-    const Group w{.row0 = rows.begin,
-                  .rows = rows.end - rows.begin,
-                  .z = z_() + first * at_.stacked,
-                  .x = x_() + first * at_.inputs,
-                  .c = c_() + first * at_.units,
-                  .h_0 = h_0_() + first * at_.units,
-                  .context = context_() + first * at_.units,
-                  .scores = scores_() + team * most_,
-                  .query = query_(team),
-                  .step = p_.saved ? nullptr : step_() + first * at_.step,
-                  .screening = screenings_() + first,
-                  .keys = keys_of_() + team * most_,
-                  .hidden = hidden_of_() + team * most_,
+    const int64_t team = member.team, count = rows.end - rows.begin;
+    const int64_t worker = team * schedule_.members + member.begin;
+    const auto own = [&](int64_t all) {
+      return Share(all, member.begin, member.end, schedule_.members);
+    };
+    const Group w{.member = member,
+                  .row0 = rows.begin,
+                  .rows = count,
+                  .blocks = own(blocks_),
+                  .attention = own(key().count()),
+                  .own = own(count),
+                  .x = x_(team),
+                  .s = s_(team),
+                  .h = h_(team),
+                  .c = c_(team),
+                  .context = context_(team),
+                  .q = q_(team),
+                  .scores = scores_(team),
+                  .step = p_.saved ? nullptr : step_(team),
+                  .screened = screened_(team),
+                  .keys = keys_of_(team),
+                  .hidden = hidden_of_(team),
+                  .weights = weights_(worker),
+                  .query = made_query_(worker),
                   .watch = member.watch};
-    begin(w, team);
+    begin(w);
     int64_t active = w.rows;
     for (int64_t t = 0; t < screen_.T; ++t) {
       active = active_rows(in_, t, w.row0, active);
       if (active == 0) break;
-      advance(w, t, active);
+      gather(w, t, active);
+      member.wait();
+      gates(w, t, active);
+      member.wait();
+      keys(w, screen_.P + t, active);
+      member.wait();
+      scores(w, t, active);
+      member.wait();
+      contexts(w, t, active);
     }
-    for (int64_t row = 0; row < w.rows; ++row) end(w, row);
+    member.wait();
+    for (int64_t row = w.own.begin; row < w.own.end; ++row) end(w, row);
+    member.wait();
   }
 
-  void begin(const Group& w, int64_t team) {
+  void begin(const Group& w) {
+    clear_operands(w.s, w.rows, ld_h_, w.member, schedule_.members);
+    clear_operands(w.h, w.rows, ld_h_, w.member, schedule_.members);
+    clear_operands(w.x, w.rows, ld_x_, w.member, schedule_.members);
     for (int64_t row = 0; row < w.rows; ++row) {
-      const int64_t at = w.row0 + row, sample = in_.order[at], scratch = team * most_rows_ + row;
-      load_row(w.h_0 + row * at_.units, p_.h0 + sample * shape_.H, shape_.H, at_.units);
-      load_row(w.c + row * at_.units, p_.c0 + sample * shape_.H, shape_.H, at_.units);
-      load_row(w.context + row * at_.units, p_.context0 + sample * shape_.H, shape_.H, at_.units);
-      w.screening[row] =
-          Screening<S>(screen_, in_.length(at), p_.keep_first, {p_.relevance + sample, shape_.B},
-                       {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.positions(),
-                       kept_() + scratch * kept_size());
-      for (int64_t j = 0; j < screen_.P; ++j)
-        load_row(key_row(j, at), p_.memory + (j * shape_.B + sample) * shape_.H, shape_.H,
-                 at_.units);
+      const int64_t from = in_.order[w.row0 + row] * shape_.H, to = row * at_.units;
+      for (int64_t k = w.blocks.begin * L; k < w.blocks.end * L; k += L) {
+        store(w.c + to + k, load_part(p_.c0 + from + k, shape_.H - k));
+        store(w.context + to + k, load_part(p_.context0 + from + k, shape_.H - k));
+      }
     }
-    for (int64_t j = 0; j < screen_.P; ++j) make_keys(w, j, w.rows);
+    for (int64_t row = w.own.begin; row < w.own.end; ++row) {
+      const int64_t at = w.row0 + row, sample = in_.order[at];
+      w.screened[row].screening = Screening<S>(
+          screen_, in_.length(at), p_.keep_first, {p_.relevance + sample, shape_.B},
+          {p_.last + sample, shape_.B}, relevance_(w.member.team) + row * screen_.positions(),
+          kept_(w.member.team) + row * kept_size());
+    }
+    w.member.wait();
+    for (int64_t j = 0; j < screen_.P; ++j) remember(w, j);
   }
 
-  // The score's keys, of U_a h, for the rows of one position.
-  void make_keys(const Group& w, int64_t position, int64_t rows) {
-    S* first = key_row(position, w.row0);
-    multiply<S>({first, at_.key, shape_.H}, rows, key(), {first + at_.units, at_.key});
-    const Timing timing(w.watch, kScores);
-    for (int64_t row = 0; row < rows; ++row) {
-      S* key = first + row * at_.key + at_.units;
-      clear_padding(key, shape_.A, at_.attention);
-      score().key(key, key);
+  // The key of a hidden state of an earlier call.
+  void remember(const Group& w, int64_t position) {
+    for (int64_t row = w.own.begin; row < w.own.end; ++row) {
+      const int64_t sample = in_.order[w.row0 + row];
+      S* h = key_row(position, w.row0 + row);
+      load_row(h, p_.memory + (position * shape_.B + sample) * shape_.H, shape_.H, at_.units);
+      for (int64_t k = 0; k < at_.units; k += L) put(w.h + row * ld_h_, k, load(h + k));
     }
+    w.member.wait();
+    keys(w, position, w.rows);
+    w.member.wait();
+    for (int64_t row = w.own.begin; row < w.own.end; ++row) make_key(w, position, row);
   }
 
-  void advance(const Group& w, int64_t t, int64_t active) {
-    Timing timing(w.watch, kGather);
-    S* step = step_rows(w, t);
-    S* s = step + 5 * at_.units;
-    const int64_t position = screen_.P + t;
+  TT_INLINE void put(Operand* row, int64_t unit, Vec<S> v) const {
+    Numbers<Operand>::put_part(row, unit, v, shape_.H - unit);
+  }
+
+  // x_t of own rows, s_t in own units.
+  void gather(const Group& w, int64_t t, int64_t active) {
+    const Timing timing(w.watch, kGather);
+    S* s = step_rows(w, t) + 5 * at_.units;
     for (int64_t row = 0; row < active; ++row) {
-      const S* h = t > 0 ? key_row(position - 1, w.row0 + row) : w.h_0 + row * at_.units;
+      const int64_t at = w.row0 + row;
+      const S* before = t > 0 ? key_row(screen_.P + t - 1, at) : p_.h0 + in_.order[at] * shape_.H;
       const S* context = w.context + row * at_.units;
-      for (int64_t k = 0; k < at_.units; k += L)
-        store(s + row * at_.step + k, S(0.5) * (load(h + k) + load(context + k)));
-      load_row(w.x + row * at_.inputs,
-               in_.x + t * in_.x_stride_t + in_.order[w.row0 + row] * in_.x_stride_b, shape_.I,
-               at_.inputs);
+      for (int64_t k = w.blocks.begin * L; k < w.blocks.end * L; k += L) {
+        const Vec<S> h = t > 0 ? load(before + k) : load_part(before + k, shape_.H - k);
+        const Vec<S> mean = S(0.5) * (h + load(context + k));
+        store(s + row * at_.step + k, mean);
+        put(w.s + row * ld_h_, k, mean);
+      }
     }
-    // The query has no input; its bias is zero.
-    for (int64_t row = 0; row < active; ++row)
-      std::memset(w.z + row * at_.stacked + at_.gates, 0, at_.attention * sizeof(S));
-    timing.turn(kInput);
-    multiply<S>({w.x, at_.inputs, shape_.I}, active, inputs(), {w.z, at_.stacked, false, bias_()});
-    timing.turn(kRecurrent);
-    multiply<S>({s, at_.step, shape_.H}, active, stacked(), {w.z, at_.stacked, true});
-    timing.turn(kPointwise);
-    for (int64_t row = 0; row < active; ++row) cells(w, t, row, step + row * at_.step);
-    timing.turn(kRecurrent);
-    make_keys(w, position, active);
-    for (int64_t row = 0; row < active; ++row) attend(w, t, row);
+    for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row)
+      copy_row(w.x + row * ld_x_,
+               in_.x + t * in_.x_stride_t + in_.order[w.row0 + row] * in_.x_stride_b, shape_.I);
   }
 
-  void cells(const Group& w, int64_t t, int64_t row, S* step) {
-    S* z = w.z + row * at_.stacked;
-    const int64_t n = at_.units;
-    S* c = w.c + row * n;
-    S* h = key_row(screen_.P + t, w.row0 + row);
-    S* y = p_.y + (t * shape_.B + in_.order[w.row0 + row]) * shape_.H;
-    for (int64_t k = 0; k < n; k += L) {
-      Vec<S> sums[Cell::kGates], saved[Cell::kSaved], now = load(c + k);
-      load_vectors<Cell::kGates>(z + k, n, sums);
-      Cell::advance(sums, &now, saved);
-      const Vec<S> out = Cell::output(sums);
-      store(c + k, now);
-      store(h + k, out);
-      store_part(y + k, out, shape_.H - k);
-      store_vectors<Cell::kSaved>(step + k, n, saved);
+  void gates(const Group& w, int64_t t, int64_t active) {
+    for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block)
+      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+        const auto nothing = [](int) {};
+        TileBuffer<S, kTileRows> sums;
+        Timing timing(w.watch, kInput);
+        sum_products<G, 1, Operand>(
+            {{{w.x + row * ld_x_, ld_x_, shape_.I}, inputs().panel(block)}}, height,
+            {.at = sums.numbers, .row_stride = kGates, .bias = bias_() + block * kGates}, nothing);
+        timing.turn(kRecurrent);
+        sum_products<G, 1, Operand>(
+            {{{w.s + row * ld_h_, ld_h_, shape_.H}, hidden().panel(block)}}, height,
+            {.at = sums.numbers, .row_stride = kGates, .begun = true}, nothing);
+        timing.turn(kPointwise);
+        cells(w, t, block, row, height, sums.numbers);
+      });
+    const Timing timing(w.watch, kRecurrent);
+    const int64_t n = at_.attention;
+    S* saved = step_rows(w, t) + 6 * at_.units;
+    for (int64_t q = w.attention.begin; q < w.attention.end; ++q) {
+      const int64_t begin = q * width_ * L, end = begin + query().width_of(q) * L;
+      multiply_panel<Operand>({w.s, ld_h_, shape_.H}, active, query(), q, {w.q + begin, n});
+      for (int64_t row = 0; row < active; ++row) {
+        clear_padding(w.q + row * n + begin, shape_.A - begin, end - begin);
+        std::memcpy(saved + row * at_.step + begin, w.q + row * n + begin,
+                    (end - begin) * sizeof(S));
+      }
     }
-    clear_padding(h, shape_.H, n);
-    clear_padding(z + at_.gates, shape_.A, at_.attention);
-    std::memcpy(step + 6 * n, z + at_.gates, at_.attention * sizeof(S));
+    for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row) list(w, t, row);
   }
 
-  void attend(const Group& w, int64_t t, int64_t row) {
-    Timing timing(w.watch, kScreening);
-    const Candidates& candidates = w.screening[row].candidates(t);
+  // Gate sums of `height` rows and one block of units, to c, h and what is saved.
+  void cells(const Group& w, int64_t t, int64_t block, int64_t row, int64_t height, const S* sums) {
+    const int64_t n = at_.units, unit = block * L;
+    S* step = step_rows(w, t) + row * at_.step + unit;
+    S* c = w.c + row * n + unit;
+    for (int64_t r = 0; r < height; ++r, sums += kGates, step += at_.step, c += n) {
+      const int64_t at = w.row0 + row + r;
+      S* h = key_row(screen_.P + t, at) + unit;
+      Vec<S> a[G], saved[Cell::kSaved], now = load(c);
+      load_vectors<G>(sums, L, a);
+      Cell::advance(a, &now, saved);
+      const Vec<S> out = Cell::output(a);
+      store(c, now);
+      store(h, out);
+      clear_padding(h, shape_.H - unit, L);
+      put(w.h + (row + r) * ld_h_, unit, out);
+      Numbers<X>::put_part(p_.y + (t * shape_.B + in_.order[at]) * shape_.H, unit, out,
+                           shape_.H - unit);
+      store_vectors<Cell::kSaved>(step, n, saved);
+    }
+  }
+
+  // Own part of U_a h for the rows of one position.
+  void keys(const Group& w, int64_t position, int64_t rows) {
+    const Timing timing(w.watch, kRecurrent);
+    S* to = key_row(position, w.row0) + at_.units;
+    for (int64_t q = w.attention.begin; q < w.attention.end; ++q)
+      multiply_panel<Operand>({w.h, ld_h_, shape_.H}, rows, key(), q,
+                              {to + q * width_ * L, at_.key});
+  }
+
+  void make_key(const Group& w, int64_t position, int64_t row) {
+    S* key = key_row(position, w.row0 + row) + at_.units;
+    clear_padding(key, shape_.A, at_.attention);
+    score().key(key, key);
+  }
+
+  // The candidates of a row's query.
+  void list(const Group& w, int64_t t, int64_t row) {
+    const Timing timing(w.watch, kScreening);
+    const Candidates& candidates = w.screened[row].screening.candidates(t);
+    const S** hidden = w.hidden + row * most_;
+    const S** keys = w.keys + row * most_;
     candidates.each([&](int64_t c, int64_t position) {
-      w.hidden[c] = key_row(position, w.row0 + row);
-      w.keys[c] = w.hidden[c] + at_.units;
+      hidden[c] = key_row(position, w.row0 + row);
+      keys[c] = hidden[c] + at_.units;
     });
-    timing.turn(kScores);
-    const S* query = score().query(w.z + row * at_.stacked + at_.gates, w.query);
-    score().scores(query, w.keys, candidates.count(), w.scores, nullptr);
-    softmax(w.scores, candidates.count());
-    timing.turn(kSums);
-    weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),
-                 w.context + row * at_.units);
-    timing.turn(kScreening);
-    w.screening[row].advance(t, w.scores);
+    w.screened[row].count = candidates.count();
+  }
+
+  // A part has whole vectors of scores. The one with the last candidate, which is the step itself, makes
+  // its key.
+  void scores(const Group& w, int64_t t, int64_t active) {
+    const Timing timing(w.watch, kScores);
+    const auto count = [&](int64_t row) { return w.screened[row].count; };
+    for_own_candidates<S>(w.member, schedule_.members, active, count,
+                          [&](int64_t row, int64_t begin, int64_t end) {
+                            if (end == count(row)) make_key(w, screen_.P + t, row);
+                            const S* query = score().query(w.q + row * at_.attention, w.query);
+                            score().scores(query, w.keys + row * most_ + begin, end - begin,
+                                           w.scores + row * most_ + begin, nullptr);
+                          });
+  }
+
+  void contexts(const Group& w, int64_t t, int64_t active) {
+    for (int64_t row = 0; row < active; ++row) {
+      Timing timing(w.watch, kScores);
+      const int64_t count = w.screened[row].count, first = w.blocks.begin * L;
+      std::memcpy(w.weights, w.scores + row * most_, padded<S>(count) * sizeof(S));
+      softmax(w.weights, count);
+      timing.turn(kSums);
+      weighted_sum(w.weights, w.hidden + row * most_, count, first, w.blocks.end * L, S(1),
+                   w.context + row * at_.units);
+      timing.turn(kScreening);
+      if (row >= w.own.begin && row < w.own.end) w.screened[row].screening.advance(t, w.weights);
+    }
   }
 
   void end(const Group& w, int64_t row) {
-    const int64_t at = w.row0 + row, sample = in_.order[at], length = in_.length(at);
-    const S* h = length > 0 ? key_row(screen_.P + length - 1, at) : w.h_0 + row * at_.units;
-    store_row(p_.h_n + sample * shape_.H, h, shape_.H);
-    store_row(p_.c_n + sample * shape_.H, w.c + row * at_.units, shape_.H);
-    store_row(p_.context_n + sample * shape_.H, w.context + row * at_.units, shape_.H);
-    w.screening[row].finish({p_.memory_index + sample, shape_.B},
-                            {p_.memory_relevance + sample, shape_.B});
+    const int64_t at = w.row0 + row, length = in_.length(at), H = shape_.H;
+    const int64_t sample = in_.order[at], to = sample * H;
+    std::memcpy(p_.h_n + to, length > 0 ? key_row(screen_.P + length - 1, at) : p_.h0 + to,
+                H * sizeof(S));
+    std::memcpy(p_.c_n + to, w.c + row * at_.units, H * sizeof(S));
+    std::memcpy(p_.context_n + to, w.context + row * at_.units, H * sizeof(S));
+    w.screened[row].screening.finish({p_.memory_index + sample, shape_.B},
+                                     {p_.memory_relevance + sample, shape_.B});
     for (int64_t t = length; t < screen_.T; ++t)
-      std::memset(p_.y + (t * shape_.B + sample) * shape_.H, 0, shape_.H * sizeof(S));
+      std::memset(p_.y + (t * shape_.B + sample) * H, 0, H * sizeof(X));
   }
 
-  const RelLstmForward<S>& p_;
-  const RelLstmInput<S>& in_;
+  const RelLstmForward<X>& p_;
+  const RelLstmInput<X>& in_;
   const RelLstmShape shape_;
   const ScreeningShape screen_;
   const RelLstmLayout<S> at_;
   const RelLstmPlan plan_;
   const WalkSchedule schedule_;
-  const int64_t most_rows_, most_;
+  const int64_t blocks_, width_, most_rows_, ld_x_, ld_h_, most_;
   Scratch scratch_;
-  Span<S> stacked_, inputs_, key_, bias_, score_;
-  Span<S> z_, x_, c_, h_0_, context_, scores_, query_, relevance_, keys_, step_;
+  Span<Operand> hidden_, inputs_, query_, key_, x_, s_, h_;
+  Span<S> bias_, score_, c_, context_, q_, scores_, relevance_, keys_, step_;
+  Span<S> weights_, made_query_;  // per worker
   Span<int64_t> kept_;
-  Span<Screening<S>> screenings_;
+  Span<Screened> screened_;
   Span<const S*> keys_of_, hidden_of_;
   Span<Barrier> barriers_;
 };

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "common/inline.h"
+#include "common/scalars.h"
 #include "common/sizes.h"
 #include "relevancy/cpu/params.h"
 
@@ -42,10 +43,13 @@ TT_INLINE int64_t saved_numbers(const RelLstmShape& s) {
                times(s.screening.positions(), s.key_numbers()) + times(s.T(), s.step_numbers()));
 }
 
-template <typename S>
+// X is the type of what has T steps: x, y and their gradients. All else has the type of the sums.
+template <typename X>
 struct RelLstmInput {
+  using S = SumOf<X>;
+
   RelLstmShape shape;
-  const S* x;  // [T, B, I], contiguous inputs
+  const X* x;  // [T, B, I], contiguous inputs
   int64_t x_stride_t, x_stride_b;
   const S* weight_ih;      // [4H, I]
   const S* weight_hh;      // [4H, H]
@@ -58,9 +62,11 @@ struct RelLstmInput {
   TT_INLINE int64_t length(int64_t row) const { return lengths ? lengths[row] : shape.T(); }
 };
 
-template <typename S>
+template <typename X>
 struct RelLstmForward {
-  RelLstmInput<S> in;
+  using S = SumOf<X>;
+
+  RelLstmInput<X> in;
   const S* h0;  // [B, H], as the next two
   const S* c0;
   const S* context0;
@@ -68,7 +74,7 @@ struct RelLstmForward {
   const S* memory;     // [P, B, H] or null
   const S* relevance;  // [P, B] or null
   bool keep_first;
-  S* y;  // [T, B, H]
+  X* y;  // [T, B, H]
   S* h_n;
   S* c_n;
   S* context_n;
@@ -78,20 +84,22 @@ struct RelLstmForward {
   S* saved;               // saved_numbers, or null
 };
 
-template <typename S>
+template <typename X>
 struct RelLstmBackward {
-  RelLstmInput<S> in;
+  using S = SumOf<X>;
+
+  RelLstmInput<X> in;
   const S* c0;          // [B, H]
   const int64_t* last;  // [P + T, B]
   const S* saved;
-  const S* dy;  // [T, B, H] or null, contiguous units
+  const X* dy;  // [T, B, H] or null, contiguous units
   int64_t dy_stride_t, dy_stride_b;
   const S* dh_n;  // [B, H] or null, as the next two
   const S* dc_n;
   const S* dcontext_n;
   const bool* detach;  // null, or true at (t, sample) where h_{t-1} is detached
   int64_t detach_stride_t, detach_stride_b;  // stride_b is 0 for a mask shared by the batch
-  S* dx;                                     // [T, B, I] or null
+  X* dx;                                     // [T, B, I] or null
   S* dh0;                                    // [B, H], as the next two
   S* dc0;
   S* dcontext0;

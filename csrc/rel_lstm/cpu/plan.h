@@ -1,5 +1,6 @@
-// How the CPU RelLSTM divides its work: the batch into groups of rows that walk through time alone.
-// A pure function of the shape, so that results are bit-equal for every number of threads.
+// How the CPU RelLSTM divides its work: the batch into groups of rows that walk through time alone, and
+// each group's step among the members of a team. What decides the order of any sum is a pure function of
+// the shape, so that results are bit-equal for every number of threads.
 #pragma once
 
 #include "recurrence/cpu/plan.h"
@@ -20,6 +21,16 @@ constexpr int64_t kFarRows = 48;               // more rows for each reading of 
 constexpr int64_t kProductRows = 96;           // rows that make a large product efficient
 constexpr int64_t kGradientBytes = 64 << 20;   // for the groups' own sums of weight gradients
 constexpr double kOperationsToFork = 1 << 20;  // in all: below, starting threads costs more
+// Of a group in a step: below, four barriers cost more.
+constexpr double kOperationsPerWorker = 1 << 16;
+
+// Of the products.
+TT_INLINE double step_operations(const RelLstmShape& s) {
+  return 2.0 * s.B * (4 * s.H * (s.H + s.I) + 2 * s.A * s.H);
+}
+TT_INLINE bool worth_threads(const RelLstmShape& s) {
+  return step_operations(s) * s.T() >= kOperationsToFork;
+}
 
 }  // namespace rel_lstm_plan_detail
 
@@ -36,12 +47,28 @@ TT_INLINE RelLstmPlan plan_rel_lstm(const RelLstmShape& s, int64_t scalar_bytes)
   return plan;
 }
 
+// The plan of the forward, which sums nothing over rows: where threads are left, more groups of fewer
+// rows.
+TT_INLINE RelLstmPlan plan_rel_lstm_forward(const RelLstmShape& s, int64_t scalar_bytes,
+                                            int threads) {
+  RelLstmPlan plan = plan_rel_lstm(s, scalar_bytes);
+  if (rel_lstm_plan_detail::worth_threads(s))
+    plan.groups = most(plan.groups, divide_up(s.B, most(1, divide_up(s.B, threads))));
+  return plan;
+}
+
+// `lanes`: units of a block. A team has one member, but where every group has a team and threads are
+// left: members split units, and the candidates of a row.
 TT_INLINE WalkSchedule schedule_rel_lstm(const RelLstmShape& s, const RelLstmPlan& plan,
-                                         int threads) {
-  const double operations = 2.0 * s.T() * s.B * (4 * s.H * (s.H + s.I) + 2 * s.A * s.H);
-  if (threads <= 1 || operations < rel_lstm_plan_detail::kOperationsToFork) return {1, 1};
+                                         int threads, int64_t lanes) {
+  using namespace rel_lstm_plan_detail;
+  if (threads <= 1 || !worth_threads(s)) return {1, 1};
   const int64_t walks = divide_up(plan.groups, threads);  // of a team, one after the other
-  return {static_cast<int>(divide_up(plan.groups, walks)), 1};
+  const int64_t teams = divide_up(plan.groups, walks), blocks = s.units() / lanes;
+  const int64_t worth =
+      static_cast<int64_t>(step_operations(s) / plan.groups / kOperationsPerWorker);
+  const int64_t own = divide_up(blocks, most(1, least(threads / teams, least(worth, blocks))));
+  return {static_cast<int>(teams), static_cast<int>(divide_up(blocks, own))};
 }
 
 }  // namespace throughtime

@@ -1,7 +1,10 @@
 // The weights of a RelLSTM as the CPU kernels read them, and what both passes know of a row.
 //
-// The gates and the query come from one product with the stacked weight [W_hh; V_a]: its columns are
-// gates i, f, g, o of `units` each, then the query; padded with zeros.
+// Left operands of products lie in rows of Operand that begin as zeros. Only numbers inside H, A or I
+// are put there, so that products read zeros past them.
+//
+// The gradients of the gates and of the query are one row [da, dq], which the stacked weight [W_hh; V_a]
+// multiplies: gates i, f, g, o of `units` each, then the query; padded with zeros.
 #pragma once
 
 #include "common/cpu/matrix.h"
@@ -43,10 +46,37 @@ struct RelLstmLayout {
   TT_INLINE const S* attention_row(const S* weight, int64_t n) const {
     return n < A ? weight + n * H : nullptr;
   }
-  TT_INLINE const S* stacked_row(const RelLstmInput<S>& in, int64_t n) const {
+  template <typename X>
+  TT_INLINE const S* stacked_row(const RelLstmInput<X>& in, int64_t n) const {
     return n < gates ? gate_row(in.weight_hh, H, n) : attention_row(in.weight_query, n - gates);
   }
 };
+
+// Makes the member's own share of `rows` rows zeros; those of a tile that follow the last are the last
+// member's.
+template <typename Operand>
+void clear_operands(Operand* to, int64_t rows, int64_t ld, const Member& member, int64_t members) {
+  const Share own(rows + Tiling<Operand>::kPadding - 1, member.begin, member.end, members);
+  std::memset(to + own.begin * ld, 0, (own.end - own.begin) * ld * sizeof(Operand));
+}
+
+// Calls f(row, begin, end) for the member's own part of the candidates of rows [0, rows), count(row)
+// each: whole vectors of scores, evenly divided.
+template <typename S, typename Count, typename F>
+TT_INLINE void for_own_candidates(const Member& member, int64_t members, int64_t rows,
+                                  const Count& count, const F& f) {
+  constexpr int64_t L = kLanes<S>;
+  int64_t vectors = 0;
+  for (int64_t row = 0; row < rows; ++row) vectors = most(vectors, divide_up(count(row), L));
+  const Share own(rows * vectors, member.begin, member.end, members);
+  for (int64_t at = own.begin; at < own.end;) {
+    const int64_t row = at / vectors, first = at % vectors;
+    const int64_t last = least(vectors, first + own.end - at);
+    const int64_t begin = first * L, end = least(last * L, count(row));
+    if (begin < end) f(row, begin, end);
+    at += last - first;
+  }
+}
 
 // `count` numbers and zeros up to `columns`.
 template <typename S>
@@ -65,11 +95,6 @@ template <typename S>
 TT_INLINE void prefetch_row(const S* row, int64_t count) {
   constexpr int64_t kLineNumbers = 64 / sizeof(S);
   for (int64_t k = 0; k < count; k += kLineNumbers) __builtin_prefetch(row + k, 0, 2);
-}
-
-template <typename S>
-TT_INLINE void store_row(S* to, const S* from, int64_t count) {
-  for (int64_t k = 0; k < count; k += kLanes<S>) store_part(to + k, load(from + k), count - k);
 }
 
 }  // namespace

@@ -27,14 +27,14 @@ struct Number {
   static constexpr int value = N;
 };
 
-// Calls f(Number<NV>, d, part) for blocks of NV <= 4 vectors of D numbers, so that NV sums stay in
-// registers. The last vector of a block has `part` of them.
+// Calls f(Number<NV>, d, part) for blocks of NV <= 4 vectors of numbers [begin, end), so that NV sums
+// stay in registers. The last vector of a block has `part` of them.
 template <typename S, typename F>
-TT_INLINE void for_blocks(int64_t D, const F& f) {
+TT_INLINE void for_blocks(int64_t begin, int64_t end, const F& f) {
   constexpr int64_t L = kLanes<S>;
-  for (int64_t d = 0; d < D; d += 4 * L) {
-    const int64_t vectors = least(4, divide_up(D - d, L));
-    const int64_t part = least(L, D - d - (vectors - 1) * L);
+  for (int64_t d = begin; d < end; d += 4 * L) {
+    const int64_t vectors = least(4, divide_up(end - d, L));
+    const int64_t part = least(L, end - d - (vectors - 1) * L);
     if (vectors == 4) f(Number<4>{}, d, part);
     if (vectors == 3) f(Number<3>{}, d, part);
     if (vectors == 2) f(Number<2>{}, d, part);
@@ -137,22 +137,24 @@ TT_INLINE void weighted_block(const S* weights, const S* const* rows, int64_t co
   store_part(out + d + (NV - 1) * kLanes<S>, sum[NV - 1] * factor, part);
 }
 
-// out [D] = factor * sum over c of weights[c] rows[c]
+// Numbers [begin, end) of out = factor * sum over c of weights[c] rows[c]
 template <typename S>
-void weighted_sum(const S* weights, const S* const* rows, int64_t count, int64_t D, S factor,
-                  S* out) {
-  for_blocks<S>(D, [&](auto vectors, int64_t d, int64_t part) {
+void weighted_sum(const S* weights, const S* const* rows, int64_t count, int64_t begin, int64_t end,
+                  S factor, S* out) {
+  for_blocks<S>(begin, end, [&](auto vectors, int64_t d, int64_t part) {
     weighted_block<S, decltype(vectors)::value>(weights, rows, count, d, part, factor, out);
   });
 }
 
-// rows[c] += factor * weights[c] x for all c.
+// rows[c] += factor * weights[c] x for all c, in numbers [begin, end).
 template <typename S>
-void add_to_rows(const S* weights, S factor, const S* x, int64_t D, S* const* rows, int64_t count) {
+void add_to_rows(const S* weights, S factor, const S* x, int64_t begin, int64_t end, S* const* rows,
+                 int64_t count) {
+  x += begin;
   for (int64_t c = 0; c < count; ++c) {
     const S weight = weights[c] * factor;
-    S* row = rows[c];
-    for_vectors<S>(D, [&](int64_t d, int64_t part) {
+    S* row = rows[c] + begin;
+    for_vectors<S>(end - begin, [&](int64_t d, int64_t part) {
       store_part(row + d, load_part(row + d, part) + load_part(x + d, part) * weight, part);
     });
   }

@@ -131,7 +131,7 @@ class RelevancyBackwardPass {
       dot_products(go, Dv, values, count, grad);
       softmax_gradient(weights, grad, count);
       watch.lap(kScores);
-      add_to_rows(weights, S(1), go, Dv, grad_values, count);
+      add_to_rows(weights, S(1), go, 0, Dv, grad_values, count);
       watch.lap(kSums);
       score.gradients(q, keys, kept_scores_(worker), count, grad, {dq, grad_keys, grad_w, lost_w});
       watch.lap(kScores);

@@ -100,7 +100,7 @@ class RelevancyForwardPass {
       score.scores(score.query(q, made_query_(worker)), keys, count, scores, nullptr);
       p_.lse[n * s.T + step] = softmax(scores, count).log();
       watch.lap(kScores);
-      weighted_sum(scores, values, count, shape_.Dv, S(1), output + step * shape_.Dv);
+      weighted_sum(scores, values, count, 0, shape_.Dv, S(1), output + step * shape_.Dv);
       watch.lap(kSums);
       screening.advance(step, scores);
     }

@@ -62,8 +62,8 @@ struct ScoreDot : ScoreOfRows<S> {
 
   void gradients(const S* q, const S* const* keys, const S*, int64_t count, const S* grad,
                  const ScoreGradients<S>& into) const {
-    weighted_sum(grad, keys, count, D, scale, into.query);
-    add_to_rows(grad, scale, q, D, into.keys, count);
+    weighted_sum(grad, keys, count, 0, D, scale, into.query);
+    add_to_rows(grad, scale, q, 0, D, into.keys, count);
   }
 };
 
@@ -151,10 +151,16 @@ struct ScoreAdditive {
     });
   }
 
-  // dw, a sum over all queries, is compensated.
   void gradients(const S*, const S* const*, const S* kept, int64_t count, const S* grad,
                  const ScoreGradients<S>& into) const {
-    for_blocks<S>(D, [&](auto vectors, int64_t d, int64_t part) {
+    gradients_of(0, D, kept, count, grad, into);
+  }
+
+  // Columns [begin, end) of the gradients, whole vectors but for the last. dw, a sum over all queries,
+  // is compensated.
+  void gradients_of(int64_t begin, int64_t end, const S* kept, int64_t count, const S* grad,
+                    const ScoreGradients<S>& into) const {
+    for_blocks<S>(begin, end, [&](auto vectors, int64_t d, int64_t part) {
       for_chains(count, [&](int64_t begin, int64_t end) {
         block<decltype(vectors)::value>(kept, begin, end, grad, d, part, into);
       });

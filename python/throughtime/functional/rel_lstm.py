@@ -171,16 +171,17 @@ def rel_lstm(
         top_k=EVERY_KEY if top_k is None else top_k,
         keep_first=retain == "first",
     )
-    if autocast is not None:
-        args = cast(args, autocast)
     request = Request(
         op=_OP,
         hidden_size=weight_hh.size(1),
         device=input.device,
-        dtype=args.input.dtype,
+        dtype=autocast or input.dtype,
         cell=cell,
     )
     runs = chosen(backend, request)
+    if autocast is not None:
+        keeps = weight_ih.dtype == torch.float32 and runs.float32_weights(autocast)
+        args = cast(args, autocast, torch.float32 if keeps else None)
     with without_autocast(input, autocast):
         results: RelLstmResults = runs.run(args)
         return results.output, _next_state(state, args, results)

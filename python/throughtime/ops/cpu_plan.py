@@ -141,22 +141,30 @@ def parts_of(dtype: torch.dtype, sizes: tuple[int, int, int, int, int]) -> int:
 
 
 def rel_lstm(threads: int, work: Work) -> list[str]:
-    """The plan of a RelLSTM, whose teams have one worker each."""
+    """The plans of a RelLSTM, whose members also split the candidates of the attention."""
     kernels = _ext.extension
     if kernels is None:
         return [_unknown(threads)]
-    number = _bytes(work.dtype)
+    parts = int(work.dtype == torch.bfloat16 and multiplies_bfloat16())
+    number = 2 * parts or _bytes(work.dtype)
     sizes = (work.steps, work.batch, work.inputs, work.hidden, work.attention)
     found = kernels.rel_lstm_plan(*sizes, number, threads)
-    forward = 2 * work.hidden * (4 * (work.hidden + work.inputs) + 2 * work.attention)
+    lanes = found["lanes"]
+    units = work.hidden + work.inputs + 0.5 * work.attention
+    passes = {}
+    for name, times in (("forward", 1), ("backward", 2)):
+        part = Partition(**found[name])
+        # The rows of a group take turns in the backward, as many at a time as there are members.
+        turns = -(-max(map(_size, part.rows)) // len(part.blocks)) if times == 2 else 1
+        passes[name] = part, Products(round(times * 8 * lanes * units), 2 * turns + 2)
     return _describe(
         f"RelLSTM, H={work.hidden}, A={work.attention}",
         threads,
         work,
-        {"both passes": (Partition(**found, blocks=[(0, 1)]), Products(forward, 0))},
-        work.hidden,
-        0,
-        4 / number,
+        passes,
+        lanes,
+        parts,
+        1 if parts else 4 / number,
     )
 
 

@@ -36,6 +36,11 @@ def multiplies_bfloat16() -> bool:
     return _ext.extension is not None and _ext.extension.isa() in ("amx", "avx512_bf16")
 
 
+def sums(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which kernels that multiply bfloat16 add its numbers up."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 def in_float32(
     run: Callable[[Arguments], Results], bfloat16: bool = False
 ) -> Callable[[Arguments], Results]:

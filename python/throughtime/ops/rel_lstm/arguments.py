@@ -18,29 +18,41 @@ Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from throughtime.ops.precision import sums
 from throughtime.ops.record import Mask, Real, Whole
 
 
+def dtype_of_sums(args: Any) -> torch.dtype:
+    """The dtype of relevance, and of what is saved."""
+    return sums(args.input.dtype)
+
+
 class RelLstmArguments(NamedTuple):
-    """Arguments; floating point tensors have one dtype."""
+    """Arguments; floating point tensors have one dtype, but for the relevance.
+
+    CPU kernels that multiply bfloat16 take float32 weights too, as autocast has them.
+    """
 
     input: Annotated[Tensor, Real("T, B, I")]
     h_0: Annotated[Tensor, Real("B, H", backward=False)]
     c_0: Annotated[Tensor, Real("B, H")]
     context_0: Annotated[Tensor, Real("B, H", backward=False)]
     memory: Annotated[Tensor | None, Real("P, B, H", backward=False, absent="P = 0")]
-    relevance: Annotated[Tensor | None, Real("P, B", differentiable=False, backward=False)]
-    weight_ih: Annotated[Tensor, Real("4H, I")]  # gate rows i, f, g, o
-    weight_hh: Annotated[Tensor, Real("4H, H")]
-    bias_ih: Annotated[Tensor | None, Real("4H", backward=False)]
-    bias_hh: Annotated[Tensor | None, Real("4H", backward=False)]
-    weight_query: Annotated[Tensor, Real("A, H")]
-    weight_key: Annotated[Tensor, Real("A, H")]
-    weight_score: Annotated[Tensor, Real("A")]
+    relevance: Annotated[
+        Tensor | None, Real("P, B", dtype=dtype_of_sums, differentiable=False, backward=False)
+    ]
+    weight_ih: Annotated[Tensor, Real("4H, I", like="weight_ih")]  # gate rows i, f, g, o
+    weight_hh: Annotated[Tensor, Real("4H, H", like="weight_ih")]
+    bias_ih: Annotated[Tensor | None, Real("4H", backward=False, like="weight_ih")]
+    bias_hh: Annotated[Tensor | None, Real("4H", backward=False, like="weight_ih")]
+    weight_query: Annotated[Tensor, Real("A, H", like="weight_ih")]
+    weight_key: Annotated[Tensor, Real("A, H", like="weight_ih")]
+    weight_score: Annotated[Tensor, Real("A", like="weight_ih")]
     lengths: Annotated[Tensor | None, Whole("B")]
     detach_mask: Annotated[Tensor | None, Mask("T, B")]
     retained: int
@@ -58,4 +70,6 @@ class RelLstmResults(NamedTuple):
     context_n: Annotated[Tensor, Real("B, H", backward=False)]
     last: Annotated[Tensor, Whole("P + T, B")]
     memory_index: Annotated[Tensor, Whole("left, B", backward=False)]
-    memory_relevance: Annotated[Tensor, Real("left, B", differentiable=False, backward=False)]
+    memory_relevance: Annotated[
+        Tensor, Real("left, B", dtype=dtype_of_sums, differentiable=False, backward=False)
+    ]

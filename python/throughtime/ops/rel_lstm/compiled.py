@@ -10,14 +10,16 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
 from throughtime.ops import cpu_plan
 from throughtime.ops.operation import Operation
-from throughtime.ops.precision import in_float32
+from throughtime.ops.precision import in_float32, multiplies_bfloat16
 from throughtime.ops.record import Real, Size, Sizes
 from throughtime.ops.rel_lstm import reference
-from throughtime.ops.rel_lstm.arguments import RelLstmArguments, RelLstmResults
+from throughtime.ops.rel_lstm.arguments import RelLstmArguments, RelLstmResults, dtype_of_sums
 from throughtime.ops.relevancy.arguments import SCREENING
 from throughtime.ops.triton import implementation
 
@@ -45,7 +47,7 @@ def _operation(
         RelLstmArguments,
         RelLstmResults,
         reference.run,
-        saved={"saved": Real("saved", differentiable=False)},
+        saved={"saved": Real("saved", dtype=dtype_of_sums, differentiable=False)},
         needs=("input", "weights"),
         derived={**SCREENING, "saved": saved},
         **options,
@@ -60,8 +62,9 @@ cpu = Backend(
         requirements.dtypes("compiled CPU kernels"),
         requirements.cpu_kernels,
     ),
-    in_float32(_operation(_saved_by_cpu)),
+    in_float32(_operation(_saved_by_cpu), bfloat16=True),
     describe=cpu_plan.rel_lstm,
+    float32_weights=lambda dtype: dtype == torch.bfloat16 and multiplies_bfloat16(),
 )
 
 triton = Backend(
