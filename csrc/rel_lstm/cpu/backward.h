@@ -80,6 +80,7 @@ class RelLstmBackwardPass {
       return scratch_.template reserve<int64_t>(schedule_.teams, most_rows_, count);
     };
     ended_ = positions(screen_.T);
+    next_ = positions(screen_.positions());
     kept_ = positions(screen_.positions());
     slot_of_ = positions(screen_.positions());
     free_ = positions(slots_);
@@ -156,7 +157,7 @@ class RelLstmBackwardPass {
   int64_t count_slots() const {
     int64_t retained = 0;
     for (int64_t row = 0; row < shape_.B; ++row)
-      retained = most(retained, retained_at_end(screen_, in_.length(row),
+      retained = most(retained, retained_at_end(screen_, {in_.length(row)},
                                                 {p_.last + in_.order[row], shape_.B}));
     return screen_.most_in_window() + retained + 1;
   }
@@ -214,8 +215,9 @@ class RelLstmBackwardPass {
     const int64_t first = w.team * most_rows_;
     for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
-      w.replay[row] = Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
+      w.replay[row] = Replay(screen_, {in_.length(at)}, {p_.last + sample, shape_.B},
                              ended_() + (first + row) * screen_.T,
+                             next_() + (first + row) * screen_.positions(),
                              kept_() + (first + row) * screen_.positions());
       w.slots[row] = {slot_of_() + (first + row) * screen_.positions(),
                       free_() + (first + row) * slots_, slots_};
@@ -444,7 +446,7 @@ class RelLstmBackwardPass {
   Span<S> da_, sx_, keys_, dx_, dh_, ds_, direct_, context_, dc_, c_0_;
   Span<S> slot_, weights_, grad_, query_, tanh_, lost_score_;
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
-  Span<int64_t> ended_, kept_, slot_of_, free_;
+  Span<int64_t> ended_, next_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;
   Span<Replay> replay_;
   Span<const S*> keys_of_, hidden_of_;

@@ -34,6 +34,7 @@ class Request(NamedTuple):
     dtype: torch.dtype | None = None
     cell: str = "lstm"
     reset_hx: bool = False
+    screen_every: int = 1
 
 
 class Work(NamedTuple):
