@@ -65,6 +65,7 @@ class Attention:
     lengths: bool = False
     before: int = 0
     keep_first: bool = False
+    screen_every: int = 1
     op: ClassVar = "relevancy"
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> Given:
@@ -73,22 +74,26 @@ class Attention:
         made = {n: random(B, heads, T, d, seed=k) for k, (n, d) in enumerate(sizes.items())}
         if self.additive:
             made["score_weight"] = random(heads, self.D, seed=3)
-        rest: Given = {name: getattr(self, name) for name in ("window_size", "top_k", "keep_first")}
-        rest |= {"retained": 0, "relevance": None, "scale": max(1, self.D) ** -0.5}
+        names = ("window_size", "top_k", "keep_first", "screen_every")
+        rest: Given = {name: getattr(self, name) for name in names}
+        rest |= {"retained": 0, "relevance": None, "seen": None, "scale": max(1, self.D) ** -0.5}
         if self.before:
             steps = self.before
             old = {
                 n: random(B, heads, steps, d, seed=6 - k) for k, (n, d) in enumerate(sizes.items())
             }
-            left = definition("relevancy", made | rest | old | _ends(True, B, steps, 7))["memory"]
+            ends = _ends(True, B, steps, 7)
+            left = definition("relevancy", made | rest | old | ends)["memory"]
             for name in ("key", "value"):
                 made[name] = torch.cat([taken(old[name], left.positions), made[name]], 2)
             rest |= {"relevance": left.relevance.to(dtype), "retained": left.retained}
+            rest["seen"] = ends["lengths"]
         grads = _grads({"output": (B, heads, T, self.Dv)}, dtype, seed=9)
         return as_dtype(made, dtype) | rest | _ends(self.lengths, B, T, 8) | grads
 
     def __str__(self) -> str:
         sizes = f"{self.B}x{self.heads}x{self.T}x{self.D}x{self.Dv}"
+        sizes += f"-m{self.screen_every}" * (self.screen_every > 1)
         return _id(self, sizes, "additive", "lengths", "keep_first")
 
 
@@ -187,6 +192,15 @@ ATTENTION = (
     Attention(2, 1, 30, 5, 5, 1, 3, additive=True, before=3),
     Attention(2, 1, 20, 5, 5, 3, 4, keep_first=True),
     Attention(1, 1, 60, 20, 70, 20, 30),  # more candidates than two vectors
+)
+CHUNKED = (  # not by the Triton kernels
+    Attention(2, 2, 23, 8, 8, 5, 4, screen_every=3),
+    Attention(2, 1, 31, 17, 40, 3, 2, additive=True, screen_every=8),
+    Attention(2, 2, 21, 16, 5, 4, 3, additive=True, lengths=True, before=11, screen_every=4),
+    Attention(3, 2, 40, 5, 5, 1, 3, lengths=True, before=13, screen_every=5),
+    Attention(2, 1, 26, 5, 5, 3, 4, keep_first=True, screen_every=6),
+    Attention(2, 1, 9, 4, 4, 3, 3, before=4, screen_every=100),
+    Attention(1, 1, 150, 20, 70, 20, 30, screen_every=32),
 )
 LAYERS = (
     Layer(1, 1, 1, 1, 1, 1, 0),

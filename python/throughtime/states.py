@@ -17,7 +17,8 @@ class RelevancyCache:
     gives the same result in any number of calls as in one.
 
     There are P = R + V slots. The first R hold the retained set: oldest key first, empty slots
-    last. The other V hold the window without its oldest key: empty slots first, newest key last.
+    last. The other V hold the window without its oldest key, and before it the keys that have left
+    it since the retained set last changed: empty slots first, newest key last.
 
     Attributes:
         key: ``[B, heads, P, D]``, zeros in an empty slot; None before the first call.
@@ -27,8 +28,8 @@ class RelevancyCache:
             slot.
         length: int64 ``[B]``, number of keys seen so far.
         retained: R, slots of the retained set.
-        options: (window_size, top_k, score, scale, retain) of the first call; later calls must
-            have the same.
+        options: (window_size, top_k, screen_every, score, scale, retain) of the first call; later
+            calls must have the same.
 
     Example:
         >>> import torch

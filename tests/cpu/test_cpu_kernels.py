@@ -18,6 +18,7 @@ from cases import Shape, as_dtype, call, options_for, results, tensors
 from closeness import assert_all_close
 from samples import (
     ATTENTION,
+    CHUNKED,
     LAYERS,
     Given,
     Recurrence,
@@ -56,7 +57,7 @@ RECURRENCES += [
     for shape in SHAPES
     for option in ("reset", "all", "all-reverse")
 ]
-every_case = pytest.mark.parametrize("case", [*RECURRENCES, *ATTENTION, *LAYERS], ids=str)
+every_case = pytest.mark.parametrize("case", [*RECURRENCES, *ATTENTION, *CHUNKED, *LAYERS], ids=str)
 
 
 def inputs(case: Sample, dtype: torch.dtype) -> Given:

@@ -14,6 +14,7 @@ from torch import Tensor
 from closeness import assert_all_close
 from samples import Attention, Layer, definition, doubled, operate, run, taken
 from throughtime import _ext
+from throughtime.ops.relevancy.arguments import memory_sizes
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
@@ -40,26 +41,28 @@ print(len(os.listdir("/proc/self/task")))
     assert int(done.stdout.split()[-1]) >= 4
 
 
+@pytest.mark.parametrize("screen_every", [1, 5])
 @pytest.mark.parametrize("additive", [False, True])
-def test_chunks_give_the_bits_of_one_call(additive: bool) -> None:
-    given = Attention(2, 2, 40, 12, 9, 4, 3, additive=additive).inputs(torch.float32)
+def test_chunks_give_the_bits_of_one_call(additive: bool, screen_every: int) -> None:
+    case = Attention(2, 2, 40, 12, 9, 4, 3, additive=additive, screen_every=screen_every)
+    given = case.inputs(torch.float32)
     rows = {name: given[name].detach() for name in ("query", "key", "value")}
     with torch.no_grad():
         whole = operate("relevancy_forward", given)["output"]
         for sizes in ([1] * 40, [7, 1, 2, 30], [39, 1]):
             kept = {name: rows[name][:, :, :0] for name in ("key", "value")}
-            left, at, outputs = {"relevance": None, "retained": 0}, 0, []
+            left, at, outputs = {"relevance": None, "retained": 0, "seen": None}, 0, []
             for steps in sizes:
                 now = {name: x[:, :, at : at + steps] for name, x in rows.items()}
                 now |= {name: torch.cat([x, now[name]], 2) for name, x in kept.items()}
                 found = operate("relevancy_forward", given | now | left)
                 outputs.append(found["output"])
-                retained = left["retained"]
-                leaving = max(0, kept["key"].size(2) - retained + steps - 3)
-                left = {"relevance": found["memory_relevance"]}
-                left["retained"] = min(3, retained + leaving)
-                kept = {name: taken(now[name], found["memory_index"]) for name in kept}
+                prefix, retained = kept["key"].size(2), left["retained"]
+                after = memory_sizes(steps, prefix, retained, 4, 3, screen_every)
                 at += steps
+                left = {"relevance": found["memory_relevance"], "retained": after[0]}
+                left["seen"] = torch.tensor([at, at])
+                kept = {name: taken(now[name], found["memory_index"]) for name in kept}
             assert torch.equal(torch.cat(outputs, 2), whole)
 
 

@@ -9,19 +9,20 @@ using namespace throughtime;
 
 namespace {
 
-// shape: T, P, R, window_size, top_k, length. attention [T, S] is by position; listed [2, T, S] are
+// shape: T, P, R, window_size, top_k, length, screen_every, since_border. attention [T, S] is by position; listed [2, T, S] are
 // the candidates of every step, -1 after them, by Screening and by Replay. Returns retained_at_end.
 template <typename S>
 int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const S* attention,
                int64_t* listed, int64_t* last, int64_t* index, S* relevance) {
-  const ScreeningShape s{shape[0], shape[1], shape[2], shape[3], shape[4]};
+  const ScreeningShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[6]};
   const int64_t length = shape[5], positions = s.positions();
+  const Steps steps{length, shape[7]};
   std::vector<S> scratch(positions), paid(positions);
-  std::vector<int64_t> kept(positions + 1), ended(s.T), kept_again(positions);
+  std::vector<int64_t> kept(positions + 1), ended(s.T), next(positions), kept_again(positions);
   const auto list = [&](const Candidates& candidates, int64_t* to) {
     candidates.each([&](int64_t c, int64_t position) { to[c] = position; });
   };
-  Screening<S> screening(s, length, keep_first != 0, {before, 1}, {last, 1}, scratch.data(),
+  Screening<S> screening(s, steps, keep_first != 0, {before, 1}, {last, 1}, scratch.data(),
                          kept.data());
   for (int64_t step = 0; step < length; ++step) {
     const Candidates& candidates = screening.candidates(step);
@@ -31,15 +32,15 @@ int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const 
     screening.advance(step, paid.data());
   }
   screening.finish({index, 1}, {relevance, 1});
-  Replay replay(s, length, {last, 1}, ended.data(), kept_again.data());
+  Replay replay(s, steps, {last, 1}, ended.data(), next.data(), kept_again.data());
   for (int64_t step = length - 1; step >= 0; --step)
     list(replay.candidates(step), listed + (s.T + step) * positions);
-  return retained_at_end(s, length, {last, 1});
+  return retained_at_end(s, steps, {last, 1});
 }
 
 // Sizes of what is left for the next call: retained, window.
 void sizes_after(const int64_t* shape, int64_t* out) {
-  const ScreeningShape s{shape[0], shape[1], shape[2], shape[3], shape[4]};
+  const ScreeningShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[6]};
   out[0] = s.retained_after();
   out[1] = s.window_after();
 }

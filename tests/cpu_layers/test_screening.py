@@ -21,6 +21,8 @@ class Case(NamedTuple):
     retained: int = 0  # slots of an earlier call, R
     window: int = 0  # and V
     keep_first: bool = False
+    screen_every: int = 1
+    seen: int = 0  # queries of earlier calls
 
 
 MANY = 2**62  # both may be the largest number there is
@@ -43,6 +45,17 @@ CASES = (
     Case(3, 6, 3, 1, 3, 5),
     Case(2, 6, 3, 0, 3, 5),
     Case(0, 6, 3, 0, 3, 5),
+    Case(30, 4, 5, 30, screen_every=3),
+    Case(30, 1, 2, 28, screen_every=7),
+    Case(30, 4, 0, 30, screen_every=4),
+    Case(30, 4, 2, 30, screen_every=8),  # more keys compete than there is room for
+    Case(30, 4, 5, 30, keep_first=True, screen_every=4),
+    Case(20, 4, 3, 17, 3, 5, screen_every=4, seen=38),
+    Case(20, 4, 3, 20, 2, 4, screen_every=3, seen=25),
+    Case(2, 3, 3, 1, 3, 3, screen_every=4, seen=21),  # no border
+    Case(2, 6, 3, 0, 3, 6, screen_every=4, seen=38),
+    Case(9, MANY, MANY, 9, screen_every=MANY),
+    Case(9, 2, MANY, 9, screen_every=MANY),
 )
 
 
@@ -54,8 +67,8 @@ class Found(NamedTuple):
 
 def expected(case: Case, before: Tensor, attention: Tensor) -> Found:
     top_k = min(case.top_k, case.T + len(before))
-    sizes = case.retained, case.T, case.window_size, top_k, case.keep_first
-    screening = Screening(before.unsqueeze(0), *sizes)
+    sizes = case.retained, case.T, case.window_size, top_k, case.keep_first, case.screen_every
+    screening = Screening(before.unsqueeze(0), *sizes, torch.tensor([case.seen]))
     alive, listed = torch.ones(1, dtype=torch.bool), []
     for step in range(case.length):
         positions = screening.candidates(step, alive)
@@ -72,6 +85,7 @@ def expected(case: Case, before: Tensor, attention: Tensor) -> Found:
 def run_layer(layer: Any, case: Case, before: Tensor, attention: Tensor) -> tuple[Found, int]:
     positions = len(before) + case.T
     sizes = case.T, len(before), case.retained, case.window_size, case.top_k, case.length
+    sizes += case.screen_every, case.seen % case.screen_every
     shape, left = torch.tensor(sizes), torch.zeros(2, dtype=torch.int64)
     layer("sizes_after", shape, left)
     index, relevance = left.new_zeros(int(left.sum())), before.new_zeros(int(left.sum()))
@@ -106,9 +120,12 @@ def test_the_reference(layer: Any, case: Case, dtype: torch.dtype) -> None:
         found, retained = run_layer(layer, case, before, attention)
         assert found == wanted
         if case.length > 0:
-            window = max(case.retained, len(before) + case.length - case.window_size)
+            pending = (case.seen + case.length - 1) % case.screen_every
+            window = len(before) + case.length - case.window_size - pending
             assert retained == sum(
-                j < window for j, last in enumerate(wanted.last) if last == case.length - 1
+                j < max(case.retained, window)
+                for j, last in enumerate(wanted.last)
+                if last == case.length - 1
             )
 
 

@@ -110,12 +110,16 @@ def test_shapes_without_numbers_are_checked_too(op: str, name: str) -> None:
         operate(op, given)
 
 
-@pytest.mark.parametrize("op", ["rel_lstm_backward", "relevancy_backward"])
-def test_last_is_taken_as_the_forward_pass_wrote_it_and_not_otherwise(op: str) -> None:
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(
+    "case",
+    [SMALL["rel_lstm"], SMALL["relevancy"], Attention(2, 2, 9, 4, 4, 2, 2, screen_every=3)],
+    ids=str,
+)
+def test_last_is_taken_as_the_forward_pass_wrote_it_and_not_otherwise(case: Sample) -> None:
+    op, generator = f"{case.op}_backward", torch.Generator().manual_seed(0)
     refused = 0
     for lengths in (None, torch.tensor([9, 0])):
-        right = arguments(op, lengths=lengths)
+        right = arguments(op, case, lengths=lengths)
         last = right["last"]
         operate(op, right)
         wrong = [torch.full_like(last, value) for value in (-(2**63), -1, 0, 7, 8, 9, 2**63 - 1)]

@@ -45,6 +45,7 @@ SIZES = {
     "window": (1, 2, 3, 5, 50),
     "top_k": (0, 1, 2, 5, 50),
     "earlier": (0, 1, 2, 4),
+    "every": (1, 2, 5, 50),
     "layers": (1, 2),
 }
 OPTIONS = {
@@ -72,8 +73,9 @@ def _common(s: Sizes, o: Options) -> dict[str, str]:
     retained = min(s["earlier"], s["top_k"]) if o["memory"] else 0
     bias = _if(o["bias"], _random(o, 4 * H))
     mask = f"(torch.rand({T}{'' if o['mask_shared'] else f', {B}'}) < 0.5)"
-    names = ("window_size", "top_k", "num_layers", "input_size", "hidden_size", "attention_size")
-    sizes = ("window", "top_k", "layers", "I", "H", "A")
+    names = ("window_size", "top_k", "num_layers", "input_size", "hidden_size", "attention_size",
+             "screen_every")  # fmt: skip
+    sizes = ("window", "top_k", "layers", "I", "H", "A", "every")
     flags = (
         "reverse", "recompute", "need_input", "need_weights", "need_reset", "keep_first",
         "bidirectional", "batch_first", "return_cells",
@@ -130,6 +132,7 @@ def _attention(s: Sizes, o: Options, prefix: int = 0) -> dict[str, str]:
         "value": _random(o, B, R, T + prefix, s["A"]),
         "score_weight": _if(o["additive"], _random(o, R, D)),
         "relevance": _if(o["memory"], _random(o, B, R, prefix)),
+        "seen": _if(o["memory"], f"torch.randint(0, 10, ({B},))"),
         "scale": "None" if o["additive"] else "0.5",
         "embed_dim": str(D * R), "num_heads": str(R),
     }  # fmt: skip

@@ -130,12 +130,18 @@ def test_ties_and_nan() -> None:
     relevance = torch.full((1, 2, 3), 0.25, device=DEVICE)
     forward = torch.ops.throughtime.relevancy_forward_triton
     output, _, last, index, _ = forward(
-        rows[:, :, 3:], rows, rows, None, None, relevance, 3, 1, 3, 0.5, False
+        rows[:, :, 3:], rows, rows, None, None, relevance, 3, 1, 3, 0.5, False, 1, None
     )
     assert index[0, 0].tolist() == [0, 1, 2], "of equals the earlier keys stay"
     assert last[0, 0].tolist() == [11, 11, 11, *range(12)]
     assert output[0, 0].isfinite().all() and output[0, 1, :5].isfinite().all()
     assert output[0, 1, 5].isnan().all() and (last < 12).all()
+
+
+def test_the_operators_refuse_to_screen_more_rarely() -> None:
+    given = on_device(Attention(1, 1, 4, 2, 2, 2, 2, screen_every=2).inputs())
+    with pytest.raises(RuntimeError, match="screen after every query, got screen_every=2"):
+        run(Attention(1, 1, 4, 2, 2, 2, 2), given, "_triton")
 
 
 def test_nothing_past_the_end_is_read() -> None:

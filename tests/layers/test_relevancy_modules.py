@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import throughtime
 from cases import random
 from closeness import assert_close
-from throughtime import DetachSchedule, RelevancyAttention, RelLSTM, RelState
+from throughtime import DetachSchedule, RelevancyAttention, RelevancyCache, RelLSTM, RelState
 from throughtime.functional import rel_lstm
 
 
@@ -121,12 +121,30 @@ def test_text() -> None:
     )
     text = repr(RelevancyAttention(8, 2, 3, 1, score="additive"))
     assert text.startswith("RelevancyAttention(\n  8, 2, 3, 1, score='additive'")
+    text = repr(RelevancyAttention(8, 2, 3, 1, screen_every=4))
+    assert text.startswith("RelevancyAttention(\n  8, 2, 3, 1, screen_every=4")
+
+
+@pytest.mark.parametrize("screen_every", [1, 4])
+def test_attention_goes_on_from_a_cache(screen_every: int, backend: str) -> None:
+    screen_every = 1 if backend == "triton" else screen_every
+    layer = RelevancyAttention(
+        8, 2, 3, 2, screen_every=screen_every, backend=backend, dtype=torch.float64
+    )
+    x, cache = random(2, 23, 8, seed=0), RelevancyCache()
+    parts = [layer(part, cache=cache) for part in x.split([5, 1, 10, 7], dim=1)]
+    assert_close(torch.cat(parts, 1), layer(x))
+    every_query = RelevancyAttention(8, 2, 3, 2, backend=backend, dtype=torch.float64)
+    every_query.load_state_dict(layer.state_dict())
+    assert torch.equal(every_query(x), layer(x)) == (screen_every == 1)
 
 
 def test_explain_tells_of_both_layers() -> None:
     assert throughtime.explain(RelLSTM(3, 4, cell="tanh")).chosen == "reference"
     table = throughtime.explain(RelevancyAttention(8, 2, 3, 1), backend="cpu")
     assert table.request.op == "relevancy_attention" and table.request.hidden_size == 4
+    chunked = throughtime.explain(RelevancyAttention(8, 2, 3, 1, screen_every=2))
+    assert chunked.request.screen_every == 2 and "screen after every query" in str(chunked)
 
 
 def test_attention_takes_the_weights_of_multihead_attention() -> None:

@@ -111,6 +111,7 @@ class RelLstmBackwardPass {
     sum_key_ = per_group(times(at_.attention, at_.units));
     sum_score_ = scratch_.template reserve<S>(plan_.groups, at_.attention);
     ended_ = per_row(int64_t(), screen_.T);
+    next_ = per_row(int64_t(), screen_.positions());
     kept_ = per_row(int64_t(), screen_.positions());
     slot_of_ = per_row(int64_t(), screen_.positions());
     free_ = per_row(int64_t(), slots_);
@@ -198,7 +199,7 @@ class RelLstmBackwardPass {
   int64_t count_slots() const {
     int64_t retained = 0;
     for (int64_t row = 0; row < shape_.B; ++row)
-      retained = most(retained, retained_at_end(screen_, in_.length(row),
+      retained = most(retained, retained_at_end(screen_, {in_.length(row)},
                                                 {p_.last + in_.order[row], shape_.B}));
     return screen_.most_in_window() + retained + 1;
   }
@@ -283,8 +284,9 @@ class RelLstmBackwardPass {
     for (int64_t row = w.own.begin; row < w.own.end; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
       w.replay[row] =
-          Replay(screen_, in_.length(at), {p_.last + sample, shape_.B},
-                 ended_(team) + row * screen_.T, kept_(team) + row * screen_.positions());
+          Replay(screen_, {in_.length(at)}, {p_.last + sample, shape_.B},
+                 ended_(team) + row * screen_.T, next_(team) + row * screen_.positions(),
+                 kept_(team) + row * screen_.positions());
       w.slots[row] = {slot_of_(team) + row * screen_.positions(), free_(team) + row * slots_,
                       slots_, 0};
       for (int64_t j = 0; j < screen_.positions(); ++j) w.slots[row].of[j] = -1;
@@ -598,7 +600,7 @@ class RelLstmBackwardPass {
   Span<S> scores_, products_, tanh_, lost_score_;
   Span<S> weights_, grad_, query_;               // per worker
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
-  Span<int64_t> ended_, kept_, slot_of_, free_;
+  Span<int64_t> ended_, next_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;
   Span<Replay> replay_;
   Span<const S*> keys_of_, hidden_of_;

@@ -206,7 +206,7 @@ class RelLstmForwardPass {
     for (int64_t row = w.own.begin; row < w.own.end; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
       w.screened[row].screening = Screening<S>(
-          screen_, in_.length(at), p_.keep_first, {p_.relevance + sample, shape_.B},
+          screen_, {in_.length(at)}, p_.keep_first, {p_.relevance + sample, shape_.B},
           {p_.last + sample, shape_.B}, relevance_(w.member.team) + row * screen_.positions(),
           kept_(w.member.team) + row * kept_size());
     }

@@ -104,7 +104,7 @@ class Layer {
     LastCheck check(shape.screening);
     for (int64_t row = 0; row < shape.B; ++row)
       check(data<int64_t>(last) + rows_.order()[row], shape.B,
-            rows_.lengths() ? rows_.lengths()[row] : shape.T());
+            {rows_.lengths() ? rows_.lengths()[row] : shape.T()});
   }
 
   // Of what has T steps, and of all else.

@@ -32,13 +32,14 @@ class RelevancyBackwardPass {
     const ScreeningShape& s = shape_.screening;
     int64_t retained = 0;
     for (int64_t n = 0; n < shape_.sequences(); ++n)
-      retained = most(retained, retained_at_end(s, in_.length(n / shape_.heads),
+      retained = most(retained, retained_at_end(s, in_.steps(n / shape_.heads),
                                                 {p_.last + n * s.positions(), 1}));
     most_ = padded<S>(s.most_in_window() + retained + 1);
     const auto per_worker = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.teams, count);
     };
     ended_ = per_worker(int64_t(), s.T);
+    next_ = per_worker(int64_t(), s.positions());
     kept_ = per_worker(int64_t(), s.positions());
     weights_ = per_worker(S(), most_);
     grad_ = per_worker(S(), most_);
@@ -84,7 +85,9 @@ class RelevancyBackwardPass {
     Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
     const int64_t D = shape_.D, Dv = shape_.Dv;
-    const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
+    const int64_t b = n / shape_.heads, h = n % shape_.heads;
+    const Steps steps = in_.steps(b);
+    const int64_t length = steps.length;
     const S* query = in_.query.sequence(b, h);
     const S* value = in_.value.sequence(b, h);
     const S* grad_output = p_.grad_output.sequence(b, h);
@@ -111,8 +114,8 @@ class RelevancyBackwardPass {
       std::memset(lost_w, 0, D * sizeof(S));
     }
 
-    Replay replay(s, length, {p_.last + n * s.positions(), 1}, ended_() + worker * s.T,
-                  kept_() + worker * s.positions());
+    Replay replay(s, steps, {p_.last + n * s.positions(), 1}, ended_(worker), next_(worker),
+                  kept_(worker));
     for (int64_t step = length - 1; step >= 0; --step) {
       const Candidates& candidates = replay.candidates(step);
       const int64_t count = candidates.count();
@@ -146,7 +149,7 @@ class RelevancyBackwardPass {
   int64_t most_;  // candidates of a query, in whole vectors
   Scratch scratch_;
   Span<S> weights_, grad_, grad_w_, lost_w_, made_keys_, made_query_, kept_scores_;
-  Span<int64_t> ended_, kept_;
+  Span<int64_t> ended_, next_, kept_;
   Span<const S*> keys_, values_;
   Span<S*> grad_keys_, grad_values_;
   Span<Barrier> barriers_;

@@ -17,13 +17,12 @@ class LastCheck {
  public:
   explicit LastCheck(const ScreeningShape& shape) : shape_(shape) {}
 
-  // Raises unless last[0], last[stride], ... [P + T] fits a sequence of `length` queries.
-  void operator()(const int64_t* last, int64_t stride, int64_t length);
+  // Raises unless last[0], last[stride], ... [P + T] fits a sequence.
+  void operator()(const int64_t* last, int64_t stride, Steps steps);
 
  private:
   ScreeningShape shape_;
-  std::vector<int64_t> ended_in_;  // by query: the last sequence, counted from 1, with an end there
-  int64_t sequence_ = 0;
+  std::vector<int64_t> ends_;  // by query: of how many keys it is the last
 };
 
 }  // namespace throughtime

@@ -73,7 +73,9 @@ class RelevancyForwardPass {
     const int64_t worker = member.team;
     Stopwatch& watch = *member.watch;
     const ScreeningShape& s = shape_.screening;
-    const int64_t b = n / shape_.heads, h = n % shape_.heads, length = in_.length(b);
+    const int64_t b = n / shape_.heads, h = n % shape_.heads;
+    const Steps steps = in_.steps(b);
+    const int64_t length = steps.length;
     const S* query = in_.query.sequence(b, h);
     const S* value = in_.value.sequence(b, h);
     const Score score = score_.of_head(h);
@@ -85,7 +87,7 @@ class RelevancyForwardPass {
     const S** values = values_() + worker * most_;
     S* output = p_.output + n * s.T * shape_.Dv;
 
-    Screening<S> screening(s, length, p_.keep_first, {p_.relevance + n * s.P, 1},
+    Screening<S> screening(s, steps, p_.keep_first, {p_.relevance + n * s.P, 1},
                            {p_.last + n * s.positions(), 1}, relevance_() + worker * s.positions(),
                            kept_() + worker * kept_size());
     for (int64_t step = 0; step < length; ++step) {

@@ -21,6 +21,8 @@ struct RelevancyArguments {
   int64_t retained, window_size, top_k;
   double scale;
   bool keep_first;
+  int64_t screen_every;
+  Maybe seen;
 };
 
 struct ForwardCall {
@@ -52,7 +54,7 @@ RelevancyShape checked(const RelevancyArguments& a) {
   TT_CHECK_CALL(P >= 0 && a.retained <= P, "key should have the T = ", T,
                 " keys of query and at least `retained` more, got ", a.key.size(2),
                 " with retained = ", a.retained);
-  const ScreeningShape screening{T, P, a.retained, a.window_size, a.top_k};
+  const ScreeningShape screening{T, P, a.retained, a.window_size, a.top_k, a.screen_every};
   check_memory(screening);
   const RelevancyShape s{a.query.size(0), a.query.size(1), a.query.size(3), a.value.size(3),
                          screening};
@@ -66,6 +68,16 @@ RelevancyShape checked(const RelevancyArguments& a) {
   return s;
 }
 
+// Queries of earlier calls, checked and contiguous.
+OptionalTensor checked_seen(const OptionalTensor& seen, int64_t batch) {
+  check_argument("seen", seen, {batch}, ScalarType::Long);
+  const OptionalTensor contiguous = dense(seen);
+  const int64_t* values = data<int64_t>(contiguous);
+  for (int64_t b = 0; values && b < batch; ++b)
+    TT_CHECK_CALL(values[b] >= 0, "seen should be at least 0, got ", values[b], " for sample ", b);
+  return contiguous;
+}
+
 // The tensors that both passes take, as the kernels want them; all are checked before any is copied.
 class Attention {
  public:
@@ -73,7 +85,8 @@ class Attention {
       : shape(checked(args)),
         dtype(args.query.scalar_type()),
         args_(args),
-        lengths_(checked_lengths(args.lengths, shape.B, shape.T())) {}
+        lengths_(checked_lengths(args.lengths, shape.B, shape.T())),
+        seen_(checked_seen(args.seen, shape.B)) {}
 
   void lay_out() {
     for (Tensor* x : {&args_.query, &args_.key, &args_.value}) *x = with_dense_rows(*x);
@@ -84,8 +97,7 @@ class Attention {
   void check_last(const Tensor& last) const {
     LastCheck check(shape.screening);
     for (int64_t n = 0; n < shape.sequences(); ++n)
-      check(data<int64_t>(last) + n * shape.screening.positions(), 1,
-            lengths_ ? data<int64_t>(lengths_)[n / shape.heads] : shape.T());
+      check(data<int64_t>(last) + n * shape.screening.positions(), 1, steps()(n / shape.heads));
   }
 
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
@@ -102,7 +114,7 @@ class Attention {
             .value = sequences<S>(args_.value),
             .score = args_.score_weight ? ScoreKind::kAdditive : ScoreKind::kDot,
             .score_weight = data<S>(args_.score_weight),
-            .lengths = data<int64_t>(lengths_),
+            .steps = steps(),
             .scale = static_cast<S>(args_.scale)};
   }
 
@@ -110,8 +122,12 @@ class Attention {
   const ScalarType dtype;
 
  private:
+  SampleSteps steps() const {
+    return {shape.T(), shape.screening.screen_every, data<int64_t>(lengths_), data<int64_t>(seen_)};
+  }
+
   RelevancyArguments args_;
-  OptionalTensor lengths_;
+  OptionalTensor lengths_, seen_;
 };
 
 Operator forward_operator("relevancy_forward"), backward_operator("relevancy_backward");

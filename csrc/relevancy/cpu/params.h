@@ -1,7 +1,8 @@
 // Arguments of the relevancy attention kernels: plain structures without torch.
 //
 // Positions are counted on one axis of P + T keys: R slots of the retained set and V slots of the
-// window of an earlier call (P = R + V, a slot may be empty), then the T keys of this call.
+// window of an earlier call, pending keys included (P = R + V, a slot may be empty), then the T keys
+// of this call.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,9 @@ namespace throughtime {
 // The sizes that decide which keys a query attends.
 struct ScreeningShape {
   int64_t T, P, R;
-  int64_t window_size;  // >= 1
-  int64_t top_k;        // >= 0
+  int64_t window_size;       // >= 1
+  int64_t top_k;             // >= 0
+  int64_t screen_every = 1;  // queries from one border to the next, >= 1: see screening.h
 
   TT_INLINE int64_t positions() const { return P + T; }
   // Sizes of the memory for the next call.
@@ -23,10 +25,30 @@ struct ScreeningShape {
     // window_size + top_k would overflow: both may be the largest integer.
     return least(top_k, R + most(0, (P - R) + T - (window_size - 1)));
   }
-  TT_INLINE int64_t window_after() const { return least(window_size - 1, (P - R) + T); }
+  TT_INLINE int64_t window_after() const { return least(most_recent() - 1, (P - R) + T); }
   TT_INLINE int64_t memory_after() const { return retained_after() + window_after(); }
-  TT_INLINE int64_t most_in_window() const { return least(window_size, positions()); }
+  // Keys of the window, and pending ones before it.
+  TT_INLINE int64_t most_recent() const {
+    return least(window_size, kTooMany) + least(screen_every, kTooMany) - 1;
+  }
+  TT_INLINE int64_t most_in_window() const { return least(most_recent(), positions()); }
   TT_INLINE int64_t most_retained() const { return least(top_k, positions()); }
+};
+
+// What one sequence has of them.
+struct Steps {
+  int64_t length;            // queries in this call
+  int64_t since_border = 0;  // queries of earlier calls after the latest border
+};
+
+struct SampleSteps {
+  int64_t T, screen_every;
+  const int64_t* lengths;  // [B] or null
+  const int64_t* seen;     // [B], queries of earlier calls, or null
+
+  TT_INLINE Steps operator()(int64_t b) const {
+    return {lengths ? lengths[b] : T, seen ? seen[b] % screen_every : 0};
+  }
 };
 
 struct RelevancyShape {
@@ -55,11 +77,9 @@ struct RelevancyInput {
   RelevancyShape shape;
   Sequences<S> query, key, value;
   ScoreKind score;
-  const S* score_weight;   // [heads, D], or null for a score without
-  const int64_t* lengths;  // [B] or null
-  S scale;                 // of the dot product
-
-  TT_INLINE int64_t length(int64_t b) const { return lengths ? lengths[b] : shape.T(); }
+  const S* score_weight;  // [heads, D], or null for a score without
+  SampleSteps steps;
+  S scale;  // of the dot product
 };
 
 template <typename S>

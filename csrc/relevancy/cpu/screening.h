@@ -1,12 +1,15 @@
 // Relevancy screening of one sequence: which keys a query attends.
 //
 //   relevance_j += attention that query i pays to j         for j in the window of i
-//   after query i, j = (own position of i) - window_size + 1 leaves the window and competes for
-//   the retained set: the top_k of largest relevance, the earlier key first among equals
+//   after query i, j = (own position of i) - window_size + 1 leaves the window and is pending
+//   after query i, if it is a border, the pending keys compete, one after the other, for the
+//   retained set: the top_k of largest relevance, the earlier key first among equals
+//
+// Every screen_every-th query of a sequence is a border. Pending keys are attended.
 //
 // Consecutive queries attend a key. The backward pass needs only `last`, the last of them: from it
 // `Replay` lists the same candidates, from the last step to the first. Candidates are listed by
-// position: the retained set, then the window.
+// position: the retained set, then pending keys and the window.
 #pragma once
 
 #include <cstring>
@@ -25,7 +28,26 @@ struct Column {
   TT_INLINE N& operator[](int64_t i) const { return at[i * stride]; }
 };
 
-// Positions of the retained set, ascending, and where the window begins.
+// Which queries are borders, and where the keys that lie side by side begin.
+struct Borders {
+  int64_t P, window_size, every, since;
+  int64_t first = 0;  // position of the first of these keys in memory
+
+  TT_INLINE Borders(const ScreeningShape& shape, const Steps& steps)
+      : P(shape.P),
+        window_size(least(shape.window_size, kTooMany)),
+        every(shape.screen_every),
+        since(steps.since_border) {}
+
+  // Whether the pending keys compete after a query.
+  TT_INLINE bool after(int64_t step) const { return (since + step + 1) % every == 0; }
+  // Position of the oldest key that a query attends of the window and the pending keys.
+  TT_INLINE int64_t begin(int64_t step) const {
+    return most(first, P + step + 1 - window_size - (since + step) % every);
+  }
+};
+
+// Positions of the retained set, ascending, and where pending keys and the window begin.
 struct Candidates {
   int64_t* kept;
   int64_t kept_count = 0;
@@ -47,10 +69,11 @@ template <typename S>
 class Screening {
  public:
   // relevance, kept: scratch for shape.positions() numbers and most_retained() + 1 positions.
-  Screening(const ScreeningShape& shape, int64_t length, bool keep_first, Column<const S> before,
+  Screening(const ScreeningShape& shape, Steps steps, bool keep_first, Column<const S> before,
             Column<int64_t> last, S* relevance, int64_t* kept)
       : shape_(shape),
-        length_(length),
+        borders_(shape, steps),
+        length_(steps.length),
         keep_first_(keep_first),
         last_(last),
         relevance_(relevance) {
@@ -61,27 +84,32 @@ class Screening {
     }
     for (int64_t p = 0; p < shape.R; ++p)
       if (!empty(p)) kept[candidates_.kept_count++] = p;
-    first_ = shape.R;  // of the window
-    while (first_ < shape.P && empty(first_)) ++first_;
+    int64_t first = shape.R;
+    while (first < shape.P && empty(first)) ++first;
+    borders_.first = first;
+    borders_.first = borders_.begin(0);
   }
 
   TT_INLINE const Candidates& candidates(int64_t step) {
     candidates_.window_end = shape_.P + step + 1;
-    candidates_.window_begin = most(first_, candidates_.window_end - shape_.window_size);
+    candidates_.window_begin = borders_.begin(step);
     return candidates_;
   }
 
   // attention: of the query to candidates(step), in their order.
   void advance(int64_t step, const S* attention) {
-    Candidates& now = candidates_;
+    const Candidates& now = candidates_;
+    const int64_t leaving = now.window_end - borders_.window_size;  // may be no key
     if (!keep_first_) {
-      S* relevance = relevance_ + now.window_begin;
-      attention += now.kept_count;
-      for (int64_t k = 0; k < now.window_end - now.window_begin; ++k) relevance[k] += attention[k];
+      attention += now.kept_count - now.window_begin;
+      for (int64_t p = most(now.window_begin, leaving); p < now.window_end; ++p)
+        relevance_[p] += attention[p];
     }
-    if (now.window_end - now.window_begin < shape_.window_size) return;
-    const int64_t leaving = compete(now.window_begin);
-    if (leaving >= 0) last_[leaving] = step;
+    if (!borders_.after(step)) return;
+    for (int64_t p = now.window_begin; p <= leaving; ++p) {
+      const int64_t dropped = compete(p);
+      if (dropped >= 0) last_[dropped] = step;
+    }
   }
 
   // After the last step: writes `last` of the keys still attended, and the next call's memory.
@@ -89,6 +117,7 @@ class Screening {
     const Candidates& now = candidates_;
     const int64_t window = shape_.window_after(), retained = shape_.retained_after();
     const int64_t end = shape_.P + length_;
+    const int64_t first = borders_.begin(length_);  // of what the next query attends
     if (length_ > 0) {
       for (int64_t c = 0; c < now.kept_count; ++c) last_[now.kept[c]] = length_ - 1;
       for (int64_t p = now.window_begin; p < end; ++p) last_[p] = length_ - 1;
@@ -97,7 +126,7 @@ class Screening {
       put(slot, slot < now.kept_count ? now.kept[slot] : -1, index, relevance);
     for (int64_t slot = 0; slot < window; ++slot) {
       const int64_t p = end - window + slot;
-      put(retained + slot, p < first_ ? -1 : p, index, relevance);
+      put(retained + slot, p < first ? -1 : p, index, relevance);
     }
   }
 
@@ -134,41 +163,44 @@ class Screening {
   }
 
   ScreeningShape shape_;
+  Borders borders_;
   int64_t length_;
   bool keep_first_;
   Column<int64_t> last_;
   S* relevance_;
   Candidates candidates_;
-  int64_t first_;
 };
 
-// How many keys are retained after the last of `length` steps. Their number never falls.
-TT_INLINE int64_t retained_at_end(const ScreeningShape& shape, int64_t length,
+// How many keys the last query attends as retained ones. Their number never falls.
+TT_INLINE int64_t retained_at_end(const ScreeningShape& shape, Steps steps,
                                   Column<const int64_t> last) {
+  if (steps.length == 0) return 0;
+  const int64_t window_begin = Borders(shape, steps).begin(steps.length - 1);
   int64_t count = 0;
-  for (int64_t p = 0; p < shape.positions(); ++p) {
-    const bool in_window = p >= shape.R && p > shape.P + length - 1 - shape.window_size;
-    count += last[p] == length - 1 && length > 0 && !in_window;
-  }
+  for (int64_t p = 0; p < shape.positions(); ++p)
+    count += last[p] == steps.length - 1 && (p < shape.R || p < window_begin);
   return count;
 }
 
 // Lists the candidates of every step, from the last step to the first.
 class Replay {
  public:
-  // ended: scratch for shape.T positions; kept: for shape.positions().
-  Replay(const ScreeningShape& shape, int64_t length, Column<const int64_t> last, int64_t* ended,
-         int64_t* kept)
-      : shape_(shape), ended_(ended) {
+  // ended: scratch for shape.T positions; kept and next: for shape.positions().
+  Replay(const ScreeningShape& shape, Steps steps, Column<const int64_t> last, int64_t* ended,
+         int64_t* next, int64_t* kept)
+      : borders_(shape, steps), ended_(ended), next_(next) {
+    const int64_t length = steps.length;
     candidates_.kept = kept;
     for (int64_t step = 0; step < length; ++step) ended[step] = -1;
-    first_ = shape.R;
-    while (first_ < shape.P && last[first_] < 0) ++first_;
-    const int64_t window_begin = shape.P + length - shape.window_size;
+    borders_.first = shape.R;
+    while (borders_.first < shape.P && last[borders_.first] < 0) ++borders_.first;
+    if (length == 0) return;
+    const int64_t window_begin = borders_.begin(length - 1);
     for (int64_t p = 0; p < shape.positions(); ++p) {
       if (last[p] < 0 || last[p] >= length) continue;
       if (last[p] < length - 1) {
-        ended[last[p]] = p;  // only the last step is `last` of several keys
+        next[p] = ended[last[p]];
+        ended[last[p]] = p;
       } else if (p < shape.R || p < window_begin) {
         kept[candidates_.kept_count++] = p;
       }
@@ -178,12 +210,12 @@ class Replay {
   // Call it for step = length - 1, ..., 0.
   const Candidates& candidates(int64_t step) {
     Candidates& now = candidates_;
-    now.window_end = shape_.P + step + 1;
-    now.window_begin = most(first_, now.window_end - shape_.window_size);
-    // The key that left the window after this step, the newest retained, is in the window again.
-    if (now.kept_count > 0 && now.kept[now.kept_count - 1] >= now.window_begin) --now.kept_count;
-    const int64_t back = ended_[step];
-    if (back >= 0 && back < now.window_begin) insert(back);
+    now.window_end = borders_.P + step + 1;
+    now.window_begin = borders_.begin(step);
+    // Keys that were retained after this step, the newest of them, are pending again.
+    while (now.kept_count > 0 && now.kept[now.kept_count - 1] >= now.window_begin) --now.kept_count;
+    for (int64_t back = ended_[step]; back >= 0; back = next_[back])
+      if (back < now.window_begin) insert(back);
     return now;
   }
 
@@ -195,10 +227,9 @@ class Replay {
     now.kept[c] = position;
   }
 
-  ScreeningShape shape_;
-  int64_t* ended_;
+  Borders borders_;
+  int64_t *ended_, *next_;  // a list of positions for every step
   Candidates candidates_;
-  int64_t first_;
 };
 
 }  // namespace

@@ -35,6 +35,7 @@ class Request(NamedTuple):
     cell: str = "lstm"
     reset_hx: bool = False
     return_cells: bool = False
+    screen_every: int = 1
 
 
 class Work(NamedTuple):

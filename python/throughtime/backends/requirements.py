@@ -55,6 +55,20 @@ def no_cells(kernels: str) -> Requirement:
     return requirement
 
 
+def screens_every_query(kernels: str) -> Requirement:
+    """The kernels change the retained set after every query."""
+
+    def requirement(request: Request) -> str | None:
+        if request.screen_every != 1:
+            return (
+                f"screen_every={request.screen_every} is not supported by the {kernels}, which "
+                f"screen after every query; {WAY_OUT}"
+            )
+        return None
+
+    return requirement
+
+
 def lstm_cell(request: Request) -> str | None:
     """The kernels know the LSTM's cell only."""
     if request.cell != "lstm":

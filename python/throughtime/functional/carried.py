@@ -65,7 +65,7 @@ def check_state(
     check_devices(input, "hidden", named)
     check_dtypes(op, input, {}, named, autocast)
     slots = state.memory.size(0)
-    _check_screening(op, "hx", "states", state, slots, input, sizes, _NEW_STATE)
+    _check_screening(op, "hx", "states", state, slots, input, (*sizes, 1), _NEW_STATE)
 
 
 def check_cache(
@@ -73,7 +73,7 @@ def check_cache(
     cache: RelevancyCache,
     key: Tensor,
     value: Tensor,
-    sizes: tuple[int, int],
+    sizes: tuple[int, int, int],
     others: tuple[object, ...],
 ) -> None:
     """Check that a cache continues what this call goes on with; remember the options.
@@ -83,7 +83,7 @@ def check_cache(
         cache: what was given.
         key: the call's own.
         value: the call's own.
-        sizes: window_size and top_k.
+        sizes: window_size, top_k and screen_every.
         others: score, scale and retain.
 
     Raises:
@@ -103,7 +103,7 @@ def check_cache(
     for name in names:
         _check_tensor(op, f"cache.{name}", getattr(cache, name))
     if cache.options != options:
-        listed = "(window_size, top_k, score, scale, retain)"
+        listed = "(window_size, top_k, screen_every, score, scale, retain)"
         raise ValueError(
             f"{op}: cache was begun with {listed} = {cache.options}, got {options}; "
             f"go on with the same, or {_NEW_CACHE}"
@@ -140,7 +140,7 @@ def _check_screening(
     held: RelState | RelevancyCache,
     slots: int,
     input: Tensor,
-    sizes: tuple[int, int | None],
+    sizes: tuple[int, int | None, int],
     way_out: str,
 ) -> None:
     """Check relevance, position, length and retained of ``slots`` slots but for their shapes."""
@@ -170,13 +170,14 @@ def _check_screening(
             f"{op}: {owner}.retained should be an int from 0 to its {slots} slots, got "
             f"{retained!r}; {way_out}"
         )
-    window_size, top_k = sizes
-    window = slots - retained
-    if window > window_size - 1 or (top_k is not None and retained > top_k):
+    window_size, top_k, screen_every = sizes
+    window, most = slots - retained, window_size + screen_every - 2
+    if window > most or (top_k is not None and retained > top_k):
+        others = "window_size - 1" if screen_every == 1 else "window_size + screen_every - 2"
         raise ValueError(
             f"{op}: {owner} holds {retained} retained {kind} and {window} of the window, more "
-            f"than top_k = {top_k} and window_size - 1 = {window_size - 1} allow; go on with the "
-            f"sizes of the call that made it, or {way_out}"
+            f"than top_k = {top_k} and {others} = {most} allow; go on with the sizes of the call "
+            f"that made it, or {way_out}"
         )
 
 

@@ -45,6 +45,7 @@ def relevancy_attention(
     lengths: Tensor | None = None,
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
+    screen_every: int = 1,
     return_retained: Literal[False] = False,
     backend: BackendName = "auto",
 ) -> Tensor: ...
@@ -64,6 +65,7 @@ def relevancy_attention(
     lengths: Tensor | None = None,
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
+    screen_every: int = 1,
     return_retained: Literal[True],
     backend: BackendName = "auto",
 ) -> tuple[Tensor, Tensor]: ...
@@ -83,6 +85,7 @@ def relevancy_attention(
     lengths: Tensor | None = None,
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
+    screen_every: int = 1,
     return_retained: bool,
     backend: BackendName = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]: ...
@@ -101,6 +104,7 @@ def relevancy_attention(
     lengths: Tensor | None = None,
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
+    screen_every: int = 1,
     return_retained: bool = False,
     backend: BackendName = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -110,6 +114,10 @@ def relevancy_attention(
     relevance is the attention that it receives while it is in the window. A key that leaves the
     window joins the retained set, replaces its least relevant member, or is dropped for good; of
     two equally relevant keys the earlier stays. Time is O(T (window_size + top_k)), memory O(T).
+
+    With ``screen_every=m`` the retained set changes only after every m-th query of the sequence. A
+    key that leaves the window in between is attended until then, with its relevance as it was, and
+    then competes. So a query attends at most ``window_size + top_k + m - 1`` keys.
 
     The selection of keys has no gradient; everything else has. ``window_size >= T`` is full causal
     attention, ``top_k=0`` a sliding window.
@@ -127,14 +135,16 @@ def relevancy_attention(
             output is zero.
         cache: state of earlier calls on the same sequences; this call updates it.
         retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
+        screen_every: queries from one change of the retained set to the next, >= 1; 1 is the paper,
+            and all that backend ``"triton"`` knows.
         return_retained: True also returns which keys were retained.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
         The output ``[B, heads, T, Dv]``. With ``return_retained`` also ``last``, int64
         ``[B, heads, T]``, which holds the last query that attends each key, and -1 past the length.
-        Key j is in the retained set of query i if ``j + window_size <= i <= last[j]``;
-        :func:`retained_positions` lists these sets.
+        Key j is attended from outside the window of query i if ``j + window_size <= i <= last[j]``;
+        :func:`retained_positions` lists the retained sets.
 
     Raises:
         RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
@@ -154,6 +164,7 @@ def relevancy_attention(
     """
     check_size(_OP, "window_size", window_size, least=1)
     check_size(_OP, "top_k", top_k, least=0)
+    check_size(_OP, "screen_every", screen_every, least=1)
     check_choice(_OP, "score", score, ("dot", "additive"))
     check_choice(_OP, "retain", retain, ("relevant", "first"))
     check_flag(f"{_OP}: return_retained", return_retained)
@@ -186,17 +197,27 @@ def relevancy_attention(
         top_k=top_k,
         scale=float(scale),
         keep_first=retain == "first",
+        screen_every=screen_every,
+        seen=None,
     )
     if cache is not None:
-        check_cache(_OP, cache, key, value, (window_size, top_k), (score, args.scale, retain))
+        sizes = (window_size, top_k, screen_every)
+        check_cache(_OP, cache, key, value, sizes, (score, args.scale, retain))
         if cache.key is not None and cache.value is not None:
             args = args._replace(
                 key=torch.cat([cache.key, key], 2),
                 value=torch.cat([cache.value, value], 2),
                 relevance=cache.relevance,
                 retained=cache.retained,
+                seen=cache.length if screen_every > 1 else None,
             )
-    request = Request(op=_OP, hidden_size=size, device=query.device, dtype=query.dtype)
+    request = Request(
+        op=_OP,
+        hidden_size=size,
+        device=query.device,
+        dtype=query.dtype,
+        screen_every=screen_every,
+    )
     runs = chosen(backend, request)
     with without_autocast(query, dtype):
         results: RelevancyResults = runs.run(args)
@@ -208,7 +229,7 @@ def relevancy_attention(
     return results.output, last[..., -length:] if length else last[..., :0]
 
 
-def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
+def retained_positions(last: Tensor, window_size: int, top_k: int, screen_every: int = 1) -> Tensor:
     """List the retained set of every query.
 
     Args:
@@ -216,6 +237,7 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
             a call without a cache.
         window_size: as in that call.
         top_k: as in that call.
+        screen_every: as in that call.
 
     Returns:
         int64 ``[..., T, min(top_k, T)]``: ascending positions, -1 behind them where empty.
@@ -236,6 +258,7 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
         raise ValueError("retained_positions: last should have shape [..., T], got []")
     check_size("retained_positions", "window_size", window_size, least=1)
     check_size("retained_positions", "top_k", top_k, least=0)
+    check_size("retained_positions", "screen_every", screen_every, least=1)
     length = last.size(-1)
     rows = last.reshape(math.prod(last.shape[:-1]), length)
     if rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < length:
@@ -244,13 +267,17 @@ def retained_positions(last: Tensor, window_size: int, top_k: int) -> Tensor:
             f"values from {int(rows.min())} to {int(rows.max())}"
         )
     key = torch.arange(length, device=last.device).expand_as(rows)
-    # Key j is retained for the queries j + window_size .. last[j]: one entry for each of them.
-    count = (rows - key - window_size + 1).clamp(min=0).flatten()
+    # Key j is retained from the first border after query j + window_size - 1 to last[j]: one entry
+    # for each of these queries. No sum of sizes overflows.
+    window = min(window_size, length)
+    every = min(screen_every, max(1, length + window))
+    since = (key + window + every - 1) // every * every
+    count = (rows - since + 1).clamp(min=0).flatten()
     begin = count.cumsum(0) - count
     entry = torch.arange(int(count.sum()), device=last.device) - begin.repeat_interleave(count)
     source = torch.arange(rows.numel(), device=last.device).repeat_interleave(count)
     position = source % max(1, length)
-    query = source + window_size + entry  # row * T + i, as source is row * T + j
+    query = source - position + since.flatten()[source] + entry  # row * T + i
     order = (query * max(1, length) + position).argsort()
     position, query = position[order], query[order]
     per_query = torch.bincount(query, minlength=rows.numel())
@@ -287,8 +314,8 @@ def _update(
     cache.value = _take(cache.value, value, index)
     cache.position = position.gather(2, index.clamp(min=0)).masked_fill(empty, -1)
     cache.relevance = results.memory_relevance
-    window = min(args.window_size - 1, args.key.size(2) - args.retained)
-    cache.retained = index.size(-1) - window
+    later = args.key.size(2) - args.retained
+    cache.retained = index.size(-1) - min(args.window_size + args.screen_every - 2, later)
     cache.length = seen + (length if args.lengths is None else args.lengths)
 
 

@@ -36,6 +36,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         dtype: floating point type of the parameters.
         score: ``"dot"``, or ``"additive"``, which adds the parameter ``score_weight [heads, D]``.
         retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
+        screen_every: queries from one change of the retained set to the next, >= 1.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Raises:
@@ -64,6 +65,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         *,
         score: Score = "dot",
         retain: Retain = "relevant",
+        screen_every: int = 1,
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
@@ -72,6 +74,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
             check_size(name, argument, value, least=1)
         check_size(name, "window_size", window_size, least=1)
         check_size(name, "top_k", top_k, least=0)
+        check_size(name, "screen_every", screen_every, least=1)
         for argument, flag in (("bias", bias), ("batch_first", batch_first)):
             check_flag(f"{name}: {argument}", flag)
         if embed_dim % num_heads:
@@ -82,7 +85,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         check_choice(name, "score", score, ("dot", "additive"))
         check_choice(name, "retain", retain, ("relevant", "first"))
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
-        self.window_size, self.top_k = window_size, top_k
+        self.window_size, self.top_k, self.screen_every = window_size, top_k, screen_every
         self.batch_first, self.score, self.retain = batch_first, score, retain
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -99,7 +102,11 @@ class RelevancyAttention(BackendChoice, nn.Module):
     def backend_request(self) -> Request:
         weight = self.in_proj_weight
         return Request(
-            "relevancy_attention", self.head_dim, device=weight.device, dtype=weight.dtype
+            "relevancy_attention",
+            self.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
+            screen_every=self.screen_every,
         )
 
     def reset_parameters(self) -> None:
@@ -171,6 +178,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
             lengths=lengths,
             cache=cache,
             retain=self.retain,
+            screen_every=self.screen_every,
             backend=self.backend,
         )
         output = F.linear(
@@ -187,4 +195,5 @@ class RelevancyAttention(BackendChoice, nn.Module):
         text += "" if self.batch_first else ", batch_first=False"
         text += "" if self.score == "dot" else f", score={self.score!r}"
         text += "" if self.retain == "relevant" else f", retain={self.retain!r}"
+        text += "" if self.screen_every == 1 else f", screen_every={self.screen_every}"
         return text + ("" if self.backend == "auto" else f", backend={self.backend!r}")

@@ -66,6 +66,8 @@ def relevancy_attention(
     top_k: int,
     scale: float,
     keep_first: bool = False,
+    screen_every: int = 1,
+    seen: Tensor | None = None,
 ) -> RelevancyResult:
     """Attend step by step, in plain PyTorch.
 
@@ -86,6 +88,8 @@ def relevancy_attention(
         top_k: >= 0.
         scale: factor of the dot product.
         keep_first: retain the first ``top_k`` keys, whatever their relevance.
+        screen_every: queries from one change of the retained set to the next, >= 1.
+        seen: int64 ``[B]``, queries of earlier calls; None for none.
 
     Returns:
         A named tuple of ``output [B, heads, T, Dv]``; ``last``, int64 ``[B, heads, S]``, the last
@@ -116,7 +120,14 @@ def relevancy_attention(
     query = torch.where(alive.view(batch, heads, length, 1), query, 0.0)  # padding may be NaN
     q, k, v = (x.reshape(rows, *x.shape[2:]) for x in (query, key, value))
     screening = Screening(
-        relevance.reshape(rows, relevance.size(2)), retained, length, window_size, top_k, keep_first
+        relevance.reshape(rows, relevance.size(2)),
+        retained,
+        length,
+        window_size,
+        top_k,
+        keep_first,
+        screen_every,
+        None if seen is None else seen.repeat_interleave(heads),
     )
 
     chosen = []

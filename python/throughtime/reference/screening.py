@@ -6,6 +6,10 @@ by ``window_size`` queries, its own the first; meanwhile its relevance, the atte
 adds up. When it leaves the window its relevance is frozen and it competes for the retained set, the
 ``top_k`` most relevant of all keys that have left the window, the earlier key first among equals.
 
+Keys compete at borders only: after every ``screen_every``-th query, counted from the first one of
+the sequence. Until then a key that has left the window is pending, and still attended. The paper
+has a border after every query.
+
 Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
 """
 
@@ -22,8 +26,9 @@ class Memory(NamedTuple):
 
     Attributes:
         positions: int64 ``[N, R + V]``, on this call's axis, -1 where a slot is empty: the
-            retained set, oldest first, its empty slots last, then the window, whose last slot holds
-            the newest key, its empty slots first. Every backend lists them so.
+            retained set, oldest first, its empty slots last, then the pending keys and the window,
+            whose last slot holds the newest key, its empty slots first. Every backend lists them
+            so.
         relevance: ``[N, R + V]``, negative where a slot is empty.
         retained: R.
     """
@@ -43,6 +48,8 @@ class Screening:
         window_size: queries that attend a key before it leaves the window, >= 1.
         top_k: size of the retained set; None keeps every key.
         keep_first: relevance stays zero, so that the first ``top_k`` keys are retained.
+        screen_every: queries from one border to the next, >= 1.
+        seen: int64 ``[N]``, queries of earlier calls; None for none.
     """
 
     def __init__(
@@ -53,22 +60,35 @@ class Screening:
         window_size: int,
         top_k: int | None,
         keep_first: bool = False,
+        screen_every: int = 1,
+        seen: Tensor | None = None,
     ) -> None:
         device = relevance.device
         prefix = relevance.size(1)
         self.window_size, self.top_k, self.keep_first = window_size, top_k, keep_first
         self.retained, self.prefix = retained, prefix
+        begun = torch.zeros(len(relevance), dtype=torch.int64, device=device)
+        self.screen_every, self.seen = screen_every, begun if seen is None else seen
         self.relevance = torch.cat([relevance, relevance.new_zeros(len(relevance), length)], 1)
         self.last = torch.full_like(self.relevance, -1, dtype=torch.int64)
         slots = torch.arange(retained, device=device).expand(len(relevance), retained)
         self.kept = torch.where(relevance[:, :retained] < 0, -1, slots)  # [N, <= top_k]
 
+    def since_border(self, step: int | Tensor) -> Tensor:
+        """How many queries before ``step`` come after the latest border, int64 ``[N]``."""
+        return (self.seen + step) % self.screen_every
+
     def window(self, step: int) -> Tensor:
-        """Positions int64 ``[N, <= window_size]`` in the window of query ``step``, -1 if empty."""
+        """Positions int64 ``[N, C]``: pending keys and the window of query ``step``, -1 if empty.
+
+        C is at most ``window_size + screen_every - 1``.
+        """
         end = self.prefix + step + 1
-        begin = max(self.retained, end - self.window_size)
+        begin = max(self.retained, end - self.window_size - (self.screen_every - 1))
         positions = torch.arange(begin, end, device=self.kept.device)
-        return torch.where(self.relevance[:, begin:end] < 0, -1, positions)
+        first = end - self.window_size - self.since_border(step).unsqueeze(1)
+        empty = (self.relevance[:, begin:end] < 0) | (positions < first)
+        return torch.where(empty, -1, positions)
 
     def candidates(self, step: int, alive: Tensor) -> Tensor:
         """Positions int64 ``[N, C]`` that query ``step`` attends, -1 where none.
@@ -82,8 +102,8 @@ class Screening:
         """Take the attention ``[N, C]`` paid to ``candidates(step, alive)``.
 
         Returns:
-            None while no key leaves the window, otherwise int64 ``[N, M]``: which of the slots
-            ``[retained set, oldest of the window]`` make the next retained set.
+            None while no key has left the window, otherwise int64 ``[N, M]``: which of the slots
+            ``[retained set, pending keys, oldest of the window]`` make the next retained set.
         """
         kept_before = self.kept
         positions = self.candidates(step, alive)
@@ -93,39 +113,40 @@ class Screening:
         )
         if not self.keep_first:
             received = torch.where(valid, attention, 0.0)
-            received[:, : kept_before.size(1)] = 0.0  # frozen
+            frozen = max(0, positions.size(1) - self.window_size)  # retained or pending
+            received[:, : max(frozen, kept_before.size(1))] = 0.0
             self.relevance.scatter_add_(1, positions.clamp(min=0), received)
         leaving = self.prefix + step - self.window_size + 1
         if leaving < self.retained:
             return None
-        newcomer = torch.where(alive & (self.relevance[:, leaving] >= 0), leaving, -1)
-        competing = torch.cat([kept_before, newcomer.unsqueeze(1)], 1)
+        begin = max(self.retained, leaving - (self.screen_every - 1))
+        newcomers = torch.arange(begin, leaving + 1, device=valid.device)
+        compete = alive & (self.since_border(step + 1) == 0)
+        compete = compete.unsqueeze(1) & (self.relevance[:, begin : leaving + 1] >= 0)
+        competing = torch.cat([kept_before, torch.where(compete, newcomers, -1)], 1)
         order = torch.arange(competing.size(1), device=valid.device).expand_as(competing)
         if self.top_k is not None and competing.size(1) > self.top_k:
-            order = self._without_least(competing, order)
+            relevance = self.relevance.gather(1, competing.clamp(min=0))
+            relevance = torch.where(competing < 0, -1.0, relevance)
+            # The earlier of equals, and a set as it was where nothing competes.
+            order = relevance.argsort(dim=1, descending=True, stable=True)
+            order = order[:, : self.top_k].sort(1).values
         self.kept = competing.gather(1, order)
         return order
-
-    def _without_least(self, competing: Tensor, order: Tensor) -> Tensor:
-        """``order`` without the least relevant, of equals the newest; empty slots go first."""
-        relevance = self.relevance.gather(1, competing.clamp(min=0))
-        relevance = torch.where(competing < 0, -1.0, relevance)
-        is_least = relevance <= relevance.min(1, keepdim=True).values
-        least = torch.where(is_least, order, 0).amax(1, keepdim=True)
-        # A newcomer that is empty for a sequence (it has ended) leaves its set as it was.
-        absent = competing[:, -1:] < 0
-        least = torch.where(absent, order[:, -1:], least)
-        return order[:, :-1] + (order[:, :-1] >= least)
 
     def memory(self, lengths: Tensor) -> Memory:
         """What is left after ``lengths`` int64 ``[N]`` queries of each sequence."""
         total = self.relevance.size(1)
-        size = min(self.window_size - 1, total - self.retained)
+        later = total - self.retained
+        size = min(self.window_size - 1 + self.screen_every - 1, later)
         offsets = torch.arange(-size, 0, device=lengths.device)
-        window = self.prefix + lengths.unsqueeze(1) + offsets
-        window = torch.where(window < self.retained, -1, window)
+        end = self.prefix + lengths.unsqueeze(1)
+        first = end - (self.window_size - 1) - self.since_border(lengths).unsqueeze(1)
+        window = end + offsets
+        window = torch.where((window < self.retained) | (window < first), -1, window)
         retained = torch.where(self.kept < 0, total, self.kept).sort(1).values
+        retained = retained[:, : self.retained + max(0, later - (self.window_size - 1))]
         index = torch.cat([torch.where(retained == total, -1, retained), window], 1)
         relevance = self.relevance.gather(1, index.clamp(min=0))
         index = torch.where(relevance < 0, -1, index)
-        return Memory(index, torch.where(index < 0, -1.0, relevance), self.kept.size(1))
+        return Memory(index, torch.where(index < 0, -1.0, relevance), retained.size(1))

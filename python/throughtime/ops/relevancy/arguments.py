@@ -6,7 +6,7 @@ alone: for every key the last query that attends it.
 
 Positions of keys: P slots of an earlier call, ``retained`` of them its retained set, then the T
 keys of this call. ``memory_index`` and ``memory_relevance`` are what the next call needs: the
-retained set, then the window; -1 where a slot is empty.
+retained set, then pending keys and the window; -1 where a slot is empty.
 
 B samples, N heads, D features of a key, V of a value.
 
@@ -37,6 +37,8 @@ class RelevancyArguments(NamedTuple):
     top_k: int
     scale: float
     keep_first: bool  # retain the first keys, whatever their relevance
+    screen_every: int  # queries from one change of the retained set to the next
+    seen: Annotated[Tensor | None, Whole("B")]  # queries of earlier calls; None: none
 
 
 class RelevancyResults(NamedTuple):
@@ -50,9 +52,14 @@ class RelevancyResults(NamedTuple):
 
 
 def memory_sizes(
-    length: Size, prefix: Size, retained: Size, window_size: Size, top_k: Size
+    length: Size,
+    prefix: Size,
+    retained: Size,
+    window_size: Size,
+    top_k: Size,
+    screen_every: Size = 1,
 ) -> tuple[Size, Size]:
-    """Slots of the retained set and of the window after a call.
+    """Slots of the retained set, and of the window with pending keys, after a call.
 
     Args:
         length: queries of the call, T.
@@ -60,6 +67,7 @@ def memory_sizes(
         retained: how many of them are its retained set, R.
         window_size: >= 1.
         top_k: >= 0.
+        screen_every: >= 1.
 
     Example:
         >>> memory_sizes(length=20, prefix=0, retained=0, window_size=5, top_k=3)
@@ -70,14 +78,15 @@ def memory_sizes(
     # Not min and max: the sizes may be symbolic.
     leaving = torch.sym_max(0, leaving)  # type: ignore[no-untyped-call]
     after = torch.sym_min(top_k, retained + leaving)  # type: ignore[no-untyped-call]
-    return after, torch.sym_min(window_size - 1, window)  # type: ignore[no-untyped-call]
+    most = window_size + screen_every - 2
+    return after, torch.sym_min(most, window)  # type: ignore[no-untyped-call]
 
 
-def _left(sizes: Sizes, args: Any) -> Size:
+def left(sizes: Sizes, args: Any, screen_every: Size = 1) -> Size:
     """Slots that a call leaves for the next one."""
-    options = (args.retained, args.window_size, args.top_k)
+    options = (args.retained, args.window_size, args.top_k, screen_every)
     retained, window = memory_sizes(sizes["T"], sizes["P"], *options)
     return retained + window
 
 
-SCREENING: Derived = {"left": _left}
+SCREENING: Derived = {"left": left}

@@ -6,14 +6,17 @@ Implementations: ``csrc/relevancy/cpu``, and under names that end in ``_triton``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
 from throughtime.ops.operation import Operation
 from throughtime.ops.precision import in_float32
 from throughtime.ops.relevancy import reference
-from throughtime.ops.relevancy.arguments import SCREENING, RelevancyArguments, RelevancyResults
+from throughtime.ops.relevancy.arguments import RelevancyArguments, RelevancyResults, left
 from throughtime.ops.triton import implementation
 
 
@@ -24,9 +27,24 @@ def _operation(**options: Any) -> Operation[RelevancyArguments, RelevancyResults
         RelevancyArguments,
         RelevancyResults,
         reference.run,
-        derived=SCREENING,
+        derived={"left": lambda sizes, args: left(sizes, args, args.screen_every)},
         **options,
     )
+
+
+def _every_query(name: str) -> Callable[[Any], tuple[Tensor, ...]]:
+    """A pass of the Triton kernels, which a call of the operator may ask for what they lack."""
+    run = implementation("relevancy", name)
+
+    def checked(call: Any) -> tuple[Tensor, ...]:
+        if call.screen_every != 1:
+            raise RuntimeError(
+                "throughtime: the Triton kernels of relevancy attention screen after every query, "
+                f"got screen_every={call.screen_every}; use backend='reference'"
+            )
+        return run(call)
+
+    return checked
 
 
 cpu = Backend(
@@ -41,12 +59,16 @@ cpu = Backend(
 
 triton = Backend(
     "triton",
-    (requirements.dtypes("Triton kernels"), requirements.triton),
+    (
+        requirements.dtypes("Triton kernels"),
+        requirements.screens_every_query("Triton kernels"),
+        requirements.triton,
+    ),
     in_float32(
         _operation(
             suffix="_triton",
-            forward=implementation("relevancy", "forward"),
-            backward=implementation("relevancy", "backward"),
+            forward=_every_query("forward"),
+            backward=_every_query("backward"),
         )
     ),
 )
