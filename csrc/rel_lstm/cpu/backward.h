@@ -283,10 +283,9 @@ class RelLstmBackwardPass {
     const int64_t team = w.member.team, members = schedule_.members;
     for (int64_t row = w.own.begin; row < w.own.end; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
-      w.replay[row] =
-          Replay(screen_, {in_.length(at)}, {p_.last + sample, shape_.B},
-                 ended_(team) + row * screen_.T, next_(team) + row * screen_.positions(),
-                 kept_(team) + row * screen_.positions());
+      w.replay[row] = Replay(
+          screen_, {in_.length(at)}, {p_.last + sample, shape_.B}, ended_(team) + row * screen_.T,
+          next_(team) + row * screen_.positions(), kept_(team) + row * screen_.positions());
       w.slots[row] = {slot_of_(team) + row * screen_.positions(), free_(team) + row * slots_,
                       slots_, 0};
       for (int64_t j = 0; j < screen_.positions(); ++j) w.slots[row].of[j] = -1;
