@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,9 +13,10 @@ from pathlib import Path
 from bench import arguments, plots
 from bench.arguments import INTERRUPTED
 from bench.train import transfer
-from bench.train.config import RECALL, TASKS, add_options, from_arguments
+from bench.train.config import RECALL, TASKS, Config, add_options, from_arguments
 from bench.train.folder import RunFolder, WriteError
 from bench.train.model import LAYERS
+from bench.train.ranks import Ranks, joined
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
 
 PRESET_TRANSFER = (500, 5000)
@@ -41,15 +44,23 @@ def run(args: argparse.Namespace) -> int:
     delays = getattr(args, "transfer", None) or preset
     config.check_memory(delays)
     path = args.out or config.folder
+    with joined(config.device) as ranks, _speaking(ranks):
+        return _run(args, config, path, delays, ranks)
+
+
+def _run(
+    args: argparse.Namespace, config: Config, path: Path, delays: Sequence[int], ranks: Ranks
+) -> int:
+    processes = f" in each of {ranks.world} processes" if ranks.world > 1 else ""
     print(
         f"{config.task}: {LAYERS[config.layer].label}, H {config.hidden}, batch {config.batch}, "
         f"lr {config.lr:g}, p {config.p:g}, {config.epochs} epochs, seed {config.seed}, "
-        f"{config.threads} threads -> {path}"
+        f"{config.threads} threads{processes} -> {path}"
     )
     if config.layer == "torch" and not hasattr(args, "p"):
         print("nn.LSTM has no h-detach: training with p = 0")
-    trainer = Trainer(config, bar=True)
-    with RunFolder(path) as folder:
+    trainer = Trainer(config, bar=ranks.rank == 0, ranks=ranks)
+    with RunFolder(path, writes=ranks.rank == 0) as folder:
         if args.resume and folder.checkpoint.exists():
             folder.resume(trainer)
             print(f"continuing after epoch {len(trainer.history)}", flush=True)
@@ -76,6 +87,13 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 1 if failed else INTERRUPTED
+
+
+def _speaking(ranks: Ranks) -> contextlib.AbstractContextManager[object]:
+    """The first process alone prints."""
+    if ranks.rank == 0:
+        return contextlib.nullcontext()
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _train(trainer: Trainer, folder: RunFolder) -> None:

@@ -72,7 +72,7 @@ class Config:
     file: str | None = _option(None, "text in UTF-8", str, "FILE", tasks=("text",))
     dataset: str = _option("JapaneseVowels", "name in the archive", str, "NAME", tasks=("series",))
     hidden: int = _option(128, "units", arguments.positive, "H")
-    batch: int = _option(50, "sequences per update", arguments.positive, "B")
+    batch: int = _option(50, "sequences per update, of all processes", arguments.positive, "B")
     lr: float = _option(2e-3, "learning rate", arguments.above_zero, "X")
     optimizer: str = _option("adam", "of the weights", metavar=None, choices=tuple(OPTIMIZERS))
     clip: float = _option(
@@ -133,14 +133,16 @@ class Config:
         """Makes sure that this run may continue the one with the stored options.
 
         More epochs than before are fine unless p is annealed: then the number of epochs decides
-        when p becomes 0.
+        when p becomes 0. Other threads compute the same.
         """
         before = stored.get("epochs")
         longer = self.anneal == 0 and isinstance(before, int) and self.epochs > before
         differing = [
             f"{flag(name)} is {value!r}, was {stored.get(name, 'absent')!r}"
             for name, value in asdict(self).items()
-            if stored.get(name, "absent") != value and not (name == "epochs" and longer)
+            if stored.get(name, "absent") != value
+            and name != "threads"
+            and not (name == "epochs" and longer)
         ]
         if differing:
             raise UsageError(

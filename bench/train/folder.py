@@ -38,14 +38,17 @@ class WriteError(UsageError):
 class RunFolder:
     """A folder that one process at a time writes; each file is replaced as a whole or not at all.
 
-    Entering the context makes the folder and locks it against other processes.
+    Entering the context makes the folder and locks it against other processes. Without ``writes``
+    it only reads: the other processes of a run that one of them stores.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.checkpoint = path, path / "checkpoint.pt"
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.checkpoint, self._writes = path, path / "checkpoint.pt", writes
         self.kept = 0  # finished epochs in the checkpoint
 
     def __enter__(self) -> RunFolder:
+        if not self._writes:
+            return self
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out: wanted a folder, got the file {self.path}; name a folder")
         try:
@@ -62,7 +65,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        if self._writes:
+            self._lock.release()
 
     def start(self, config: Config) -> None:
         """Begins a new run, unless the folder holds one, or a config.json of another program."""
@@ -116,6 +120,8 @@ class RunFolder:
     def write(self, name: str, content: bytes | memoryview) -> Path:
         """Writes beside the file and renames: any crash leaves the old file or the new one."""
         path, temporary = self.path / name, self.path / f"{name}.tmp"
+        if not self._writes:
+            return path
         try:
             with temporary.open("wb") as file:
                 file.write(content)

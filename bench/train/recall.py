@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.train.config import Config
-from bench.train.task import Sequences, Task
+from bench.train.task import ALL, Sequences, Task
 
 SYMBOLS = 10
 ALPHABET = 8
@@ -55,7 +55,7 @@ class Stream:
     def __len__(self) -> int:
         return 2**40
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, share: slice = ALL) -> tuple[Tensor, Tensor]:
         """As many new sequences as there are indices."""
         # torch's generator takes the low 32 bits of its seed and hardly mixes them: batches from
         # seeds in arithmetic progression resemble each other.
@@ -63,7 +63,7 @@ class Stream:
         mixed %= 2**64
         mixed = (mixed ^ (mixed >> 31)) * 0x94D049BB133111EB % 2**64
         generator = torch.Generator().manual_seed(mixed >> 32)
-        return draw(self.config, len(indices), generator).batch(torch.arange(len(indices)))
+        return draw(self.config, len(indices), generator).batch(torch.arange(len(indices)), share)
 
 
 def make(config: Config) -> Task:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from bench.arguments import UsageError, require
 from bench.train.config import Config
 from bench.train.pixels import VALIDATION
-from bench.train.task import Task
+from bench.train.task import ALL, Task
 
 PARTS = ("train", "test")
 
@@ -28,8 +28,9 @@ class Series:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batch(self, indices: Tensor) -> tuple[PackedSequence, Tensor]:
+    def batch(self, indices: Tensor, share: slice = ALL) -> tuple[PackedSequence, Tensor]:
         """Packed series and int64 targets ``[1, B]``."""
+        indices = indices[share]
         chosen = [self.inputs[index] for index in indices.tolist()]
         return pack_sequence(chosen, enforce_sorted=False), self.targets[indices].unsqueeze(0)
 

@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+ALL = slice(None)
+
 
 class Data(Protocol):
     """A set of sequences."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Input ``[T, B, features]``, or packed, and int64 targets ``[S, B]``."""
+    def batch(self, indices: Tensor, share: slice = ALL) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Input ``[T, B, features]``, or packed, and int64 targets ``[S, B]``, of a share."""
         ...
 
 
@@ -40,8 +42,9 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, share: slice = ALL) -> tuple[Tensor, Tensor]:
         """Input float ``[T, B, features]`` and int64 targets ``[S, B]``."""
+        indices = indices[share]
         x = self.inputs[indices].T.contiguous()
         coded = F.one_hot(x.long(), self.features) if self.features > 1 else x.unsqueeze(2)
         targets = self.targets[indices].T.long()

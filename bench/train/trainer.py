@@ -20,9 +20,17 @@ from bench.arguments import UsageError
 from bench.train import pixels, recall, series, text
 from bench.train.config import OPTIMIZERS, Config
 from bench.train.model import LAYERS, SequenceClassifier
+from bench.train.ranks import Ranks, alone
 from bench.train.task import Data, Task
 
 EVALUATION_BATCH = 500
+LOST = (
+    "Connection",
+    "peer",
+    "Gloo",
+    "NCCL",
+    "Broken pipe",
+)  # torch's words for a process that ended
 MAKERS: Mapping[str, Callable[[Config], Task]] = {
     "pixels": pixels.make,
     "copying": recall.make,
@@ -83,13 +91,14 @@ class Trainer:
     """Trains a model on a task, both made from the configuration.
 
     Trainers with equal configurations do the same to the bit, and so does one that loads the
-    other's state between epochs. One seed gives the same weights to every layer. With ``bar`` each
-    epoch shows its progress, if stderr is a terminal.
+    other's state between epochs, with the same number of processes. One seed gives the same weights
+    to every layer. With ``bar`` each epoch shows its progress, if stderr is a terminal.
     """
 
-    def __init__(self, config: Config, *, bar: bool = False) -> None:
+    def __init__(self, config: Config, *, bar: bool = False, ranks: Ranks | None = None) -> None:
         torch.set_num_threads(config.threads)
         self.config, self._bar = config, bar
+        self.ranks = ranks or alone(config.device)
         self.task: Task = MAKERS[config.task](config)
         self.history: list[Epoch] = []
         torch.manual_seed(config.seed)
@@ -97,7 +106,8 @@ class Trainer:
             layer = LAYERS[config.layer].make(self.task.features, config)
             if config.chrono:
                 throughtime.init.chrono_(layer, config.chrono)
-            self.model = SequenceClassifier(layer, config.hidden, self.task).to(config.device)
+            self.model = SequenceClassifier(layer, config.hidden, self.task).to(self.ranks.device)
+            self._parallel = self.ranks.parallel(self.model)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # torch asserts CUDA
             raise UsageError(
                 f"--hidden {config.hidden}, --device {config.device}, --backend {config.backend}, "
@@ -110,7 +120,6 @@ class Trainer:
                 self.model, config.epochs, final_steps=config.anneal
             )
         self._order = torch.Generator().manual_seed(config.seed)
-        torch.manual_seed(config.seed)  # masks are drawn from torch's default generator
 
     def run(self, on_epoch: Callable[[Epoch], object], *, until: int | None = None) -> None:
         """Trains the epochs that are left, or those up to ``until``.
@@ -123,10 +132,16 @@ class Trainer:
                 epoch = self._epoch()
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
+                number = len(self.history) + 1
+                if self.ranks.world > 1 and any(word in reason for word in LOST):
+                    raise TrainingError(
+                        f"another process of this run ended in epoch {number}; its own message "
+                        f"says why ({reason}); go on with --resume and any number of processes"
+                    ) from error
                 if "allocate" not in reason:  # in torch's words for CPU and GPU
                     raise
                 raise TrainingError(
-                    f"out of memory in epoch {len(self.history) + 1}: make --hidden, "
+                    f"out of memory in epoch {number}: make --hidden, "
                     f"--batch or the sequences smaller ({reason})"
                 ) from error
             self.history.append(epoch)
@@ -136,9 +151,10 @@ class Trainer:
         before = self.history[-1].updates if self.history else 0
         p = 0.0 if self._schedule is None else self._schedule.get_last_value()[0]
         order = self.task.order(self.config.batch, self._order)
-        sizes = [len(indices) for indices in order]
         results: Any = []
         self.model.train()
+        # Masks are drawn from torch's default generator.
+        torch.manual_seed(self.ranks.seed(self.config.seed, len(self.history)))
         start, cpu_start = time.perf_counter(), time.process_time()
         bar = tqdm(
             order, desc=f"epoch {len(self.history) + 1}/{self.config.epochs}", file=sys.stderr,
@@ -151,9 +167,11 @@ class Trainer:
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         if self._schedule is not None:
             self._schedule.step()
-        results = np.array(results)
+        norms = np.array(results)[:, 2]
+        sizes = [len(range(len(indices))[self.ranks.share(len(indices))]) for indices in order]
+        weighted = np.array(results)[:, :2].T @ np.array(sizes)
+        loss, accuracy = (x / sum(map(len, order)) for x in self.ranks.sum(weighted.tolist()))
         validation, test = map(self.evaluate, (self.task.validation, self.task.test))
-        loss, accuracy, _ = np.average(results, axis=0, weights=sizes).tolist()
         return Epoch(
             epoch=len(self.history) + 1,
             updates=before + len(order),
@@ -165,23 +183,27 @@ class Trainer:
             test_accuracy=test.accuracy,
             validation_loss=validation.loss,
             test_loss=test.loss,
-            grad_norm_median=float(np.median(results[:, 2])),
-            grad_norm_max=float(results[:, 2].max()),
+            grad_norm_median=float(np.median(norms)),
+            grad_norm_max=float(norms.max()),
             p=p,
-            sequences_per_s=sum(sizes) / seconds,
+            sequences_per_s=sum(map(len, order)) / seconds,
         )
 
     def _update(self, indices: Tensor, number: int) -> tuple[float, float, float]:
-        """One update; returns loss, accuracy and the norm of the gradient before clipping."""
-        config = self.config
-        x, y = (part.to(config.device) for part in self.task.train.batch(indices))
-        logits = self.model(x)
+        """One update; returns loss and accuracy of the own share, and the norm of the gradient.
+
+        That is the norm before clipping, of the whole batch, the same in each process.
+        """
+        config, share = self.config, self.ranks.share(len(indices))
+        x, y = (part.to(self.ranks.device) for part in self.task.train.batch(indices, share))
+        count = y.size(1)
+        logits = self._parallel(x)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        # Gradients are averaged over the processes, whose shares may differ by one sample.
+        torch.autograd.backward(loss * (count * self.ranks.world / len(indices)))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        scored = len(indices) * self.task.scored_steps
-        values = loss.item(), self._hits(logits, y) / scored, norm.item()
+        values = loss.item(), self._hits(logits, y) / (count * self.task.scored_steps), norm.item()
         if not all(map(math.isfinite, values)):
             raise TrainingError(
                 f"the loss is {values[0]:g} and the norm of its gradient {values[2]:g} at update "
@@ -199,14 +221,16 @@ class Trainer:
         self.model.eval()
         hits = loss = 0.0
         count = count or len(data)
+        batches = torch.split(torch.arange(count), batch)
         with torch.inference_mode():
-            for indices in torch.split(torch.arange(count), batch):
-                x, y = (part.to(self.config.device) for part in data.batch(indices))
+            for indices in batches[self.ranks.rank :: self.ranks.world]:
+                x, y = (part.to(self.ranks.device) for part in data.batch(indices))
                 logits = self.model(x)
                 # At another T than the trained one the last answers are compared.
                 part = F.cross_entropy(logits.flatten(0, 1), y[-len(logits) :].flatten())
                 loss += part.item() * len(indices)
                 hits += self._hits(logits, y)
+        loss, hits = self.ranks.sum([loss, hits])
         return Evaluation(loss / count, hits / (count * self.task.scored_steps))
 
     def _hits(self, logits: Tensor, y: Tensor) -> float:
@@ -220,8 +244,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "order": self._order.get_state(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "history": [asdict(epoch) for epoch in self.history],
         }
 
@@ -230,9 +252,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._order.set_state(state["order"])
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
         self.history = [Epoch(**row) for row in state["history"]]
         if self._schedule is not None:
             for _ in self.history:
