@@ -26,12 +26,17 @@ MODULES = sorted(
     if info.name.split(".")[1] not in ("_C", "_C_cuda", "__main__", "triton_kernels")
     and not info.name.startswith("throughtime.integrations.")  # tests/clients has their libraries
 )
-ROOMS = (throughtime, throughtime.functional, throughtime.nn, throughtime.reference)
+ROOMS = (
+    *(throughtime, throughtime.functional, throughtime.nn, throughtime.reference),
+    throughtime.diagnostics,
+)
 PUBLIC: dict[str, Any] = {  # one name each: what throughtime.nn holds is throughtime's too
     f"{room.__name__}.{name}": thing
     for room in ROOMS[::-1]
     for name in room.__all__
-    if callable(thing := getattr(room, name)) and room is not throughtime.nn
+    if callable(thing := getattr(room, name))
+    and room is not throughtime.nn
+    and (room is throughtime or name not in throughtime.__all__)
 }
 METHODS: dict[str, Callable[..., Any]] = {
     f"{name}.{member}": thing
