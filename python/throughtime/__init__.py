@@ -24,12 +24,13 @@ except ModuleNotFoundError as _error:
         "throughtime needs PyTorch 2.10 or newer; install it with: pip install torch"
     ) from None
 
-from throughtime import functional, init, nn, reference
+from throughtime import diagnostics, functional, init, nn, reference
 from throughtime.acceleration import Acceleration, accelerate
 from throughtime.acceleration import accelerate_if_asked as _accelerate_if_asked
 from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.cpu import empty_cache
 from throughtime.backends.selection import configure_logging as _configure_logging
+from throughtime.diagnostics import GradientFlow, gradient_flow
 from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
 from throughtime.replacement import Replacement, replace, restore
 from throughtime.schedule import DetachSchedule
@@ -51,6 +52,7 @@ __all__ = [
     "Acceleration",
     "DetachSchedule",
     "Explanation",
+    "GradientFlow",
     "LSTMCell",
     "RelLSTM",
     "RelState",
@@ -60,9 +62,11 @@ __all__ = [
     "__version__",
     "accelerate",
     "backend",
+    "diagnostics",
     "empty_cache",
     "explain",
     "functional",
+    "gradient_flow",
     "init",
     "nn",
     "reference",

@@ -28,6 +28,7 @@ MODULES = sorted(
 )
 ROOMS = (
     throughtime,
+    throughtime.diagnostics,
     throughtime.functional,
     throughtime.init,
     throughtime.nn,
@@ -37,7 +38,9 @@ PUBLIC: dict[str, Any] = {  # one name each: what throughtime.nn holds is throug
     f"{room.__name__}.{name}": thing
     for room in ROOMS[::-1]
     for name in room.__all__
-    if callable(thing := getattr(room, name)) and room is not throughtime.nn
+    if callable(thing := getattr(room, name))
+    and room is not throughtime.nn
+    and (room is throughtime or name not in throughtime.__all__)
 }
 METHODS: dict[str, Callable[..., Any]] = {
     f"{name}.{member}": thing

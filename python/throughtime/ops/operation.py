@@ -40,6 +40,7 @@ from torch.autograd.function import _SingleLevelFunction
 from throughtime.ops.record import Checker, Derived, Field, Layout, fake, fields, spelled
 from throughtime.ops.registration import register
 from throughtime.ops.second_derivative import Definition, differentiable
+from throughtime.ops.watching import backward_of
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 Results = TypeVar("Results", bound=tuple[Any, ...])
@@ -272,6 +273,7 @@ class Operation(Generic[Arguments, Results]):
         ctx.options = self._take_options(args)
         ctx.unread = self._take_unread(args)
         ctx.versions = _versions(ctx.unread)
+        ctx.backward_op = backward_of(self, args)
 
     def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradient of each argument of the forward; None where none is needed."""
@@ -294,7 +296,7 @@ class Operation(Generic[Arguments, Results]):
                 )
             found = _apply(self._twice, (*args, *ctx.unread))
         else:
-            found = _below(self.backward_op, args)
+            found = _below(ctx.backward_op, args)
         return tuple(
             [
                 found[k] if need and k is not None else None

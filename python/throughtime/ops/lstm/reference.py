@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,29 +11,14 @@ from torch import Tensor
 from throughtime import reference
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
+from throughtime.ops import watching
 from throughtime.ops.lstm.arguments import LstmArguments, LstmCellsResults, LstmResults
 
-
-def run(args: LstmArguments) -> LstmResults:
-    """The definition in plain PyTorch."""
-    return run_observed(args, None)
+Observe = Callable[[int, Tensor, Tensor], object]
 
 
-def run_cells(args: LstmArguments) -> LstmCellsResults:
-    """The same with every c_t."""
-    steps: dict[int, Tensor] = {}
-    results = run_observed(args, lambda t, h_t, c_t: steps.update({t: c_t}))
-    cells = torch.stack([steps[t] for t in range(len(steps))])
-    if args.lengths is not None:
-        position = torch.arange(len(steps), device=cells.device).view(-1, 1, 1)
-        cells = torch.where(position < args.lengths.view(-1, 1), cells, 0.0)
-    return LstmCellsResults(*results, cells.to(results.output.dtype))
-
-
-def run_observed(
-    args: LstmArguments, observe: Callable[[int, Tensor, Tensor], object] | None
-) -> LstmResults:
-    """The definition, which calls ``observe(t, h_t, c_t)`` at every step."""
+def run(args: LstmArguments, observe: Observe | None = None) -> LstmResults:
+    """The definition in plain PyTorch, which calls ``observe(t, h_t, c_t)`` at every step."""
     given = args._asdict()
     del given["recompute"]
     starts = given.pop("reset_h"), given.pop("reset_c")
@@ -42,4 +28,36 @@ def run_observed(
     return LstmResults(output, h_n, c_n)
 
 
-backend = Backend("reference", (requirements.floating_point,), run, run_cells=run_cells)
+def run_cells(args: LstmArguments, observe: Observe | None = None) -> LstmCellsResults:
+    """The same with every c_t."""
+    steps: dict[int, Tensor] = {}
+
+    def keep(t: int, h_t: Tensor, c_t: Tensor) -> None:
+        steps[t] = c_t
+        if observe is not None:
+            observe(t, h_t, c_t)
+
+    results = run(args, keep)
+    cells = torch.stack([steps[t] for t in range(len(steps))])
+    if args.lengths is not None:
+        position = torch.arange(len(steps), device=cells.device).view(-1, 1, 1)
+        cells = torch.where(position < args.lengths.view(-1, 1), cells, 0.0)
+    return LstmCellsResults(*results, cells.to(results.output.dtype))
+
+
+def _watched(
+    run: Callable[[LstmArguments, Observe | None], watching.Results], args: LstmArguments
+) -> watching.Results:
+    watcher = watching.watcher()
+    if watcher is None:
+        return run(args, None)
+    steps = watcher.definition(args)
+    return steps.finish(run(args, steps.observe))
+
+
+backend = Backend(
+    "reference",
+    (requirements.floating_point,),
+    partial(_watched, run),
+    run_cells=partial(_watched, run_cells),
+)

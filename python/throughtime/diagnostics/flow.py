@@ -1,0 +1,394 @@
+"""``gradient_flow``: how the gradient of a loss travels through the steps of a model's LSTMs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from os import PathLike
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from throughtime.diagnostics import statistics
+from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.parts import Hops, Parts
+from throughtime.diagnostics.recording import Recorder, traced_layers
+from throughtime.diagnostics.verdict import sentence
+
+Row = dict[str, str | int | float]
+
+
+class StepGradients(NamedTuple):
+    """The gradients of one call by step: of what it computed, not of its parameters.
+
+    Args:
+        dh: whole gradient by every h_t ``[T, B, H or P]``.
+        dc: whole gradient by every c_t ``[T, B, H]``.
+        direct: Y_t ``[T, B, H or P]``, what ``output.grad`` and h_n bring.
+        dc_cell: the part of ``dc`` that no path through h brings ``[T, B, H]``.
+
+    Example:
+        >>> from throughtime.diagnostics import StepGradients
+        >>> StepGradients._fields
+        ('dh', 'dc', 'direct', 'dc_cell')
+    """
+
+    dh: Tensor
+    dc: Tensor
+    direct: Tensor
+    dc_cell: Tensor
+
+
+def gradient_flow(model: nn.Module, *, scaler: GradScaler | None = None) -> GradientFlow:
+    """Record the gradient that reaches every step of every LSTM of a model.
+
+    A hook on an LSTM's output sees Y_t alone, what the loss asks of output t: the recurrence is
+    inside of the layer. This records dL/dh_t and dL/dc_t with all that later steps bring. The
+    kernels hold both in their backward pass, and store them where a call is recorded: on an EPYC
+    (Zen 5) that takes at most a twentieth of a training step, and nothing outside the block.
+
+    The block holds forward and backward passes; any number of them. An ``nn.LSTM`` in it runs on
+    our kernels (:func:`throughtime.accelerate`). Backends ``"cpu"`` and ``"reference"`` are
+    recorded.
+
+    Args:
+        model: a model that holds :class:`throughtime.LSTM`, :class:`throughtime.LSTMCell` or
+            ``nn.LSTM``, or such a layer itself.
+        scaler: a ``GradScaler`` whose scale the loss has; what is shown is divided by it.
+
+    Returns:
+        The record, to be used by ``with``.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if the model has no such layer, or one that is not recorded yet.
+
+    Example:
+        >>> import torch, throughtime
+        >>> model = torch.nn.LSTM(3, 8)
+        >>> with throughtime.gradient_flow(model) as flow:
+        ...     output, _ = model(torch.randn(20, 4, 3))
+        ...     output[-1].sum().backward()
+        >>> row = flow.table()[0]
+        >>> assert row["layer"] == "l0" and row["step"] == 0 and row["dc"] > 0
+
+    Source: Kanuparthi et al., ICLR 2019, arXiv 1810.03023, section 2 (the paths A and B).
+    """
+    return GradientFlow(model, scaler)
+
+
+class GradientFlow:
+    """Result of :func:`throughtime.gradient_flow`; ``str()`` of it is a verdict in one sentence.
+
+    All numbers are of the last update: calls, then a backward pass. Of earlier ones the medians of
+    ``|dh|`` and ``|dc|`` stay. ``layer`` is a name of :attr:`layers`, or its place there;
+    ``direction`` is 1 for the one that travels backward, and ``call`` counts the calls of a layer
+    in one update.
+
+    Args:
+        model: as in :func:`throughtime.gradient_flow`.
+        scaler: as in :func:`throughtime.gradient_flow`.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if it has nothing to record.
+
+    Example:
+        >>> import torch, throughtime
+        >>> lstm = throughtime.LSTM(3, 8, backend="reference")
+        >>> with throughtime.gradient_flow(lstm) as flow:
+        ...     lstm(torch.randn(20, 4, 3))[0][-1].sum().backward()
+        >>> assert flow.gradients().dc.shape == (20, 4, 8)
+    """
+
+    def __init__(self, model: nn.Module, scaler: GradScaler | None = None) -> None:
+        self._recorder = Recorder(traced_layers(model), scaler, self._summarise)
+        self._earlier: list[dict[tuple[str, int, int], statistics.Medians]] = []
+        self._parts: tuple[Call, Parts] | None = None
+
+    def __enter__(self) -> GradientFlow:
+        self._recorder.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._recorder.stop()
+
+    def __str__(self) -> str:
+        return self.verdict()
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the recorded layers: of the module and its stacked layer, ``"rnn.l0"``."""
+        return list(dict.fromkeys(call.layer for call in self._calls()))
+
+    @property
+    def updates(self) -> int:
+        """Number of backward passes that were recorded."""
+        return len(self._earlier) + any(call.traced for call in self._recorder.update)
+
+    def gradients(
+        self, layer: str | int = 0, direction: int = 0, *, call: int = 0
+    ) -> StepGradients:
+        """Give the gradients of a call, step by step.
+
+        ``dc_cell`` takes about the time of a forward pass in plain PyTorch and 12 T B H numbers.
+
+        Args:
+            layer: its name, or its place in :attr:`layers`.
+            direction: 0 or 1.
+            call: of the layer in the last update.
+
+        Returns:
+            ``dh``, ``dc``, ``direct`` and ``dc_cell``, each ``[T, B, H]`` (``dh`` and ``direct`` of
+            a projected layer ``[T, B, P]``), steps in the order of the input.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+            ValueError: if there is no such call.
+        """
+        found = self._call(layer, direction, call)
+        return StepGradients(*found.whole(), found.direct(), self._of(found).cell_part())
+
+    def hops(self, count: int, layer: str | int = 0, direction: int = 0, *, call: int = 0) -> Hops:
+        """Split dc by the number of passages through W_hh: a spectrum, and any p follows from it.
+
+        Each hop takes about the time of a forward pass in plain PyTorch, and T B H numbers stay.
+
+        Args:
+            count: K, the largest number of passages; from T - 1 on the spectrum is whole.
+            layer: as in :meth:`gradients`.
+            direction: as in :meth:`gradients`.
+            call: as in :meth:`gradients`.
+
+        Returns:
+            The spectrum ``[K + 1, T, B, H]``, and ``expected(p)``: the mean of dc over the masks of
+            h-detach with probability p, without training with it.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+            ValueError: if there is no such call, or ``count`` is negative.
+        """
+        if count < 0:
+            raise ValueError(f"hops: count should be at least 0, got {count}")
+        return self._of(self._call(layer, direction, call)).hops(count)
+
+    def parameters(self) -> list[Row]:
+        """Compare each layer's weight gradient with its cell part.
+
+        Takes about two forward passes in plain PyTorch for each call.
+
+        Returns:
+            A row for each call and direction: ``layer``, ``call``, ``direction``, ``norm`` of the
+            gradient of all weights and biases of this call, ``cell_share`` = ``|gA| / |g|``, and
+            ``cosine`` of the two.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+        """
+        rows: list[Row] = []
+        for call in self._calls():
+            whole, cell = (self._of(call).weights(only) for only in (False, True))
+            norm = whole.norm().item()
+            rows.append({
+                **_place(call),
+                "norm": norm,
+                "cell_share": cell.norm().item() / norm if norm else float("nan"),
+                "cosine": nn.functional.cosine_similarity(whole, cell, dim=0).item(),
+            })  # fmt: skip
+        return rows
+
+    def table(self) -> list[Row]:
+        """List what reaches each step.
+
+        Norms are over the units, and of a batch the median, with the quantiles of 10 and 90 %
+        beside it (``dh_10``, ``dh_90``). Takes about two forward passes in plain PyTorch for each
+        call, and 20 T B H numbers of memory while it works.
+
+        Returns:
+            A row for each layer, call, direction and step t: ``layer``, ``call``, ``direction``,
+            ``step``, the norms ``dh``, ``dc``, ``direct`` (Y_t), ``cell`` (the part of dc through
+            the cell alone), ``rest`` (dc without it), ``cut`` (share of the gradient by h_t that
+            the mask of the step after takes away), and the shares ``zeros`` and ``subnormals`` of
+            dc. NaN where no sample has the step.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+        """
+        rows: list[Row] = []
+        for call in self._calls():
+            columns = self._columns(call)
+            for step in range(len(call.inside())):
+                values = {name: column[step].item() for name, column in columns.items()}
+                rows.append({**_place(call), "step": step, **values})
+        return rows
+
+    def horizon(self, fraction: float = 0.01) -> list[Row]:
+        """Say how far back the gradient reaches.
+
+        Args:
+            fraction: of the norm at a sample's last step, > 0.
+
+        Returns:
+            A row for each layer, call and direction: ``dh`` and ``dc``, the steps before the last
+            after which the median norm is below the fraction (infinite if it never is), and
+            ``decades``, by which ``|dc|`` grows or falls in 100 steps backward.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded.
+            ValueError: if ``fraction`` is not positive.
+        """
+        if not fraction > 0:
+            raise ValueError(f"horizon: fraction should be greater than 0, got {fraction}")
+        rows: list[Row] = []
+        for call in self._calls():
+            dh, dc = (
+                statistics.median(statistics.by_distance(x.norm(dim=2), call)) for x in call.whole()
+            )
+            rows.append({
+                **_place(call),
+                "dh": statistics.reach(dh, fraction),
+                "dc": statistics.reach(dc, fraction),
+                "decades": statistics.decades(dc),
+            })  # fmt: skip
+        return rows
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write :meth:`table` into a file.
+
+        Args:
+            path: of a CSV file, which is replaced.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+        """
+        rows = self.table()
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def plot(
+        self,
+        path: str | PathLike[str],
+        layer: str | int = 0,
+        direction: int = 0,
+        *,
+        call: int = 0,
+        others: Mapping[str, GradientFlow] | None = None,
+    ) -> None:
+        """Draw the norms over the steps, one line per part; needs matplotlib.
+
+        Beside it a heat map of ``|dc|`` by step and update, if several updates were recorded, and
+        with ``others`` ``|dc|`` of each flow in one picture.
+
+        Args:
+            path: of the picture; its suffix is its format.
+            layer: as in :meth:`gradients`.
+            direction: as in :meth:`gradients`.
+            call: as in :meth:`gradients`.
+            others: flows to compare with, by the names that they get in the legend.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+            ValueError: if there is no such call.
+        """
+        try:  # matplotlib comes with the first picture
+            from throughtime.diagnostics import plotting
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "plot: pictures need matplotlib: pip install matplotlib"
+            ) from error
+        found = self._call(layer, direction, call)
+        compared = {
+            name: other._columns(other._call(layer, direction, call))
+            for name, other in (others or {}).items()
+        }
+        plotting.draw(path, _title(found), self._columns(found), self._history(found), compared)
+
+    def verdict(self) -> str:
+        """Say in a sentence what the layer needs whose gradient grows or falls most.
+
+        h-detach is recommended only where the path through h grows and the cell path carries
+        something.
+
+        Returns:
+            The sentence.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+        """
+        return sentence([(call, self._of(call)) for call in self._calls()])
+
+    def _columns(self, call: Call) -> dict[str, Tensor]:
+        """The columns of the table ``[T]`` of one call."""
+        parts, inside = self._of(call), call.inside()
+        (dh, dc), cell = call.whole(), self._of(call).cell_part()
+        norms = {
+            "dh": dh, "dc": dc, "direct": call.direct(), "cell": cell, "rest": dc - cell,
+        }  # fmt: skip
+        columns: dict[str, Tensor] = {}
+        for name, x in norms.items():
+            columns |= statistics.quantiles(name, x.norm(dim=2), inside)
+        columns["cut"] = statistics.median(torch.where(inside, parts.cut(), torch.nan))
+        return columns | statistics.shares(dc, inside)
+
+    def _history(self, call: Call) -> Tensor:
+        """|dc| ``[updates, T]`` of a call, as far as its number of steps is the same."""
+        key, own = (call.layer, call.number, call.direction), statistics.medians(call)
+        rows = [update[key].dc for update in self._earlier if key in update]
+        return torch.stack([*(row for row in rows if row.shape == own.dc.shape), own.dc])
+
+    def _summarise(self, update: list[Call]) -> None:
+        """Keep the medians of an update that another one follows."""
+        self._earlier.append({
+            (call.layer, call.number, call.direction): statistics.medians(call)
+            for call in update if call.traced
+        })  # fmt: skip
+
+    def _of(self, call: Call) -> Parts:
+        """The parts of a call; those asked for last are kept."""
+        if self._parts is None or self._parts[0] is not call:
+            self._parts = call, Parts(call)
+        return self._parts[1]
+
+    def _calls(self) -> list[Call]:
+        found = [call for call in self._recorder.update if call.traced]
+        if found:
+            return found
+        text = (
+            "gradient_flow: no backward pass reached a recorded layer; compute the loss from its "
+            "output inside the with block, and call backward() without create_graph"
+        )
+        handle = self._recorder.accelerated
+        raise RuntimeError(text if handle is None else f"{text}; nn.LSTM ran so:\n{handle}")
+
+    def _call(self, layer: str | int, direction: int, number: int) -> Call:
+        calls = self._calls()
+        names = list(dict.fromkeys(call.layer for call in calls))
+        name = layer
+        if isinstance(layer, int) and -len(names) <= layer < len(names):
+            name = names[layer]
+        for call in calls:
+            if (call.layer, call.direction, call.number) == (name, direction, number):
+                return call
+        raise ValueError(
+            f"gradient_flow: no backward pass reached layer {layer!r}, direction {direction}, call "
+            f"{number}; recorded are {', '.join(f'{c.name}' for c in calls[:8])}"
+        )
+
+
+def _place(call: Call) -> Row:
+    return {"layer": call.layer, "call": call.number, "direction": call.direction}
+
+
+def _title(call: Call) -> str:
+    return f"{call.layer}, direction {call.direction}" + f", call {call.number}" * bool(call.number)

@@ -1,0 +1,73 @@
+"""Norms of a batch as numbers of each step."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.diagnostics.call import Call
+
+
+class Medians(NamedTuple):
+    """Medians over the batch of |dh| and |dc|, each ``[T]``."""
+
+    dh: Tensor
+    dc: Tensor
+
+
+def medians(call: Call) -> Medians:
+    """What stays of a call."""
+    inside = call.inside()
+    return Medians(*(median(torch.where(inside, x.norm(dim=2), torch.nan)) for x in call.whole()))
+
+
+def median(norms: Tensor) -> Tensor:
+    """``[T]`` of ``[T, B]``, which is NaN where a sample has no such step."""
+    return (
+        norms.nanquantile(0.5, dim=1)
+        if norms.size(1)
+        else norms.new_full(norms.shape[:1], torch.nan)
+    )
+
+
+def quantiles(name: str, norms: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Median and quantiles of 10 and 90 % ``[T]`` of the samples that have the step."""
+    known = torch.where(inside, norms, torch.nan)
+    points = torch.tensor([0.5, 0.1, 0.9], dtype=norms.dtype, device=norms.device)
+    found = known.nanquantile(points, dim=1)
+    return {f"{name}{suffix}": x for suffix, x in zip(("", "_10", "_90"), found, strict=True)}
+
+
+def shares(x: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Shares of zeros and of subnormal numbers of each step ``[T]``."""
+    least, count = torch.finfo(x.dtype).tiny, inside.sum(1) * x.size(2)
+    zero = ((x == 0) & inside.unsqueeze(2)).sum((1, 2)) / count
+    small = ((x != 0) & (x.abs() < least) & inside.unsqueeze(2)).sum((1, 2)) / count
+    return {"zeros": zero, "subnormals": small}
+
+
+def by_distance(x: Tensor, call: Call) -> Tensor:
+    """``[T, B]`` by step as ``[T, B]`` by steps before a sample's last; NaN past its first."""
+    inside = call.inside()
+    steps = torch.arange(len(inside), device=x.device).unsqueeze(1)
+    at = steps if call.reverse else inside.sum(0) - 1 - steps
+    known = (at >= 0) & (steps < inside.sum(0))
+    return torch.where(known, x.gather(0, at.clamp(min=0).expand_as(x)), torch.nan)
+
+
+def reach(norms: Tensor, fraction: float) -> float:
+    """Steps until the norms ``[T]``, by distance, are below a fraction of the first."""
+    below = (norms < fraction * norms[0]).nonzero()
+    return float(below[0].item()) if len(below) else math.inf
+
+
+def decades(norms: Tensor) -> float:
+    """Powers of ten by which the norms ``[T]``, by distance, grow in 100 steps; NaN for one."""
+    known = (norms > 0).nonzero()
+    if not len(known) or not norms[0] > 0 or not known[-1] > 0:
+        return math.nan
+    end = int(known[-1])
+    return 100 * math.log10(norms[end].item() / norms[0].item()) / end

@@ -1,0 +1,369 @@
+"""``gradient_flow`` in use: whose calls it records, pictures, verdicts, and bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import throughtime
+from cases import random
+from programs import printed
+from throughtime import LSTM, RelevancyAttention, RelLSTM
+from throughtime.diagnostics import recording
+from throughtime.ops import watching
+
+T, B = 6, 3
+X = random(T, B, 4, seed=1, dtype=torch.float32)
+
+
+class Last(nn.Module):
+    """A head on the last output."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.rnn(x)[0][-1])
+        return found
+
+
+def model(kind: Any = LSTM, num_layers: int = 1, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return Last(kind(4, 5, num_layers, **options))
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def test_gradients_keep_their_bits_and_nothing_is_watched_afterwards(backend: str) -> None:
+    net = model(backend=backend)
+    net(X).sum().backward()
+    plain = weights(net)
+    net.zero_grad()
+    with throughtime.gradient_flow(net) as flow:
+        net(X).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(weights(net), plain, strict=True))
+    assert watching.watcher() is None and not net.rnn._forward_hooks
+    before = flow.gradients().dc.clone()
+    net(2 * X).sum().backward()
+    assert flow.updates == 1 and torch.equal(flow.gradients().dc, before)
+    net = model(backend=backend)
+    with throughtime.gradient_flow(net) as flow:
+        loss = net(X).sum()
+    loss.backward()  # the call was made inside
+    assert torch.equal(flow.gradients().dc, before)
+
+
+def test_what_the_model_calls_beside_its_layers_is_not_recorded() -> None:
+    net, other = model(), LSTM(4, 5)
+    with throughtime.gradient_flow(net) as flow:
+        (net(X).sum() + other(X)[0].sum()).backward()
+        net.eval()
+        with torch.no_grad():
+            net(X)
+    assert flow.layers == ["rnn.l0"] and len(flow.table()) == T
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_an_nn_lstm_runs_on_ours(accelerated: bool) -> None:
+    net, ours = model(nn.LSTM, 2), model(LSTM, 2)
+    ours.load_state_dict(net.state_dict())
+    outer = throughtime.accelerate() if accelerated else contextlib.nullcontext()
+    with outer as handle:
+        with throughtime.gradient_flow(net) as flow:
+            net(X).sum().backward()
+        assert handle is None or (handle.in_force and handle.calls == {"cpu kernels": 1})
+    with throughtime.gradient_flow(ours) as wanted:
+        ours(X).sum().backward()
+    assert flow.layers == ["rnn.l0", "rnn.l1"]
+    assert torch.equal(flow.gradients(1).dc, wanted.gradients(1).dc)
+
+
+def test_h_detach_of_a_handle_stays_in_force() -> None:
+    net = model(nn.LSTM)
+    with throughtime.accelerate(detach_prob=1.0), throughtime.gradient_flow(net) as flow:
+        net(X).sum().backward()
+    found = flow.gradients()
+    assert torch.equal(found.dh, found.direct)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_without_a_gradient_keep_the_names_of_the_others(backend: str, frozen: bool) -> None:
+    net = model(LSTM, 2, backend=backend)
+    for name, weight in net.rnn.named_parameters():
+        weight.requires_grad_(not (frozen and name.endswith("l0")))
+    with throughtime.gradient_flow(net) as flow:
+        net(X).sum().backward()
+    assert flow.layers == (["rnn.l1"] if frozen else ["rnn.l0", "rnn.l1"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits_and_autocast(backend: str, dtype: torch.dtype) -> None:
+    net = model(backend=backend)
+    with throughtime.gradient_flow(net) as exact:
+        net(X).sum().backward()
+    wanted = exact.gradients()
+    with throughtime.gradient_flow(net) as flow, torch.autocast("cpu", dtype):
+        net(X).float().sum().backward()
+    found = flow.gradients()
+    net.to(dtype)
+    with throughtime.gradient_flow(net) as narrow:
+        net(X.to(dtype)).float().sum().backward()
+    for each in (found, narrow.gradients()):
+        for x, y in zip(each, wanted, strict=True):
+            assert x.dtype == torch.float32
+            assert (x - y).norm() <= 0.03 * y.norm()
+
+
+def test_the_scale_of_a_scaler_is_divided_out(backend: str) -> None:
+    net = model(backend=backend)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with throughtime.gradient_flow(net) as plain:
+        net(X).sum().backward()
+    with throughtime.gradient_flow(net, scaler=scaler) as flow:
+        scaler.scale(net(X).sum()).backward()
+        scaler.update(1.0)  # the scale of that backward pass counts
+    for found, wanted in zip(flow.gradients(), plain.gradients(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    assert flow.table()[2]["dh"] == pytest.approx(plain.table()[2]["dh"], rel=1e-6)
+
+
+def test_an_optimizer_may_step_before_the_questions(backend: str) -> None:
+    tables = []
+    for steps in (False, True):
+        net = model(backend=backend)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        with throughtime.gradient_flow(net) as flow:
+            net(X).sum().backward()
+            if steps:
+                optimizer.step()
+        tables.append((flow.table(), flow.parameters()))
+    assert tables[0] == tables[1]
+
+
+def test_a_checkpoint_runs_the_layer_again_and_is_recorded_once(backend: str) -> None:
+    net = model(backend=backend)
+    with throughtime.gradient_flow(net) as plain:
+        net(X).sum().backward()
+    with throughtime.gradient_flow(net) as flow:
+        checkpoint(net, X, use_reentrant=False).sum().backward()
+    assert flow.updates == 1 and {row["call"] for row in flow.table()} == {0}
+    assert torch.equal(flow.gradients().dc, plain.gradients().dc)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recompute_and_return_cells(backend: str, recompute: bool) -> None:
+    """A loss on c_t counts among what the cells get themselves."""
+    lstm = LSTM(4, 5, backend=backend, recompute=recompute).double()
+    with throughtime.gradient_flow(lstm) as flow:
+        cells = lstm(X.double(), return_cells=True)[2]
+        cells.sum().backward()
+    found = flow.gradients()
+    assert not found.direct.any() and torch.equal(found.dc[-1], torch.ones(B, 5).double())
+    assert torch.equal(found.dc_cell[-1], found.dc[-1]) and (found.dc[0] != 1).all()
+
+
+def trained(scale: float, forget: float) -> LSTM:
+    torch.manual_seed(3)
+    lstm = LSTM(4, 64)
+    lstm.weight_hh_l0.data *= scale
+    lstm.bias_ih_l0.data[64:128] += forget
+    return lstm
+
+
+@pytest.mark.parametrize(
+    ("scale", "forget", "said"),
+    [
+        (
+            4,
+            3,
+            r"the h path grows 10\^\d.*, the cell path falls to 10\^-\d.*: try detach_prob 0.25",
+        ),
+        (8, 0, r"the h path grows.*clip the gradient; h-detach would leave nothing"),
+        (1, 0, r"the h path falls.*both vanish, the forget gates are closed: try .*chrono_"),
+        (
+            0.1,
+            9,
+            r"the cell path falls to 10\^-0.*: the gradient arrives, and h-detach",
+        ),
+    ],
+)
+def test_the_verdict(scale: float, forget: float, said: str) -> None:
+    lstm = trained(scale, forget)
+    with throughtime.gradient_flow(lstm) as flow:
+        lstm(torch.randn(100, 8, 4))[0][-1].sum().backward()
+    assert re.search(said, str(flow)), str(flow)
+    assert "over 99 steps" in str(flow) and "loss on every step" not in str(flow)
+
+
+def test_the_verdict_names_the_layer_and_a_loss_on_every_step() -> None:
+    net = nn.ModuleList([trained(4, 3), trained(1, 0)])
+    with throughtime.gradient_flow(net) as flow:
+        sum(lstm(torch.randn(100, 8, 4))[0].sum() for lstm in net).backward()
+    assert flow.verdict().startswith("0.l0, direction 0: the h path grows")
+    assert "(a loss on every step brings short paths everywhere)" in flow.verdict()
+    with throughtime.gradient_flow(net[0]) as flow:
+        net[0](X)[0][0].sum().backward()
+    assert flow.verdict().startswith("the loss asks for nothing")
+
+
+def test_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    net, other = model(), model()
+    with throughtime.gradient_flow(net) as flow:
+        for _ in range(3):
+            net(X).sum().backward()
+    with throughtime.gradient_flow(other) as second:
+        other(X).sum().backward()
+    sizes = []
+    for name, flows in {"one": None, "two": {"other": second}}.items():
+        path = tmp_path / f"{name}.svg"
+        flow.plot(path, others=flows)
+        text = path.read_text()
+        assert "update" in text and ("other" in text) == (flows is not None)
+        sizes.append(text.count('<g id="axes_'))
+    assert sizes == [3, 4]  # with the bar of colours
+    second.plot(tmp_path / "single.png", "rnn.l0")
+    assert (tmp_path / "single.png").stat().st_size > 1000
+
+
+def test_libraries_come_only_where_they_are_used() -> None:
+    code = """
+import sys, torch, throughtime
+lstm = throughtime.LSTM(2, 3)
+with throughtime.gradient_flow(lstm) as flow:
+    lstm(torch.randn(4, 2, 2))[0].sum().backward()
+flow.table(), flow.verdict(), flow.to_csv("/dev/null")
+assert not {"matplotlib", "pandas"} & set(sys.modules)
+sys.modules["matplotlib"] = None
+try:
+    flow.plot("picture.png")
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert "pip install" in printed(code)
+
+
+def no_backward(net: nn.Module) -> None:
+    net(X)
+
+
+def loss_elsewhere(net: Any) -> None:
+    net(X)
+    net.head.weight.sum().backward()
+
+
+def create_graph(net: nn.Module) -> None:
+    torch.autograd.grad(net(X).sum(), list(net.parameters()), create_graph=True)
+
+
+@pytest.mark.parametrize("run", [no_backward, loss_elsewhere, create_graph])
+@pytest.mark.parametrize("kind", [LSTM, nn.LSTM])
+def test_a_loss_that_does_not_reach_the_layer(kind: Any, run: Any) -> None:
+    net = model(kind)
+    with throughtime.gradient_flow(net) as flow:
+        run(net)
+    asks = (flow.table, flow.gradients, flow.horizon, flow.parameters, flow.verdict)
+    for ask in asks:
+        with pytest.raises(RuntimeError, match="no backward pass reached a recorded layer"):
+            ask()
+    if kind is nn.LSTM:
+        with pytest.raises(RuntimeError, match=r"nn.LSTM ran so:\naccelerate: .*\n  1 calls, cpu"):
+            flow.table()
+
+
+def test_an_nn_lstm_that_ours_does_not_run_says_why() -> None:
+    net = model(nn.LSTM)
+    with throughtime.gradient_flow(net) as flow:
+        torch.func.grad(lambda x: net(x).sum())(X)
+    with pytest.raises(RuntimeError, match="1 calls, original: torch traces or transforms it"):
+        flow.table()
+
+
+@pytest.mark.parametrize("backend_name", ["cpu", "reference"])
+def test_a_second_backward_pass_is_refused_and_the_first_is_kept(backend_name: Any) -> None:
+    net = model(backend=backend_name)
+    with throughtime.gradient_flow(net) as flow:
+        loss = net(X).sum()
+        loss.backward(retain_graph=True)
+        first = flow.gradients()
+        with pytest.raises(
+            RuntimeError, match=r"second backward pass through call 0 of layer 'rnn"
+        ):
+            loss.backward()
+    assert torch.equal(flow.gradients().dc, first.dc)
+    assert torch.equal(flow.gradients().direct, first.direct)
+
+
+@pytest.mark.parametrize("backend_name", ["cpu", "reference"])
+def test_a_trace_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, backend_name: Any) -> None:
+    net = model(backend=backend_name)
+    monkeypatch.setattr(recording, "_free_memory", lambda: 719)
+    with (
+        throughtime.gradient_flow(net),
+        pytest.raises(
+            RuntimeError,
+            match=r"layer 'rnn.l0' takes 720 bytes for 6 steps of 3 samples, and 719 are",
+        ),
+    ):
+        net(X)
+    monkeypatch.setattr(recording, "_free_memory", lambda: 720)
+    with throughtime.gradient_flow(net):
+        net(X)
+
+
+def test_free_memory_is_known_here() -> None:
+    found = recording._free_memory()
+    assert found is not None and 2**20 < found < 2**50
+
+
+def test_an_input_that_was_changed() -> None:
+    net, x = model(), X.clone()
+    with throughtime.gradient_flow(net) as flow:
+        net(x).sum().backward()
+    x.zero_()
+    assert flow.horizon()[0]["dc"] > 0  # needs no input
+    with pytest.raises(RuntimeError, match=r"the input of call 0 .* was changed in place"):
+        flow.table()
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        (nn.Linear(2, 3), ValueError, "Linear has no throughtime.LSTM, LSTMCell or nn.LSTM; pass"),
+        (nn.GRU(2, 3), ValueError, "GRU has no throughtime.LSTM"),
+        (nn.Sequential(RelLSTM(2, 3)), ValueError, r"RelLSTM \(0\) is not traced yet"),
+        (RelevancyAttention(4, 2, 3, 1), ValueError, r"Attention \(the model itself\) is not"),
+        (3, TypeError, "model should be a Module, got int"),
+    ],
+)
+def test_models_without_a_layer(given: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        throughtime.gradient_flow(given)
+
+
+def test_numbers_out_of_range() -> None:
+    net = model()
+    with throughtime.gradient_flow(net) as flow:
+        net(X).sum().backward()
+    with pytest.raises(ValueError, match="fraction should be greater than 0, got 0"):
+        flow.horizon(0)
+    with pytest.raises(ValueError, match="count should be at least 0, got -1"):
+        flow.hops(-1)
+    with pytest.raises(ValueError, match="layer 3, direction 0, call 0; recorded are call 0 of"):
+        flow.gradients(3)
+
+
+def test_a_gpu_backend_names_the_way_out() -> None:
+    call = recording._LayerCall(recording.Recorder({}, None, lambda x: None), "rnn", LSTM(4, 5))
+    with pytest.raises(RuntimeError, match=r"layer 'rnn' runs on a GPU backend.*move the model"):
+        call.kernels(object(), ())
