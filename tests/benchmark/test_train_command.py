@@ -123,7 +123,9 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     assert main(["demo", "--quick", "--out", "shown"]) == 0
     assert Path("shown/demo.png").read_bytes().startswith(b"\x89PNG")
     out = capfd.readouterr().out
-    assert "plot: shown/demo.svg" in out.replace(os.sep, "/")
+    assert "plots: shown/demo.svg, shown/gradient-flow.svg" in out.replace(os.sep, "/")
+    assert "try detach_prob 0.25" in out and "throughtime.init.chrono_" in out
+    assert "<svg" in Path("shown/gradient-flow.svg").read_text()
     ours, theirs = (
         next(words[1] for words in map(str.split, out.splitlines()) if words[:1] == [name])
         for name in ("throughtime", "nn.LSTM")
