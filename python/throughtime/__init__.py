@@ -11,8 +11,10 @@ Example:
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 try:
     import torch as _torch  # noqa: F401
@@ -24,13 +26,12 @@ except ModuleNotFoundError as _error:
         "throughtime needs PyTorch 2.10 or newer; install it with: pip install torch"
     ) from None
 
-from throughtime import diagnostics, functional, init, nn, reference
+from throughtime import functional, init, nn, reference
 from throughtime.acceleration import Acceleration, accelerate
 from throughtime.acceleration import accelerate_if_asked as _accelerate_if_asked
 from throughtime.backends import Explanation, backend, explain
 from throughtime.backends.cpu import empty_cache
 from throughtime.backends.selection import configure_logging as _configure_logging
-from throughtime.diagnostics import GradientFlow, gradient_flow
 from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
 from throughtime.replacement import Replacement, replace, restore
 from throughtime.schedule import DetachSchedule
@@ -42,6 +43,19 @@ try:
 except _PackageNotFoundError:
     # A source tree that was never installed: only pyproject.toml holds the number.
     __version__ = "0+unknown"
+
+if _TYPE_CHECKING:
+    from throughtime import diagnostics
+    from throughtime.diagnostics import GradientFlow, gradient_flow
+else:
+
+    def __getattr__(name: str) -> object:
+        """Diagnostics come with their first use: few programs need them."""
+        if name not in ("GradientFlow", "diagnostics", "gradient_flow"):
+            raise AttributeError(f"module 'throughtime' has no attribute {name!r}")
+        module = _import_module("throughtime.diagnostics")
+        return module if name == "diagnostics" else getattr(module, name)
+
 
 _configure_logging()
 _register()

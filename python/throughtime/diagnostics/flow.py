@@ -83,8 +83,8 @@ def gradient_flow(model: nn.Module, *, scaler: GradScaler | None = None) -> Grad
 class GradientFlow:
     """Result of :func:`throughtime.gradient_flow`; ``str()`` of it is a verdict in one sentence.
 
-    All numbers are of the last update: calls, then a backward pass. Of earlier ones the medians of
-    ``|dh|`` and ``|dc|`` stay. ``layer`` is a name of :attr:`layers`, or its place there;
+    All numbers are of the last update: calls, then a backward pass. Of earlier ones ``|dc|`` of 16
+    samples stays, for pictures. ``layer`` is a name of :attr:`layers`, or its place there;
     ``direction`` is 1 for the one that travels backward, and ``call`` counts the calls of a layer
     in one update.
 
@@ -106,7 +106,7 @@ class GradientFlow:
 
     def __init__(self, model: nn.Module, scaler: GradScaler | None = None) -> None:
         self._recorder = Recorder(traced_layers(model), scaler, self._summarise)
-        self._earlier: list[dict[tuple[str, int, int], statistics.Medians]] = []
+        self._earlier: list[dict[tuple[str, int, int], Tensor]] = []
         self._parts: tuple[Call, Parts] | None = None
 
     def __enter__(self) -> GradientFlow:
@@ -305,7 +305,7 @@ class GradientFlow:
             from throughtime.diagnostics import plotting
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "plot: pictures need matplotlib: pip install matplotlib"
+                "plot: pictures need matplotlib: pip install throughtime[diagnostics]"
             ) from error
         found = self._call(layer, direction, call)
         compared = {
@@ -343,14 +343,15 @@ class GradientFlow:
 
     def _history(self, call: Call) -> Tensor:
         """|dc| ``[updates, T]`` of a call, as far as its number of steps is the same."""
-        key, own = (call.layer, call.number, call.direction), statistics.medians(call)
-        rows = [update[key].dc for update in self._earlier if key in update]
-        return torch.stack([*(row for row in rows if row.shape == own.dc.shape), own.dc])
+        key, own = (call.layer, call.number, call.direction), statistics.history(call)
+        kept = [update[key] for update in self._earlier if key in update]
+        rows = [norms for norms in (*kept, own) if len(norms) == len(own)]
+        return torch.stack([statistics.median(norms) for norms in rows])
 
     def _summarise(self, update: list[Call]) -> None:
-        """Keep the medians of an update that another one follows."""
+        """Keep the norms of an update that another one follows."""
         self._earlier.append({
-            (call.layer, call.number, call.direction): statistics.medians(call)
+            (call.layer, call.number, call.direction): statistics.history(call)
             for call in update if call.traced
         })  # fmt: skip
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from throughtime.diagnostics.call import Call
 
-
-class Medians(NamedTuple):
-    """Medians over the batch of |dh| and |dc|, each ``[T]``."""
-
-    dh: Tensor
-    dc: Tensor
+_KEPT = 16  # samples of an earlier update, spread over the batch: a few milliseconds at most
 
 
-def medians(call: Call) -> Medians:
-    """What stays of a call."""
-    inside = call.inside()
-    return Medians(*(median(torch.where(inside, x.norm(dim=2), torch.nan)) for x in call.whole()))
+def history(call: Call) -> Tensor:
+    """What stays of a call when another update follows: |dc| ``[T, samples]``, NaN outside."""
+    assert call.dc is not None
+    every = max(1, call.dc.size(1) // _KEPT)
+    norms = call.dc[:, ::every].norm(dim=2) / call.scale
+    return torch.where(call.inside()[:, ::every], norms, torch.nan)
 
 
 def median(norms: Tensor) -> Tensor:

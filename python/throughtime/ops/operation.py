@@ -39,7 +39,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from throughtime.ops.record import Checker, Derived, Field, Layout, fake, fields, spelled
 from throughtime.ops.registration import register
-from throughtime.ops.second_derivative import Definition, differentiable
+from throughtime.ops.second_derivative import Definition, differentiable, once
 from throughtime.ops.watching import backward_of
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
@@ -47,23 +47,6 @@ Results = TypeVar("Results", bound=tuple[Any, ...])
 Implementation = Callable[..., tuple[Tensor, ...]]
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-
-register(
-    torch.library.define,
-    "second_derivative",
-    "(Tensor grad, Tensor of, str title) -> Tensor",
-    tags=_TAGS,
-)
-
-
-def _second_derivative(grad: Tensor, of: Tensor, title: str) -> Tensor:
-    raise RuntimeError(_once(title))
-
-
-register(torch.library.impl, "second_derivative", "CompositeExplicitAutograd", _second_derivative)
-register(
-    torch.library.register_fake, "second_derivative", lambda grad, of, title: torch.empty_like(of)
-)
 
 
 def define(
@@ -256,7 +239,7 @@ class Operation(Generic[Arguments, Results]):
     def _autograd_of_backward(self, *args: Any) -> tuple[Tensor, ...]:
         """The backward operator where derivatives may be wanted of it."""
         if _any_tangent(args):
-            raise RuntimeError(_once(self.title))
+            raise RuntimeError(once(self.title))
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return _apply(self._refusal, args)
         return _below(self.backward_op, args)
@@ -476,13 +459,6 @@ def _refusal(operator: Any, title: str) -> type[Any]:
 def _named(function: type, name: str) -> type[Any]:
     """``grad_fn`` shows the name of the class."""
     return type(name, (function,), {})
-
-
-def _once(title: str) -> str:
-    return (
-        f"throughtime: the compiled {title} kernels can be differentiated once where torch traces "
-        'or transforms, and a second derivative was asked for; use backend="reference"'
-    )
 
 
 def _any_tangent(args: Iterable[Any]) -> bool:

@@ -1,7 +1,8 @@
 """The backward of an operation, differentiable: by its definition in plain PyTorch, on demand.
 
 First derivatives are the kernels', also with ``create_graph=True``. Where a second one is asked
-for, the definition runs again and torch differentiates it twice.
+for, the definition runs again and torch differentiates it twice. Where torch traces or transforms,
+an operator stands in its place that fails when it runs.
 """
 
 from __future__ import annotations
@@ -14,8 +15,35 @@ from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
 
 from throughtime.ops.record import Field
+from throughtime.ops.registration import register
 
 Gradients = tuple[Tensor | None, ...]
+
+
+def once(title: str) -> str:
+    """What is said where a second derivative cannot be had."""
+    return (
+        f"throughtime: the compiled {title} kernels can be differentiated once where torch traces "
+        'or transforms, and a second derivative was asked for; use backend="reference"'
+    )
+
+
+register(
+    torch.library.define,
+    "second_derivative",
+    "(Tensor grad, Tensor of, str title) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _second_derivative(grad: Tensor, of: Tensor, title: str) -> Tensor:
+    raise RuntimeError(once(title))
+
+
+register(torch.library.impl, "second_derivative", "CompositeExplicitAutograd", _second_derivative)
+register(
+    torch.library.register_fake, "second_derivative", lambda grad, of, title: torch.empty_like(of)
+)
 
 
 class Definition(NamedTuple):
