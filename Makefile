@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 BIN_CLIENTS := $(VENV_CLIENTS)/bin
 # what the installed package is made of: a change of any of it makes the installation stale
 SOURCES := setup.py pyproject.toml $(shell find csrc python triton_kernels -type f \
-	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py)
+	! -name '*.pyc' ! -name '*.so' ! -name _build_info.py ! -path '*.egg-info/*')
 CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: help demo docs test test-clients test-cuda-build test-versions gradient-table bench bench-compare reproduce reproduce-full fuzz install format clean FORCE
@@ -161,7 +161,7 @@ format: install
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) $(VENV_CUDA) $(VENV_CLIENTS) build dist throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_CUDA) $(VENV_CLIENTS) build dist python/throughtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f python/throughtime/_build_info.py python/throughtime/_C*.so
 	find bench csrc python tests triton_kernels -name __pycache__ -type d -prune -exec rm -rf {} +
 

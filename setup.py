@@ -388,15 +388,18 @@ EXTENSIONS = [
     *extension("cpu", "throughtime._C", [*BASELINE_SOURCES, *KERNEL_SOURCES]),
     *extension("cuda", "throughtime._C_cuda", [*CUDA_SOURCES, *CUDA_KERNEL_SOURCES]),
 ]
+# What a build leaves there names an entry point of torch's. In the root it would be found by every
+# Python that runs there, and `import torch` fails in one that has not installed the package.
+OPTIONS = {"egg_info": {"egg_base": "python"}}
+if EXTENSIONS and LIMITED_API:
+    OPTIONS["bdist_wheel"] = {"py_limited_api": "cp{}{}".format(*PYTHON_ABI)}
 
 setup(
     packages=packages(),
     package_dir=PACKAGES,
     ext_modules=EXTENSIONS,
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp{}{}".format(*PYTHON_ABI)}}
-    if EXTENSIONS and LIMITED_API
-    else {},
+    options=OPTIONS,
 )
 for part, reason in PLAN.left_out.items():
     print(f"throughtime: left out {part}: {reason}.", file=sys.stderr)

@@ -26,8 +26,8 @@ def source(extra: str = "") -> str:
     except PackageNotFoundError:  # run from a source tree
         pass
     else:
-        # A checkout, if what is found is its egg-info.
-        folder = Path(str(installed.locate_file(""))).resolve()
+        # A checkout, if what is found is the egg-info in its folder python.
+        folder = Path(str(installed.locate_file(""))).resolve().parent
         came_from = json.loads(installed.read_text("direct_url.json") or "{}")
         if "dir_info" in came_from:
             folder = Path(url2pathname(urlparse(came_from["url"]).path))

@@ -17,6 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from checkout import ROOT, constant
 
 FOLDERS = (".ci", "bench", "csrc", "python", "tests", "triton_kernels")
-NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
+NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py", "*.egg-info")
 REPOSITORY = "https://github.com/throughtime/throughtime"
 BASELINE, KERNEL = (constant(f"{kind}_SOURCES", "setup.py") for kind in ("BASELINE", "KERNEL"))
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
@@ -224,6 +225,13 @@ class TestPureWheel:
             "throughtime",
             "throughtime_autoload",
         }
+
+    def test_leaves_no_distribution_in_the_root(self, build: Build, checkout: Path) -> None:
+        """A Python that runs there, and has not installed the package, imports torch."""
+        assert build("none").file is not None
+        assert not list(distributions(path=[str(checkout)]))
+        found = [one.metadata["Name"] for one in distributions(path=[str(checkout / "python")])]
+        assert found == ["throughtime"]
 
     def test_forgets_what_was_deleted(self, build: Build, checkout: Path) -> None:
         module = checkout / "python" / "throughtime" / "short_lived.py"

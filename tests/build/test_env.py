@@ -119,7 +119,7 @@ def test_what_to_install_again(origin: str, monkeypatch: pytest.MonkeyPatch) -> 
     }.get(origin)
     lines = ["Changelog, https://example.org/log", "Repository, https://example.org/throughtime"]
     installed = SimpleNamespace(
-        locate_file=lambda path: ROOT if origin == "egg-info" else "/site-packages",
+        locate_file=lambda path: ROOT / "python" if origin == "egg-info" else "/site-packages",
         read_text=lambda name: json.dumps(url) if url and name == "direct_url.json" else None,
         metadata=SimpleNamespace(get_all=lambda name: lines if name == "Project-URL" else None),
     )
