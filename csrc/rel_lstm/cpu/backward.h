@@ -73,7 +73,7 @@ class RelLstmBackwardPass {
     };
     const auto operands = [&](int64_t columns) {
       return scratch_.template reserve<Operand>(
-          schedule_.teams, most(rows_, most_rows_) + Tiling<Operand>::kPadding, columns);
+          schedule_.teams, most(rows_, most_rows_) + Tiling<Operand>::kPadding - 1, columns);
     };
     const auto per_worker = [&](int64_t count) {
       return scratch_.template reserve<S>(schedule_.workers(), count);
@@ -296,9 +296,11 @@ class RelLstmBackwardPass {
     };
     clear(w.sum_score, at_.attention / L, L);
     clear(w.lost_score, at_.attention / L, L);
-    clear_operands(w.da, rows_, ld_da_, w.member, members);
-    clear_operands(w.sx, rows_, ld_sx_, w.member, members);
-    clear_operands(w.keys, most(rows_, w.rows), ld_keys_, w.member, members);
+    // A product of the chunk's last rows reads a whole tile of them.
+    const int64_t rows = most(rows_, w.rows) + Tiling<Operand>::kPadding - 1;
+    clear_operands(w.da, rows, ld_da_, w.member, members);
+    clear_operands(w.sx, rows, ld_sx_, w.member, members);
+    clear_operands(w.keys, rows, ld_keys_, w.member, members);
     if (p_.dweight_hh) {
       clear(sum_s_(w.group), at_.stacked, at_.units);
       clear(sum_x_(w.group), at_.gates, at_.inputs);

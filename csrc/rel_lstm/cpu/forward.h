@@ -193,9 +193,10 @@ class RelLstmForwardPass {
   }
 
   void begin(const Group& w) {
-    clear_operands(w.s, w.rows, ld_h_, w.member, schedule_.members);
-    clear_operands(w.h, w.rows, ld_h_, w.member, schedule_.members);
-    clear_operands(w.x, w.rows, ld_x_, w.member, schedule_.members);
+    const int64_t rows = round_up(w.rows, Tiling<Operand>::kPadding);
+    clear_operands(w.s, rows, ld_h_, w.member, schedule_.members);
+    clear_operands(w.h, rows, ld_h_, w.member, schedule_.members);
+    clear_operands(w.x, rows, ld_x_, w.member, schedule_.members);
     for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t from = in_.order[w.row0 + row] * shape_.H, to = row * at_.units;
       for (int64_t k = w.blocks.begin * L; k < w.blocks.end * L; k += L) {
