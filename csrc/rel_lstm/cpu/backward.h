@@ -73,7 +73,7 @@ class RelLstmBackwardPass {
     };
     const auto operands = [&](int64_t columns) {
       return scratch_.template reserve<Operand>(
-          schedule_.teams, most(rows_, most_rows_) + Tiling<Operand>::kPadding, columns);
+          schedule_.teams, most(rows_, most_rows_) + Tiling<Operand>::kPadding - 1, columns);
     };
     const auto per_worker = [&](int64_t count) {
       return scratch_.template reserve<S>(schedule_.workers(), count);
@@ -99,28 +99,31 @@ class RelLstmBackwardPass {
     weights_ = per_worker(most_);
     grad_ = per_worker(most_);
     query_ = per_worker(score().query_numbers());
+    tanh_ = per_worker(times(slots_, at_.attention));
     const auto together = [&](int64_t count) {
       return scratch_.template reserve<S>(schedule_.teams, together_, count);
     };
     scores_ = together(most_);
     products_ = together(most_);
-    tanh_ = together(times(slots_, at_.attention));
     lost_score_ = scratch_.template reserve<S>(schedule_.teams, at_.attention);
     sum_s_ = per_group(times(at_.stacked, at_.units));
     sum_x_ = per_group(times(at_.gates, at_.inputs));
     sum_key_ = per_group(times(at_.attention, at_.units));
     sum_score_ = scratch_.template reserve<S>(plan_.groups, at_.attention);
-    ended_ = per_row(int64_t(), screen_.T);
-    next_ = per_row(int64_t(), screen_.positions());
-    kept_ = per_row(int64_t(), screen_.positions());
-    slot_of_ = per_row(int64_t(), screen_.positions());
-    free_ = per_row(int64_t(), slots_);
-    slots_of_row_ = scratch_.template reserve<Slots>(schedule_.teams, most_rows_);
-    replay_ = scratch_.template reserve<Replay>(schedule_.teams, most_rows_);
-    keys_of_ = per_row(static_cast<const S*>(nullptr), most_);
-    hidden_of_ = per_row(static_cast<const S*>(nullptr), most_);
-    dkeys_of_ = per_row(static_cast<S*>(nullptr), most_);
-    dhidden_of_ = per_row(static_cast<S*>(nullptr), most_);
+    const auto own = [&](auto number, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(schedule_.workers(), most_rows_, count);
+    };
+    ended_ = own(int64_t(), screen_.T);
+    next_ = own(int64_t(), screen_.positions());
+    kept_ = own(int64_t(), screen_.positions());
+    slot_of_ = own(int64_t(), screen_.positions());
+    free_ = own(int64_t(), slots_);
+    slots_of_row_ = scratch_.template reserve<Slots>(schedule_.workers(), most_rows_);
+    replay_ = scratch_.template reserve<Replay>(schedule_.workers(), most_rows_);
+    keys_of_ = own(static_cast<const S*>(nullptr), most_);
+    hidden_of_ = own(static_cast<const S*>(nullptr), most_);
+    dkeys_of_ = own(static_cast<S*>(nullptr), most_);
+    dhidden_of_ = own(static_cast<S*>(nullptr), most_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
@@ -173,20 +176,22 @@ class RelLstmBackwardPass {
   struct Group {
     const Member& member;
     int64_t group, row0, rows;
-    Share panels, blocks;  // own panels of units, and their blocks
-    Share attention;       // own blocks of attention units
-    Share inputs;          // own panels of inputs
-    Share own;             // own rows
-    Slots* slots;
-    Replay* replay;
+    Share panels, blocks;                // own panels of units, and their blocks
+    Share attention;                     // own blocks of attention units
+    Share inputs;                        // own panels of inputs
+    Share own;                           // own rows
     Operand *da, *sx, *keys;             // [chunk, ld]
     S *dh, *ds, *direct, *context, *dc;  // [rows, units]
     S *dq, *slot;                        // [rows, attention], [rows, slots, key]
-    S *scores, *products, *tanh;         // of the rows that are taken together
-    S *weights, *grad, *query;           // own
+    S *scores, *products;                // of the rows that are taken together
     S *sum_score, *lost_score;           // the latter: by rounding the former
-    const S **keys_of, **hidden_of;      // [rows, most]
-    S **dkeys_of, **dhidden_of;          // the same
+    // Every member replays all rows for itself: to share lists takes longer than to make them.
+    int64_t worker;
+    Slots* slots;
+    Replay* replay;
+    const S **keys_of, **hidden_of;  // [rows, most]
+    S **dkeys_of, **dhidden_of;      // the same
+    S *weights, *grad, *query, *tanh;
     Stopwatch* watch;
   };
 
@@ -233,8 +238,6 @@ class RelLstmBackwardPass {
         .attention = own(at_.attention / L),
         .inputs = own(inputs().count()),
         .own = own(count),
-        .slots = slots_of_row_(team),
-        .replay = replay_(team),
         .da = da_(team),
         .sx = sx_(team),
         .keys = keys_(team),
@@ -247,23 +250,26 @@ class RelLstmBackwardPass {
         .slot = slot_(team),
         .scores = scores_(team),
         .products = products_(team),
-        .tanh = tanh_(team),
+        .sum_score = sum_score_(group),
+        .lost_score = lost_score_(team),
+        .worker = worker,
+        .slots = slots_of_row_(worker),
+        .replay = replay_(worker),
+        .keys_of = keys_of_(worker),
+        .hidden_of = hidden_of_(worker),
+        .dkeys_of = dkeys_of_(worker),
+        .dhidden_of = dhidden_of_(worker),
         .weights = weights_(worker),
         .grad = grad_(worker),
         .query = query_(worker),
-        .sum_score = sum_score_(group),
-        .lost_score = lost_score_(team),
-        .keys_of = keys_of_(team),
-        .hidden_of = hidden_of_(team),
-        .dkeys_of = dkeys_of_(team),
-        .dhidden_of = dhidden_of_(team),
+        .tanh = tanh_(worker),
         .watch = member.watch};
     begin(w);
     int64_t active = 0, filled = 0;
     for (int64_t t = screen_.T - 1; t >= 0; --t) {
       for (; active < w.rows && in_.length(w.row0 + active) > t; ++active) enter(w, active);
       if (active == 0) continue;
-      for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row) list(w, t, row);
+      for (int64_t row = 0; row < active; ++row) list(w, t, row);
       member.wait();
       if (filled + active > rows_) {
         add_weights(w, filled);
@@ -280,14 +286,14 @@ class RelLstmBackwardPass {
   }
 
   void begin(const Group& w) {
-    const int64_t team = w.member.team, members = schedule_.members;
-    for (int64_t row = w.own.begin; row < w.own.end; ++row) {
-      const int64_t at = w.row0 + row, sample = in_.order[at];
-      w.replay[row] = Replay(
-          screen_, {in_.length(at)}, {p_.last + sample, shape_.B}, ended_(team) + row * screen_.T,
-          next_(team) + row * screen_.positions(), kept_(team) + row * screen_.positions());
-      w.slots[row] = {slot_of_(team) + row * screen_.positions(), free_(team) + row * slots_,
-                      slots_, 0};
+    const int64_t members = schedule_.members;
+    for (int64_t row = 0; row < w.rows; ++row) {
+      const int64_t at = w.row0 + row, sample = in_.order[at],
+                    positions = row * screen_.positions();
+      w.replay[row] = Replay(screen_, {in_.length(at)}, {p_.last + sample, shape_.B},
+                             ended_(w.worker) + row * screen_.T, next_(w.worker) + positions,
+                             kept_(w.worker) + positions);
+      w.slots[row] = {slot_of_(w.worker) + positions, free_(w.worker) + row * slots_, slots_, 0};
       for (int64_t j = 0; j < screen_.positions(); ++j) w.slots[row].of[j] = -1;
       for (int64_t k = 0; k < slots_; ++k) w.slots[row].free[k] = k;
     }
@@ -297,9 +303,11 @@ class RelLstmBackwardPass {
     };
     clear(w.sum_score, at_.attention / L, L);
     clear(w.lost_score, at_.attention / L, L);
-    clear_operands(w.da, rows_, ld_da_, w.member, members);
-    clear_operands(w.sx, rows_, ld_sx_, w.member, members);
-    clear_operands(w.keys, most(rows_, w.rows), ld_keys_, w.member, members);
+    // A product of the chunk's last rows reads a whole tile of them.
+    const int64_t rows = most(rows_, w.rows) + Tiling<Operand>::kPadding - 1;
+    clear_operands(w.da, rows, ld_da_, w.member, members);
+    clear_operands(w.sx, rows, ld_sx_, w.member, members);
+    clear_operands(w.keys, rows, ld_keys_, w.member, members);
     if (p_.dweight_hh) {
       clear(sum_s_(w.group), at_.stacked, at_.units);
       clear(sum_x_(w.group), at_.gates, at_.inputs);
@@ -368,7 +376,7 @@ class RelLstmBackwardPass {
           if (begin == 0) read_ahead(t, at);
           const S* query = score().query(step_row(t, at) + 6 * at_.units, w.query);
           score().scores(query, w.keys_of + list, end - begin, w.scores + n * most_ + begin,
-                         w.tanh + (n * slots_ + begin) * at_.attention);
+                         alone() ? w.tanh : nullptr);
           dot_products(w.context + row * at_.units, at_.units, w.hidden_of + list, end - begin,
                        w.products + n * most_ + begin);
         });
@@ -391,9 +399,12 @@ class RelLstmBackwardPass {
     timing.turn(kScores);
     S* dq = w.dq + row * at_.attention;
     const int64_t begin = w.attention.begin * L, end = w.attention.end * L;
+    if (!alone()) {  // others have made the scores of some candidates
+      const S* query = score().query(step_row(t, w.row0 + row) + 6 * units, w.query);
+      score().keep(begin, end, query, w.keys_of + list, count, w.tanh);
+    }
     std::memset(dq + begin, 0, (end - begin) * sizeof(S));
-    score().gradients_of(begin, end, w.tanh + n * slots_ * at_.attention, count, w.grad,
-                         {dq, dkeys, w.sum_score, w.lost_score});
+    score().gradients_of(begin, end, w.tanh, count, w.grad, {dq, dkeys, w.sum_score, w.lost_score});
     timing.turn(kGather);
     Operand* key = w.keys + place * ld_keys_;
     const S* h = key_row(screen_.P + t, w.row0 + row);
@@ -411,14 +422,21 @@ class RelLstmBackwardPass {
     Numbers<Operand>::put_part(row, column, v, count);
   }
 
-  // The slot of a key, cleared when the key first needs one.
+  bool alone() const { return schedule_.members == 1; }
+
+  // The slot of a key, own columns of which are cleared when the key first needs one.
   S* slot_of(const Group& w, int64_t position, int64_t row) {
     Slots& slots = w.slots[row];
     int64_t slot = slots.of[position];
     S* base = w.slot + row * slots_ * at_.key;
     if (slot < 0) {
       slot = slots.of[position] = slots.free[--slots.free_count];
-      std::memset(base + slot * at_.key, 0, at_.key * sizeof(S));
+      const auto clear = [&](int64_t first, Share own) {
+        std::memset(base + slot * at_.key + first + own.begin * L, 0,
+                    (own.end - own.begin) * L * sizeof(S));
+      };
+      clear(0, w.blocks);
+      clear(at_.units, w.attention);
     }
     return base + slot * at_.key;
   }
@@ -476,10 +494,9 @@ class RelLstmBackwardPass {
         store(w.direct + row * n + k, detached ? Vec<S>{} : half);
       });
     }
-    for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row) {
-      give_slot_back(w, screen_.P + t, row);
+    for (int64_t row = 0; row < active; ++row) give_slot_back(w, screen_.P + t, row);
+    for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row)
       gather(t, w.row0 + row, w.sx + (filled + row) * ld_sx_);
-    }
     timing.turn(kInputGradients);
     if (p_.dx) input_gradients(w, t, active, da);
   }
@@ -596,8 +613,8 @@ class RelLstmBackwardPass {
   OuterProducts<Operand> outer_;
   Span<Operand> stacked_, key_, inputs_, da_, sx_, keys_;
   Span<S> score_, dh_, ds_, direct_, context_, dc_, dq_, slot_;
-  Span<S> scores_, products_, tanh_, lost_score_;
-  Span<S> weights_, grad_, query_;               // per worker
+  Span<S> scores_, products_, lost_score_;
+  Span<S> weights_, grad_, query_, tanh_;        // per worker
   Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
   Span<int64_t> ended_, next_, kept_, slot_of_, free_;
   Span<Slots> slots_of_row_;

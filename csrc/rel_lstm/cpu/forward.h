@@ -6,7 +6,7 @@
 //             the query s V_a^T
 //   keys      own part of u = h U_a^T
 //   scores    own part of the candidates of all rows; what the score makes of u, once, for all steps
-//   context   softmax; own units: o_t, then s_{t+1}; screening of own rows
+//   context   softmax; own units: o_t, then s_{t+1}
 //
 // A key is the row [h_j, what the score makes of U_a h_j]. Cost per row and step: (4H + 2A) H + 4H I
 // multiply-adds and 2A exponentials, and per candidate A divisions and H multiply-adds; nothing grows
@@ -67,13 +67,18 @@ class RelLstmForwardPass {
     context_ = per_row(S(), at_.units);
     q_ = per_row(S(), at_.attention);
     scores_ = per_row(S(), most_);
-    relevance_ = per_row(S(), screen_.positions());
-    kept_ = per_row(int64_t(), kept_size());
-    screened_ = scratch_.template reserve<Screened>(schedule_.teams, most_rows_);
-    keys_of_ = per_row(static_cast<const S*>(nullptr), most_);
-    hidden_of_ = per_row(static_cast<const S*>(nullptr), most_);
-    weights_ = scratch_.template reserve<S>(schedule_.workers(), most_);
-    made_query_ = scratch_.template reserve<S>(schedule_.workers(), score().query_numbers());
+    const auto own = [&](auto number, int64_t rows, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(schedule_.workers(), rows, count);
+    };
+    relevance_ = own(S(), most_rows_, screen_.positions());
+    kept_ = own(int64_t(), most_rows_, kept_size());
+    screening_ = scratch_.template reserve<Screening<S>>(schedule_.workers(), most_rows_);
+    count_ = own(int64_t(), most_rows_, 1);
+    keys_of_ = own(static_cast<const S*>(nullptr), most_rows_, most_);
+    hidden_of_ = own(static_cast<const S*>(nullptr), most_rows_, most_);
+    unused_ = own(int64_t(), 1, 1);
+    weights_ = own(S(), 1, most_);
+    made_query_ = own(S(), 1, score().query_numbers());
     // Without a backward pass keys must last as long, but of each step only one.
     keys_ = scratch_.template reserve<S>(p_.saved ? 0 : screen_.positions(), shape_.B, at_.key);
     step_ = scratch_.template reserve<S>(p_.saved ? 0 : schedule_.teams, most_rows_, at_.step);
@@ -108,12 +113,6 @@ class RelLstmForwardPass {
   void finish(Share) {}
 
  private:
-  // The screening of a row, and how many candidates its query has now.
-  struct Screened {
-    Screening<S> screening;
-    int64_t count;
-  };
-
   struct Group {
     const Member& member;
     int64_t row0, rows;
@@ -122,10 +121,12 @@ class RelLstmForwardPass {
     Share own;        // own rows
     Operand *x, *s, *h;
     S *c, *context, *q, *scores, *step;
-    Screened* screened;
-    const S** keys;
-    const S** hidden;
-    S *weights, *query;  // own
+    // Every member screens all rows for itself: to share lists takes longer than to make them.
+    int64_t worker;
+    Screening<S>* screening;
+    int64_t* count;  // of candidates, by row
+    const S **keys, **hidden;
+    S *weights, *query;
     Stopwatch* watch;
   };
 
@@ -166,9 +167,11 @@ class RelLstmForwardPass {
                   .q = q_(team),
                   .scores = scores_(team),
                   .step = p_.saved ? nullptr : step_(team),
-                  .screened = screened_(team),
-                  .keys = keys_of_(team),
-                  .hidden = hidden_of_(team),
+                  .worker = worker,
+                  .screening = screening_(worker),
+                  .count = count_(worker),
+                  .keys = keys_of_(worker),
+                  .hidden = hidden_of_(worker),
                   .weights = weights_(worker),
                   .query = made_query_(worker),
                   .watch = member.watch};
@@ -193,9 +196,10 @@ class RelLstmForwardPass {
   }
 
   void begin(const Group& w) {
-    clear_operands(w.s, w.rows, ld_h_, w.member, schedule_.members);
-    clear_operands(w.h, w.rows, ld_h_, w.member, schedule_.members);
-    clear_operands(w.x, w.rows, ld_x_, w.member, schedule_.members);
+    const int64_t rows = round_up(w.rows, Tiling<Operand>::kPadding);
+    clear_operands(w.s, rows, ld_h_, w.member, schedule_.members);
+    clear_operands(w.h, rows, ld_h_, w.member, schedule_.members);
+    clear_operands(w.x, rows, ld_x_, w.member, schedule_.members);
     for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t from = in_.order[w.row0 + row] * shape_.H, to = row * at_.units;
       for (int64_t k = w.blocks.begin * L; k < w.blocks.end * L; k += L) {
@@ -203,12 +207,13 @@ class RelLstmForwardPass {
         store(w.context + to + k, load_part(p_.context0 + from + k, shape_.H - k));
       }
     }
-    for (int64_t row = w.own.begin; row < w.own.end; ++row) {
+    for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
-      w.screened[row].screening = Screening<S>(
-          screen_, {in_.length(at)}, p_.keep_first, {p_.relevance + sample, shape_.B},
-          {p_.last + sample, shape_.B}, relevance_(w.member.team) + row * screen_.positions(),
-          kept_(w.member.team) + row * kept_size());
+      const Column<int64_t> last = owns(w, row) ? Column<int64_t>{p_.last + sample, shape_.B}
+                                                : Column<int64_t>{unused_(w.worker), 0};
+      w.screening[row] = Screening<S>(
+          screen_, {in_.length(at)}, p_.keep_first, {p_.relevance + sample, shape_.B}, last,
+          relevance_(w.worker) + row * screen_.positions(), kept_(w.worker) + row * kept_size());
     }
     w.member.wait();
     for (int64_t j = 0; j < screen_.P; ++j) remember(w, j);
@@ -228,11 +233,13 @@ class RelLstmForwardPass {
     for (int64_t row = w.own.begin; row < w.own.end; ++row) make_key(w, position, row);
   }
 
+  static bool owns(const Group& w, int64_t row) { return row >= w.own.begin && row < w.own.end; }
+
   TT_INLINE void put(Operand* row, int64_t unit, Vec<S> v) const {
     Numbers<Operand>::put_part(row, unit, v, shape_.H - unit);
   }
 
-  // x_t of own rows, s_t in own units.
+  // x_t of own rows, s_t in own units, and candidates.
   void gather(const Group& w, int64_t t, int64_t active) {
     const Timing timing(w.watch, kGather);
     S* s = step_rows(w, t) + 5 * at_.units;
@@ -250,6 +257,7 @@ class RelLstmForwardPass {
     for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row)
       copy_row(w.x + row * ld_x_,
                in_.x + t * in_.x_stride_t + in_.order[w.row0 + row] * in_.x_stride_b, shape_.I);
+    for (int64_t row = 0; row < active; ++row) list(w, t, row);
   }
 
   void gates(const Group& w, int64_t t, int64_t active) {
@@ -280,7 +288,6 @@ class RelLstmForwardPass {
                     (end - begin) * sizeof(S));
       }
     }
-    for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row) list(w, t, row);
   }
 
   // Gate sums of `height` rows and one block of units, to c, h and what is saved.
@@ -323,21 +330,21 @@ class RelLstmForwardPass {
   // The candidates of a row's query.
   void list(const Group& w, int64_t t, int64_t row) {
     const Timing timing(w.watch, kScreening);
-    const Candidates& candidates = w.screened[row].screening.candidates(t);
+    const Candidates& candidates = w.screening[row].candidates(t);
     const S** hidden = w.hidden + row * most_;
     const S** keys = w.keys + row * most_;
     candidates.each([&](int64_t c, int64_t position) {
       hidden[c] = key_row(position, w.row0 + row);
       keys[c] = hidden[c] + at_.units;
     });
-    w.screened[row].count = candidates.count();
+    w.count[row] = candidates.count();
   }
 
   // A part has whole vectors of scores. The one with the last candidate, which is the step itself, makes
   // its key.
   void scores(const Group& w, int64_t t, int64_t active) {
     const Timing timing(w.watch, kScores);
-    const auto count = [&](int64_t row) { return w.screened[row].count; };
+    const auto count = [&](int64_t row) { return w.count[row]; };
     for_own_candidates<S>(w.member, schedule_.members, active, count,
                           [&](int64_t row, int64_t begin, int64_t end) {
                             if (end == count(row)) make_key(w, screen_.P + t, row);
@@ -350,14 +357,14 @@ class RelLstmForwardPass {
   void contexts(const Group& w, int64_t t, int64_t active) {
     for (int64_t row = 0; row < active; ++row) {
       Timing timing(w.watch, kScores);
-      const int64_t count = w.screened[row].count, first = w.blocks.begin * L;
+      const int64_t count = w.count[row], first = w.blocks.begin * L;
       std::memcpy(w.weights, w.scores + row * most_, padded<S>(count) * sizeof(S));
       softmax(w.weights, count);
       timing.turn(kSums);
       weighted_sum(w.weights, w.hidden + row * most_, count, first, w.blocks.end * L, S(1),
                    w.context + row * at_.units);
       timing.turn(kScreening);
-      if (row >= w.own.begin && row < w.own.end) w.screened[row].screening.advance(t, w.weights);
+      w.screening[row].advance(t, w.weights);
     }
   }
 
@@ -368,8 +375,8 @@ class RelLstmForwardPass {
                 H * sizeof(S));
     std::memcpy(p_.c_n + to, w.c + row * at_.units, H * sizeof(S));
     std::memcpy(p_.context_n + to, w.context + row * at_.units, H * sizeof(S));
-    w.screened[row].screening.finish({p_.memory_index + sample, shape_.B},
-                                     {p_.memory_relevance + sample, shape_.B});
+    w.screening[row].finish({p_.memory_index + sample, shape_.B},
+                            {p_.memory_relevance + sample, shape_.B});
     for (int64_t t = length; t < screen_.T; ++t)
       std::memset(p_.y + (t * shape_.B + sample) * H, 0, H * sizeof(X));
   }
@@ -386,8 +393,8 @@ class RelLstmForwardPass {
   Span<Operand> hidden_, inputs_, query_, key_, x_, s_, h_;
   Span<S> bias_, score_, c_, context_, q_, scores_, relevance_, keys_, step_;
   Span<S> weights_, made_query_;  // per worker
-  Span<int64_t> kept_;
-  Span<Screened> screened_;
+  Span<int64_t> kept_, count_, unused_;
+  Span<Screening<S>> screening_;
   Span<const S*> keys_of_, hidden_of_;
   Span<Barrier> barriers_;
 };

@@ -52,11 +52,10 @@ struct RelLstmLayout {
   }
 };
 
-// Makes the member's own share of `rows` rows zeros; those of a tile that follow the last are the last
-// member's.
+// Makes the member's own share of `rows` rows zeros.
 template <typename Operand>
 void clear_operands(Operand* to, int64_t rows, int64_t ld, const Member& member, int64_t members) {
-  const Share own(rows + Tiling<Operand>::kPadding - 1, member.begin, member.end, members);
+  const Share own(rows, member.begin, member.end, members);
   std::memset(to + own.begin * ld, 0, (own.end - own.begin) * ld * sizeof(Operand));
 }
 

@@ -151,6 +151,20 @@ struct ScoreAdditive {
     });
   }
 
+  // Columns [begin, end), whole vectors, of what the gradients need, without the scores.
+  void keep(int64_t begin, int64_t end, const S* query, const S* const* keys, int64_t count,
+            S* kept) const {
+    const int64_t columns = this->columns();
+    const S *a = query + columns, *e = a + columns;
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t d = begin; d < end; d += kLanes<S>) {
+        const Vec<S> k = load(keys[c] + d);
+        store(kept + c * columns + d, keys[c][columns] == S(0)
+                                          ? tanh_of_sum(load(a + d), load(e + d), k)
+                                          : tanh<S>(load(query + d) + k));
+      }
+  }
+
   void gradients(const S*, const S* const*, const S* kept, int64_t count, const S* grad,
                  const ScoreGradients<S>& into) const {
     gradients_of(0, D, kept, count, grad, into);
