@@ -230,7 +230,7 @@ class RelLstmForwardPass {
     weighted_sum(w.scores, w.hidden, candidates.count(), at_.units, S(1),
                  w.context + row * at_.units);
     timing.turn(kScreening);
-    w.screening[row].advance(t, w.scores);
+    w.screening[row].advance(t, candidates.by_position(w.scores));
   }
 
   void end(const Group& w, int64_t row) {
