@@ -192,6 +192,9 @@ ATTENTION = (
     Attention(2, 1, 30, 5, 5, 1, 3, additive=True, before=3),
     Attention(2, 1, 20, 5, 5, 3, 4, keep_first=True),
     Attention(1, 1, 60, 20, 70, 20, 30),  # more candidates than two vectors
+    Attention(2, 2, 100, 33, 66, 10, 7),  # several blocks of queries
+    Attention(1, 2, 150, 64, 64, 64, 64),
+    Attention(2, 1, 75, 16, 16, 3, 70, before=20, lengths=True),
 )
 CHUNKED = (  # not by the Triton kernels
     Attention(2, 2, 23, 8, 8, 5, 4, screen_every=3),
@@ -201,6 +204,8 @@ CHUNKED = (  # not by the Triton kernels
     Attention(2, 1, 26, 5, 5, 3, 4, keep_first=True, screen_every=6),
     Attention(2, 1, 9, 4, 4, 3, 3, before=4, screen_every=100),
     Attention(1, 1, 150, 20, 70, 20, 30, screen_every=32),
+    Attention(1, 1, 130, 300, 20, 40, 20, screen_every=40),  # a product of two chains
+    Attention(2, 1, 75, 16, 16, 3, 5, before=20, lengths=True, screen_every=20),
 )
 LAYERS = (
     Layer(1, 1, 1, 1, 1, 1, 0),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from closeness import assert_all_close
-from samples import Attention, Layer, definition, doubled, operate, run, taken
+from closeness import assert_all_close, assert_close
+from samples import Attention, Layer, definition, doubled, expect, operate, run, taken
 from throughtime import _ext
 from throughtime.ops.relevancy.arguments import memory_sizes
 
@@ -41,15 +41,24 @@ print(len(os.listdir("/proc/self/task")))
     assert int(done.stdout.split()[-1]) >= 4
 
 
-@pytest.mark.parametrize("screen_every", [1, 5])
-@pytest.mark.parametrize("additive", [False, True])
-def test_chunks_give_the_bits_of_one_call(additive: bool, screen_every: int) -> None:
-    case = Attention(2, 2, 40, 12, 9, 4, 3, additive=additive, screen_every=screen_every)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Attention(2, 2, 40, 12, 9, 4, 3),
+        Attention(2, 2, 40, 12, 9, 4, 3, additive=True),
+        Attention(2, 2, 40, 12, 9, 4, 3, screen_every=5),
+        Attention(2, 2, 40, 12, 9, 4, 3, additive=True, screen_every=5),
+        Attention(1, 2, 260, 20, 16, 70, 80),  # longer than a chain of sums
+        Attention(1, 2, 260, 20, 16, 70, 80, screen_every=32),
+    ],
+    ids=str,
+)
+def test_chunks_give_the_bits_of_one_call(case: Attention) -> None:
     given = case.inputs(torch.float32)
     rows = {name: given[name].detach() for name in ("query", "key", "value")}
     with torch.no_grad():
         whole = operate("relevancy_forward", given)["output"]
-        for sizes in ([1] * 40, [7, 1, 2, 30], [39, 1]):
+        for sizes in ([1] * case.T, [7, 1, 2, case.T - 10], [case.T - 1, 1]):
             kept = {name: rows[name][:, :, :0] for name in ("key", "value")}
             left, at, outputs = {"relevance": None, "retained": 0, "seen": None}, 0, []
             for steps in sizes:
@@ -58,10 +67,11 @@ def test_chunks_give_the_bits_of_one_call(additive: bool, screen_every: int) -> 
                 found = operate("relevancy_forward", given | now | left)
                 outputs.append(found["output"])
                 prefix, retained = kept["key"].size(2), left["retained"]
-                after = memory_sizes(steps, prefix, retained, 4, 3, screen_every)
+                window = (case.window_size, case.top_k, case.screen_every)
+                after = memory_sizes(steps, prefix, retained, *window)
                 at += steps
                 left = {"relevance": found["memory_relevance"], "retained": after[0]}
-                left["seen"] = torch.tensor([at, at])
+                left["seen"] = torch.full((case.B,), at)
                 kept = {name: taken(now[name], found["memory_index"]) for name in kept}
             assert torch.equal(torch.cat(outputs, 2), whole)
 
@@ -125,6 +135,25 @@ def test_nan_stays_in_its_sample_and_head() -> None:
     output, last = found["output"], found["last"]
     assert output[0, 1].isnan().any() and ((last >= -1) & (last < 20)).all()
     assert output[0, 1, :3].isfinite().all(), "queries before the key do not see it"
+
+
+@pytest.mark.parametrize("screen_every", [1, 8, 32])
+@pytest.mark.parametrize("name", ["query", "key", "value", "grad_output"])
+def test_an_infinity_reaches_what_it_reaches_in_the_definition(
+    name: str, screen_every: int
+) -> None:
+    """Not what shares a block of queries or of keys with it."""
+    case = Attention(2, 2, 70, 8, 8, 6, 5, screen_every=screen_every)
+    given = case.inputs()
+    with torch.no_grad():
+        given[name][0, 1, 33, 3] = torch.inf
+    found, wanted = run(case, given), expect(case, given)
+    assert torch.equal(found["last"], wanted["last"])
+    for each in ("output", "grad_query", "grad_key", "grad_value"):
+        finite = found[each].isfinite()
+        assert torch.equal(finite, wanted[each].isfinite()), each
+        assert_close(found[each].where(finite, 0), wanted[each].where(finite, 0), each)
+    assert not found["grad_key"].isfinite().all()
 
 
 def test_nan_stays_in_its_row_of_a_layer() -> None:

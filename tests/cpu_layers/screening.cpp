@@ -9,7 +9,7 @@ using namespace throughtime;
 
 namespace {
 
-// shape: T, P, R, window_size, top_k, length, screen_every, since_border. attention [T, S] is by position; listed [2, T, S] are
+// shape: T, P, R, window_size, top_k, length, screen_every, seen. attention [T, S] is by position; listed [2, T, S] are
 // the candidates of every step, -1 after them, by Screening and by Replay. Returns retained_at_end.
 template <typename S>
 int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const S* attention,
@@ -17,7 +17,7 @@ int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const 
   const ScreeningShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[6]};
   const int64_t length = shape[5], positions = s.positions();
   const Steps steps{length, shape[7]};
-  std::vector<S> scratch(positions), paid(positions);
+  std::vector<S> scratch(positions);
   std::vector<int64_t> kept(positions + 1), ended(s.T), next(positions), kept_again(positions);
   const auto list = [&](const Candidates& candidates, int64_t* to) {
     candidates.each([&](int64_t c, int64_t position) { to[c] = position; });
@@ -25,11 +25,8 @@ int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const 
   Screening<S> screening(s, steps, keep_first != 0, {before, 1}, {last, 1}, scratch.data(),
                          kept.data());
   for (int64_t step = 0; step < length; ++step) {
-    const Candidates& candidates = screening.candidates(step);
-    list(candidates, listed + step * positions);
-    candidates.each(
-        [&](int64_t c, int64_t position) { paid[c] = attention[step * positions + position]; });
-    screening.advance(step, paid.data());
+    list(screening.candidates(step), listed + step * positions);
+    screening.advance(step, attention + step * positions);
   }
   screening.finish({index, 1}, {relevance, 1});
   Replay replay(s, steps, {last, 1}, ended.data(), next.data(), kept_again.data());

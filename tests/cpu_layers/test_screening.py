@@ -85,7 +85,7 @@ def expected(case: Case, before: Tensor, attention: Tensor) -> Found:
 def run_layer(layer: Any, case: Case, before: Tensor, attention: Tensor) -> tuple[Found, int]:
     positions = len(before) + case.T
     sizes = case.T, len(before), case.retained, case.window_size, case.top_k, case.length
-    sizes += case.screen_every, case.seen % case.screen_every
+    sizes += case.screen_every, case.seen
     shape, left = torch.tensor(sizes), torch.zeros(2, dtype=torch.int64)
     layer("sizes_after", shape, left)
     index, relevance = left.new_zeros(int(left.sum())), before.new_zeros(int(left.sum()))

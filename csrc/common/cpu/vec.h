@@ -388,6 +388,28 @@ TT_INLINE void transpose_rows(const F& rows, int64_t columns, int64_t padded, in
   }
 }
 
+// Lane l of the result is lane l ^ W.
+template <typename S, int W>
+TT_INLINE Vec<S> lanes_exchanged(Vec<S> v) {
+#if defined(__clang__)
+  Vec<S> exchanged;
+  for (int lane = 0; lane < kLanes<S>; ++lane) exchanged[lane] = v[lane ^ W];
+  return exchanged;
+#else
+  typename VecOf<S>::integers other;
+  for (int lane = 0; lane < kLanes<S>; ++lane) other[lane] = lane ^ W;
+  return __builtin_shuffle(v, other);
+#endif
+}
+
+// f of all lanes, in pairs of pairs: f takes two vectors and is commutative.
+template <typename S, int W = kLanes<S> / 2, typename F>
+TT_INLINE S over_lanes(Vec<S> v, const F& f) {
+  v = f(v, lanes_exchanged<S, W>(v));
+  if constexpr (W > 1) return over_lanes<S, W / 2>(v, f);
+  return v[0];
+}
+
 // One level of `sums_of_rows`. A lane whose index has bit W comes from b, another from a; it is the
 // sum of the two lanes of its vector whose indices differ in that bit.
 template <typename S, int W>

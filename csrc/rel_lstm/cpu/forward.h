@@ -364,7 +364,8 @@ class RelLstmForwardPass {
       weighted_sum(w.weights, w.hidden + row * most_, count, first, w.blocks.end * L, S(1),
                    w.context + row * at_.units);
       timing.turn(kScreening);
-      w.screening[row].advance(t, w.weights);
+      Screening<S>& screening = w.screening[row];
+      screening.advance(t, screening.candidates(t).by_position(w.weights));
     }
   }
 

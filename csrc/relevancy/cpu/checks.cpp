@@ -37,7 +37,7 @@ void LastCheck::operator()(const int64_t* last, int64_t stride, Steps steps) {
   const int64_t full = first - s.P + window - 1;  // after this query the first key leaves
   // Queries after `step` until the next border.
   const auto to_border = [&](int64_t step) {
-    return every - 1 - (steps.since_border + step) % every;
+    return every - 1 - (steps.seen % every + step) % every;
   };
   for (int64_t p = 0; p < s.positions(); ++p) {
     const int64_t end = last[p * stride];

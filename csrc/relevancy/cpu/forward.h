@@ -104,7 +104,7 @@ class RelevancyForwardPass {
       watch.lap(kScores);
       weighted_sum(scores, values, count, 0, shape_.Dv, S(1), output + step * shape_.Dv);
       watch.lap(kSums);
-      screening.advance(step, scores);
+      screening.advance(step, candidates.by_position(scores));
     }
     screening.finish({p_.memory_index + n * s.memory_after(), 1},
                      {p_.memory_relevance + n * s.memory_after(), 1});

@@ -2,6 +2,8 @@
 
 #include "relevancy/cpu/backward.h"
 #include "relevancy/cpu/forward.h"
+#include "relevancy/cpu/product_backward.h"
+#include "relevancy/cpu/product_forward.h"
 #include "relevancy/cpu/scores.h"
 
 namespace throughtime {
@@ -9,16 +11,22 @@ namespace {
 
 template <typename S>
 void forward(const RelevancyForward<S>& args, const Runtime& runtime) {
-  with_score(args.in, [&](auto score) {
-    RelevancyForwardPass<S, decltype(score)>(args, score, runtime).run(runtime);
-  });
+  if (args.in.score == ScoreKind::kDot) {
+    ProductForwardPass<S>(args, runtime).run(runtime);
+  } else {
+    const ScoreAdditive<S> score{args.in.shape.D, args.in.score_weight};
+    RelevancyForwardPass<S, ScoreAdditive<S>>(args, score, runtime).run(runtime);
+  }
 }
 
 template <typename S>
 void backward(const RelevancyBackward<S>& args, const Runtime& runtime) {
-  with_score(args.in, [&](auto score) {
-    RelevancyBackwardPass<S, decltype(score)>(args, score, runtime).run(runtime);
-  });
+  if (args.in.score == ScoreKind::kDot) {
+    ProductBackwardPass<S>(args, runtime).run(runtime);
+  } else {
+    const ScoreAdditive<S> score{args.in.shape.D, args.in.score_weight};
+    RelevancyBackwardPass<S, ScoreAdditive<S>>(args, score, runtime).run(runtime);
+  }
 }
 
 }  // namespace

@@ -122,9 +122,7 @@ class Attention {
   const ScalarType dtype;
 
  private:
-  SampleSteps steps() const {
-    return {shape.T(), shape.screening.screen_every, data<int64_t>(lengths_), data<int64_t>(seen_)};
-  }
+  SampleSteps steps() const { return {shape.T(), data<int64_t>(lengths_), data<int64_t>(seen_)}; }
 
   RelevancyArguments args_;
   OptionalTensor lengths_, seen_;

@@ -37,17 +37,17 @@ struct ScreeningShape {
 
 // What one sequence has of them.
 struct Steps {
-  int64_t length;            // queries in this call
-  int64_t since_border = 0;  // queries of earlier calls after the latest border
+  int64_t length;    // queries in this call
+  int64_t seen = 0;  // queries of earlier calls
 };
 
 struct SampleSteps {
-  int64_t T, screen_every;
+  int64_t T;
   const int64_t* lengths;  // [B] or null
   const int64_t* seen;     // [B], queries of earlier calls, or null
 
   TT_INLINE Steps operator()(int64_t b) const {
-    return {lengths ? lengths[b] : T, seen ? seen[b] % screen_every : 0};
+    return {lengths ? lengths[b] : T, seen ? seen[b] : 0};
   }
 };
 

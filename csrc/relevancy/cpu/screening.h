@@ -37,14 +37,20 @@ struct Borders {
       : P(shape.P),
         window_size(least(shape.window_size, kTooMany)),
         every(shape.screen_every),
-        since(steps.since_border) {}
+        since(steps.seen % shape.screen_every) {}
 
-  // Whether the pending keys compete after a query.
-  TT_INLINE bool after(int64_t step) const { return (since + step + 1) % every == 0; }
+  // How many queries follow until the next border, the query itself not counted.
+  TT_INLINE int64_t until(int64_t step) const { return every - 1 - phase(step); }
+  // How many queries up to this one come after the latest border.
+  TT_INLINE int64_t passed(int64_t step) const { return phase(step) + 1; }
   // Position of the oldest key that a query attends of the window and the pending keys.
   TT_INLINE int64_t begin(int64_t step) const {
-    return most(first, P + step + 1 - window_size - (since + step) % every);
+    return most(first, P + step + 1 - window_size - phase(step));
   }
+
+ private:
+  // Queries before it that come after the latest border; a division costs as much as ten keys.
+  TT_INLINE int64_t phase(int64_t step) const { return every == 1 ? 0 : (since + step) % every; }
 };
 
 // Positions of the retained set, ascending, and where pending keys and the window begin.
@@ -62,6 +68,12 @@ struct Candidates {
     const int64_t base = kept_count - window_begin;
     for (int64_t position = window_begin; position < window_end; ++position)
       f(base + position, position);
+  }
+
+  // Of numbers in that order: where that of a position of the window would lie.
+  template <typename S>
+  TT_INLINE const S* by_position(const S* numbers) const {
+    return numbers + kept_count - window_begin;
   }
 };
 
@@ -96,21 +108,28 @@ class Screening {
     return candidates_;
   }
 
-  // attention: of the query to candidates(step), in their order.
   void advance(int64_t step, const S* attention) {
+    advance(step, attention, [](int64_t, int64_t) {});
+  }
+
+  // attention[p] is what the query pays to position p of its window. Before the retained set changes
+  // it calls change(rank, position): the rank in it of the
+  // key that leaves it, -1 if none does, and the position that joins at its end.
+  template <typename F>
+  void advance(int64_t step, const S* attention, const F& change) {
     const Candidates& now = candidates_;
     const int64_t leaving = now.window_end - borders_.window_size;  // may be no key
-    if (!keep_first_) {
-      attention += now.kept_count - now.window_begin;
+    if (!keep_first_)
       for (int64_t p = most(now.window_begin, leaving); p < now.window_end; ++p)
         relevance_[p] += attention[p];
-    }
-    if (!borders_.after(step)) return;
+    if (borders_.until(step) > 0) return;
     for (int64_t p = now.window_begin; p <= leaving; ++p) {
-      const int64_t dropped = compete(p);
+      const int64_t dropped = compete(p, change);
       if (dropped >= 0) last_[dropped] = step;
     }
   }
+
+  TT_INLINE const Borders& borders() const { return borders_; }
 
   // After the last step: writes `last` of the keys still attended, and the next call's memory.
   void finish(Column<int64_t> index, Column<S> relevance) {
@@ -139,27 +158,35 @@ class Screening {
   }
 
   // Returns the position that no later query attends, or -1. A key of relevance NaN is forgotten.
-  int64_t compete(int64_t newcomer) {
+  template <typename F>
+  int64_t compete(int64_t newcomer, const F& change) {
     Candidates& now = candidates_;
     const S relevance = relevance_[newcomer];
-    if (!(relevance >= S(0))) return newcomer;
+    if (!(relevance >= S(0)) || shape_.top_k == 0) return newcomer;
+    int64_t leaving = -1;
     if (now.kept_count < shape_.top_k) {
-      now.kept[now.kept_count++] = newcomer;
-      return -1;
+      change(-1, newcomer);
+    } else {
+      if (weakest_ < 0) weakest_ = weakest();
+      if (!(relevance_[now.kept[weakest_]] < relevance)) return newcomer;
+      change(weakest_, newcomer);
+      leaving = now.kept[weakest_];
+      --now.kept_count;
+      std::memmove(now.kept + weakest_, now.kept + weakest_ + 1,
+                   (now.kept_count - weakest_) * sizeof(int64_t));
     }
-    int64_t loser = -1;  // the newest of the least relevant
-    S lowest = relevance;
-    for (int64_t c = 0; c < now.kept_count; ++c)
-      if (relevance_[now.kept[c]] < lowest || (loser >= 0 && relevance_[now.kept[c]] == lowest)) {
-        lowest = relevance_[now.kept[c]];
-        loser = c;
-      }
-    if (loser < 0) return newcomer;
-    const int64_t leaving = now.kept[loser];
-    std::memmove(now.kept + loser, now.kept + loser + 1,
-                 (now.kept_count - loser - 1) * sizeof(int64_t));
-    now.kept[now.kept_count - 1] = newcomer;
+    now.kept[now.kept_count++] = newcomer;
+    weakest_ = -1;
     return leaving;
+  }
+
+  // Rank in the retained set of the least relevant, the newest of equals.
+  int64_t weakest() const {
+    const Candidates& now = candidates_;
+    int64_t found = 0;
+    for (int64_t c = 1; c < now.kept_count; ++c)
+      if (relevance_[now.kept[c]] <= relevance_[now.kept[found]]) found = c;
+    return found;
   }
 
   ScreeningShape shape_;
@@ -169,6 +196,7 @@ class Screening {
   Column<int64_t> last_;
   S* relevance_;
   Candidates candidates_;
+  int64_t weakest_ = -1;  // -1 while it is not known
 };
 
 // How many keys the last query attends as retained ones. Their number never falls.

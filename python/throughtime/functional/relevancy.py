@@ -209,7 +209,7 @@ def relevancy_attention(
                 value=torch.cat([cache.value, value], 2),
                 relevance=cache.relevance,
                 retained=cache.retained,
-                seen=cache.length if screen_every > 1 else None,
+                seen=cache.length,
             )
     request = Request(
         op=_OP,
