@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch.ao.quantization import quantize_dynamic
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
@@ -114,6 +115,19 @@ def test_a_compiled_graph_that_holds_the_layer_is_the_originals(model: Model) ->
     assert len(graphs) == 2 and graphs[0] == graphs[1]
     assert torch.equal(found, plain)
     assert_close(plain, expected)
+
+
+def test_compiled_autograd(model: Model) -> None:
+    def gradient() -> Tensor:
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+            return torch.autograd.grad(model(X).square().sum(), model.rnn.weight_hh_l0)[0]
+
+    expected = gradient()
+    with accelerate() as handle:
+        assert_close(gradient(), expected)
+    assert kinds(handle.calls) == {OURS}
+    replace(model)
+    assert_close(gradient(), expected)
 
 
 @pytest.mark.parametrize("strict", [False, True])
