@@ -100,6 +100,8 @@ def test_explain_says_what_runs_an_nn_lstm(lstm: nn.LSTM, monkeypatch: pytest.Mo
         assert table.chosen is None and "no kernel for torch.float64 on cpu" in str(table)
         table = explain(lstm, device="cuda", dtype=torch.float32)
         assert table.chosen is None and "not been measured beside cuDNN with TF32" in str(table)
+        table = explain(lstm, device="cuda", dtype=torch.float16)
+        assert table.chosen is None and "cuDNN is faster at H 512" in str(table)
         assert "no h-detach" not in str(table) and "a call raises" not in str(table)
 
 
