@@ -32,9 +32,10 @@ KEY = ("torch", "python", "install")
 COLUMNS = (*KEY, "built", "passed", "failed", "skipped", "seconds", "commit")
 CORE = (  # every operator on every backend that a CPU can run: values, gradients, errors, compile
     "accelerate", "accelerate_handle", "accelerate_torch", "backends", "compile", "cpu_kernels",
-    "errors", "functional_lstm", "gradient_table", "import", "module_lstm", "operators", "packed",
-    "parity_nn_lstm", "properties", "relevancy", "relevancy_kernels", "relevancy_modules",
-    "replacement", "schedule", "second_derivatives",
+    "distributed", "episodes", "errors", "functional_lstm", "gradient_table", "import", "lstm_cell",
+    "module_lstm", "operators", "packed", "parity_nn_lstm", "properties", "relevancy",
+    "relevancy_kernels", "relevancy_modules", "replacement", "saved", "schedule",
+    "second_derivatives",
 )  # fmt: skip
 REQUIREMENTS = (  # An older Triton's interpreter cannot run beside NumPy 2.4.
     "setuptools>=77", "ninja", "allpairspy", "tqdm", "hypothesis", "numpy<2.4", "pybind11",

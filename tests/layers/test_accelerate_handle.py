@@ -100,6 +100,8 @@ def test_explain_says_what_runs_an_nn_lstm(lstm: nn.LSTM, monkeypatch: pytest.Mo
         assert table.chosen is None and "no kernel for torch.float64 on cpu" in str(table)
         table = explain(lstm, device="cuda", dtype=torch.float32)
         assert table.chosen is None and "not been measured beside cuDNN with TF32" in str(table)
+        table = explain(lstm, device="cuda", dtype=torch.float16)
+        assert table.chosen is None and "cuDNN is faster at H 512" in str(table)
         assert "no h-detach" not in str(table) and "a call raises" not in str(table)
 
 
@@ -285,7 +287,10 @@ print(throughtime.explain(torch.nn.LSTM(2, 3)).chosen)
 KEY = {key!r}
 import throughtime
 handle = throughtime.accelerate()
-override({how!r})
+try:
+    override({how!r})
+except RuntimeError as error:  # torch 2.10, for a key that ours has
+    raise SystemExit(f"torch refuses: {{error}}")
 print(throughtime.explain(torch.nn.LSTM(2, 3)).acceleration.splitlines()[0])
 print(str(handle).splitlines()[-1])
 warnings.simplefilter("error", RuntimeWarning)
@@ -294,7 +299,10 @@ try:
 except RuntimeWarning as warning:
     print(warning)
 """
-    lines = printed(FOREIGN + after).splitlines()
+    done = run_python(FOREIGN + after)
+    if "torch refuses: This is not allowed since there's already a kernel" in done.stderr:
+        return
+    lines = done.stdout.splitlines()
     assert len(lines) == 3 and all("another implementation of" in line for line in lines)
     assert lines[0].startswith("torch runs it: ") and "not every call came" in lines[2]
 

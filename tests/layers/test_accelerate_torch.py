@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch.ao.quantization import quantize_dynamic
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 
 from closeness import assert_close
 from throughtime import LSTM, accelerate, replace, restore
@@ -114,6 +117,19 @@ def test_a_compiled_graph_that_holds_the_layer_is_the_originals(model: Model) ->
     assert len(graphs) == 2 and graphs[0] == graphs[1]
     assert torch.equal(found, plain)
     assert_close(plain, expected)
+
+
+def test_compiled_autograd(model: Model) -> None:
+    def gradient() -> Tensor:
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+            return torch.autograd.grad(model(X).square().sum(), model.rnn.weight_hh_l0)[0]
+
+    expected = gradient()
+    with accelerate() as handle:
+        assert_close(gradient(), expected)
+    assert kinds(handle.calls) == {OURS}
+    replace(model)
+    assert_close(gradient(), expected)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -323,6 +339,43 @@ def test_function_modes_do_not_see_inside(model: Model) -> None:
     with Watch():
         assert_close(model(X), expected)
     assert torch.ops.throughtime.lstm_forward.default in seen[-1]
+
+
+REWRITES: dict[str, Callable[[nn.Module], object]] = {
+    "weight_norm": lambda rnn: nn.utils.weight_norm(rnn, "weight_hh_l0"),
+    "spectral_norm": lambda rnn: nn.utils.spectral_norm(rnn, "weight_hh_l0"),
+    "pruning": lambda rnn: prune.l1_unstructured(rnn, "weight_hh_l0", 0.5),
+    "parametrizations": lambda rnn: nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0"),
+}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("name", REWRITES)
+def test_what_computes_a_weight_anew(name: str, first: bool) -> None:
+    """Two steps of training, and the layer is replaced before or after it is rewritten."""
+
+    def trained(prepare: Callable[[nn.Module], object]) -> list[Tensor]:
+        model = Model()
+        for step in (prepare, REWRITES[name]) if first else (REWRITES[name], prepare):
+            torch.manual_seed(2)
+            step(model.rnn)
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(X).square().sum().backward()
+            optimizer.step()
+        return [model(X), *model.parameters()]
+
+    expected = trained(lambda rnn: None)
+    with accelerate() as handle:
+        accelerated = trained(lambda rnn: None)
+    assert handle.calls == {OURS: 3}
+    reports = []
+    replaced = trained(lambda rnn: reports.append(replace(rnn)))
+    assert len(reports[0].skipped) == (name == "parametrizations" and not first)
+    for found in (accelerated, replaced):
+        for x, due in zip(found, expected, strict=True):
+            assert_close(x, due)
 
 
 def test_checkpoint_and_hooks(model: Model) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._dynamo.config
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounter
 
 import throughtime
@@ -109,6 +110,25 @@ def test_compiles_once_for_many_lengths(name: str, compiler: str, backend: str) 
     with torch._dynamo.config.patch(error_on_recompile=True):
         for length in (4, 9, 30, 150 if name == "LSTM" else 17):
             check(length)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's
+@compiled_only
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiled_autograd(name: str, backend: str) -> None:
+    layer = LAYERS[name](backend=backend)
+    x = random(6, 3, 4, seed=1, dtype=torch.float32)
+
+    def gradients() -> tuple[Tensor, ...]:
+        output = layer(x)
+        output = output if isinstance(output, Tensor) else output[0]
+        return torch.autograd.grad(output.square().sum(), list(layer.parameters()))
+
+    expected = gradients()
+    with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        found = gradients()
+    for gradient, other in zip(found, expected, strict=True):
+        assert_close(gradient, other)
 
 
 @compiled_only

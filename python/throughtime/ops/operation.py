@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
+from throughtime.ops.autograd import SingleLevelFunction
 from throughtime.ops.record import Checker, Derived, Field, Layout, fake, fields, spelled
 from throughtime.ops.registration import register
 from throughtime.ops.second_derivative import Definition, differentiable, once
@@ -412,7 +412,7 @@ def _below(operator: Any, args: Iterable[Any]) -> tuple[Tensor, ...]:
 
 
 def _function(pair: Operation[Any, Any]) -> type[Any]:
-    class Function(_SingleLevelFunction):
+    class Function(SingleLevelFunction):
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
             return _below(pair.forward_op, (*args, *pair._saving))
@@ -431,7 +431,7 @@ def _function(pair: Operation[Any, Any]) -> type[Any]:
 def _refusal(operator: Any, title: str) -> type[Any]:
     """The backward operator with an error as its own gradient."""
 
-    class Backward(_SingleLevelFunction):
+    class Backward(SingleLevelFunction):
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
             return _below(operator, args)

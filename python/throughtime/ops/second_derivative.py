@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import _SingleLevelFunction
 
+from throughtime.ops.autograd import SingleLevelFunction
 from throughtime.ops.record import Field
 from throughtime.ops.registration import register
 
@@ -67,7 +67,7 @@ def differentiable(
     """An autograd function that runs ``backward`` on all but the last, unread arguments."""
     count = len(of.takes)
 
-    class Backward(_SingleLevelFunction):
+    class Backward(SingleLevelFunction):
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
             return backward(args[:count])
