@@ -63,13 +63,14 @@ class RelLstmForwardPass {
     x_ = operands(ld_x_);
     s_ = operands(ld_h_);
     h_ = operands(ld_h_);
-    c_ = per_row(S(), at_.units);
-    context_ = per_row(S(), at_.units);
     q_ = per_row(S(), at_.attention);
     scores_ = per_row(S(), most_);
     const auto own = [&](auto number, int64_t rows, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.workers(), rows, count);
     };
+    // What has columns of its own lies apart: prefetching would take lines from another worker.
+    c_ = own(S(), most_rows_, at_.units);
+    context_ = own(S(), most_rows_, at_.units);
     relevance_ = own(S(), most_rows_, screen_.positions());
     kept_ = own(int64_t(), most_rows_, kept_size());
     screening_ = scratch_.template reserve<Screening<S>>(schedule_.workers(), most_rows_);
@@ -120,7 +121,9 @@ class RelLstmForwardPass {
     Share attention;  // own panels of attention units
     Share own;        // own rows
     Operand *x, *s, *h;
-    S *c, *context, *q, *scores, *step;
+    S *q, *scores, *step;
+    // The member's own, of which it uses its own columns.
+    S *c, *context;
     // Every member screens all rows for itself: to share lists takes longer than to make them.
     int64_t worker;
     Screening<S>* screening;
@@ -162,11 +165,11 @@ class RelLstmForwardPass {
                   .x = x_(team),
                   .s = s_(team),
                   .h = h_(team),
-                  .c = c_(team),
-                  .context = context_(team),
                   .q = q_(team),
                   .scores = scores_(team),
                   .step = p_.saved ? nullptr : step_(team),
+                  .c = c_(worker),
+                  .context = context_(worker),
                   .worker = worker,
                   .screening = screening_(worker),
                   .count = count_(worker),
@@ -190,7 +193,7 @@ class RelLstmForwardPass {
       member.wait();
       contexts(w, t, active);
     }
-    member.wait();
+    for (int64_t row = 0; row < w.rows; ++row) leave(w, row);
     for (int64_t row = w.own.begin; row < w.own.end; ++row) end(w, row);
     member.wait();
   }
@@ -368,13 +371,22 @@ class RelLstmForwardPass {
     }
   }
 
+  // The last state of a row, in own units.
+  void leave(const Group& w, int64_t row) {
+    const int64_t at = w.row0 + row, length = in_.length(at), H = shape_.H;
+    const int64_t to = in_.order[at] * H, n = at_.units;
+    const S* h = length > 0 ? key_row(screen_.P + length - 1, at) : p_.h0 + to;
+    for (int64_t k = w.blocks.begin * L; k < w.blocks.end * L; k += L) {
+      store_part(p_.h_n + to + k, load_part(h + k, H - k), H - k);
+      store_part(p_.c_n + to + k, load(w.c + row * n + k), H - k);
+      store_part(p_.context_n + to + k, load(w.context + row * n + k), H - k);
+    }
+  }
+
+  // What is left of the row as a whole.
   void end(const Group& w, int64_t row) {
     const int64_t at = w.row0 + row, length = in_.length(at), H = shape_.H;
-    const int64_t sample = in_.order[at], to = sample * H;
-    std::memcpy(p_.h_n + to, length > 0 ? key_row(screen_.P + length - 1, at) : p_.h0 + to,
-                H * sizeof(S));
-    std::memcpy(p_.c_n + to, w.c + row * at_.units, H * sizeof(S));
-    std::memcpy(p_.context_n + to, w.context + row * at_.units, H * sizeof(S));
+    const int64_t sample = in_.order[at];
     w.screening[row].finish({p_.memory_index + sample, shape_.B},
                             {p_.memory_relevance + sample, shape_.B});
     for (int64_t t = length; t < screen_.T; ++t)
