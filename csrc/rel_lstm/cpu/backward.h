@@ -89,13 +89,17 @@ class RelLstmBackwardPass {
     da_ = operands(ld_da_);
     sx_ = operands(ld_sx_);
     keys_ = operands(ld_keys_);
-    dh_ = per_row(S(), at_.units);
-    ds_ = per_row(S(), at_.units);
-    direct_ = per_row(S(), at_.units);
     context_ = per_row(S(), at_.units);
-    dc_ = per_row(S(), at_.units);
-    dq_ = per_row(S(), at_.attention);
-    slot_ = per_row(S(), times(slots_, at_.key));
+    // What has columns of its own lies apart: prefetching would take lines from another worker.
+    const auto own = [&](auto number, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(schedule_.workers(), most_rows_, count);
+    };
+    dh_ = own(S(), at_.units);
+    ds_ = own(S(), at_.units);
+    direct_ = own(S(), at_.units);
+    dc_ = own(S(), at_.units);
+    dq_ = own(S(), at_.attention);
+    slot_ = own(S(), times(slots_, at_.key));
     weights_ = per_worker(most_);
     grad_ = per_worker(most_);
     query_ = per_worker(score().query_numbers());
@@ -110,9 +114,6 @@ class RelLstmBackwardPass {
     sum_x_ = per_group(times(at_.gates, at_.inputs));
     sum_key_ = per_group(times(at_.attention, at_.units));
     sum_score_ = scratch_.template reserve<S>(plan_.groups, at_.attention);
-    const auto own = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.workers(), most_rows_, count);
-    };
     ended_ = own(int64_t(), screen_.T);
     next_ = own(int64_t(), screen_.positions());
     kept_ = own(int64_t(), screen_.positions());
@@ -176,17 +177,19 @@ class RelLstmBackwardPass {
   struct Group {
     const Member& member;
     int64_t group, row0, rows;
-    Share panels, blocks;                // own panels of units, and their blocks
-    Share attention;                     // own blocks of attention units
-    Share inputs;                        // own panels of inputs
-    Share own;                           // own rows
-    Operand *da, *sx, *keys;             // [chunk, ld]
-    S *dh, *ds, *direct, *context, *dc;  // [rows, units]
-    S *dq, *slot;                        // [rows, attention], [rows, slots, key]
-    S *scores, *products;                // of the rows that are taken together
-    S *sum_score, *lost_score;           // the latter: by rounding the former
-    // Every member replays all rows for itself: to share lists takes longer than to make them.
+    Share panels, blocks;       // own panels of units, and their blocks
+    Share attention;            // own blocks of attention units
+    Share inputs;               // own panels of inputs
+    Share own;                  // own rows
+    Operand *da, *sx, *keys;    // [chunk, ld]
+    S* context;                 // [rows, units]
+    S *scores, *products;       // of the rows that are taken together
+    S *sum_score, *lost_score;  // the latter: by rounding the former
+    // The member's own, of which it uses its own columns.
     int64_t worker;
+    S *dh, *ds, *direct, *dc;  // [rows, units]
+    S *dq, *slot;              // [rows, attention], [rows, slots, key]
+    // Every member replays all rows for itself: to share lists takes longer than to make them.
     Slots* slots;
     Replay* replay;
     const S **keys_of, **hidden_of;  // [rows, most]
@@ -241,18 +244,18 @@ class RelLstmBackwardPass {
         .da = da_(team),
         .sx = sx_(team),
         .keys = keys_(team),
-        .dh = dh_(team),
-        .ds = ds_(team),
-        .direct = direct_(team),
         .context = context_(team),
-        .dc = dc_(team),
-        .dq = dq_(team),
-        .slot = slot_(team),
         .scores = scores_(team),
         .products = products_(team),
         .sum_score = sum_score_(group),
         .lost_score = lost_score_(team),
         .worker = worker,
+        .dh = dh_(worker),
+        .ds = ds_(worker),
+        .direct = direct_(worker),
+        .dc = dc_(worker),
+        .dq = dq_(worker),
+        .slot = slot_(worker),
         .slots = slots_of_row_(worker),
         .replay = replay_(worker),
         .keys_of = keys_of_(worker),
@@ -562,7 +565,7 @@ class RelLstmBackwardPass {
   void leave_memory(const Group& w, int64_t position) {
     const int64_t n = at_.units;
     w.member.wait();  // for others that are still at the position before
-    for (int64_t row = w.own.begin; row < w.own.end; ++row) {
+    for (int64_t row = 0; row < w.rows; ++row) {
       const int64_t slot = w.slots[row].of[position];
       const S* from = slot >= 0 ? w.slot + (row * slots_ + slot) * at_.key : nullptr;
       const S* h = from ? key_row(position, w.row0 + row) : nullptr;
@@ -570,12 +573,12 @@ class RelLstmBackwardPass {
         return numbers ? load(numbers + k) : Vec<S>{};
       };
       Operand* key = w.keys + row * ld_keys_;
-      for (int64_t k = 0; k < n; k += L) {
+      for_units(w, [&](int64_t k) {
         store(w.dh + row * n + k, at(from, k));
         put(key, k, at(h, k), shape_.H - k);
-      }
-      for (int64_t k = 0; k < at_.attention; k += L)
-        put(key + n, k, from ? load(from + n + k) : Vec<S>{}, shape_.A - k);
+      });
+      for (int64_t k = w.attention.begin * L; k < w.attention.end * L; k += L)
+        put(key + n, k, at(from, n + k), shape_.A - k);
     }
     w.member.wait();
     add_key_gradients(w, w.keys, w.rows);

@@ -26,7 +26,7 @@ template <typename S, typename Operand = S>
 class RelLstmForwardPass {
   using X = GivenAs<Operand>;
   using Cell = LstmCell<S>;
-  static constexpr int64_t L = kLanes<S>, kTileRows = Tiling<Operand>::kRows;
+  static constexpr int64_t L = kLanes<S>;
   static constexpr int G = Cell::kGates;
   static constexpr int64_t kGates = G * L;
 
@@ -63,13 +63,15 @@ class RelLstmForwardPass {
     x_ = operands(ld_x_);
     s_ = operands(ld_h_);
     h_ = operands(ld_h_);
-    c_ = per_row(S(), at_.units);
-    context_ = per_row(S(), at_.units);
-    q_ = per_row(S(), at_.attention);
-    scores_ = per_row(S(), most_);
+    // What has columns of its own lies apart: prefetching would take lines from another worker.
     const auto own = [&](auto number, int64_t rows, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.workers(), rows, count);
     };
+    c_ = own(S(), most_rows_, at_.units);
+    context_ = own(S(), most_rows_, at_.units);
+    z_ = per_row(S(), blocks_ * kGates);
+    q_ = per_row(S(), at_.attention);
+    scores_ = per_row(S(), most_);
     relevance_ = own(S(), most_rows_, screen_.positions());
     kept_ = own(int64_t(), most_rows_, kept_size());
     screening_ = scratch_.template reserve<Screening<S>>(schedule_.workers(), most_rows_);
@@ -120,7 +122,9 @@ class RelLstmForwardPass {
     Share attention;  // own panels of attention units
     Share own;        // own rows
     Operand *x, *s, *h;
-    S *c, *context, *q, *scores, *step;
+    S *z, *q, *scores, *step;  // z: gate sums, [rows, blocks, G L]
+    // The member's own, of which it uses its own columns.
+    S *c, *context;
     // Every member screens all rows for itself: to share lists takes longer than to make them.
     int64_t worker;
     Screening<S>* screening;
@@ -162,11 +166,12 @@ class RelLstmForwardPass {
                   .x = x_(team),
                   .s = s_(team),
                   .h = h_(team),
-                  .c = c_(team),
-                  .context = context_(team),
+                  .z = z_(team),
                   .q = q_(team),
                   .scores = scores_(team),
                   .step = p_.saved ? nullptr : step_(team),
+                  .c = c_(worker),
+                  .context = context_(worker),
                   .worker = worker,
                   .screening = screening_(worker),
                   .count = count_(worker),
@@ -190,7 +195,7 @@ class RelLstmForwardPass {
       member.wait();
       contexts(w, t, active);
     }
-    member.wait();
+    for (int64_t row = 0; row < w.rows; ++row) leave(w, row);
     for (int64_t row = w.own.begin; row < w.own.end; ++row) end(w, row);
     member.wait();
   }
@@ -261,22 +266,22 @@ class RelLstmForwardPass {
   }
 
   void gates(const Group& w, int64_t t, int64_t active) {
+    Timing timing(w.watch, kInput);
+    const auto to = [&](int64_t block, bool begun) -> Target<S> {
+      return {w.z + block * kGates, blocks_ * kGates, begun,
+              begun ? nullptr : bias_() + block * kGates};
+    };
     for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block)
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
-        const auto nothing = [](int) {};
-        TileBuffer<S, kTileRows> sums;
-        Timing timing(w.watch, kInput);
-        sum_products<G, 1, Operand>(
-            {{{w.x + row * ld_x_, ld_x_, shape_.I}, inputs().panel(block)}}, height,
-            {.at = sums.numbers, .row_stride = kGates, .bias = bias_() + block * kGates}, nothing);
-        timing.turn(kRecurrent);
-        sum_products<G, 1, Operand>(
-            {{{w.s + row * ld_h_, ld_h_, shape_.H}, hidden().panel(block)}}, height,
-            {.at = sums.numbers, .row_stride = kGates, .begun = true}, nothing);
-        timing.turn(kPointwise);
-        cells(w, t, block, row, height, sums.numbers);
-      });
-    const Timing timing(w.watch, kRecurrent);
+      multiply_panel<Operand>({w.x, ld_x_, shape_.I}, active, inputs(), block, to(block, false));
+    timing.turn(kRecurrent);
+    for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block)
+      multiply_panel<Operand>({w.s, ld_h_, shape_.H}, active, hidden(), block, to(block, true));
+    queries(w, t, active);
+    timing.turn(kPointwise);
+    for (int64_t row = 0; row < active; ++row) cells(w, t, row);
+  }
+
+  void queries(const Group& w, int64_t t, int64_t active) {
     const int64_t n = at_.attention;
     S* saved = step_rows(w, t) + 6 * at_.units;
     for (int64_t q = w.attention.begin; q < w.attention.end; ++q) {
@@ -290,25 +295,26 @@ class RelLstmForwardPass {
     }
   }
 
-  // Gate sums of `height` rows and one block of units, to c, h and what is saved.
-  void cells(const Group& w, int64_t t, int64_t block, int64_t row, int64_t height, const S* sums) {
-    const int64_t n = at_.units, unit = block * L;
-    S* step = step_rows(w, t) + row * at_.step + unit;
-    S* c = w.c + row * n + unit;
-    for (int64_t r = 0; r < height; ++r, sums += kGates, step += at_.step, c += n) {
-      const int64_t at = w.row0 + row + r;
-      S* h = key_row(screen_.P + t, at) + unit;
-      Vec<S> a[G], saved[Cell::kSaved], now = load(c);
-      load_vectors<G>(sums, L, a);
+  // Gate sums of a row to c, h and what is saved, in own units.
+  void cells(const Group& w, int64_t t, int64_t row) {
+    const int64_t n = at_.units, at = w.row0 + row;
+    const S* sums = w.z + row * blocks_ * kGates;
+    S* step = step_rows(w, t) + row * at_.step;
+    S* c = w.c + row * n;
+    S* h = key_row(screen_.P + t, at);
+    X* y = p_.y + (t * shape_.B + in_.order[at]) * shape_.H;
+    for (int64_t block = w.blocks.begin; block < w.blocks.end; ++block) {
+      const int64_t unit = block * L, part = shape_.H - unit;
+      Vec<S> a[G], saved[Cell::kSaved], now = load(c + unit);
+      load_vectors<G>(sums + block * kGates, L, a);
       Cell::advance(a, &now, saved);
       const Vec<S> out = Cell::output(a);
-      store(c, now);
-      store(h, out);
-      clear_padding(h, shape_.H - unit, L);
-      put(w.h + (row + r) * ld_h_, unit, out);
-      Numbers<X>::put_part(p_.y + (t * shape_.B + in_.order[at]) * shape_.H, unit, out,
-                           shape_.H - unit);
-      store_vectors<Cell::kSaved>(step, n, saved);
+      store(c + unit, now);
+      store(h + unit, out);
+      clear_padding(h + unit, part, L);
+      put(w.h + row * ld_h_, unit, out);
+      Numbers<X>::put_part(y, unit, out, part);
+      store_vectors<Cell::kSaved>(step + unit, n, saved);
     }
   }
 
@@ -369,13 +375,22 @@ class RelLstmForwardPass {
     }
   }
 
+  // The last state of a row, in own units.
+  void leave(const Group& w, int64_t row) {
+    const int64_t at = w.row0 + row, length = in_.length(at), H = shape_.H;
+    const int64_t to = in_.order[at] * H, n = at_.units;
+    const S* h = length > 0 ? key_row(screen_.P + length - 1, at) : p_.h0 + to;
+    for (int64_t k = w.blocks.begin * L; k < w.blocks.end * L; k += L) {
+      store_part(p_.h_n + to + k, load_part(h + k, H - k), H - k);
+      store_part(p_.c_n + to + k, load(w.c + row * n + k), H - k);
+      store_part(p_.context_n + to + k, load(w.context + row * n + k), H - k);
+    }
+  }
+
+  // What is left of the row as a whole.
   void end(const Group& w, int64_t row) {
     const int64_t at = w.row0 + row, length = in_.length(at), H = shape_.H;
-    const int64_t sample = in_.order[at], to = sample * H;
-    std::memcpy(p_.h_n + to, length > 0 ? key_row(screen_.P + length - 1, at) : p_.h0 + to,
-                H * sizeof(S));
-    std::memcpy(p_.c_n + to, w.c + row * at_.units, H * sizeof(S));
-    std::memcpy(p_.context_n + to, w.context + row * at_.units, H * sizeof(S));
+    const int64_t sample = in_.order[at];
     w.screening[row].finish({p_.memory_index + sample, shape_.B},
                             {p_.memory_relevance + sample, shape_.B});
     for (int64_t t = length; t < screen_.T; ++t)
@@ -392,7 +407,7 @@ class RelLstmForwardPass {
   const int64_t blocks_, width_, most_rows_, ld_x_, ld_h_, most_;
   Scratch scratch_;
   Span<Operand> hidden_, inputs_, query_, key_, x_, s_, h_;
-  Span<S> bias_, score_, c_, context_, q_, scores_, relevance_, keys_, step_;
+  Span<S> bias_, score_, c_, context_, z_, q_, scores_, relevance_, keys_, step_;
   Span<S> weights_, made_query_;  // per worker
   Span<int64_t> kept_, count_, unused_;
   Span<Screening<S>> screening_;
