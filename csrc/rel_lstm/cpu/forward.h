@@ -143,10 +143,10 @@ class RelLstmForwardPass {
       load_row(w.h_0 + row * at_.units, p_.h0 + sample * shape_.H, shape_.H, at_.units);
       load_row(w.c + row * at_.units, p_.c0 + sample * shape_.H, shape_.H, at_.units);
       load_row(w.context + row * at_.units, p_.context0 + sample * shape_.H, shape_.H, at_.units);
-      w.screening[row] =
-          Screening<S>(screen_, {in_.length(at)}, p_.keep_first, {p_.relevance + sample, shape_.B},
-                       {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.positions(),
-                       kept_() + scratch * kept_size());
+      w.screening[row] = Screening<S>(
+          screen_, {in_.length(at)}, {p_.keep_first}, {p_.relevance + sample, shape_.B},
+          {p_.last + sample, shape_.B}, relevance_() + scratch * screen_.positions(),
+          kept_() + scratch * kept_size());
       for (int64_t j = 0; j < screen_.P; ++j)
         load_row(key_row(j, at), p_.memory + (j * shape_.B + sample) * shape_.H, shape_.H,
                  at_.units);
