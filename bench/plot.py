@@ -131,7 +131,7 @@ def speed(found: pd.DataFrame) -> Any:
 
 def varying(own: pd.DataFrame) -> str | None:
     """The only size of which there are several values; the input may be as wide as the state."""
-    names = [name for name in SIZES if own[name].nunique() > 1]
+    names = [name for name in SIZES if name in own and own[name].nunique() > 1]
     if names == ["I", "H"] and (own["I"] == own["H"]).all():
         names = ["H"]
     return names[0] if len(names) == 1 and own[names[0]].nunique() >= LEAST_POINTS else None

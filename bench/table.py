@@ -34,6 +34,7 @@ COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("note", "machine", "torch", "version", "date", "command"), _TEXT),
 }
 NEVER_EMPTY = ["op", "T", "B", "dtype", "mode", "device", "impl", "threads"]
+ADDED = ("screen_every",)  # older files lack these
 NO_DETACH = "no h-detach: timed at p = 0"
 
 
@@ -54,6 +55,8 @@ def read_csv(path: Path) -> pd.DataFrame:
     """The rows of a file of ``write_csv``; anything else is a ``UsageError``."""
     try:
         found = pd.read_csv(path, dtype=dict(COLUMNS), keep_default_na=False, na_values=[""])
+        for name in set(ADDED) - set(found.columns):
+            found.insert(list(COLUMNS).index(name), name, pd.NA)
         if list(found.columns) != list(COLUMNS):
             different = ", ".join(sorted(set(found.columns) ^ set(COLUMNS)))
             raise ValueError(f"lacks or adds {different or 'nothing, but in another order'}")

@@ -66,6 +66,8 @@ class Attention:
     before: int = 0
     keep_first: bool = False
     screen_every: int = 1
+    given: bool = False
+    normalize: bool = False
     op: ClassVar = "relevancy"
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> Given:
@@ -74,14 +76,18 @@ class Attention:
         made = {n: random(B, heads, T, d, seed=k) for k, (n, d) in enumerate(sizes.items())}
         if self.additive:
             made["score_weight"] = random(heads, self.D, seed=3)
-        names = ("window_size", "top_k", "keep_first", "screen_every")
+        names = ("window_size", "top_k", "keep_first", "screen_every", "normalize")
         rest: Given = {name: getattr(self, name) for name in names}
+        rest["given"] = random(B, heads, T, seed=4, dtype=dtype).abs() if self.given else None
+        rest["return_relevance"] = self.given or self.normalize or self.screen_every > 1
         rest |= {"retained": 0, "relevance": None, "seen": None, "scale": max(1, self.D) ** -0.5}
         if self.before:
             steps = self.before
             old = {
                 n: random(B, heads, steps, d, seed=6 - k) for k, (n, d) in enumerate(sizes.items())
             }
+            if self.given:
+                old["given"] = random(B, heads, steps, seed=5).abs()
             ends = _ends(True, B, steps, 7)
             left = definition("relevancy", made | rest | old | ends)["memory"]
             for name in ("key", "value"):
@@ -94,7 +100,7 @@ class Attention:
     def __str__(self) -> str:
         sizes = f"{self.B}x{self.heads}x{self.T}x{self.D}x{self.Dv}"
         sizes += f"-m{self.screen_every}" * (self.screen_every > 1)
-        return _id(self, sizes, "additive", "lengths", "keep_first")
+        return _id(self, sizes, "additive", "lengths", "keep_first", "given", "normalize")
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ ATTENTION = (
     Attention(1, 2, 150, 64, 64, 64, 64),
     Attention(2, 1, 75, 16, 16, 3, 70, before=20, lengths=True),
 )
-CHUNKED = (  # not by the Triton kernels
+BEYOND_PAPER = (  # not by the Triton kernels
     Attention(2, 2, 23, 8, 8, 5, 4, screen_every=3),
     Attention(2, 1, 31, 17, 40, 3, 2, additive=True, screen_every=8),
     Attention(2, 2, 21, 16, 5, 4, 3, additive=True, lengths=True, before=11, screen_every=4),
@@ -206,6 +212,10 @@ CHUNKED = (  # not by the Triton kernels
     Attention(1, 1, 150, 20, 70, 20, 30, screen_every=32),
     Attention(1, 1, 130, 300, 20, 40, 20, screen_every=40),  # a product of two chains
     Attention(2, 1, 75, 16, 16, 3, 5, before=20, lengths=True, screen_every=20),
+    Attention(2, 2, 40, 8, 8, 5, 4, normalize=True),
+    Attention(2, 2, 40, 8, 8, 5, 4, given=True, lengths=True),
+    Attention(2, 1, 40, 8, 8, 5, 4, normalize=True, additive=True, before=9, screen_every=4),
+    Attention(2, 1, 40, 8, 8, 5, 4, given=True, additive=True, before=9),
 )
 LAYERS = (
     Layer(1, 1, 1, 1, 1, 1, 0),
@@ -258,6 +268,8 @@ def definition(op: str, given: Given) -> Given:
         return {"output": result[0], "h_n": result[1][0], "c_n": result[1][1]}
     found: Given = result._asdict()
     found.pop("attention", None)
+    if not given.get("return_relevance"):
+        found.pop("received", None)
     return found | {"memory_index": result.memory[0], "memory_relevance": result.memory[1]}
 
 

@@ -23,7 +23,7 @@ DTYPES[AUTOCAST] = torch.float32
 PRECISIONS = {"float32-high": ("high", 2.0**-16), "float32-medium": ("medium", 2.0**-7)}
 DTYPES |= dict.fromkeys(PRECISIONS, torch.float32)
 REPLACED_STEPS, MOST_STEPS = 32, 1024
-SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k")
+SIZES = ("T", "B", "I", "H", "heads", "D", "window_size", "top_k", "screen_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class Case:
     D: int | None = None
     window_size: int | None = None
     top_k: int | None = None
+    screen_every: int | None = None
     score: str | None = None
     dtype: str = "float32"
     p: float | None = None
@@ -92,7 +93,7 @@ class Case:
 
 def sizes_text(row: Mapping[str, Any]) -> str:
     """The sizes of a case or of a row, in the order of ``SIZES``, and a score other than dot."""
-    known = [str(row[name]) for name in SIZES if pd.notna(row[name])]
+    known = [str(row[name]) for name in SIZES if pd.notna(row.get(name))]
     additive = pd.notna(row["heads"]) and row["score"] == "additive"
     return ", ".join([*known, "additive"] if additive else known)
 

@@ -20,9 +20,14 @@ def _case(T: int, B: int, I: int) -> Case:  # noqa: E741
     return Case(op="rel-lstm", T=T, B=B, I=I, **SIZES)
 
 
-def pairs(steps: int, window_size: int, top_k: int) -> int:
+def pairs(steps: int, window_size: int, top_k: int, screen_every: int = 1) -> int:
     """(query, key) pairs of a sequence of ``steps`` queries, each of which has its own key too."""
-    return sum(min(k, window_size) + min(max(k - window_size, 0), top_k) for k in range(steps + 1))
+    total = 0
+    for k in range(1, steps + 1):  # keys so far
+        left = max(k - window_size, 0)
+        pending = min(left, (k - 1) % screen_every)
+        total += min(k, window_size) + pending + min(left - pending, top_k)
+    return total
 
 
 def too_long(case: Case) -> str | None:

@@ -1,4 +1,4 @@
-"""``bench relevancy``: relevancy attention of ``[B, heads, T, D]`` beside full causal attention."""
+"""``bench relevancy``: relevancy attention of ``[B, heads, T, D]`` beside attention of torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.operations.operation import (
+    OURS,
     Case,
     Contestant,
     Operation,
@@ -27,7 +28,14 @@ from throughtime import functional
 TOO_LONG = (8 * 32768**2, "its time grows with T^2, one call would take minutes")
 TOO_LARGE = (8 * 2048**2, "its memory grows with T^2, the weights would fill gigabytes")
 REFERENCE_STEPS = 512
-SIZES: dict[str, Any] = {"B": 2, "heads": 4, "D": 64, "window_size": 64, "top_k": 64}
+SIZES: dict[str, Any] = {
+    "B": 2,
+    "heads": 4,
+    "D": 64,
+    "window_size": 64,
+    "top_k": 64,
+    "screen_every": 1,
+}
 
 
 def _case(T: int) -> Case:
@@ -47,6 +55,10 @@ def attend(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> 
     query, key, value = (inputs[name] for name in ("query", "key", "value"))
     if contestant.impl == "sdpa":
         return {"output": F.scaled_dot_product_attention(query, key, value, is_causal=True)}
+    if contestant.impl == "banded":
+        mask = torch.ones(case.T, case.T, dtype=torch.bool, device=query.device)
+        mask = mask.tril().triu(1 - (case.window_size or 1))
+        return {"output": F.scaled_dot_product_attention(query, key, value, attn_mask=mask)}
     if contestant.impl == "full":
         future = torch.ones(case.T, case.T, dtype=torch.bool, device=query.device).triu(1)
         scores = query.shape[-1] ** -0.5 * query @ key.transpose(2, 3)
@@ -55,6 +67,7 @@ def attend(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> 
         *(query, key, value, case.window_size, case.top_k),
         score=case.score,
         score_weight=inputs.get("score_weight"),
+        screen_every=case.screen_every or 1,
         return_retained=True,
         backend=contestant.backend or "auto",
     )
@@ -70,6 +83,7 @@ class Relevancy(Operation):
         "D": "features per head",
         "window_size": "latest keys attended",
         "top_k": "retained keys attended",
+        "screen_every": "queries from one change of the retained keys to the next",
     }
     default = tuple(_case(T) for T in (512, 1024, 2048, 4096, 8192, 16384))
     quick = (_case(512), _case(2048))
@@ -78,6 +92,7 @@ class Relevancy(Operation):
         name: Peer(label, same_function=False, why_not=partial(full_why_not, limit))
         for name, label, limit in (
             ("sdpa", "full attention (sdpa)", TOO_LONG),
+            ("banded", "the window alone (sdpa with a mask)", TOO_LONG),
             ("full", "full attention by hand", TOO_LARGE),
         )
     }
@@ -94,9 +109,11 @@ class Relevancy(Operation):
 
         Scores that a backward pass computes anew are not counted, as they could be kept.
         """
-        full = not self.same_function(impl)
-        window, top_k = (case.T, 0) if full else (case.window_size, case.top_k)
-        attended = case.B * case.heads * pairs(case.T, window, top_k)
+        sizes = {
+            OURS: (case.window_size, case.top_k, case.screen_every or 1),
+            "banded": (case.window_size, 0),
+        }
+        attended = case.B * case.heads * pairs(case.T, *sizes.get(impl, (case.T, 0)))
         return 1e-9 * attended * 4 * case.D * (3 if case.trains else 1)
 
     def gbyte(self, impl: str, case: Case) -> float:

@@ -28,8 +28,8 @@ class RelevancyCache:
             slot.
         length: int64 ``[B]``, number of keys seen so far.
         retained: R, slots of the retained set.
-        options: (window_size, top_k, screen_every, score, scale, retain) of the first call; later
-            calls must have the same.
+        options: (window_size, top_k, screen_every, score, scale, retain, normalize) of the first
+            call; later calls must have the same.
 
     Example:
         >>> import torch

@@ -18,7 +18,7 @@ from cases import Shape, as_dtype, call, options_for, results, tensors
 from closeness import assert_all_close
 from samples import (
     ATTENTION,
-    CHUNKED,
+    BEYOND_PAPER,
     LAYERS,
     Given,
     Recurrence,
@@ -57,7 +57,9 @@ RECURRENCES += [
     for shape in SHAPES
     for option in ("reset", "all", "all-reverse")
 ]
-every_case = pytest.mark.parametrize("case", [*RECURRENCES, *ATTENTION, *CHUNKED, *LAYERS], ids=str)
+every_case = pytest.mark.parametrize(
+    "case", [*RECURRENCES, *ATTENTION, *BEYOND_PAPER, *LAYERS], ids=str
+)
 
 
 def inputs(case: Sample, dtype: torch.dtype) -> Given:

@@ -9,13 +9,6 @@ using namespace throughtime;
 
 namespace {
 
-// The scores that the tests know by number.
-template <typename S, typename F>
-void with_number(int64_t number, int64_t D, const S* w, const S* scale, const F& f) {
-  if (number == 0) f(ScoreDot<S>{D, *scale});
-  if (number == 1) f(ScoreAdditive<S>{D, w});
-}
-
 template <typename S>
 std::vector<S*> rows_of(S* matrix, int64_t count, int64_t columns) {
   std::vector<S*> rows;
@@ -41,25 +34,22 @@ struct Made {
 };
 
 template <typename S>
-void scores(int64_t number, const S* q, const S* keys, const S* w, const S* scale, int64_t D,
-            int64_t count, S* to) {
-  with_number(number, D, w, scale, [&](auto score) {
-    const Made<S> made(score, q, keys, D, count);
-    score.scores(made.query, made.keys.data(), count, to, nullptr);
-  });
+void scores(const S* q, const S* keys, const S* w, int64_t D, int64_t count, S* to) {
+  const ScoreAdditive<S> score{D, w};
+  const Made<S> made(score, q, keys, D, count);
+  score.scores(made.query, made.keys.data(), count, to, nullptr);
 }
 
 template <typename S>
-void gradients(int64_t number, const S* q, const S* keys, const S* w, const S* scale, int64_t D,
-               int64_t count, const S* grad, S* grad_q, S* grad_keys, S* grad_w, S* lost) {
+void gradients(const S* q, const S* keys, const S* w, int64_t D, int64_t count, const S* grad,
+               S* grad_q, S* grad_keys, S* grad_w, S* lost) {
   const auto grad_rows = rows_of(grad_keys, count, D);
-  with_number(number, D, w, scale, [&](auto score) {
-    const Made<S> made(score, q, keys, D, count);
-    std::vector<S> kept(count * score.kept_numbers()), to(padded<S>(count));
-    score.scores(made.query, made.keys.data(), count, to.data(), kept.data());
-    score.gradients(made.query, made.keys.data(), kept.data(), count, grad,
-                    {grad_q, grad_rows.data(), grad_w, lost});
-  });
+  const ScoreAdditive<S> score{D, w};
+  const Made<S> made(score, q, keys, D, count);
+  std::vector<S> kept(count * score.kept_numbers()), to(padded<S>(count));
+  score.scores(made.query, made.keys.data(), count, to.data(), kept.data());
+  score.gradients(made.query, made.keys.data(), kept.data(), count, grad,
+                  {grad_q, grad_rows.data(), grad_w, lost});
 }
 
 template <typename S>

@@ -22,7 +22,7 @@ int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const 
   const auto list = [&](const Candidates& candidates, int64_t* to) {
     candidates.each([&](int64_t c, int64_t position) { to[c] = position; });
   };
-  Screening<S> screening(s, steps, keep_first != 0, {before, 1}, {last, 1}, scratch.data(),
+  Screening<S> screening(s, steps, {keep_first != 0}, {before, 1}, {last, 1}, scratch.data(),
                          kept.data());
   for (int64_t step = 0; step < length; ++step) {
     list(screening.candidates(step), listed + step * positions);

@@ -12,20 +12,6 @@ from torch import Tensor
 from closeness import assert_close
 from ulps import DTYPES, assert_few_ulps, exact, known
 
-SCALE = 0.3
-
-
-def dot(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
-    return SCALE * (q * k).sum(-1)
-
-
-def additive(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
-    return (w * torch.tanh(q + k)).sum(-1)
-
-
-SCORES = (dot, additive)
-EACH_SCORE = pytest.mark.parametrize("number", [0, 1], ids=[f.__name__ for f in SCORES])
-
 
 def leaves(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
     """float64 tensors whose values the dtype holds."""
@@ -38,23 +24,20 @@ def padded(x: Tensor) -> Tensor:
 
 
 @DTYPES
-@EACH_SCORE
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (3, 5), (16, 16), (70, 33), (200, 64)])
-def test_scores_and_gradients(
-    layer: Any, number: int, dtype: torch.dtype, count: int, size: int
-) -> None:
+def test_scores_and_gradients(layer: Any, dtype: torch.dtype, count: int, size: int) -> None:
     q, k, w = leaves(dtype, (size,), (count, size), (size,))
-    wanted = SCORES[number](q, k, w)
-    arguments = [x.detach().to(dtype) for x in (q, k, w)] + [torch.tensor(SCALE, dtype=dtype)]
+    wanted = (w * torch.tanh(q + k)).sum(-1)
+    arguments = [x.detach().to(dtype) for x in (q, k, w)]
     found = torch.full((count + 16,), math.nan, dtype=dtype)
-    layer("scores", number, *arguments, size, count, found)
+    layer("scores", *arguments, size, count, found)
     assert_close(found[:count], wanted.detach().to(dtype), "scores")
 
     grad = torch.randn(count).to(dtype)
     due = torch.autograd.grad(wanted, (q, k, w), grad.double(), materialize_grads=True)
     got = [torch.zeros_like(q, dtype=dtype), torch.ones_like(k, dtype=dtype)]  # k: added to
     got += [torch.zeros_like(w, dtype=dtype), torch.zeros_like(w, dtype=dtype)]
-    layer("gradients", number, *arguments, size, count, padded(grad), *got)
+    layer("gradients", *arguments, size, count, padded(grad), *got)
     for name, x, y in zip(("q", "k", "w"), got, due, strict=False):
         assert_close(x, (y + 1 if name == "k" else y).to(dtype), name)
 
@@ -69,7 +52,7 @@ def test_an_additive_score_is_tanh_of_the_sum(layer: Any, dtype: torch.dtype) ->
     for q in keys[::7].tolist() + keys[-7:].tolist():
         query = torch.tensor([q], dtype=dtype)
         near = torch.cat([keys[::2], (-query * (1 + 1e-3 * torch.randn(len(keys) // 2)).to(dtype))])
-        layer("scores", 1, query, near, one, one, 1, len(near), found)
+        layer("scores", query, near, one, 1, len(near), found)
         # float64 has one rounding of its own, of the sum
         wanted = torch.tanh(query.double() + near.double())
         assert torch.equal(found[: len(near)].isnan(), wanted.isnan())
@@ -86,7 +69,7 @@ def test_the_gradient_of_the_weight_is_compensated(layer: Any, dtype: torch.dtyp
     into = [torch.zeros(1, dtype=dtype) for _ in range(4)]
     for grad in (1.0, *[eps / 4] * 10_000):
         due = padded(torch.tensor([grad], dtype=dtype))
-        layer("gradients", 1, q, k, w, w, 1, 1, due, *into)
+        layer("gradients", q, k, w, 1, 1, due, *into)
     assert into[2].item() == pytest.approx(1 + 2500 * eps, rel=2 * eps, abs=0)
 
 

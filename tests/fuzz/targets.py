@@ -52,7 +52,7 @@ OPTIONS = {
     "double": 0.3, "bias": 0.7, "projection": 0.3, "lengths": 0.4, "reset": 0.3, "mask": 0.6,
     "mask_shared": 0.5, "reverse": 0.3, "state": 0.6, "memory": 0.5, "keep_first": 0.2,
     "additive": 0.5, "anew": 0.5, "need_input": 0.8, "need_weights": 0.8, "need_reset": 0.8,
-    "grads": 0.7, "train": 0.7,
+    "grads": 0.7, "train": 0.7, "given": 0.3, "normalize": 0.2,
     "reference": 0.1, "bidirectional": 0.3, "batch_first": 0.3, "sorted": 0.4, "again": 0.4,
     "no_batch": 0.1, "recompute": 0.3, "return_cells": 0.3,
 }  # fmt: skip
@@ -78,7 +78,7 @@ def _common(s: Sizes, o: Options) -> dict[str, str]:
     sizes = ("window", "top_k", "layers", "I", "H", "A", "every")
     flags = (
         "reverse", "recompute", "need_input", "need_weights", "need_reset", "keep_first",
-        "bidirectional", "batch_first", "return_cells",
+        "bidirectional", "batch_first", "normalize", "return_cells",
     )  # fmt: skip
     return {
         **{name: str(s[size]) for name, size in zip(names, sizes, strict=True)},
@@ -125,6 +125,11 @@ def _rel_lstm(s: Sizes, o: Options) -> dict[str, str]:
     }  # fmt: skip
 
 
+def _gives(o: Options) -> bool:
+    """Whether relevance is given in place of attention, which takes no option beside it."""
+    return o["given"] and not o["keep_first"] and not o["normalize"]
+
+
 def _attention(s: Sizes, o: Options, prefix: int = 0) -> dict[str, str]:
     B, R, T, D = (s[name] for name in "BRTD")
     return _common(s, o) | {
@@ -133,6 +138,8 @@ def _attention(s: Sizes, o: Options, prefix: int = 0) -> dict[str, str]:
         "score_weight": _if(o["additive"], _random(o, R, D)),
         "relevance": _if(o["memory"], _random(o, B, R, prefix)),
         "seen": _if(o["memory"], f"torch.randint(0, 10, ({B},))"),
+        "given": _if(_gives(o), _random(o, B, R, T) + ".abs()"),
+        "return_relevance": str(o["given"]),
         "scale": "None" if o["additive"] else "0.5",
         "embed_dim": str(D * R), "num_heads": str(R),
     }  # fmt: skip
@@ -245,6 +252,7 @@ def functional_attention(s: Sizes, o: Options) -> Steps:
     """Attention with or without a cache, and backward."""
     again = o["again"]
     values = _attention(s, o) | {"cache": _if(again, "cache"), "return_retained": str(not again)}
+    values["relevance"] = values["given"]
     yield from _named(values, list(values), o["train"])
     if again:
         yield "cache = throughtime.RelevancyCache()"

@@ -129,8 +129,23 @@ def test_ties_and_nan() -> None:
     rows[0, 1, 8] = torch.nan
     relevance = torch.full((1, 2, 3), 0.25, device=DEVICE)
     forward = torch.ops.throughtime.relevancy_forward_triton
-    output, _, last, index, _ = forward(
-        rows[:, :, 3:], rows, rows, None, None, relevance, 3, 1, 3, 0.5, False, 1, None
+    output, _, last, index, *_ = forward(
+        rows[:, :, 3:],
+        rows,
+        rows,
+        None,
+        None,
+        relevance,
+        3,
+        1,
+        3,
+        0.5,
+        False,
+        1,
+        None,
+        None,
+        False,
+        False,
     )
     assert index[0, 0].tolist() == [0, 1, 2], "of equals the earlier keys stay"
     assert last[0, 0].tolist() == [11, 11, 11, *range(12)]
@@ -138,9 +153,9 @@ def test_ties_and_nan() -> None:
     assert output[0, 1, 5].isnan().all() and (last < 12).all()
 
 
-def test_the_operators_refuse_to_screen_more_rarely() -> None:
+def test_the_operators_refuse_what_the_paper_does_not_have() -> None:
     given = on_device(Attention(1, 1, 4, 2, 2, 2, 2, screen_every=2).inputs())
-    with pytest.raises(RuntimeError, match="screen after every query, got screen_every=2"):
+    with pytest.raises(RuntimeError, match="screen as the paper does"):
         run(Attention(1, 1, 4, 2, 2, 2, 2), given, "_triton")
 
 

@@ -121,8 +121,8 @@ def test_text() -> None:
     )
     text = repr(RelevancyAttention(8, 2, 3, 1, score="additive"))
     assert text.startswith("RelevancyAttention(\n  8, 2, 3, 1, score='additive'")
-    text = repr(RelevancyAttention(8, 2, 3, 1, screen_every=4))
-    assert text.startswith("RelevancyAttention(\n  8, 2, 3, 1, screen_every=4")
+    text = repr(RelevancyAttention(8, 2, 3, 1, screen_every=4, normalize=True))
+    assert text.startswith("RelevancyAttention(\n  8, 2, 3, 1, normalize=True, screen_every=4")
 
 
 @pytest.mark.parametrize("screen_every", [1, 4])
@@ -134,6 +134,12 @@ def test_attention_goes_on_from_a_cache(screen_every: int, backend: str) -> None
     x, cache = random(2, 23, 8, seed=0), RelevancyCache()
     parts = [layer(part, cache=cache) for part in x.split([5, 1, 10, 7], dim=1)]
     assert_close(torch.cat(parts, 1), layer(x))
+    gated = layer(x, relevance=torch.zeros(2, 2, 23)) if backend != "triton" else None
+    first = RelevancyAttention(
+        8, 2, 3, 2, screen_every=screen_every, retain="first", backend=backend, dtype=torch.float64
+    )
+    first.load_state_dict(layer.state_dict())
+    assert gated is None or torch.equal(gated, first(x))
     every_query = RelevancyAttention(8, 2, 3, 2, backend=backend, dtype=torch.float64)
     every_query.load_state_dict(layer.state_dict())
     assert torch.equal(every_query(x), layer(x)) == (screen_every == 1)
@@ -144,7 +150,8 @@ def test_explain_tells_of_both_layers() -> None:
     table = throughtime.explain(RelevancyAttention(8, 2, 3, 1), backend="cpu")
     assert table.request.op == "relevancy_attention" and table.request.hidden_size == 4
     chunked = throughtime.explain(RelevancyAttention(8, 2, 3, 1, screen_every=2))
-    assert chunked.request.screen_every == 2 and "screen after every query" in str(chunked)
+    assert chunked.request.beyond_paper == ("screen_every=2",)
+    assert "screen_every=2: not supported by the Triton kernels" in str(chunked)
 
 
 def test_attention_takes_the_weights_of_multihead_attention() -> None:

@@ -11,7 +11,7 @@ import compiled_kernels  # noqa: F401
 from cases import PROJECTED, SHAPES, Shape
 from samples import (
     ATTENTION,
-    CHUNKED,
+    BEYOND_PAPER,
     LAYERS,
     Attention,
     Recurrence,
@@ -26,7 +26,7 @@ ops: Any = torch.ops.throughtime
 CASES: tuple[Sample, ...] = (
     *(Recurrence(SHAPES[0]), Recurrence(SHAPES[5], "all"), Recurrence(PROJECTED[0], "reverse")),
     Recurrence(PROJECTED[0], "all-reverse", anew=True),
-    *(ATTENTION[1], ATTENTION[4], CHUNKED[2], LAYERS[1], LAYERS[3]),
+    *(ATTENTION[1], ATTENTION[4], BEYOND_PAPER[2], LAYERS[1], LAYERS[3]),
 )
 
 

@@ -51,10 +51,16 @@ class ByHand:
     """What one sequence attends, one query and one key at a time."""
 
     def __init__(
-        self, window_size: int, top_k: int | None, retain: str, screen_every: int = 1
+        self,
+        window_size: int,
+        top_k: int | None,
+        retain: str,
+        screen_every: int = 1,
+        given: Tensor | None = None,
+        normalize: bool = False,
     ) -> None:
         self.window_size, self.top_k, self.retain = window_size, top_k, retain
-        self.screen_every = screen_every
+        self.screen_every, self.given, self.normalize = screen_every, given, normalize
         self.relevance: dict[int, float] = {}
         self.retained: list[int] = []
         self.pending: list[int] = []
@@ -68,7 +74,10 @@ class ByHand:
         for a, j in zip(alpha, attended, strict=True):
             if j in window:
                 received = a.item() if self.retain == "relevant" else 0.0
+                received *= len(attended) if self.normalize else 1
                 self.relevance[j] = self.relevance.get(j, 0.0) + received
+                if self.given is not None:
+                    self.relevance[j] = self.given[j].item()
         if i - self.window_size + 1 >= 0:
             self.pending.append(i - self.window_size + 1)
         if (i + 1) % self.screen_every == 0:
@@ -88,28 +97,40 @@ class ByHand:
     score=st.sampled_from(["dot", "additive"]),
     retain=retains,
     screen_every=st.sampled_from([1, 2, 3, 5, 50]),
+    kind=st.sampled_from(["sum", "normalized", "given"]),
 )
-@example(window_size=2, top_k=2, score="dot", retain="relevant", screen_every=4)
+@example(2, 2, "dot", "relevant", 4, "sum")
+@example(2, 2, "dot", "relevant", 1, "normalized")
+@example(2, 2, "dot", "relevant", 1, "given")
 def test_attention_is_the_definition(
-    name: Any, window_size: int, top_k: int, score: Any, retain: Any, screen_every: int
+    name: Any, window_size: int, top_k: int, score: Any, retain: Any, screen_every: int, kind: str
 ) -> None:
-    screen_every = 1 if name == "triton" else screen_every
+    if name == "triton":
+        screen_every, kind = 1, "sum"
+    given = random(2, 2, 13, seed=6).abs() if kind == "given" else None
+    retain = "relevant" if given is not None else retain
     rows = q, k, v = qkv(2, 2, 13, 3)
     w = random(2, 3, seed=5) if score == "additive" else None
     options: dict[str, Any] = {"score": score, "score_weight": w, "retain": retain}
-    options["screen_every"] = screen_every
-    output, last = relevancy_attention(
+    if name != "triton":
+        options |= {"normalize": kind == "normalized", "relevance": given}
+        options |= {"screen_every": screen_every, "return_relevance": True}
+    output, last, *others = relevancy_attention(
         *rows, window_size, top_k, return_retained=True, backend=name, **options
     )
     listed = retained_positions(last, window_size, top_k, screen_every)
     assert listed.shape == (2, 2, 13, min(top_k, 13))
 
     def by_hand(b: int, h: int) -> Iterator[Tensor]:
-        hand = ByHand(window_size, top_k, retain, screen_every)
+        own = None if given is None else given[b, h]
+        hand = ByHand(window_size, top_k, retain, screen_every, own, kind == "normalized")
         score = (lambda q, k: q @ k / math.sqrt(3)) if w is None else additive(w[h])
         for i, query in enumerate(q[b, h]):
             assert [j for j in listed[b, h, i].tolist() if j >= 0] == sorted(hand.retained)
             yield hand.attend(query, k[b, h, : i + 1], v[b, h], score)
+        for relevance in others:
+            wanted = [hand.relevance[j] for j in range(13)]
+            assert_close(relevance[b, h], torch.tensor(wanted, dtype=relevance.dtype))
 
     expected = torch.stack(
         [torch.stack([torch.stack(list(by_hand(b, h))) for h in range(2)]) for b in range(2)]
@@ -248,6 +269,57 @@ def test_ragged_chunks_equal_one_call(
         index = state.position.clamp(min=0).unsqueeze(-1).expand_as(state.key)
         taken = rows[1].transpose(1, 2).gather(2, index)
         assert torch.equal(state.key, torch.where((state.position >= 0).unsqueeze(-1), taken, 0.0))
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_scores_of_retention_go_on_in_a_cache(name: Any) -> None:
+    rows, gate = [x.detach() for x in qkv(2, 2, 21, 3)], random(2, 2, 21, seed=6).abs()
+    for options in ({"relevance": gate}, {"normalize": True}):
+        call = {"return_relevance": True, "screen_every": 3, "backend": name}
+        whole, relevance = relevancy_attention(*rows, 2, 3, **call, **options)
+        cache, parts = RelevancyCache(), []
+        for at in torch.arange(21).split(5):  # type: ignore[no-untyped-call]
+            own = {"relevance": gate[:, :, at]} if "relevance" in options else options
+            now = [x[:, :, at] for x in rows]
+            parts.append(relevancy_attention(*now, 2, 3, cache=cache, **call, **own)[0])
+        assert_close(torch.cat(parts, 2), whole)
+        if "relevance" in options:
+            assert torch.equal(relevance, gate)
+
+
+def test_uniform_attention_gives_every_key_the_window_size_where_it_is_normalized() -> None:
+    rows = [torch.zeros(1, 1, 30, 2, dtype=torch.float64)] * 3
+    plain, normalized = (
+        relevancy_attention(*rows, 4, 5, normalize=x, return_relevance=True)[1][0, 0, :27]
+        for x in (False, True)
+    )
+    assert_close(normalized, torch.full_like(normalized, 4))
+    assert plain[0] > 4 * plain[-1]
+
+
+def test_a_retention_gate_learns() -> None:
+    """The last query needs the few keys with a flag, which only a gate can know of beforehand."""
+    generator = torch.Generator().manual_seed(0)
+    flag = (torch.rand(8, 1, 60, generator=generator) < 0.06).float()
+    features = torch.stack([flag, 1 - flag], 3)
+    gate = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.zeros_(gate.weight)
+    key, value = 4 * flag.unsqueeze(3), (2 * flag - 1).unsqueeze(3)
+
+    def attend() -> Tensor:
+        g = torch.sigmoid(gate(features)).squeeze(3)
+        through = value * (1 + g - g.detach()).unsqueeze(3)
+        query = torch.ones_like(key)
+        return relevancy_attention(query, key, through, 3, 5, relevance=g)[:, :, -1]
+
+    before = attend()
+    optimizer = torch.optim.SGD(gate.parameters(), lr=2.0)
+    for _ in range(40):
+        optimizer.zero_grad()
+        (attend() - 1).square().mean().backward()
+        optimizer.step()
+    flagged = flag.sum(2) > 0
+    assert (before[flagged] < 0).any() and (attend()[flagged] > 0.7).all()
 
 
 def test_a_detached_cache_ends_the_graph() -> None:

@@ -217,7 +217,7 @@ class RelLstmForwardPass {
       const Column<int64_t> last = owns(w, row) ? Column<int64_t>{p_.last + sample, shape_.B}
                                                 : Column<int64_t>{unused_(w.worker), 0};
       w.screening[row] = Screening<S>(
-          screen_, {in_.length(at)}, p_.keep_first, {p_.relevance + sample, shape_.B}, last,
+          screen_, {in_.length(at)}, {p_.keep_first}, {p_.relevance + sample, shape_.B}, last,
           relevance_(w.worker) + row * screen_.positions(), kept_(w.worker) + row * kept_size());
     }
     w.member.wait();

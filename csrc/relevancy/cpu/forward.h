@@ -28,6 +28,13 @@ TT_INLINE SequenceSchedule schedule_sequences(const RelevancyShape& shape, int t
   return {static_cast<int>(least(threads, shape.sequences()))};
 }
 
+// What keys of sequence n compete with.
+template <typename S>
+TT_INLINE Relevance<S> relevance_of(const RelevancyForward<S>& args, int64_t n) {
+  const S* given = args.given ? args.given + n * args.in.shape.T() : nullptr;
+  return {args.keep_first, given, args.normalize};
+}
+
 template <typename S, typename Score>
 class RelevancyForwardPass {
  public:
@@ -87,8 +94,8 @@ class RelevancyForwardPass {
     const S** values = values_() + worker * most_;
     S* output = p_.output + n * s.T * shape_.Dv;
 
-    Screening<S> screening(s, steps, p_.keep_first, {p_.relevance + n * s.P, 1},
-                           {p_.last + n * s.positions(), 1}, relevance_() + worker * s.positions(),
+    Screening<S> screening(s, steps, relevance_of(p_, n), {p_.relevance + n * s.P, 1},
+                           {p_.last + n * s.positions(), 1}, relevance_(worker),
                            kept_() + worker * kept_size());
     for (int64_t step = 0; step < length; ++step) {
       const Candidates& candidates = screening.candidates(step);
@@ -108,6 +115,8 @@ class RelevancyForwardPass {
     }
     screening.finish({p_.memory_index + n * s.memory_after(), 1},
                      {p_.memory_relevance + n * s.memory_after(), 1});
+    if (p_.received)
+      std::memcpy(p_.received + n * s.positions(), relevance_(worker), s.positions() * sizeof(S));
     std::memset(output + length * shape_.Dv, 0, (s.T - length) * shape_.Dv * sizeof(S));
     std::memset(p_.lse + n * s.T + length, 0, (s.T - length) * sizeof(S));
   }

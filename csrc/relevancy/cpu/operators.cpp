@@ -22,7 +22,8 @@ struct RelevancyArguments {
   double scale;
   bool keep_first;
   int64_t screen_every;
-  Maybe seen;
+  Maybe seen, given;
+  bool normalize, return_relevance;
 };
 
 struct ForwardCall {
@@ -65,6 +66,7 @@ RelevancyShape checked(const RelevancyArguments& a) {
   check_argument("value", a.value, {s.B, s.heads, P + T, s.Dv}, dtype);
   check_argument("score_weight", a.score_weight, {s.heads, s.D}, dtype);
   check_argument("relevance", a.relevance, {s.B, s.heads, P}, dtype);
+  check_argument("given", a.given, {s.B, s.heads, T}, dtype);
   return s;
 }
 
@@ -104,6 +106,15 @@ class Attention {
     return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
   }
 
+  // Relevance in place of attention, [B, heads, T], dense.
+  template <typename S>
+  void check_given(const S* given) const {
+    for (int64_t n = 0; given && n < shape.sequences(); ++n)
+      for (int64_t t = 0; t < steps()(n / shape.heads).length; ++t)
+        TT_CHECK_CALL(given[n * shape.T() + t] >= S(0), "given should hold numbers from 0, got ",
+                      given[n * shape.T() + t], " for key ", t, " of sequence ", n);
+  }
+
   bool empty() const { return shape.sequences() == 0 || shape.screening.positions() == 0; }
 
   template <typename S>
@@ -130,37 +141,44 @@ class Attention {
 
 Operator forward_operator("relevancy_forward"), backward_operator("relevancy_backward");
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
   Call operation(forward_operator);
   Attention attention(call.args);
   const RelevancyShape& s = attention.shape;
   TT_CHECK_CALL(call.args.relevance || s.screening.P == 0, "relevance should be given for the ",
                 s.screening.P, " keys of an earlier call");
   attention.lay_out();
-  const OptionalTensor before = dense(call.args.relevance);
+  const OptionalTensor before = dense(call.args.relevance), given = dense(call.args.given);
   const int64_t left = s.screening.memory_after();
   operation.checked();
   const Tensor output = attention.make({s.B, s.heads, s.T(), s.Dv}),
                lse = attention.make({s.B, s.heads, s.T()}),
                last = pooled({s.B, s.heads, s.screening.positions()}, ScalarType::Long),
                memory_index = pooled({s.B, s.heads, left}, ScalarType::Long),
-               memory_relevance = attention.make({s.B, s.heads, left});
+               memory_relevance = attention.make({s.B, s.heads, left}),
+               received = attention.make(
+                   {s.B, s.heads, call.args.return_relevance ? s.screening.positions() : 0});
   operation.allocated();
   if (!attention.empty()) {
     with_real(attention.dtype, [&](auto zero) {
       using S = decltype(zero);
-      const RelevancyForward<S> pass{.in = attention.as<S>(),
-                                     .relevance = data<S>(before),
-                                     .keep_first = call.args.keep_first,
-                                     .output = mutable_data<S>(output),
-                                     .lse = mutable_data<S>(lse),
-                                     .last = mutable_data<int64_t>(last),
-                                     .memory_index = mutable_data<int64_t>(memory_index),
-                                     .memory_relevance = mutable_data<S>(memory_relevance)};
+      attention.check_given(data<S>(given));
+      const RelevancyForward<S> pass{
+          .in = attention.as<S>(),
+          .relevance = data<S>(before),
+          .keep_first = call.args.keep_first,
+          .given = data<S>(given),
+          .normalize = call.args.normalize,
+          .output = mutable_data<S>(output),
+          .lse = mutable_data<S>(lse),
+          .last = mutable_data<int64_t>(last),
+          .memory_index = mutable_data<int64_t>(memory_index),
+          .memory_relevance = mutable_data<S>(memory_relevance),
+          .received = call.args.return_relevance ? mutable_data<S>(received) : nullptr};
       relevancy_kernels().forward(pass, operation.runtime());
     });
   }
-  return {output, lse, last, memory_index, memory_relevance};
+  return {output, lse, last, memory_index, memory_relevance, received};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(BackwardCall& call) {

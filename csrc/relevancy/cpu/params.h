@@ -87,11 +87,14 @@ struct RelevancyForward {
   RelevancyInput<S> in;
   const S* relevance;     // [B, heads, P], negative where a slot is empty; null if P = 0
   bool keep_first;        // relevance stays zero, so the first keys are retained
+  const S* given;         // [B, heads, T], relevance of this call's keys, or null
+  bool normalize;         // attention counts as often as its query has candidates
   S* output;              // [B, heads, T, Dv]
   S* lse;                 // [B, heads, T]
   int64_t* last;          // [B, heads, P + T]
   int64_t* memory_index;  // [B, heads, memory_after]
   S* memory_relevance;    // [B, heads, memory_after]
+  S* received;            // [B, heads, P + T], relevance after the last query, or null
 };
 
 template <typename S>

@@ -98,6 +98,7 @@ class ProductBackwardPass {
     S **grad_keys, **grad_values;
     int64_t* turned;     // positions of the retained keys that lie turned
     int64_t kept_count;  // how many
+    int64_t infinite;    // no key before this position, of those turned, is infinite or NaN
     int64_t from;        // vectors of keys from this one on have been turned
   };
 
@@ -105,6 +106,7 @@ class ProductBackwardPass {
   // on: position p has column p + before.
   struct Block {
     int64_t first, count, kept, begin, end, before;
+    bool finite;  // what is multiplied by zeros
 
     // Columns of positions from `position` to the last one that a query attends, in whole vectors.
     TT_INLINE Columns<S> columns(S* row, int64_t position, int64_t query, int64_t P) const {
@@ -123,10 +125,6 @@ class ProductBackwardPass {
     const S* value = in_.value.sequence(b, h);
     const S* output = p_.grad_output.sequence(b, h);
     Timing timing(member.watch, kGather);
-    const bool finite = all_finite(query, in_.query.stride_t, length, D) &&
-                        all_finite(key, in_.key.stride_t, positions, D) &&
-                        all_finite(value, in_.value.stride_t, positions, Dv) &&
-                        all_finite(output, p_.grad_output.stride_t, length, Dv);
     const int64_t* last = p_.last + n * s.positions();
     Sequence w{.last = last,
                .key = key,
@@ -151,15 +149,16 @@ class ProductBackwardPass {
                .grad_values = grad_values_(worker),
                .turned = turned_(worker),
                .kept_count = 0,
+               .infinite = positions,
                .from = divide_up(positions, L)};
-    w.grad_query.clear(length, s.T);
-    w.grad_key.clear(0, s.positions());
-    w.grad_value.clear(0, s.positions());
+    for (int64_t t = length; t < s.T; ++t) w.grad_query.clear(t);
+    for (int64_t p = 0; p < s.positions(); ++p)
+      if (last[p] < 0) clear(w, p);
     Replay replay(s, steps, {last, 1}, ended_(worker), next_(worker), retained_(worker));
     const Borders borders(s, steps);
     for (int64_t end = length; end > 0;) {
       const int64_t passed = borders.passed(end - 1);
-      const int64_t count = finite ? least(block_length(kQueries, s.screen_every, passed), end) : 1;
+      const int64_t count = least(block_length(kQueries, s.screen_every, passed), end);
       walk_block(w, replay, end - count, count, timing);
       end -= count;
     }
@@ -174,11 +173,17 @@ class ProductBackwardPass {
     for (int64_t step = first + count - 1; step > first; --step) replay.candidates(step);
     const Candidates& keys = replay.candidates(first);
     const int64_t begin = keys.window_begin, origin = begin / L * L;
-    const Block block{
-        first, count, keys.kept_count, begin, P + first + count, block_.kept() - origin};
+    Block block{.first = first,
+                .count = count,
+                .kept = keys.kept_count,
+                .begin = begin,
+                .end = P + first + count,
+                .before = block_.kept() - origin,
+                .finite = false};
     list_columns(w, block, keys.kept);
     timing.turn(kPack);
     turn_rows(w, block, keys.kept);
+    block.finite = is_finite(w, block);
     int64_t left = begin;  // the first position after the retained keys that the tile attends
     for (int64_t tile = 0; tile < count; tile += kRegisterRows) {
       const int64_t height = least(kRegisterRows, count - tile);
@@ -195,7 +200,12 @@ class ProductBackwardPass {
     timing.turn(kOther);
   }
 
-  // Where the rows of each column lie, and which queries attend it.
+  void clear(const Sequence& w, int64_t position) const {
+    w.grad_key.clear(position);
+    w.grad_value.clear(position);
+  }
+
+  // Where the rows of each column lie, and which queries attend it. Gradients begin as zeros.
   void list_columns(const Sequence& w, const Block& block, const int64_t* kept) const {
     const int64_t count = block.count;
     const auto put = [&](int64_t column, int64_t position, int64_t since) {
@@ -204,6 +214,7 @@ class ProductBackwardPass {
       w.grad_values[column] = w.grad_value(position);
       w.since[column] = static_cast<S>(since);
       w.until[column] = static_cast<S>(least(w.last[position] - block.first, count));
+      if (w.last[position] < block.first + count) clear(w, position);
     };
     const auto put_nothing = [&](int64_t begin, int64_t end) {
       for (int64_t column = begin; column < end; ++column) w.since[column] = static_cast<S>(count);
@@ -228,6 +239,8 @@ class ProductBackwardPass {
       };
       put(w.keys, w.key, of_key);
       put(w.values, w.value, of_value);
+      const int64_t position = (w.from - 1) * L, rows = least(L, w.positions - position);
+      if (!all_finite(w.key + position * of_key, of_key, rows, shape_.D)) w.infinite = position;
     }
     int64_t same = 0;
     while (same < least(w.kept_count, block.kept) && w.turned[same] == kept[same]) ++same;
@@ -243,6 +256,15 @@ class ProductBackwardPass {
     }
     for (w.kept_count = same; w.kept_count < block.kept; ++w.kept_count)
       w.turned[w.kept_count] = kept[w.kept_count];
+  }
+
+  // Whether sums over the block may add products with zero.
+  bool is_finite(const Sequence& w, const Block& block) const {
+    bool finite = w.infinite >= block.end;
+    for (int64_t c = 0; c < block.kept; ++c) finite &= all_finite(w.rows[c], 0, 1, shape_.D);
+    const WholeRows<S>&queries = w.query_rows, &outputs = w.output_rows;
+    return finite && all_finite(queries(block.first), queries.stride, block.count, shape_.D) &&
+           all_finite(outputs(block.first), outputs.stride, block.count, shape_.Dv);
   }
 
   // Products of queries with keys, and of gradients of outputs with values.
@@ -303,15 +325,29 @@ class ProductBackwardPass {
   // Gradients of queries: sums over keys.
   void sum_keys(const Sequence& w, const Block& block, int64_t tile, int64_t height,
                 int64_t left) const {
+    const int64_t begin = left + block.before;
+    const int64_t end = shape_.screening.P + block.first + tile + height + block.before;
     S* to[kRegisterRows];
     for (int64_t q = 0; q < height; ++q) to[q] = w.grad_query(block.first + tile + q);
-    const auto add = [&](int64_t begin, int64_t end, bool begun) {
-      sum_rows<S>({w.grad + tile * row_, row_, 1, w.rows, begin, end, 0, to, begun}, height,
-                  divide_up(shape_.D, L));
+    const auto add = [&](int64_t q, int64_t rows, int64_t from, int64_t until, bool begun) {
+      sum_rows<S>({w.grad + (tile + q) * row_, row_, 1, w.rows, from, until, 0, to + q, begun},
+                  rows, divide_up(shape_.D, L));
     };
-    const int64_t end = shape_.screening.P + block.first + tile + height;
-    add(0, block.kept, false);
-    add(left + block.before, end + block.before, true);
+    if (block.finite) {
+      add(0, height, 0, block.kept, false);
+      add(0, height, begin, end, true);
+      return;
+    }
+    for (int64_t q = 0; q < height; ++q) {  // one key after the other
+      const S row = static_cast<S>(tile + q);
+      add(q, 1, 0, 0, false);
+      const auto add_own = [&](int64_t from, int64_t until) {
+        for (int64_t c = from; c < until; ++c)
+          if (w.since[c] <= row && row <= w.until[c]) add(q, 1, c, c + 1, true);
+      };
+      add_own(0, block.kept);
+      add_own(begin, end);
+    }
   }
 
   // Gradients of the keys and values of some columns: sums over queries.
@@ -321,7 +357,7 @@ class ProductBackwardPass {
       queries[q] = w.query_rows(block.first + q);
       outputs[q] = w.output_rows(block.first + q);
     }
-    for_row_tiles(begin, end, [&](int64_t column, int64_t height) {
+    const auto add = [&](int64_t column, int64_t height) {
       const int64_t since = static_cast<int64_t>(w.since[column]);
       int64_t until = 0;
       for (int64_t c = column; c < column + height; ++c)
@@ -332,7 +368,12 @@ class ProductBackwardPass {
           height, divide_up(shape_.Dv, L));
       sum_rows<S>({w.grad + column, 1, row_, queries, since, until, 0, w.grad_keys + column, true},
                   height, divide_up(shape_.D, L));
-    });
+    };
+    if (block.finite) {
+      for_row_tiles(begin, end, add);
+    } else {
+      for (int64_t c = begin; c < end; ++c) add(c, 1);
+    }
   }
 
   const RelevancyBackward<S>& p_;

@@ -143,6 +143,8 @@ class ProductForwardPass {
     S *scores, *kept_scores;
     const S **rows, **kept_rows;
     int64_t turned;       // vectors of keys up to this one have been turned
+    int64_t checked;      // values before this position have been looked at
+    int64_t infinite;     // no value after this position, of those, is infinite or NaN
     int64_t kept_count;   // of kept_rows
     int64_t kept_turned;  // so many retained keys lie turned as they are
   };
@@ -158,12 +160,11 @@ class ProductForwardPass {
     const ScreeningShape& s = shape_.screening;
     const int64_t b = n / shape_.heads, h = n % shape_.heads;
     const Steps steps = in_.steps(b);
-    Screening<S> screening(s, steps, p_.keep_first, {p_.relevance + n * s.P, 1},
+    Screening<S> screening(s, steps, relevance_of(p_, n), {p_.relevance + n * s.P, 1},
                            {p_.last + n * s.positions(), 1}, relevance_(worker), retained_(worker));
     const S* value = in_.value.sequence(b, h);
     const int64_t positions = s.P + steps.length;
     Timing timing(member.watch, kGather);
-    const bool finite = all_finite(value, in_.value.stride_t, positions, shape_.Dv);
     Sequence w{.borders = &screening.borders(),
                .length = steps.length,
                .shift = (steps.seen % kLinks - s.P % kLinks + kLinks) % kLinks,
@@ -179,6 +180,8 @@ class ProductForwardPass {
                .rows = rows_(worker),
                .kept_rows = kept_rows_(worker),
                .turned = -1,
+               .checked = 0,
+               .infinite = -1,
                .kept_count = 0,
                .kept_turned = 0};
     const Candidates& candidates = screening.candidates(0);
@@ -187,13 +190,15 @@ class ProductForwardPass {
     for (int64_t first = 0; first < w.length;) {
       const int64_t to_border = w.borders->until(first) + 1;
       const int64_t count =
-          finite ? least(block_length(kQueries, s.screen_every, to_border), w.length - first) : 1;
+          least(block_length(kQueries, s.screen_every, to_border), w.length - first);
       walk_block(w, screening, first, count, to_border < count && s.top_k > 0, p_.lse + n * s.T,
                  timing);
       first += count;
     }
     screening.finish({p_.memory_index + n * s.memory_after(), 1},
                      {p_.memory_relevance + n * s.memory_after(), 1});
+    if (p_.received)
+      std::memcpy(p_.received + n * s.positions(), relevance_(worker), s.positions() * sizeof(S));
     w.output.copy(w.length);
     std::memset(p_.output + (n * s.T + w.length) * shape_.Dv, 0,
                 (s.T - w.length) * shape_.Dv * sizeof(S));
@@ -232,8 +237,10 @@ class ProductForwardPass {
     }
     timing.turn(kSums);
     sum_kept(w, first, run, count);
-    for (int64_t tile = 0; tile < count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, count - tile);
+    // A tile has zeros where one of its queries attends what another does not.
+    const int64_t tallest = w.infinite + w.shift >= begin ? 1 : kRegisterRows;
+    for (int64_t tile = 0; tile < count; tile += tallest) {
+      const int64_t height = least(tallest, count - tile);
       const Columns<S> all = columns_of(w, block, tile, height);
       S* to[kRegisterRows];
       for (int64_t q = 0; q < height; ++q) to[q] = w.output(first + tile + q);
@@ -263,6 +270,9 @@ class ProductForwardPass {
       });
       w.turned = v;
     }
+    const int64_t end = block.end - w.shift, from = most(w.checked, begin - w.shift);
+    if (!all_finite(w.value(from), w.value.stride, end - from, shape_.Dv)) w.infinite = end - 1;
+    w.checked = end;
     for (int64_t number = begin; number < block.end; ++number)
       w.rows[number - block.origin] = w.value(number - w.shift);
     for (int64_t v = w.kept_turned / L; v * L < w.kept_count; ++v)

@@ -163,9 +163,7 @@ bool all_finite(const S* at, int64_t stride, int64_t rows, int64_t features) {
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t d = 0; d < features; d += kLanes<S>)
       sum += load_part(at + row * stride + d, features - d) * S(0);
-  bool finite = true;
-  for (int lane = 0; lane < kLanes<S>; ++lane) finite &= sum[lane] == S(0);
-  return finite;
+  return sum_of_lanes<S>(sum) == S(0);
 }
 
 // Rows of whole vectors: those in memory, or their copies with zeros behind.
@@ -202,8 +200,8 @@ struct WholeResults {
         stride(round_up(features, kLanes<S>)),
         features(features) {}
   TT_INLINE S* operator()(int64_t row) const { return at + row * stride; }
-  TT_INLINE void clear(int64_t begin, int64_t end) const {
-    std::memset(at + begin * stride, 0, (end - begin) * stride * sizeof(S));
+  TT_INLINE void clear(int64_t row) const {
+    for (int64_t d = 0; d < stride; d += kLanes<S>) store((*this)(row) + d, Vec<S>{});
   }
   void copy(int64_t rows) const {
     if (at == to) return;

@@ -1,4 +1,4 @@
-// The scores of relevancy attention, and their gradients.
+// Scores of relevancy attention that are no product of query and key, and their gradients.
 //
 // A score is a structure that holds its parameters:
 //
@@ -15,7 +15,7 @@
 //   gradients(query, keys, kept, count, grad, into)
 //                                grad[c] is the gradient of to[c]
 //
-// A new score is a structure here, a line of with_score(), and its name in params.h.
+// A new score is a structure here, its name in params.h, and a line in kernels.cpp.
 #pragma once
 
 #include "relevancy/cpu/attend.h"
@@ -31,40 +31,6 @@ struct ScoreGradients {
   S* const* keys;  // [count] rows [D]
   S* weight;       // [D], compensated by `lost`; both unused without a weight
   S* lost;
-};
-
-// What a score without a weight and without anything to make or to keep says of itself.
-template <typename S>
-struct ScoreOfRows {
-  static constexpr bool kHasWeight = false;
-  TT_INLINE static int64_t key_numbers() { return 0; }
-  TT_INLINE static int64_t query_numbers() { return 0; }
-  TT_INLINE static int64_t kept_numbers() { return 0; }
-  TT_INLINE static const S* key(const S* row, S*) { return row; }
-  TT_INLINE static const S* query(const S* row, S*) { return row; }
-};
-
-// scale * q . k
-//
-//   dq = scale sum e_c k_c       dk_c += scale e_c q
-template <typename S>
-struct ScoreDot : ScoreOfRows<S> {
-  int64_t D;
-  S scale;
-
-  TT_INLINE ScoreDot(int64_t D, S scale) : D(D), scale(scale) {}
-  TT_INLINE ScoreDot of_head(int64_t) const { return *this; }
-
-  void scores(const S* q, const S* const* keys, int64_t count, S* to, S*) const {
-    dot_products(q, D, keys, count, to);
-    for (int64_t c = 0; c < count; c += kLanes<S>) store(to + c, load(to + c) * scale);
-  }
-
-  void gradients(const S* q, const S* const* keys, const S*, int64_t count, const S* grad,
-                 const ScoreGradients<S>& into) const {
-    weighted_sum(grad, keys, count, 0, D, scale, into.query);
-    add_to_rows(grad, scale, q, 0, D, into.keys, count);
-  }
 };
 
 // w . tanh(q + k)
@@ -237,17 +203,6 @@ struct KeyRows {
   const S* at_;
   int64_t stride_;
 };
-
-// Calls f with the score that a call asks for.
-template <typename S, typename F>
-TT_INLINE void with_score(const RelevancyInput<S>& in, const F& f) {
-  switch (in.score) {
-    case ScoreKind::kDot:
-      return f(ScoreDot<S>{in.shape.D, in.scale});
-    case ScoreKind::kAdditive:
-      return f(ScoreAdditive<S>{in.shape.D, in.score_weight});
-  }
-}
 
 }  // namespace
 }  // namespace throughtime

@@ -77,21 +77,32 @@ struct Candidates {
   }
 };
 
+// What a key competes with: the attention that it receives, if nothing else is said.
+template <typename S>
+struct Relevance {
+  bool keep_first;           // nothing, so that the first keys are retained
+  const S* given = nullptr;  // numbers of this call's keys, or null
+  bool normalize = false;    // attention counts as often as its query has candidates
+
+  TT_INLINE bool adds_up() const { return !keep_first && !given; }
+};
+
 template <typename S>
 class Screening {
  public:
   // relevance, kept: scratch for shape.positions() numbers and most_retained() + 1 positions.
-  Screening(const ScreeningShape& shape, Steps steps, bool keep_first, Column<const S> before,
-            Column<int64_t> last, S* relevance, int64_t* kept)
+  Screening(const ScreeningShape& shape, Steps steps, const Relevance<S>& kind,
+            Column<const S> before, Column<int64_t> last, S* relevance, int64_t* kept)
       : shape_(shape),
         borders_(shape, steps),
         length_(steps.length),
-        keep_first_(keep_first),
+        kind_(kind),
         last_(last),
         relevance_(relevance) {
     candidates_.kept = kept;
     for (int64_t p = 0; p < shape.positions(); ++p) {
-      relevance_[p] = p < shape.P ? before[p] : S(0);
+      const bool is_given = kind.given && p >= shape.P && p < shape.P + length_;
+      relevance_[p] = p < shape.P ? before[p] : is_given ? kind.given[p - shape.P] : S(0);
       last_[p] = -1;
     }
     for (int64_t p = 0; p < shape.R; ++p)
@@ -119,9 +130,11 @@ class Screening {
   void advance(int64_t step, const S* attention, const F& change) {
     const Candidates& now = candidates_;
     const int64_t leaving = now.window_end - borders_.window_size;  // may be no key
-    if (!keep_first_)
+    if (kind_.adds_up()) {
+      const S factor = kind_.normalize ? static_cast<S>(now.count()) : S(1);
       for (int64_t p = most(now.window_begin, leaving); p < now.window_end; ++p)
-        relevance_[p] += attention[p];
+        relevance_[p] += attention[p] * factor;
+    }
     if (borders_.until(step) > 0) return;
     for (int64_t p = now.window_begin; p <= leaving; ++p) {
       const int64_t dropped = compete(p, change);
@@ -192,7 +205,7 @@ class Screening {
   ScreeningShape shape_;
   Borders borders_;
   int64_t length_;
-  bool keep_first_;
+  Relevance<S> kind_;
   Column<int64_t> last_;
   S* relevance_;
   Candidates candidates_;

@@ -24,7 +24,8 @@ class Request(NamedTuple):
 
     ``op`` is the name of an operation; ``hidden_size`` is H, or for relevancy attention the
     features of a head, D. ``device`` and ``dtype`` are None while they are not known yet, as in the
-    constructor of a module; only what can never run is refused then.
+    constructor of a module; only what can never run is refused then. ``beyond_paper`` lists what a
+    call of relevancy attention asks for that the paper does not have.
     """
 
     op: str
@@ -35,7 +36,7 @@ class Request(NamedTuple):
     cell: str = "lstm"
     reset_hx: bool = False
     return_cells: bool = False
-    screen_every: int = 1
+    beyond_paper: tuple[str, ...] = ()
 
 
 class Work(NamedTuple):

@@ -55,15 +55,13 @@ def no_cells(kernels: str) -> Requirement:
     return requirement
 
 
-def screens_every_query(kernels: str) -> Requirement:
-    """The kernels change the retained set after every query."""
+def screens_as_the_paper(kernels: str) -> Requirement:
+    """The kernels know relevancy screening as its paper has it."""
 
     def requirement(request: Request) -> str | None:
-        if request.screen_every != 1:
-            return (
-                f"screen_every={request.screen_every} is not supported by the {kernels}, which "
-                f"screen after every query; {WAY_OUT}"
-            )
+        if request.beyond_paper:
+            asked = ", ".join(request.beyond_paper)
+            return f"{asked}: not supported by the {kernels}; {WAY_OUT}"
         return None
 
     return requirement

@@ -84,7 +84,7 @@ def check_cache(
         key: the call's own.
         value: the call's own.
         sizes: window_size, top_k and screen_every.
-        others: score, scale and retain.
+        others: score, scale, retain and normalize.
 
     Raises:
         RuntimeError, TypeError, ValueError: as :func:`throughtime.functional.relevancy_attention`
@@ -103,7 +103,7 @@ def check_cache(
     for name in names:
         _check_tensor(op, f"cache.{name}", getattr(cache, name))
     if cache.options != options:
-        listed = "(window_size, top_k, screen_every, score, scale, retain)"
+        listed = "(window_size, top_k, screen_every, score, scale, retain, normalize)"
         raise ValueError(
             f"{op}: cache was begun with {listed} = {cache.options}, got {options}; "
             f"go on with the same, or {_NEW_CACHE}"

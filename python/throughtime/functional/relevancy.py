@@ -19,9 +19,11 @@ from throughtime.functional.checks import (
     check_flag,
     check_size,
     checked_lengths,
+    readable,
     without_autocast,
     wrong_shape,
 )
+from throughtime.ops.precision import LOW_PRECISION
 from throughtime.ops.relevancy import RelevancyArguments, RelevancyResults
 from throughtime.states import RelevancyCache
 
@@ -46,7 +48,10 @@ def relevancy_attention(
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
     screen_every: int = 1,
+    relevance: Tensor | None = None,
+    normalize: bool = False,
     return_retained: Literal[False] = False,
+    return_relevance: Literal[False] = False,
     backend: BackendName = "auto",
 ) -> Tensor: ...
 
@@ -66,7 +71,10 @@ def relevancy_attention(
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
     screen_every: int = 1,
+    relevance: Tensor | None = None,
+    normalize: bool = False,
     return_retained: Literal[True],
+    return_relevance: Literal[False] = False,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -86,9 +94,58 @@ def relevancy_attention(
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
     screen_every: int = 1,
-    return_retained: bool,
+    relevance: Tensor | None = None,
+    normalize: bool = False,
+    return_retained: Literal[False] = False,
+    return_relevance: Literal[True],
     backend: BackendName = "auto",
-) -> Tensor | tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def relevancy_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window_size: int,
+    top_k: int,
+    *,
+    score: Score = "dot",
+    score_weight: Tensor | None = None,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    cache: RelevancyCache | None = None,
+    retain: Retain = "relevant",
+    screen_every: int = 1,
+    relevance: Tensor | None = None,
+    normalize: bool = False,
+    return_retained: Literal[True],
+    return_relevance: Literal[True],
+    backend: BackendName = "auto",
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def relevancy_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window_size: int,
+    top_k: int,
+    *,
+    score: Score = "dot",
+    score_weight: Tensor | None = None,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    cache: RelevancyCache | None = None,
+    retain: Retain = "relevant",
+    screen_every: int = 1,
+    relevance: Tensor | None = None,
+    normalize: bool = False,
+    return_retained: bool = False,
+    return_relevance: bool = False,
+    backend: BackendName = "auto",
+) -> Tensor | tuple[Tensor, ...]: ...
 
 
 def relevancy_attention(
@@ -105,9 +162,12 @@ def relevancy_attention(
     cache: RelevancyCache | None = None,
     retain: Retain = "relevant",
     screen_every: int = 1,
+    relevance: Tensor | None = None,
+    normalize: bool = False,
     return_retained: bool = False,
+    return_relevance: bool = False,
     backend: BackendName = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """Causal attention over a short window and the ``top_k`` most relevant keys before it.
 
     Query i attends the last ``window_size`` keys, its own included, and the retained set. A key's
@@ -118,6 +178,11 @@ def relevancy_attention(
     With ``screen_every=m`` the retained set changes only after every m-th query of the sequence. A
     key that leaves the window in between is attended until then, with its relevance as it was, and
     then competes. So a query attends at most ``window_size + top_k + m - 1`` keys.
+
+    ``relevance`` gives each key's relevance in place of attention: a learned gate, recency, random
+    numbers. It chooses keys and has no gradient. A gate g learns if its values carry it, as
+    straight-through estimators do: ``value * (1 + g - g.detach()).unsqueeze(-1)`` has the numbers
+    of ``value``, and tells g how useful each value was to the queries that attended it.
 
     The selection of keys has no gradient; everything else has. ``window_size >= T`` is full causal
     attention, ``top_k=0`` a sliding window.
@@ -137,14 +202,22 @@ def relevancy_attention(
         retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
         screen_every: queries from one change of the retained set to the next, >= 1; 1 is the paper,
             and all that backend ``"triton"`` knows.
+        relevance: ``[B, heads, T]``, >= 0: what a key competes with, in place of the attention that
+            it has received; not with ``"triton"``.
+        normalize: True counts what a query pays to a key as often as the query attends keys. Early
+            queries attend few keys and pay much to each; so every key that gets the mean of each
+            query ends with ``window_size``. Not with ``"triton"``.
         return_retained: True also returns which keys were retained.
+        return_relevance: True also returns the relevance of each key; not with ``"triton"``.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
         The output ``[B, heads, T, Dv]``. With ``return_retained`` also ``last``, int64
         ``[B, heads, T]``, which holds the last query that attends each key, and -1 past the length.
         Key j is attended from outside the window of query i if ``j + window_size <= i <= last[j]``;
-        :func:`retained_positions` lists the retained sets.
+        :func:`retained_positions` lists the retained sets. With ``return_relevance`` then also the
+        relevance ``[B, heads, T]`` of this call's keys after its last query, without a gradient:
+        attention that each received in its window, or what was given.
 
     Raises:
         RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
@@ -167,8 +240,15 @@ def relevancy_attention(
     check_size(_OP, "screen_every", screen_every, least=1)
     check_choice(_OP, "score", score, ("dot", "additive"))
     check_choice(_OP, "retain", retain, ("relevant", "first"))
-    check_flag(f"{_OP}: return_retained", return_retained)
+    flags = {
+        "normalize": normalize,
+        "return_retained": return_retained,
+        "return_relevance": return_relevance,
+    }
+    for name, flag in flags.items():
+        check_flag(f"{_OP}: {name}", flag)
     weight = _check_tensors(query, key, value, score, score_weight)
+    given = _checked_relevance(relevance, query, retain, normalize)
     batch, _, length, size = query.shape
     lengths = checked_lengths(_OP, lengths, batch, length, query.device)
     if scale is None:
@@ -199,10 +279,14 @@ def relevancy_attention(
         keep_first=retain == "first",
         screen_every=screen_every,
         seen=None,
+        given=given,
+        normalize=normalize,
+        return_relevance=return_relevance,
     )
     if cache is not None:
         sizes = (window_size, top_k, screen_every)
-        check_cache(_OP, cache, key, value, sizes, (score, args.scale, retain))
+        others = (score, args.scale, retain, normalize)
+        check_cache(_OP, cache, key, value, sizes, others)
         if cache.key is not None and cache.value is not None:
             args = args._replace(
                 key=torch.cat([cache.key, key], 2),
@@ -216,7 +300,7 @@ def relevancy_attention(
         hidden_size=size,
         device=query.device,
         dtype=query.dtype,
-        screen_every=screen_every,
+        beyond_paper=beyond_paper(screen_every, normalize, given is not None, return_relevance),
     )
     runs = chosen(backend, request)
     with without_autocast(query, dtype):
@@ -224,9 +308,24 @@ def relevancy_attention(
     last = results.last
     if cache is not None:
         _update(cache, args, results, new_key, new_value)
-    if not return_retained:
-        return results.output
-    return results.output, last[..., -length:] if length else last[..., :0]
+    found = [results.output]
+    for wanted, rows in ((return_retained, last), (return_relevance, results.received)):
+        if wanted:
+            found.append(rows[..., -length:] if length else rows[..., :0])
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def beyond_paper(
+    screen_every: int, normalize: bool, relevance: bool = False, return_relevance: bool = False
+) -> tuple[str, ...]:
+    """What a call asks for that the paper does not have; see ``Request``."""
+    asked = {
+        f"screen_every={screen_every}": screen_every != 1,
+        "normalize=True": normalize,
+        "relevance": relevance,
+        "return_relevance=True": return_relevance,
+    }
+    return tuple([name for name, is_asked in asked.items() if is_asked])
 
 
 def retained_positions(last: Tensor, window_size: int, top_k: int, screen_every: int = 1) -> Tensor:
@@ -383,6 +482,39 @@ def _check_tensors(
     if tuple(score_weight.shape) not in ((size,), (heads, size)):
         _wrong("score_weight", f"[{size}] or [{heads}, {size}] ([D] or [heads, D])", score_weight)
     return score_weight.expand(heads, size)
+
+
+def _checked_relevance(
+    relevance: Tensor | None, query: Tensor, retain: str, normalize: bool
+) -> Tensor | None:
+    """Check what is given in place of attention; return it in the dtype of relevance."""
+    if relevance is None:
+        return None
+    if not isinstance(relevance, Tensor):
+        raise TypeError(f"{_OP}: relevance should be a Tensor, got {type(relevance).__name__}")
+    if retain != "relevant" or normalize:
+        other = f"retain={retain!r}" if retain != "relevant" else "normalize=True"
+        raise ValueError(f"{_OP}: relevance takes the place of attention; leave {other} out")
+    if tuple(relevance.shape) != tuple(query.shape[:3]):
+        _wrong("relevance", f"{list(query.shape[:3])} ([B, heads, T])", relevance)
+    if not relevance.is_floating_point():
+        raise ValueError(
+            f"{_OP}: relevance should have a floating point dtype, got {relevance.dtype}; "
+            "convert it: relevance.float()"
+        )
+    if relevance.device != query.device:
+        raise RuntimeError(
+            f"{_OP}: relevance should be on the query's device {query.device}, got "
+            f"{relevance.device}; move it: relevance.to({str(query.device)!r})"
+        )
+    relevance = relevance.detach()
+    if relevance.numel() and readable(relevance) and not relevance.min().item() >= 0:  # nor is NaN
+        raise ValueError(
+            f"{_OP}: relevance should hold numbers from 0, got {relevance.min().item()}; shift it: "
+            "only the order counts"
+        )
+    dtype = autocast_dtype(query) or query.dtype
+    return relevance.to(torch.float32 if dtype in LOW_PRECISION else dtype)
 
 
 def _check_dtypes(query: Tensor, others: dict[str, Tensor | None]) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from throughtime import functional
 from throughtime.backends.backend import BackendName, Request
 from throughtime.functional.checks import check_choice, check_flag, check_size
-from throughtime.functional.relevancy import Retain, Score
+from throughtime.functional.relevancy import Retain, Score, beyond_paper
 from throughtime.nn.backend import BackendChoice
 from throughtime.states import RelevancyCache
 
@@ -37,6 +37,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         score: ``"dot"``, or ``"additive"``, which adds the parameter ``score_weight [heads, D]``.
         retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
         screen_every: queries from one change of the retained set to the next, >= 1.
+        normalize: True counts the attention of a query as often as the query attends keys.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Raises:
@@ -66,6 +67,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         score: Score = "dot",
         retain: Retain = "relevant",
         screen_every: int = 1,
+        normalize: bool = False,
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
@@ -75,7 +77,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
         check_size(name, "window_size", window_size, least=1)
         check_size(name, "top_k", top_k, least=0)
         check_size(name, "screen_every", screen_every, least=1)
-        for argument, flag in (("bias", bias), ("batch_first", batch_first)):
+        flags = {"bias": bias, "batch_first": batch_first, "normalize": normalize}
+        for argument, flag in flags.items():
             check_flag(f"{name}: {argument}", flag)
         if embed_dim % num_heads:
             raise ValueError(
@@ -87,6 +90,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.window_size, self.top_k, self.screen_every = window_size, top_k, screen_every
         self.batch_first, self.score, self.retain = batch_first, score, retain
+        self.normalize = normalize
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -106,7 +110,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
             self.head_dim,
             device=weight.device,
             dtype=weight.dtype,
-            screen_every=self.screen_every,
+            beyond_paper=beyond_paper(self.screen_every, self.normalize),
         )
 
     def reset_parameters(self) -> None:
@@ -125,6 +129,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         *,
         lengths: Tensor | None = None,
         cache: RelevancyCache | None = None,
+        relevance: Tensor | None = None,
     ) -> Tensor:
         """Attend every position to its window and to the retained positions before it.
 
@@ -132,6 +137,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
             input: ``[B, T, E]``, or ``[T, B, E]`` with ``batch_first=False``.
             lengths: int64 ``[B]``, 0 <= length <= T.
             cache: state of earlier calls on the same sequences; this call updates it.
+            relevance: ``[B, num_heads, T]``, >= 0: what a key competes with, in place of the
+                attention that it has received.
 
         Returns:
             A tensor shaped like the input. Past a sample's length it holds the bias of the output
@@ -179,6 +186,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
             cache=cache,
             retain=self.retain,
             screen_every=self.screen_every,
+            relevance=relevance,
+            normalize=self.normalize,
             backend=self.backend,
         )
         output = F.linear(
@@ -195,5 +204,6 @@ class RelevancyAttention(BackendChoice, nn.Module):
         text += "" if self.batch_first else ", batch_first=False"
         text += "" if self.score == "dot" else f", score={self.score!r}"
         text += "" if self.retain == "relevant" else f", retain={self.retain!r}"
+        text += ", normalize=True" if self.normalize else ""
         text += "" if self.screen_every == 1 else f", screen_every={self.screen_every}"
         return text + ("" if self.backend == "auto" else f", backend={self.backend!r}")

@@ -46,11 +46,13 @@ class RelevancyResult(NamedTuple):
         output: ``[B, heads, T, Dv]``.
         last: int64 ``[B, heads, S]``: the last query that attends each position, -1 if none does.
         memory: what the next call needs, its tensors ``[B, heads, P']``.
+        received: ``[B, heads, S]``: the relevance of each position after the last query.
     """
 
     output: Tensor
     last: Tensor
     memory: Memory
+    received: Tensor
 
 
 def relevancy_attention(
@@ -68,6 +70,8 @@ def relevancy_attention(
     keep_first: bool = False,
     screen_every: int = 1,
     seen: Tensor | None = None,
+    given: Tensor | None = None,
+    normalize: bool = False,
 ) -> RelevancyResult:
     """Attend step by step, in plain PyTorch.
 
@@ -90,10 +94,13 @@ def relevancy_attention(
         keep_first: retain the first ``top_k`` keys, whatever their relevance.
         screen_every: queries from one change of the retained set to the next, >= 1.
         seen: int64 ``[B]``, queries of earlier calls; None for none.
+        given: ``[B, heads, T]``, >= 0: relevance of this call's keys in place of attention.
+        normalize: what a query pays to a key counts as often as the query has candidates.
 
     Returns:
         A named tuple of ``output [B, heads, T, Dv]``; ``last``, int64 ``[B, heads, S]``, the last
-        query that attends each position or -1; and ``memory`` for the next call.
+        query that attends each position or -1; ``memory`` for the next call; and ``received
+        [B, heads, S]``, the relevance of each position.
 
     Example:
         >>> import torch
@@ -119,6 +126,8 @@ def relevancy_attention(
     w = None if score_weight is None else score_weight.repeat(batch, 1)
     query = torch.where(alive.view(batch, heads, length, 1), query, 0.0)  # padding may be NaN
     q, k, v = (x.reshape(rows, *x.shape[2:]) for x in (query, key, value))
+    if given is not None:
+        given = torch.where(alive, given.reshape(rows, length), 0.0)
     screening = Screening(
         relevance.reshape(rows, relevance.size(2)),
         retained,
@@ -128,6 +137,8 @@ def relevancy_attention(
         keep_first,
         screen_every,
         None if seen is None else seen.repeat_interleave(heads),
+        given,
+        normalize,
     )
 
     chosen = []
@@ -154,7 +165,8 @@ def relevancy_attention(
         return x.view(batch, heads, *x.shape[1:])
 
     state = Memory(shaped(memory.positions), shaped(memory.relevance), memory.retained)
-    return RelevancyResult(shaped(output).to(out_dtype), shaped(screening.last), state)
+    received = shaped(screening.relevance)
+    return RelevancyResult(shaped(output).to(out_dtype), shaped(screening.last), state, received)
 
 
 def attend(scores: Tensor, valid: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class Screening:
         keep_first: relevance stays zero, so that the first ``top_k`` keys are retained.
         screen_every: queries from one border to the next, >= 1.
         seen: int64 ``[N]``, queries of earlier calls; None for none.
+        given: relevance ``[N, T]`` of this call's keys, >= 0, in place of attention, or None.
+        normalize: what a query pays to a key counts as often as the query has candidates.
     """
 
     def __init__(
@@ -62,14 +64,18 @@ class Screening:
         keep_first: bool = False,
         screen_every: int = 1,
         seen: Tensor | None = None,
+        given: Tensor | None = None,
+        normalize: bool = False,
     ) -> None:
         device = relevance.device
         prefix = relevance.size(1)
-        self.window_size, self.top_k, self.keep_first = window_size, top_k, keep_first
+        self.window_size, self.top_k, self.normalize = window_size, top_k, normalize
+        self.adds_up = not keep_first and given is None
         self.retained, self.prefix = retained, prefix
         begun = torch.zeros(len(relevance), dtype=torch.int64, device=device)
         self.screen_every, self.seen = screen_every, begun if seen is None else seen
-        self.relevance = torch.cat([relevance, relevance.new_zeros(len(relevance), length)], 1)
+        new = relevance.new_zeros(len(relevance), length) if given is None else given
+        self.relevance = torch.cat([relevance, new], 1)
         self.last = torch.full_like(self.relevance, -1, dtype=torch.int64)
         slots = torch.arange(retained, device=device).expand(len(relevance), retained)
         self.kept = torch.where(relevance[:, :retained] < 0, -1, slots)  # [N, <= top_k]
@@ -111,8 +117,10 @@ class Screening:
         self.last.scatter_reduce_(
             1, positions.clamp(min=0), torch.where(valid, step, -1), "amax", include_self=True
         )
-        if not self.keep_first:
+        if self.adds_up:
             received = torch.where(valid, attention, 0.0)
+            if self.normalize:
+                received = received * valid.sum(1, keepdim=True)
             frozen = max(0, positions.size(1) - self.window_size)  # retained or pending
             received[:, : max(frozen, kept_before.size(1))] = 0.0
             self.relevance.scatter_add_(1, positions.clamp(min=0), received)

@@ -39,6 +39,10 @@ class RelevancyArguments(NamedTuple):
     keep_first: bool  # retain the first keys, whatever their relevance
     screen_every: int  # queries from one change of the retained set to the next
     seen: Annotated[Tensor | None, Whole("B")]  # queries of earlier calls; None: none
+    # relevance of the T keys in place of attention
+    given: Annotated[Tensor | None, Real("B, N, T", differentiable=False, backward=False)]
+    normalize: bool  # what a query pays to a key counts as often as the query has candidates
+    return_relevance: bool
 
 
 class RelevancyResults(NamedTuple):
@@ -49,6 +53,8 @@ class RelevancyResults(NamedTuple):
     last: Annotated[Tensor, Whole("B, N, P + T")]
     memory_index: Annotated[Tensor, Whole("B, N, left", backward=False)]
     memory_relevance: Annotated[Tensor, Real("B, N, left", differentiable=False, backward=False)]
+    # relevance of every position after the last query; empty unless return_relevance
+    received: Annotated[Tensor, Real("B, N, positions", differentiable=False, backward=False)]
 
 
 def memory_sizes(
@@ -90,3 +96,7 @@ def left(sizes: Sizes, args: Any, screen_every: Size = 1) -> Size:
 
 
 SCREENING: Derived = {"left": left}
+ATTENTION: Derived = {
+    "left": lambda sizes, args: left(sizes, args, args.screen_every),
+    "positions": lambda sizes, args: sizes["P"] + sizes["T"] if args.return_relevance else 0,
+}

@@ -6,7 +6,6 @@ Implementations: ``csrc/relevancy/cpu``, and under names that end in ``_triton``
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from throughtime.backends.backend import Backend
 from throughtime.ops.operation import Operation
 from throughtime.ops.precision import in_float32
 from throughtime.ops.relevancy import reference
-from throughtime.ops.relevancy.arguments import RelevancyArguments, RelevancyResults, left
+from throughtime.ops.relevancy.arguments import ATTENTION, RelevancyArguments, RelevancyResults
 from throughtime.ops.triton import implementation
 
 
@@ -27,24 +26,31 @@ def _operation(**options: Any) -> Operation[RelevancyArguments, RelevancyResults
         RelevancyArguments,
         RelevancyResults,
         reference.run,
-        derived={"left": lambda sizes, args: left(sizes, args, args.screen_every)},
+        derived=ATTENTION,
         **options,
     )
 
 
-def _every_query(name: str) -> Callable[[Any], tuple[Tensor, ...]]:
-    """A pass of the Triton kernels, which a call of the operator may ask for what they lack."""
-    run = implementation("relevancy", name)
+def _check_paper(call: Any) -> None:
+    """Check that a call of a Triton operator asks for what those kernels know."""
+    beyond = call.given is not None or call.normalize or call.return_relevance
+    if beyond or call.screen_every != 1:
+        raise RuntimeError(
+            "throughtime: the Triton kernels of relevancy attention screen as the paper does, "
+            "without screen_every, relevance, normalize and return_relevance; use "
+            "backend='reference'"
+        )
 
-    def checked(call: Any) -> tuple[Tensor, ...]:
-        if call.screen_every != 1:
-            raise RuntimeError(
-                "throughtime: the Triton kernels of relevancy attention screen after every query, "
-                f"got screen_every={call.screen_every}; use backend='reference'"
-            )
-        return run(call)
 
-    return checked
+def _forward_of_the_paper(call: Any) -> tuple[Tensor, ...]:
+    _check_paper(call)
+    results = implementation("relevancy", "forward")(call)
+    return (*results, call.query.new_empty(*call.query.shape[:2], 0))
+
+
+def _backward_of_the_paper(call: Any) -> tuple[Tensor, ...]:
+    _check_paper(call)
+    return implementation("relevancy", "backward")(call)
 
 
 cpu = Backend(
@@ -61,14 +67,14 @@ triton = Backend(
     "triton",
     (
         requirements.dtypes("Triton kernels"),
-        requirements.screens_every_query("Triton kernels"),
+        requirements.screens_as_the_paper("Triton kernels"),
         requirements.triton,
     ),
     in_float32(
         _operation(
             suffix="_triton",
-            forward=_every_query("forward"),
-            backward=_every_query("backward"),
+            forward=_forward_of_the_paper,
+            backward=_backward_of_the_paper,
         )
     ),
 )

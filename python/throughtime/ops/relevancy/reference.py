@@ -10,9 +10,12 @@ from throughtime.ops.relevancy.arguments import RelevancyArguments, RelevancyRes
 
 def run(args: RelevancyArguments) -> RelevancyResults:
     """The definition in plain PyTorch."""
-    output, last, memory = reference.relevancy_attention(**args._asdict())
+    given = args._asdict()
+    wanted = given.pop("return_relevance")
+    output, last, memory, received = reference.relevancy_attention(**given)
     lse = output.new_empty(output.shape[:3])
-    return RelevancyResults(output, lse, last, memory.positions, memory.relevance)
+    received = received if wanted else received[..., :0]
+    return RelevancyResults(output, lse, last, memory.positions, memory.relevance, received)
 
 
 backend = Backend("reference", (requirements.floating_point,), run)
