@@ -89,6 +89,26 @@ def test_gradients_have_the_bits_of_a_backward_without_trace(
             assert all(torch.equal(x, found[name]) for name, x in other.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("outputs", [0, 64])
+def test_a_large_trace_has_the_bits_of_a_small_one(
+    isa: str, dtype: torch.dtype, outputs: int, threads: None
+) -> None:
+    """Those beyond 2 MB go past the caches; a sample's bits do not depend on its batch."""
+    shape, one = Shape(60, 72, 3, 128, outputs), slice(40, 41)
+    torch.set_num_threads(2)
+    given = given_of(Recurrence(shape, "mask-TB"), dtype)
+    batch = ("input", "detach_mask", "h_0", "c_0", "grad_")
+    alone = {
+        name: x[..., one, :] if name.startswith(batch) and name != "detach_mask" else x
+        for name, x in given.items()
+    }
+    alone["detach_mask"] = given["detach_mask"][:, one]
+    whole, part = traced(given), traced(alone)
+    for name in TRACE:
+        assert torch.equal(whole[name][:, one], part[name])
+
+
 @pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor multiplies no bfloat16")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bfloat16_operands(case: Recurrence) -> None:

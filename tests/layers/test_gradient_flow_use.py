@@ -160,6 +160,14 @@ def test_a_checkpoint_runs_the_layer_again_and_is_recorded_once(backend: str) ->
     assert torch.equal(flow.gradients().dc, plain.gradients().dc)
 
 
+def test_a_checkpoint_below_a_layer_that_was_reached_begins_no_update(backend: str) -> None:
+    first, second = (LSTM(4, 4, backend=backend) for _ in range(2))
+    with throughtime.gradient_flow(nn.ModuleList([first, second])) as flow:
+        hidden = checkpoint(lambda x: first(x)[0], X, use_reentrant=False)
+        second(hidden)[0].sum().backward()
+    assert flow.updates == 1 and flow.layers == ["0.l0", "1.l0"]
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_recompute_and_return_cells(backend: str, recompute: bool) -> None:
     """A loss on c_t counts among what the cells get themselves."""

@@ -61,6 +61,8 @@ class BackwardWalk {
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(round_up(L, Numbers<Operand>::kRun)),
         saved_numbers_(L * (p_.cell_only ? 1 : Activations::kVectors)),
+        stream_trace_(traces_whole_vectors() &&
+                      times(sizeof(S), shape_.T, in_.batch, shape_.H) > kStreamBytes),
         scratch_(runtime),
         weights_(args, plan_, schedule_, &scratch_),
         again_(args, plan_, schedule_, slots_, &scratch_) {
@@ -104,6 +106,7 @@ class BackwardWalk {
 
   void finish(Share blocks) {
     if (weights_.wanted() && !finishes_early()) weights_.finish(blocks);
+    if (stream_trace_) stream_fence();
   }
 
  private:
@@ -116,6 +119,9 @@ class BackwardWalk {
     Ring<Operand> u;   // [blocks][slots][rows][ld_u]: the cell's output
     Ring<S> again;     // [blocks][slots][rows][kSaved L]: what is not saved
   };
+
+  // A trace beyond this leaves the cache to the walk.
+  static constexpr int64_t kStreamBytes = 2 << 20;
 
   template <bool kValue>
   struct Flag {
@@ -336,12 +342,25 @@ class BackwardWalk {
     }
   }
 
+  // Whether each vector of a trace has a place of its own size and alignment.
+  bool traces_whole_vectors() const {
+    const auto aligned = [](const S* at) {
+      return reinterpret_cast<uintptr_t>(at) % (L * sizeof(S)) == 0;
+    };
+    return p_.trace_c && shape_.H % L == 0 && shape_.R % L == 0 && aligned(p_.trace_h) &&
+           aligned(p_.trace_c);
+  }
+
+  TT_INLINE void put_trace(S* to, Vec<S> v, int64_t count) const {
+    stream_trace_ ? stream(to, v) : store_part(to, v, count);
+  }
+
   void trace_output(const Group& g, const S* dh, int64_t height, int64_t vectors, int64_t t,
                     int64_t vector, int64_t row) {
     for (int64_t i = 0; i < height; ++i) {
       S* to = p_.trace_h + (t * in_.batch + in_.order[g.row0 + row + i]) * shape_.R;
       for (int64_t j = 0; j < vectors; ++j, dh += L)
-        store_part(to + (vector + j) * L, load(dh), tail_out(vector + j));
+        put_trace(to + (vector + j) * L, load(dh), tail_out(vector + j));
     }
   }
 
@@ -427,7 +446,7 @@ class BackwardWalk {
       }
       const Vec<S> output = Cell::retreat(kept, c_before, load(dh), &dc, gates);
       if constexpr (Cell::kCarriesCell) {
-        if (kTraces) store_part(trace + order[r] * shape_.H, dc, tail(block));
+        if (kTraces) put_trace(trace + order[r] * shape_.H, dc, tail(block));
         dc = Cell::hand_on(kept, dc);
         if (watch && in_.resets(t, at + r)) {
           if (p_.dreset_c) {
@@ -540,6 +559,7 @@ class BackwardWalk {
   const bool projected_;
   const int64_t width_, width_out_, most_rows_, slots_, ld_dr_, ld_u_;
   const int64_t saved_numbers_;  // per step, row and block of units
+  const bool stream_trace_;
   Scratch scratch_;
   WeightGradients<Cell, Operand> weights_;
   Recomputation<Cell, Operand> again_;

@@ -148,7 +148,8 @@ class GradientFlow:
 
         Returns:
             ``dh``, ``dc``, ``direct`` and ``dc_cell``, each ``[T, B, H]`` (``dh`` and ``direct`` of
-            a projected layer ``[T, B, P]``), steps in the order of the input.
+            a projected layer ``[T, B, P]``), steps in the order of the input. The samples of a
+            packed batch are ordered by falling length.
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.

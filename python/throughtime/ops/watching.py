@@ -58,12 +58,10 @@ def watch(watcher: Watcher | None) -> None:
     _watch.watcher = watcher
 
 
-def begin(calls: int) -> None:
-    """Tell the watcher of so many calls, each of one layer in one direction."""
-    watcher = _watch.watcher
-    if watcher is not None:
-        for _ in range(calls):
-            watcher.call()
+def begin() -> None:
+    """Tell the watcher that one layer in one direction begins."""
+    if _watch.watcher is not None:
+        _watch.watcher.call()
 
 
 def backward_of(operation: Any, args: Any) -> Callable[..., tuple[Tensor, ...]]:
