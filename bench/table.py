@@ -34,7 +34,7 @@ COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("note", "machine", "torch", "version", "date", "command"), _TEXT),
 }
 NEVER_EMPTY = ["op", "T", "B", "dtype", "mode", "device", "impl", "threads"]
-ADDED = ("screen_every",)  # older files lack these
+ADDED = ("screen_every",)  # files lack these where no row has them
 NO_DETACH = "no h-detach: timed at p = 0"
 
 
@@ -48,6 +48,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def write_csv(path: Path, found: pd.DataFrame) -> None:
     """Write one line per row; numbers have six digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    found = found.drop(columns=[name for name in ADDED if found[name].isna().all()])
     found.to_csv(path, index=False, float_format="%.6g")
 
 

@@ -69,8 +69,8 @@ def test_work_of_rel_lstm_by_hand() -> None:
         ("lstm --T 5 --H 8 9", "5, 64, 8, 8 | 5, 64, 9, 9"),
         ("lstm --T 5 --I 3", "5, 64, 3, 256"),
         ("rel-lstm --T 30 40 --B 3 --top-k 0", "30, 3, 10, 128, 10, 0 | 40, 3, 10, 128, 10, 0"),
-        ("relevancy --T 9 --D 8 16", "9, 2, 4, 8, 64, 64 | 9, 2, 4, 16, 64, 64"),
-        ("relevancy --T 9 --score additive", "9, 2, 4, 64, 64, 64, additive"),
+        ("relevancy --T 9 --D 8 16", "9, 2, 4, 8, 64, 64, 1 | 9, 2, 4, 16, 64, 64, 1"),
+        ("relevancy --T 9 --score additive", "9, 2, 4, 64, 64, 64, 1, additive"),
     ],
 )
 def test_shapes_that_options_ask_for(words: str, cases: str) -> None:

@@ -177,7 +177,9 @@ def relevancy_attention(
 
     With ``screen_every=m`` the retained set changes only after every m-th query of the sequence. A
     key that leaves the window in between is attended until then, with its relevance as it was, and
-    then competes. So a query attends at most ``window_size + top_k + m - 1`` keys.
+    then competes. So a query attends at most ``window_size + top_k + m - 1`` keys. On a CPU m = 16
+    and 32 take as long as 1 (0 to 6 % longer with window and top_k of 64), which goes by blocks of
+    queries too.
 
     ``relevance`` gives each key's relevance in place of attention: a learned gate, recency, random
     numbers. It chooses keys and has no gradient. A gate g learns if its values carry it, as
