@@ -86,6 +86,7 @@ def write(folder: RunFolder) -> None:
 def section(claim: Claim, rows: pd.DataFrame) -> str:
     """What the page says of one claim."""
     finding = claim.judge(rows)
+    table = "" if finding.table is None else f"\n{finding.table.to_markdown(index=False)}\n"
     return f"""## {claim.name}: {finding.verdict}
 
 {claim.paper}: {claim.sentence}
@@ -94,4 +95,4 @@ def section(claim: Claim, rows: pd.DataFrame) -> str:
 - Here: {claim.how}
 - Found: {finding.ours}.
 - Rows: [{claim.name}.csv]({claim.name}.csv), {rows.machine.iloc[0]}.
-"""
+{table}"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ class Sweep:
     delays: Sequence[int] = ()
 
     def __call__(self, setup: Setup) -> pd.DataFrame:
-        """The epochs of all runs, or of those that were begun before Ctrl-C."""
+        """The epochs of all runs, or of those that were begun before Ctrl-C.
+
+        Of the options only those stay that differ.
+        """
         runs = {
             f"{kind}, seed {seed}": Config(**{**self.common, **options, "seed": seed})
             for seed, (kind, options) in itertools.product(self.seeds, self.kinds.items())
@@ -48,7 +51,13 @@ class Sweep:
             table = collect(runs, out)
             if table.empty:
                 raise
-        return table.assign(kind=table.run.str.replace(r", seed \d+$", "", regex=True))
+        same = [
+            entry.name
+            for entry in fields(Config)
+            if entry.name not in ("p", "seed") and table[entry.name].nunique(dropna=False) == 1
+        ]
+        kind = table.run.str.replace(r", seed \d+$", "", regex=True)
+        return table.drop(columns=[*same, "run"]).assign(kind=kind)
 
 
 def last(table: pd.DataFrame) -> pd.DataFrame:
