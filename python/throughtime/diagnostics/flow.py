@@ -306,7 +306,7 @@ class GradientFlow:
             from throughtime.diagnostics import plotting
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "plot: pictures need matplotlib: pip install throughtime[diagnostics]"
+                "plot: pictures need matplotlib: pip install matplotlib"
             ) from error
         found = self._call(layer, direction, call)
         compared = {
