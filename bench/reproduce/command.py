@@ -1,7 +1,7 @@
 """``reproduce``: measures the claims of both papers and writes a page about them.
 
 Rows of a claim are stored as soon as they are measured and are taken as they are from then on.
-Training runs resume. Ctrl-C ends the claim that is being measured; its page says how far it went.
+Training runs resume: Ctrl-C during a sweep stores and shows what it has, and the next run goes on.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from bench import arguments, machine
 from bench.arguments import INTERRUPTED
 from bench.reproduce import pictures
 from bench.reproduce.claims import CLAIMS, Claim
-from bench.reproduce.training import Setup
+from bench.reproduce.training import Setup, Unfinished
 from bench.train.folder import RunFolder
 
 PAGE = "reproduction.md"
+UNFINISHED = "unfinished"  # a column of rows that Ctrl-C cut short: the next run goes on
 INTRODUCTION = """# The claims of the papers, measured again
 
 Written by `make reproduce` from the CSV files beside this page. A: h-detach, Kanuparthi et al.,
@@ -51,20 +52,29 @@ def run(args: argparse.Namespace) -> int:
         for claim in CLAIMS:
             path = args.out / f"{claim.name}.csv"
             wanted = claim.name in args.claims if args.claims else args.full or not claim.hours
-            if not wanted or path.exists():
+            if not wanted or finished(path):
                 continue
             print(f"{claim.name}: {claim.how}", file=sys.stderr, flush=True)
             start = time.perf_counter()
             try:
                 rows = claim.measure(setup)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 code = INTERRUPTED
-                break
+                if not isinstance(stop, Unfinished):
+                    break
+                rows = stop.rows.assign(**{UNFINISHED: True})
             rows = rows.assign(machine=machine.name())
             folder.write_table(path.name, rows.to_dict("records"))
             print(f"{path}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            if code:
+                break
         write(folder)
     return code
+
+
+def finished(path: Path) -> bool:
+    """Whether the rows of a claim are stored, all of them."""
+    return path.exists() and UNFINISHED not in pd.read_csv(path, nrows=0).columns
 
 
 def write(folder: RunFolder) -> None:

@@ -36,28 +36,38 @@ class Sweep:
     delays: Sequence[int] = ()
 
     def __call__(self, setup: Setup) -> pd.DataFrame:
-        """The epochs of all runs, or of those that were begun before Ctrl-C.
-
-        Of the options only those stay that differ.
-        """
+        """The epochs of all runs; an ``Unfinished`` with those so far after Ctrl-C."""
         runs = {
             f"{kind}, seed {seed}": Config(**{**self.common, **options, "seed": seed})
             for seed, (kind, options) in itertools.product(self.seeds, self.kinds.items())
         }
         out = setup.runs / self.name
         try:
-            table = run_all(runs, out, jobs=setup.jobs, delays=self.delays)
-        except KeyboardInterrupt:
-            table = collect(runs, out)
-            if table.empty:
+            return shortened(run_all(runs, out, jobs=setup.jobs, delays=self.delays))
+        except KeyboardInterrupt as stop:
+            found = collect(runs, out)
+            if found.empty:
                 raise
-        same = [
-            entry.name
-            for entry in fields(Config)
-            if entry.name not in ("p", "seed") and table[entry.name].nunique(dropna=False) == 1
-        ]
-        kind = table.run.str.replace(r", seed \d+$", "", regex=True)
-        return table.drop(columns=[*same, "run"]).assign(kind=kind)
+            raise Unfinished(shortened(found)) from stop
+
+
+class Unfinished(KeyboardInterrupt):
+    """Ctrl-C during a sweep; ``rows`` are the epochs so far."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        super().__init__()
+        self.rows = rows
+
+
+def shortened(table: pd.DataFrame) -> pd.DataFrame:
+    """Of the options those that differ, and a column ``kind``."""
+    same = [
+        entry.name
+        for entry in fields(Config)
+        if entry.name not in ("p", "seed") and table[entry.name].nunique(dropna=False) == 1
+    ]
+    kind = table.run.str.replace(r", seed \d+$", "", regex=True)
+    return table.drop(columns=[*same, "run"]).assign(kind=kind)
 
 
 def last(table: pd.DataFrame) -> pd.DataFrame:

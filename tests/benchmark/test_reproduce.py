@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from bench.__main__ import main
 from bench.reproduce import claims, command, gradients, training
 from bench.reproduce.claims import CLAIMS
+from bench.train.trainer import Trainer
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 
@@ -128,6 +130,32 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None
     assert main(words) == 130
     assert Path("page/hops.csv").exists() and not Path("page/weight-scale.csv").exists()
     assert "## hops: holds" in Path("page/reproduction.md").read_text()
+
+
+def test_a_sweep_that_was_cut_short_is_shown_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"task": "copying", "T": 3, "hidden": 8, "batch": 4, "epochs": 2}
+    small |= {"updates_per_epoch": 3, "p": 0.0}
+    claim = dataclasses.replace(
+        BY_NAME["copying-100"], hours=False, measure=training.Sweep("s", small, {"p 0": {}}, (0, 1))
+    )
+    monkeypatch.setattr(command, "CLAIMS", [claim])
+    one, epochs = Trainer._epoch, iter(range(9))
+
+    def stops(self: Trainer) -> object:
+        if next(epochs) == 3:
+            raise KeyboardInterrupt
+        return one(self)
+
+    monkeypatch.setattr(Trainer, "_epoch", stops)
+    words = ["reproduce", "--out", "page", "--runs", "runs", "--jobs", "1"]
+    assert main(words) == 130
+    stored = pd.read_csv("page/copying-100.csv")
+    assert len(stored) == 3 and stored.unfinished.all()
+    assert "cannot be told here" in Path("page/reproduction.md").read_text()
+    assert main(words) == 0
+    stored = pd.read_csv("page/copying-100.csv")
+    assert len(stored) == 4 and "unfinished" not in stored
+    assert main(words) == 0 and next(epochs) == 5
 
 
 def test_hours_are_left_out_unless_asked_for() -> None:
