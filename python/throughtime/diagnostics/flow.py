@@ -47,8 +47,8 @@ def gradient_flow(model: nn.Module, *, scaler: GradScaler | None = None) -> Grad
 
     A hook on an LSTM's output sees Y_t alone, what the loss asks of output t: the recurrence is
     inside of the layer. This records dL/dh_t and dL/dc_t with all that later steps bring. The
-    kernels hold both in their backward pass, and store them where a call is recorded: on an EPYC
-    (Zen 5) that takes at most a twentieth of a training step, and nothing outside the block.
+    kernels hold both in their backward pass, and store them where a call is recorded: two stores
+    of T B H numbers, and nothing outside the block.
 
     The block holds forward and backward passes; any number of them. An ``nn.LSTM`` in it runs on
     our kernels (:func:`throughtime.accelerate`). Backends ``"cpu"`` and ``"reference"`` are
