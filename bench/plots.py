@@ -138,10 +138,9 @@ def spread(table: pd.DataFrame, varied: Sequence[str], title: str) -> Any:
     for k, (values, rows) in enumerate(table.groupby(keys)):
         accuracy = rows.groupby("updates").validation_accuracy
         low, middle, high = (accuracy.quantile(q) for q in (0.25, 0.5, 0.75))
-        label = ", ".join(
-            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in zip(keys, values, strict=True)
-        )
+        words = [value if isinstance(value, str) else f"{key} {value:g}"
+                 for key, value in zip(keys, values, strict=True)]  # fmt: skip
+        label = ", ".join(words)
         panel.plot(middle.index, middle, label=label, **look(k) | {"marker": ""})
         panel.fill_between(middle.index, low, high, color=look(k)["color"], alpha=0.2)
     panel.set(xlabel="updates", ylabel="validation accuracy", ylim=(0, 1), title=title)
