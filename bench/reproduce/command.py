@@ -103,6 +103,6 @@ def section(claim: Claim, rows: pd.DataFrame) -> str:
 
 - Published: {claim.published}.
 - Here: {claim.how}
-- Found: {finding.ours}.
+- Found{" so far" if UNFINISHED in rows else ""}: {finding.ours}.
 - Rows: [{claim.name}.csv]({claim.name}.csv), {rows.machine.iloc[0]}.
 {table}"""
