@@ -83,7 +83,7 @@ def write(folder: RunFolder) -> None:
     for claim in CLAIMS:
         path = folder.path / f"{claim.name}.csv"
         if path.exists():
-            rows = pd.read_csv(path, keep_default_na=True)
+            rows = pd.read_csv(path)
             parts.append(section(claim, rows))
             if claim.name in pictures.PICTURES:
                 folder.write_figure(claim.name, pictures.PICTURES[claim.name](rows))

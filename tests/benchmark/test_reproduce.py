@@ -8,10 +8,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from bench.__main__ import main
 from bench.reproduce import claims, command, gradients, training
 from bench.reproduce.claims import CLAIMS
 from bench.train.trainer import Trainer
+
+from throughtime import functional
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 
@@ -41,8 +44,6 @@ def test_detaching_lowers_what_large_weights_blow_up() -> None:
 
 
 def test_the_gradient_of_a_state_is_that_of_autograd() -> None:
-    import torch
-
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     torch.manual_seed(0)
     layer = gradients.LoopLSTM(3, 5, dtype=torch.float64)
@@ -50,8 +51,6 @@ def test_the_gradient_of_a_state_is_that_of_autograd() -> None:
     found = gradients._of_states(output, output[-1].sum())
     # The last state is the loss's own; of an earlier one: the same layer goes on from it.
     assert found[3] == pytest.approx(10**0.5)
-    from throughtime import functional
-
     weights = [weight.detach() for weight in layer.parameters()]
     zeros = torch.zeros(2, 5, dtype=torch.float64)
     _, (h, c) = functional.lstm(x[:2], (zeros, zeros), *weights)
@@ -158,7 +157,20 @@ def test_a_sweep_that_was_cut_short_is_shown_and_goes_on(monkeypatch: pytest.Mon
     assert main(words) == 0 and next(epochs) == 5
 
 
-def test_hours_are_left_out_unless_asked_for() -> None:
-    long = {claim.name for claim in CLAIMS if claim.hours}
-    assert long == {"copying-100"}
-    assert command.PAGE == "reproduction.md"
+@pytest.mark.parametrize(("more", "expected"), [([], ["short"]), (["--full"], ["long", "short"])])
+def test_hours_are_left_out_unless_asked_for(
+    more: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def claim(name: str, hours: bool) -> claims.Claim:
+        def measure(setup: training.Setup) -> pd.DataFrame:
+            measured.append(name)
+            return gradients.retained()
+
+        return dataclasses.replace(BY_NAME["retained"], name=name, hours=hours, measure=measure)
+
+    monkeypatch.setattr(command, "CLAIMS", [claim("long", True), claim("short", False)])
+    assert main(["reproduce", "--out", "page", *more]) == 0
+    assert measured == expected
+    assert {claim.name for claim in CLAIMS if claim.hours} == {"copying-100"}
