@@ -48,4 +48,5 @@ PICTURES: Mapping[str, Callable[[pd.DataFrame], Any]] = {
     "distance": distance,
     "recall-copying": learning("Copying, T 50, five seeds: median and quartiles"),
     "recall-denoise": learning("Denoise, T 50, five seeds: median and quartiles"),
+    "screening-denoise": learning("Denoise, T 100, screening every m-th query"),
 }

@@ -64,7 +64,9 @@ class Config:
     """One run; two runs with equal configurations on one machine give equal results."""
 
     task: str
-    layer: str = _option("throughtime", "recurrent layer", metavar=None, choices=tuple(LAYERS))
+    layer: str = _option(
+        "throughtime", "layer that is trained", metavar=None, choices=tuple(LAYERS)
+    )
     T: int = _option(0, "steps of delay, or of a piece", arguments.positive, tasks=SIZED)
     permute: bool = _option(False, "read pixels in a fixed random order", tasks=("pixels",))
     permute_seed: int = _option(0, "seed of that order", arguments.natural, tasks=("pixels",))
@@ -89,6 +91,10 @@ class Config:
     one_hot: bool = _option(False, "symbols as one-hot vectors, not numbers", tasks=RECALL)
     window_size: int = _option(10, "latest steps attended by rel-*", arguments.positive)
     top_k: int = _option(15, "earlier steps retained by rel-*", arguments.natural)
+    screen_every: int = _option(
+        1, "queries between changes of what rel-attention retains", arguments.positive, "M"
+    )
+    normalize: bool = _option(False, "rel-attention counts attention by number of keys")
     seed: int = _option(0, "of weights, data and masks", arguments.natural)
     threads: int = _option(torch.get_num_threads, "(as torch has them)", arguments.thread_count)
     device: str = _option("cpu", "where the model lives", metavar="NAME")

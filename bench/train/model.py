@@ -1,4 +1,4 @@
-"""What is trained: one recurrent layer, named by ``--layer``, and a linear head."""
+"""What is trained: one layer, named by ``--layer``, and a linear head."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import throughtime
 from bench.operations.lstm_peers import LoopLSTM
+from bench.train.attention import Transformer
 
 if TYPE_CHECKING:
     from bench.train.config import Config
@@ -29,7 +30,7 @@ class Layer:
     label: str
     make: Callable[[int, Config], nn.Module]
     options: tuple[str, ...]
-    screens: bool = False  # attends by relevancy screening
+    screens: bool = False  # attends, and so wants one-hot symbols
 
 
 def _lstm(kind: type[throughtime.LSTM]) -> Callable[[int, Config], nn.Module]:
@@ -47,6 +48,15 @@ def _screening(label: str, **options: Any) -> Layer:
     return Layer(label, make, names, screens=True)
 
 
+def _attention(features: int, config: Config) -> nn.Module:
+    names = ("window_size", "top_k", "screen_every", "normalize", "backend")
+    return Transformer(features, config.hidden, **{name: getattr(config, name) for name in names})
+
+
+def _full_attention(features: int, config: Config) -> nn.Module:
+    return Transformer(features, config.hidden, window_size=2**40, top_k=0, backend=config.backend)
+
+
 LAYERS = {
     "throughtime": Layer("throughtime", _lstm(throughtime.LSTM), ("p",)),
     "torch": Layer("nn.LSTM", lambda n, config: nn.LSTM(n, config.hidden), ()),
@@ -56,7 +66,12 @@ LAYERS = {
     "rel-first": _screening("RelLSTM, first states kept", retain="first"),
     "rel-rnn": _screening("RelRNN", cell="tanh"),
     "mem-rnn": _screening("MemRNN", cell="tanh", top_k=None),
-}
+    "rel-attention": Layer(
+        "Transformer with relevancy attention", _attention,
+        ("window_size", "top_k", "screen_every", "normalize"), screens=True,
+    ),
+    "attention": Layer("Transformer with full attention", _full_attention, (), screens=True),
+}  # fmt: skip
 
 
 class SequenceClassifier(nn.Module):

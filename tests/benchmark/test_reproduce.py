@@ -174,3 +174,40 @@ def test_hours_are_left_out_unless_asked_for(
     assert main(["reproduce", "--out", "page", *more]) == 0
     assert measured == expected
     assert {claim.name for claim in CLAIMS if claim.hours} == {"copying-100"}
+
+
+def screened(**accuracies: list[float]) -> pd.DataFrame:
+    """Last rows of runs, by kind: ``m_1`` is "m 1"."""
+    return pd.DataFrame(
+        {"kind": kind.replace("_", " "), "seed": seed, "validation_accuracy": accuracy}
+        for kind, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ).assign(grad_norm_max=1.0, cpu_seconds=60.0)
+
+
+@pytest.mark.parametrize(
+    ("m_64", "verdict"),
+    [
+        ([0.9, 0.9, 0.91], "holds"),
+        ([0.5, 0.6, 0.55, 0.5], "does not hold here"),
+        ([0.8, 0.95, 0.85], "cannot be told here"),  # lower, by less than seeds differ
+        ([0.9, 0.9], "cannot be told here"),
+    ],
+)
+def test_chunked_screening_is_judged_by_its_lowest(m_64: list[float], verdict: str) -> None:
+    each = [0.91, 0.89, 0.9, 0.92]
+    rows = screened(m_1=each, m_16=each, m_32=each, m_64=m_64, full=[1.0])
+    found = BY_NAME["screening-denoise"].judge(rows)
+    assert found.verdict == verdict
+    assert ("m 64" in found.ours) == (verdict == "does not hold here")
+    assert found.table is not None and found.table.layer.tolist()[-1] == "full"
+
+
+def test_normalizing_shares_the_runs_of_screening() -> None:
+    by = {name: BY_NAME[name].measure for name in ("screening-denoise", "normalize")}
+    assert all(isinstance(sweep, training.Sweep) for sweep in by.values())
+    one, other = by.values()
+    assert one.name == other.name and one.common == other.common
+    assert one.kinds["m 1"] == other.kinds["m 1"] and one.seeds == other.seeds
+    rows = screened(**{"m_1": [0.5] * 4, "m_1,_normalized": [0.8, 0.9, 0.8, 0.7]})
+    assert BY_NAME["normalize"].judge(rows).verdict == "holds"

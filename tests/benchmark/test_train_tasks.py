@@ -282,7 +282,7 @@ def test_series_keep_their_lengths() -> None:
 
 
 @pytest.mark.usefixtures("archive")
-@pytest.mark.parametrize("layer", ["throughtime", "torch", "rel-lstm"])
+@pytest.mark.parametrize("layer", ["throughtime", "torch", "rel-lstm", "attention"])
 def test_series_train(layer: str) -> None:
     words = ["train", "series", "--dataset", "Made", "--layer", layer, "--epochs", "30"]
     words += ["--hidden", "8", "--lr", "0.02", "--threads", "1", "--out", "run"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.train.attention import Transformer
 from bench.train.config import Config
 from bench.train.model import LAYERS
 from bench.train.trainer import Epoch, Trainer, TrainingError, best
@@ -67,7 +68,10 @@ def test_loop_and_throughtime_draw_the_same_masks() -> None:
     assert (ours - undetached).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("layer", [name for name, layer in LAYERS.items() if layer.screens])
+SCREENS = [name for name, layer in LAYERS.items() if layer.screens]
+
+
+@pytest.mark.parametrize("layer", [name for name in SCREENS if "attention" not in name])
 def test_every_screening_layer_trains(layer: str) -> None:
     trainer = trained(**SCREENING | {"layer": layer, "epochs": 3, "updates_per_epoch": 20})
     assert trainer.history[-1].loss < trainer.history[0].loss
@@ -78,6 +82,29 @@ def test_every_screening_layer_trains(layer: str) -> None:
     assert (built.cell == "tanh") == layer.endswith("rnn")
 
 
+def test_the_transformer_attends_as_its_options_say() -> None:
+    given = {"layer": "rel-attention", "screen_every": 7, "normalize": True}
+    trainers = [trained(**SCREENING | options) for options in (given, {"layer": "attention"})]
+    for trainer in trainers:
+        assert trainer.history[-1].loss < trainer.history[0].loss
+    built, full = (trainer.model.layer for trainer in trainers)
+    for block in built.blocks:
+        attention = block.attention
+        assert isinstance(attention, throughtime.RelevancyAttention)
+        assert (attention.window_size, attention.top_k) == (2, 3)
+        assert (attention.screen_every, attention.normalize) == (7, True)
+    x = torch.randn(12, 2, built.embedding.in_features)
+    # Full attention: the first step reaches the last; with a window of 2 and nothing retained
+    # that takes a block per step.
+    for layer, reaches in (
+        (full, True),
+        (Transformer(x.size(2), 8, window_size=2, top_k=0), False),
+    ):
+        leaf = x.clone().requires_grad_()
+        layer(leaf)[0][-1].sum().backward()
+        assert bool(leaf.grad[0].any()) == reaches
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -85,6 +112,7 @@ def test_every_screening_layer_trains(layer: str) -> None:
         {"layer": "loop"},
         {"layer": "torch", "p": 0.0, "anneal": 0},
         SCREENING,
+        SCREENING | {"layer": "rel-attention"},
     ],
     ids=lambda options: options.get("layer", "throughtime"),
 )
