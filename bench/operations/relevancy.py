@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+import importlib.util
+import shutil
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from bench.operations.operation import (
     OURS,
@@ -50,19 +53,86 @@ def full_why_not(limit: tuple[int, str], case: Case) -> str | None:
     return f"not measured: {reason}" if case.queries * case.T > most else None
 
 
+def flex_why_not(case: Case) -> str | None:
+    """FlexAttention has no backward pass on CPUs, and needs a compiler there."""
+    if case.device == "cpu" and case.mode != "inference":
+        return "cannot run: FlexAttention has no backward pass on CPUs; --modes inference"
+    if case.device == "cpu" and not shutil.which("c++"):
+        return "cannot run: FlexAttention needs a C++ compiler, and there is no c++ here"
+    return full_why_not(TOO_LONG, case)
+
+
+def h2o_why_not(case: Case) -> str | None:
+    """H2O wants all weights at once, and another package."""
+    if importlib.util.find_spec("kvpress") is None:
+        return "cannot run: kvpress is not installed: pip install kvpress"
+    return full_why_not(TOO_LARGE, case)
+
+
+def weights_of_all(case: Case, query: Tensor, key: Tensor) -> Tensor:
+    """Of full causal attention ``[B, heads, T, T]``, by hand."""
+    future = torch.ones(case.T, case.T, dtype=torch.bool, device=query.device).triu(1)
+    scores = query.shape[-1] ** -0.5 * query @ key.transpose(2, 3)
+    return scores.masked_fill(future, -torch.inf).softmax(3)
+
+
+def sdpa(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def banded(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    mask = torch.ones(case.T, case.T, dtype=torch.bool, device=query.device)
+    mask = mask.tril().triu(1 - (case.window_size or 1))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def window_blocks(window_size: int, T: int, device: str) -> BlockMask:
+    """FlexAttention's blocks of a window; made once, as a program would."""
+    return create_block_mask(
+        lambda b, h, i, j: (j <= i) & (i - j < window_size), None, None, T, T, device=device
+    )
+
+
+def flex(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():  # on a CPU it refuses leaves, whatever the mode
+        query, key, value = query.detach(), key.detach(), value.detach()
+    blocks = window_blocks(case.window_size or 1, case.T, case.device)
+    output: Tensor = _compiled_flex()(query, key, value, block_mask=blocks)
+    return output
+
+
+def full(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return weights_of_all(case, query, key) @ value
+
+
+def h2o(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Full attention, then kvpress keeps the keys with the most of it, once, at the end."""
+    from kvpress import ObservedAttentionPress
+
+    weights = weights_of_all(case, query, key)
+    scores = ObservedAttentionPress().score(None, None, key, value, weights, {})
+    kept = min(case.T, (case.window_size or 0) + (case.top_k or 0))
+    places = scores.topk(kept).indices.unsqueeze(3).expand(-1, -1, -1, case.D)
+    key.gather(2, places), value.gather(2, places)
+    return weights @ value
+
+
+FUNCTIONS: Mapping[str, Callable[[Case, Tensor, Tensor, Tensor], Tensor]] = {
+    "sdpa": sdpa, "banded": banded, "flex": flex, "full": full, "h2o": h2o,
+}  # fmt: skip
+
+
 def attend(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The output and, of ours, ``last``: the last query that attended each key."""
     query, key, value = (inputs[name] for name in ("query", "key", "value"))
-    if contestant.impl == "sdpa":
-        return {"output": F.scaled_dot_product_attention(query, key, value, is_causal=True)}
-    if contestant.impl == "banded":
-        mask = torch.ones(case.T, case.T, dtype=torch.bool, device=query.device)
-        mask = mask.tril().triu(1 - (case.window_size or 1))
-        return {"output": F.scaled_dot_product_attention(query, key, value, attn_mask=mask)}
-    if contestant.impl == "full":
-        future = torch.ones(case.T, case.T, dtype=torch.bool, device=query.device).triu(1)
-        scores = query.shape[-1] ** -0.5 * query @ key.transpose(2, 3)
-        return {"output": scores.masked_fill(future, -torch.inf).softmax(3) @ value}
+    if not contestant.ours:
+        return {"output": FUNCTIONS[contestant.impl](case, query, key, value)}
     output, last = functional.relevancy_attention(  # type: ignore[call-overload]
         *(query, key, value, case.window_size, case.top_k),
         score=case.score,
@@ -89,11 +159,13 @@ class Relevancy(Operation):
     quick = (_case(512), _case(2048))
     typical = _case(2048)
     peers: ClassVar = {
-        name: Peer(label, same_function=False, why_not=partial(full_why_not, limit))
-        for name, label, limit in (
-            ("sdpa", "full attention (sdpa)", TOO_LONG),
-            ("banded", "the window alone (sdpa with a mask)", TOO_LONG),
-            ("full", "full attention by hand", TOO_LARGE),
+        name: Peer(label, same_function=False, why_not=why_not)
+        for name, label, why_not in (
+            ("sdpa", "full attention (sdpa)", partial(full_why_not, TOO_LONG)),
+            ("banded", "the window alone (sdpa with a mask)", partial(full_why_not, TOO_LONG)),
+            ("flex", "the window alone (compiled FlexAttention)", flex_why_not),
+            ("full", "full attention by hand", partial(full_why_not, TOO_LARGE)),
+            ("h2o", "full attention, then kvpress chooses keys once (H2O)", h2o_why_not),
         )
     }
     default_peers = ("sdpa",)
@@ -112,6 +184,7 @@ class Relevancy(Operation):
         sizes = {
             OURS: (case.window_size, case.top_k, case.screen_every or 1),
             "banded": (case.window_size, 0),
+            "flex": (case.window_size, 0),
         }
         attended = case.B * case.heads * pairs(case.T, *sizes.get(impl, (case.T, 0)))
         return 1e-9 * attended * 4 * case.D * (3 if case.trains else 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import types
 from dataclasses import replace
 from typing import Any
 
@@ -93,6 +96,51 @@ def test_contestants_that_would_take_too_long_have_a_reason() -> None:
 
 
 # Peers
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in torch.compile
+def test_peers_of_relevancy_attend_what_they_say() -> None:
+    case = RELEVANCY.case(T=40, B=2, heads=3, D=8, window_size=5, top_k=0, mode="inference")
+    found = {}
+    for impl in ("banded", "flex", "full", "sdpa"):
+        if RELEVANCY.why_not(Contestant(impl), case) is None:
+            found[impl] = RELEVANCY.work(Contestant(impl), case).iterate("inference")["output"]
+    ours = RELEVANCY.work(Contestant(OURS, "cpu"), case).iterate("inference")
+    assert_close(found["banded"], ours["output"])
+    assert_close(found["full"], found["sdpa"])
+    assert not torch.allclose(found["full"], found["banded"], atol=1e-2)
+    if "flex" in found:  # needs a compiler
+        assert_close(found["flex"], ours["output"])
+
+
+def test_peers_that_cannot_run_say_why() -> None:
+    trains = replace(RELEVANCY.typical, T=64)
+    why = RELEVANCY.why_not(Contestant("flex"), trains)
+    assert why is not None and "no backward pass on CPUs" in why
+    missing = importlib.util.find_spec("kvpress") is None
+    why = RELEVANCY.why_not(Contestant("h2o"), trains)
+    assert why == ("cannot run: kvpress is not installed: pip install kvpress" if missing else None)
+
+
+def test_h2o_asks_for_a_score_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The press is kvpress's; here a stand-in sees what it is given."""
+    seen: dict[str, Tensor] = {}
+
+    class ObservedAttentionPress:
+        def score(
+            self, _: None, __: None, keys: Tensor, values: Tensor, attentions: Tensor, ___: Any
+        ) -> Tensor:
+            seen.update(keys=keys, values=values, attentions=attentions)
+            return attentions.sum(2)
+
+    module = types.ModuleType("kvpress")
+    module.ObservedAttentionPress = ObservedAttentionPress  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kvpress", module)
+    case = RELEVANCY.case(T=12, B=2, heads=3, D=4, **SMALL)
+    h2o, full = (RELEVANCY.work(Contestant(impl), case).call() for impl in ("h2o", "full"))
+    assert_close(h2o["output"], full["output"])
+    assert_close(seen["attentions"].sum(3), torch.ones(2, 3, 12))
+    assert not seen["attentions"].triu(1).any() and seen["keys"].shape == (2, 3, 12, 4)
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 3), (2, 2, 4, 3)], ids=["T-B-H", "B-heads-T-D"])
