@@ -131,12 +131,14 @@ class Peer:
 class Work:
     """One contestant with weights and inputs.
 
-    ``call`` returns named results, the output first; ``leaves`` get gradients of it.
+    ``call`` returns named results, the output first; ``leaves`` get gradients of it. What has no
+    backward pass everywhere is compared in ``inference_only``.
     """
 
     call: Callable[[], Mapping[str, Tensor]]
     leaves: Mapping[str, Tensor]
     output_grad: Tensor
+    inference_only: bool = False
 
     def iterate(self, mode: str) -> object:
         if mode == "inference":
@@ -153,15 +155,21 @@ class Work:
 
     def results(self) -> dict[str, Tensor]:
         """Every value, every gradient, and the output of inference, in float64 on the CPU."""
+        with torch.inference_mode():
+            inferred = {"inference": self.call()["output"]}
+        if self.inference_only:
+            return _double(inferred)
         results = self.call()
         outputs = [x for x in results.values() if x.is_floating_point()]
         starts = [self.output_grad, *(torch.ones_like(x) for x in outputs[1:])]
         leaves = list(self.leaves.values())
         grads = torch.autograd.grad(outputs, leaves, starts, materialize_grads=True)
-        with torch.inference_mode():
-            found = {**results, "inference": self.call()["output"]}
-        found |= {f"d {name}": grad for name, grad in zip(self.leaves, grads, strict=True)}
-        return {name: x.detach().double().cpu() for name, x in found.items()}
+        found = {f"d {name}": grad for name, grad in zip(self.leaves, grads, strict=True)}
+        return _double({**results, **inferred, **found})
+
+
+def _double(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.detach().double().cpu() for name, x in found.items()}
 
 
 def fixed_mask(steps: int, p: float | None) -> Tensor | None:

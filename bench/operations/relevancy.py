@@ -103,7 +103,9 @@ def flex(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if not torch.is_grad_enabled():  # on a CPU it refuses leaves, whatever the mode
         query, key, value = query.detach(), key.detach(), value.detach()
     blocks = window_blocks(case.window_size or 1, case.T, case.device)
-    output: Tensor = _compiled_flex()(query, key, value, block_mask=blocks)
+    # Compiled for a CPU it has no float64.
+    attention = flex_attention if query.dtype == torch.float64 else _compiled_flex()
+    output: Tensor = attention(query, key, value, block_mask=blocks)
     return output
 
 
@@ -203,4 +205,4 @@ class Relevancy(Operation):
         leaves = {name: placed(x, case, exact=exact).requires_grad_() for name, x in made.items()}
         output_grad = placed(random(*shape, seed=4), case, exact=exact)
         call = computed(partial(attend, contestant, case, leaves), case, exact=exact)
-        return Work(call, leaves, output_grad)
+        return Work(call, leaves, output_grad, inference_only=contestant.impl == "flex")

@@ -98,7 +98,10 @@ def test_contestants_that_would_take_too_long_have_a_reason() -> None:
 # Peers
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in torch.compile
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",  # torch's own, in torch.compile
+    "ignore:flex_attention called without torch.compile",  # in float64
+)
 def test_peers_of_relevancy_attend_what_they_say() -> None:
     case = RELEVANCY.case(T=40, B=2, heads=3, D=8, window_size=5, top_k=0, mode="inference")
     found = {}
@@ -111,6 +114,8 @@ def test_peers_of_relevancy_attend_what_they_say() -> None:
     assert not torch.allclose(found["full"], found["banded"], atol=1e-2)
     if "flex" in found:  # needs a compiler
         assert_close(found["flex"], ours["output"])
+        errors = Verifier(RELEVANCY).check(Contestant("flex"), case)
+        assert errors.passed and list(errors.relative) == ["inference"]
 
 
 def test_peers_that_cannot_run_say_why() -> None:
