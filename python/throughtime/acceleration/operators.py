@@ -14,7 +14,7 @@ from throughtime.acceleration.call import Call, why_not
 from throughtime.acceleration.handle import Acceleration, innermost
 from throughtime.functional import autocast_dtype
 from throughtime.nn.episodes import Episodes
-from throughtime.nn.lstm import LSTM
+from throughtime.nn.stacked import run
 from throughtime.packed import unpack
 
 _Results = tuple[Tensor, Tensor, Tensor]
@@ -119,7 +119,7 @@ def _run(handle: Acceleration, call: Call) -> _Results:
     x, lengths = call.input, None
     if call.batch_sizes is not None:
         x, lengths = unpack(PackedSequence(call.input, call.batch_sizes))
-    output, (h_n, c_n) = LSTM._run(
+    output, (h_n, c_n) = run(
         call, x, call.hx, _masks(handle, call, x), Episodes(None, None), lengths
     )
     if lengths is not None:

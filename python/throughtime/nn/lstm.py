@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +19,11 @@ from throughtime.functional.lstm import Weights
 from throughtime.init import forget_bias_
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Episodes, Sizes, episodes
-from throughtime.packed import check_packed, dropout, repack, unpack
-
-States = tuple[Tensor, Tensor]
+from throughtime.nn.stacked import States, run
+from throughtime.packed import check_packed, repack, unpack
 
 _Layer = TypeVar("_Layer", bound=nn.RNNBase)
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
-
-
-class Layers(Protocol):
-    """What the walk through the layers reads; an LSTM, or a call of torch's own operator."""
-
-    num_layers: int
-    bidirectional: bool
-    dropout: float
-    training: bool
-    recompute: bool
-
-    @property
-    def backend(self) -> BackendName: ...
-
-    def _weights(self, layer: int, direction: int) -> Weights: ...
 
 
 class LSTM(BackendChoice, nn.RNNBase):
@@ -337,7 +321,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         self._check_states(hx, batch)
         starts = self._episodes(reset, reset_hx, length, batch, batch_first=first, batched=batched)
         detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
-        output, (h_n, c_n) = self._run(input, hx, detach_masks, starts, None, cells)
+        output, (h_n, c_n) = run(self, input, hx, detach_masks, starts, None, cells)
         more = [] if cells is None else [torch.stack(cells)]
         if not batched:
             more = [x.squeeze(2) for x in more]
@@ -405,104 +389,12 @@ class LSTM(BackendChoice, nn.RNNBase):
             ]
         padded, lengths = unpack(packed)
         starts = starts.within(lengths)
-        output, states = self._run(padded, hx, detach_masks, starts, lengths, cells)
+        output, states = run(self, padded, hx, detach_masks, starts, lengths, cells)
         more = [] if cells is None else [torch.stack(cells)]
         if packed.unsorted_indices is not None:
             states = _permute(states, packed.unsorted_indices)
             more = [x.index_select(2, packed.unsorted_indices) for x in more]
         return repack(output, lengths, like=packed), states, *more
-
-    def _run(
-        self: Layers,
-        x: Tensor,
-        hx: States | None,
-        detach_masks: Sequence[Tensor | None],
-        starts: Episodes,
-        lengths: Tensor | None,
-        cells: list[Tensor] | None = None,
-    ) -> tuple[Tensor, States]:
-        """Run all layers on ``x [T, B, I]`` with one mask per layer and direction.
-
-        ``lengths`` are on the CPU. ``cells`` gets the cell states of each layer and direction.
-        """
-        ends = None if lengths is None else lengths.to(x.device)
-        h_n, c_n = [], []
-        for layer in range(self.num_layers):
-            given = (x, hx, detach_masks, starts, ends)
-            if self.bidirectional:
-                x, (h, c) = LSTM._run_both(self, layer, *given, cells)
-            else:
-                x, (h, c) = LSTM._run_one(self, layer, *given, cells)
-            h_n.append(h)
-            c_n.append(c)
-            if self.training and self.dropout > 0 and layer < self.num_layers - 1:
-                x = dropout(x, self.dropout, lengths)
-        # A copy also for one layer: detach_() does not work on a view.
-        join = torch.cat if self.bidirectional else torch.stack
-        return x, (join(h_n), join(c_n))
-
-    def _run_one(
-        self: Layers,
-        k: int,
-        x: Tensor,
-        hx: States | None,
-        detach_masks: Sequence[Tensor | None],
-        starts: Episodes,
-        lengths: Tensor | None,
-        cells: list[Tensor] | None,
-    ) -> tuple[Tensor, States]:
-        """The k-th layer and direction: output ``[T, B, H]``, states ``[B, H]``."""
-        layer, direction = divmod(k, 2 if self.bidirectional else 1)
-        reset, reset_hx = starts.of(k, reverse=direction == 1)
-        options: dict[str, Any] = {"return_cells": cells is not None}
-        found: tuple[Any, ...] = functional.lstm(
-            x,
-            None if hx is None else (hx[0][k], hx[1][k]),
-            *self._weights(layer, direction),
-            detach_mask=detach_masks[k],
-            lengths=lengths,
-            reset=reset,
-            reset_hx=reset_hx,
-            reverse=direction == 1,
-            recompute=self.recompute,
-            backend=self.backend,
-            **options,
-        )
-        if cells is not None:
-            cells.append(found[2])
-        return found[0], found[1]
-
-    def _run_both(
-        self: Layers,
-        layer: int,
-        x: Tensor,
-        hx: States | None,
-        detach_masks: Sequence[Tensor | None],
-        starts: Episodes,
-        lengths: Tensor | None,
-        cells: list[Tensor] | None,
-    ) -> tuple[Tensor, States]:
-        """Both directions of a layer: output ``[T, B, 2H]``, states ``[2, B, H]``."""
-        k = 2 * layer
-        if cells is not None:  # backends that give them run one direction after the other
-            given = (x, hx, detach_masks, starts, lengths, cells)
-            outputs, states = zip(
-                *[LSTM._run_one(self, k + d, *given) for d in range(2)], strict=True
-            )
-            h, c = (torch.stack(pair) for pair in zip(*states, strict=True))
-            return torch.cat(outputs, dim=2), (h, c)
-        one, other = starts.of(k), starts.of(k + 1, reverse=True)
-        return functional.bidirectional_lstm(
-            x,
-            None if hx is None else (hx[0][k : k + 2], hx[1][k : k + 2]),
-            (self._weights(layer, 0), self._weights(layer, 1)),
-            detach_mask=(detach_masks[k], detach_masks[k + 1]),
-            lengths=lengths,
-            reset=(one[0], other[0]),
-            reset_hx=(one[1], other[1]),
-            recompute=self.recompute,
-            backend=self.backend,
-        )
 
     def _weights(self, layer: int, direction: int) -> Weights:
         """The weights of one layer and direction, in the order of ``functional.lstm``.
