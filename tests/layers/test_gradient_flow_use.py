@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import throughtime
 from cases import random
 from programs import printed
-from throughtime import LSTM, RelevancyAttention, RelLSTM
+from throughtime import LSTM, RelevancyAttention
 from throughtime.diagnostics import recording
 from throughtime.ops import watching
 
@@ -347,9 +347,9 @@ def test_an_input_that_was_changed() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        (nn.Linear(2, 3), ValueError, "Linear has no throughtime.LSTM, LSTMCell or nn.LSTM; pass"),
+        (nn.Linear(2, 3), ValueError, "Linear has no throughtime.LSTM, LSTMCell, RelLSTM or "),
         (nn.GRU(2, 3), ValueError, "GRU has no throughtime.LSTM"),
-        (nn.Sequential(RelLSTM(2, 3)), ValueError, r"RelLSTM \(0\) is not traced yet"),
+        (nn.Sequential(RelevancyAttention(4, 2, 3, 1)), ValueError, r"Attention \(0\) is not"),
         (RelevancyAttention(4, 2, 3, 1), ValueError, r"Attention \(the model itself\) is not"),
         (3, TypeError, "model should be a Module, got int"),
     ],
@@ -372,6 +372,7 @@ def test_numbers_out_of_range() -> None:
 
 
 def test_a_gpu_backend_names_the_way_out() -> None:
-    call = recording._LayerCall(recording.Recorder({}, None, lambda x: None), "rnn", LSTM(4, 5))
+    recorder = recording.Recorder({}, None, 1, lambda x: None)
+    call = recording._LayerCall(recorder, "rnn", LSTM(4, 5))
     with pytest.raises(RuntimeError, match=r"layer 'rnn' runs on a GPU backend.*move the model"):
-        call.kernels(object(), ())
+        call.kernels(object(), (), ())

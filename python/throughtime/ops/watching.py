@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+Observe = Callable[[int, Tensor, Tensor], object]
+Arguments = TypeVar("Arguments")
 Results = TypeVar("Results", bound=tuple[Any, ...])
 
 
@@ -28,10 +30,15 @@ class Steps(Protocol):
 class Watcher(Protocol):
     """What is told of calls."""
 
-    def call(self) -> None:
-        """Learn that one layer in one direction begins, with or without a gradient."""
+    def call(self, split: Any) -> None:
+        """Learn that one layer in one direction begins, with or without a gradient.
 
-    def kernels(self, operation: Any, args: Any) -> Callable[..., tuple[Tensor, ...]]:
+        ``split``: how its batch is divided into episodes, or None.
+        """
+
+    def kernels(
+        self, operation: Any, args: Any, results: tuple[Tensor, ...]
+    ) -> Callable[..., tuple[Tensor, ...]]:
         """Give what runs in place of the backward operator of this call."""
 
     def definition(self, args: Any) -> Steps:
@@ -58,16 +65,26 @@ def watch(watcher: Watcher | None) -> None:
     _watch.watcher = watcher
 
 
-def begin() -> None:
-    """Tell the watcher that one layer in one direction begins."""
+def begin(split: Any = None) -> None:
+    """Tell the watcher that one layer in one direction begins, its batch divided by ``split``."""
     if _watch.watcher is not None:
-        _watch.watcher.call()
+        _watch.watcher.call(split)
 
 
-def backward_of(operation: Any, args: Any) -> Callable[..., tuple[Tensor, ...]]:
+def watched(run: Callable[[Arguments, Observe | None], Results], args: Arguments) -> Results:
+    """Run a definition, which the watcher sees step by step."""
+    if _watch.watcher is None:
+        return run(args, None)
+    steps = _watch.watcher.definition(args)
+    return steps.finish(run(args, steps.observe))
+
+
+def backward_of(
+    operation: Any, args: Any, results: tuple[Tensor, ...]
+) -> Callable[..., tuple[Tensor, ...]]:
     """What runs in the backward pass of a call that is made now."""
     watcher = _watch.watcher
     if watcher is None:
         run: Callable[..., tuple[Tensor, ...]] = operation.backward_op
         return run
-    return watcher.kernels(operation, args)
+    return watcher.kernels(operation, args, results)
