@@ -121,12 +121,16 @@ class Recorder:
     def _leave(self, layer: nn.Module, args: Any, results: Any) -> None:
         watching.watch(self._before.pop())
 
-    def begin(self, layer: str, direction: int, split: Split | None) -> Call:
-        """A call of a layer in one direction, its batch divided by ``split``."""
+    def follow(self) -> None:
+        """Begin the next update, if a backward pass has come to this one."""
         if self._arrived:
             self._ended(self.update)
             self.update, self._arrived = [], False
             self._numbers.clear()
+
+    def begin(self, layer: str, direction: int, split: Split | None) -> Call:
+        """A call of a layer in one direction, its batch divided by ``split``."""
+        self.follow()
         call = Call(layer, self._numbers[layer, direction], direction, self.stride, split)
         self._numbers[layer, direction] += 1
         self.update.append(call)
@@ -148,8 +152,10 @@ class _LayerCall:
         self._place = ("", 0)
         self._split: Split | None = None
 
-    def call(self, split: Split | None) -> None:
+    def call(self, args: tuple[Any, ...], split: Split | None) -> None:
         self._place, self._split = next(self._places), split
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            self._recorder.follow()  # before the forward pass: it takes the memory that this frees
 
     def kernels(
         self, operation: Any, args: Any, results: tuple[Tensor, ...]

@@ -175,7 +175,7 @@ def rel_lstm(
         keeps = weight_ih.dtype == torch.float32 and runs.float32_weights(autocast)
         args = cast(args, autocast, torch.float32 if keeps else None)
     with without_autocast(input, autocast):
-        watching.begin(split)
+        watching.begin(args, split)
         results: RelLstmResults = runs.run(args)
         output, state = results.output, _next_state(state, args, results)
         if split is None:

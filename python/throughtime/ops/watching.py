@@ -30,10 +30,12 @@ class Steps(Protocol):
 class Watcher(Protocol):
     """What is told of calls."""
 
-    def call(self, split: Any) -> None:
+    def call(self, args: tuple[Any, ...], split: Any) -> None:
         """Learn that one layer in one direction begins, with or without a gradient.
 
-        ``split``: how its batch is divided into episodes, or None.
+        Args:
+            args: the record that it begins with.
+            split: how its batch is divided into episodes, or None.
         """
 
     def kernels(
@@ -65,10 +67,10 @@ def watch(watcher: Watcher | None) -> None:
     _watch.watcher = watcher
 
 
-def begin(split: Any = None) -> None:
+def begin(args: tuple[Any, ...], split: Any = None) -> None:
     """Tell the watcher that one layer in one direction begins, its batch divided by ``split``."""
     if _watch.watcher is not None:
-        _watch.watcher.call(split)
+        _watch.watcher.call(args, split)
 
 
 def watched(run: Callable[[Arguments, Observe | None], Results], args: Arguments) -> Results:
