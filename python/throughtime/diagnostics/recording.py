@@ -152,9 +152,9 @@ class _LayerCall:
         self._place = ("", 0)
         self._split: Split | None = None
 
-    def call(self, args: tuple[Any, ...], split: Split | None) -> None:
+    def call(self, split: Split | None, gradient: bool) -> None:
         self._place, self._split = next(self._places), split
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        if gradient:
             self._recorder.follow()  # before the forward pass: it takes the memory that this frees
 
     def kernels(

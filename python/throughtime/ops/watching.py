@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 Observe = Callable[[int, Tensor, Tensor], object]
-Arguments = TypeVar("Arguments")
+Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 Results = TypeVar("Results", bound=tuple[Any, ...])
 
 
@@ -30,12 +31,12 @@ class Steps(Protocol):
 class Watcher(Protocol):
     """What is told of calls."""
 
-    def call(self, args: tuple[Any, ...], split: Any) -> None:
-        """Learn that one layer in one direction begins, with or without a gradient.
+    def call(self, split: Any, gradient: bool) -> None:
+        """Learn that one layer in one direction begins.
 
         Args:
-            args: the record that it begins with.
             split: how its batch is divided into episodes, or None.
+            gradient: whether there will be one.
         """
 
     def kernels(
@@ -70,15 +71,20 @@ def watch(watcher: Watcher | None) -> None:
 def begin(args: tuple[Any, ...], split: Any = None) -> None:
     """Tell the watcher that one layer in one direction begins, its batch divided by ``split``."""
     if _watch.watcher is not None:
-        _watch.watcher.call(args, split)
+        _watch.watcher.call(split, _has_gradient(args))
 
 
 def watched(run: Callable[[Arguments, Observe | None], Results], args: Arguments) -> Results:
     """Run a definition, which the watcher sees step by step."""
-    if _watch.watcher is None:
+    if _watch.watcher is None or not _has_gradient(args):
         return run(args, None)
     steps = _watch.watcher.definition(args)
     return steps.finish(run(args, steps.observe))
+
+
+def _has_gradient(args: tuple[Any, ...]) -> bool:
+    wanted = (isinstance(x, Tensor) and x.requires_grad for x in args)
+    return torch.is_grad_enabled() and any(wanted)
 
 
 def backward_of(
