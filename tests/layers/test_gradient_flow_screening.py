@@ -333,7 +333,9 @@ def test_the_table_has_the_parts(backend: str, tmp_path: Any) -> None:
     flow.to_csv(path)
     lines = path.read_text().splitlines()
     assert len(lines) == 2 * T + 1 and set(lines[0].split(",")) == set(rows[0])
-    with pytest.raises(ValueError, match=r"layer '1\.l0', direction 0 is one of an LSTM"):
+    with pytest.raises(
+        ValueError, match=r"layer '1\.l0', direction 0 is not one of a RelLSTM; take"
+    ):
         flow.attention("1.l0")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,13 +12,16 @@ from throughtime.functional.split import Split
 
 WEIGHTS = (
     "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_query", "weight_key",
-    "weight_score",
+    "weight_score", "score_weight",
 )  # fmt: skip
 _READ = (
     "input", "h_0", "c_0", "context_0", "memory", *WEIGHTS, "lengths", "reset", "reset_h",
-    "reset_c", "detach_mask", "output", "last",
+    "reset_c", "detach_mask", "output", "last", "query", "key",
 )  # fmt: skip
-_GRADS = ("grad_output", "grad_h_n", "grad_c_n", "grad_context_n", "grad_cells")
+_GRADS = (
+    "grad_output", "grad_h_n", "grad_c_n", "grad_context_n", "grad_cells", "grad_query",
+    "grad_key", "grad_value",
+)  # fmt: skip
 
 
 class Call:
@@ -33,6 +37,8 @@ class Call:
         stride: of the steps whose gradients are kept.
         split: where the episodes of the batch lie, or None.
     """
+
+    recurrent = True  # has h_t
 
     def __init__(
         self,
@@ -82,6 +88,8 @@ class Call:
             self.refuse()
         self.reverse = given.get("reverse", False)
         self.window_size = given.get("window_size")
+        first = given["input"] if self.recurrent else given["query"]
+        self.dtype = torch.promote_types(first.dtype, torch.float32)  # of what is shown
         read = {name: (given.get(name), _version(given.get(name))) for name in _READ} | self._held
         self._held = {}
         self._versions = {name: version for name, (_, version) in read.items()}
@@ -101,17 +109,17 @@ class Call:
             "kept; add the losses up and call backward() once, or use a gradient_flow for each"
         )
 
-    def grads(self, given: dict[str, Tensor | None]) -> None:
+    def grads(self, given: Mapping[str, Tensor | None]) -> None:
         """Keep the gradients that came to the results."""
         self._grads |= {n: x.detach() for n, x in given.items() if n in _GRADS and x is not None}
 
     @property
     def traced(self) -> bool:
         """Whether a backward pass came through."""
-        return self.dc is not None
+        return bool(self._read)
 
     def read(self, name: str) -> Tensor | None:
-        """An argument, or a result, in the dtype of the trace.
+        """An argument, or a result, in the dtype of what is shown.
 
         Raises:
             RuntimeError: if it was changed since.
@@ -122,8 +130,7 @@ class Call:
                 f"gradient_flow: the {name} of {self.name} was changed in place since the backward "
                 "pass, and this needs it; ask before that, or give the layer a copy"
             )
-        assert self.dc is not None
-        return x if x is None or not x.is_floating_point() else x.to(self.dc.dtype)
+        return x if x is None or not x.is_floating_point() else x.to(self.dtype)
 
     def needed(self, name: str) -> Tensor:
         """The same where it is always there."""
@@ -134,8 +141,7 @@ class Call:
     def gradient(self, name: str) -> Tensor | None:
         """A gradient that came to a result, unscaled; None: zero."""
         x = self._grads.get(name)
-        assert self.dc is not None
-        return None if x is None else x.to(self.dc.dtype) / self.scale
+        return None if x is None else x.to(self.dtype) / self.scale
 
     def arranged(self, rows: Tensor) -> Tensor:
         """``[steps, rows, ...]`` as ``[T, B, ...]``."""
@@ -207,6 +213,9 @@ class Call:
         found = torch.where(inside.unsqueeze(2), found, 0.0)
         end = self.gradient(last)
         return found if end is None else found + self.rows_last().unsqueeze(2) * end
+
+
+AnyCall = TypeVar("AnyCall", bound=Call)
 
 
 def _version(x: Tensor | None) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from throughtime.diagnostics import statistics
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.attention import AttentionCall, KeyFlow, KeyParts
+from throughtime.diagnostics.call import AnyCall, Call
 from throughtime.diagnostics.parts import Hops, Parts
 from throughtime.diagnostics.recording import Recorder, traced_layers
 from throughtime.diagnostics.rel_parts import AttentionFlow, RelParts
@@ -21,6 +22,7 @@ from throughtime.diagnostics.verdict import sentence
 from throughtime.functional.checks import check_size
 
 Row = dict[str, str | int | float]
+Found = TypeVar("Found", Parts, KeyParts)
 
 
 class StepGradients(NamedTuple):
@@ -51,7 +53,7 @@ class StepGradients(NamedTuple):
 def gradient_flow(
     model: nn.Module, *, scaler: GradScaler | None = None, stride: int = 1
 ) -> GradientFlow:
-    """Record the gradient that reaches every step of every LSTM and RelLSTM of a model.
+    """Record the gradient that reaches every step of every layer of a model that remembers.
 
     A hook on an LSTM's output sees Y_t alone, what the loss asks of output t: the recurrence is
     inside of the layer. This records dL/dh_t and dL/dc_t with all that later steps bring. The
@@ -64,7 +66,8 @@ def gradient_flow(
 
     Args:
         model: a model that holds :class:`throughtime.LSTM`, :class:`throughtime.LSTMCell`,
-            :class:`throughtime.RelLSTM` or ``nn.LSTM``, or such a layer itself.
+            :class:`throughtime.RelLSTM`, :class:`throughtime.RelevancyAttention` or ``nn.LSTM``, or
+            such a layer itself.
         scaler: a ``GradScaler`` whose scale the loss has; what is shown is divided by it.
         stride: n >= 1: of every n-th step the gradients are kept, counted so that the last step of
             a call (in its direction of travel) is; a record then takes an n-th of the memory. A
@@ -75,8 +78,7 @@ def gradient_flow(
 
     Raises:
         TypeError: if ``model`` is no module, or ``stride`` no whole number.
-        ValueError: if the model has no such layer, or one that is not recorded yet, or ``stride``
-            is not positive.
+        ValueError: if the model has no such layer, or ``stride`` is not positive.
 
     Example:
         >>> import torch, throughtime
@@ -121,7 +123,7 @@ class GradientFlow:
         check_size("gradient_flow", "stride", stride, least=1)
         self._recorder = Recorder(traced_layers(model), scaler, stride, self._summarise)
         self._earlier: list[dict[tuple[str, int, int], Tensor]] = []
-        self._parts: tuple[Call, Parts] | None = None
+        self._parts: tuple[Call, Any] | None = None
 
     def __enter__(self) -> GradientFlow:
         self._recorder.start()
@@ -168,11 +170,38 @@ class GradientFlow:
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
-            ValueError: if there is no such call.
+            ValueError: if there is no such call, or it is one of a RelevancyAttention.
         """
-        found = self._call(layer, direction, call)
-        others = found.direct(), self._of(found).cell_part()
+        found = self._recurrent(self._call(layer, direction, call), "gradients")
+        others = found.direct(), self._parts_of(found).cell_part()
         return StepGradients(*found.whole(), *map(found.kept, others))
+
+    def keys(self, layer: str | int = 0, *, call: int = 0) -> KeyFlow:
+        """Give what the queries, keys and values of a RelevancyAttention get, and what is attended.
+
+        The gradients are those that its backward pass makes, and kept. The rest takes a walk over
+        the steps in plain PyTorch, in time O(T (window_size + top_k)) and as much memory.
+
+        Args:
+            layer: as in :meth:`gradients`.
+            call: as in :meth:`gradients`.
+
+        Returns:
+            Gradients by query, key and value, numbers of candidates, how long each key is held,
+            and the weights by distance.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+            ValueError: if there is no such call, or it is not one of a RelevancyAttention.
+        """
+        found = self._call(layer, 0, call)
+        parts = self._of(found)
+        if not isinstance(parts, KeyParts):
+            raise ValueError(
+                f"keys: {found.name} is not one of a RelevancyAttention; take flow.gradients(), or "
+                f"flow.attention() of a RelLSTM, or name another layer of {self.layers}"
+            )
+        return parts.keys()
 
     def attention(self, layer: str | int = 0, *, call: int = 0) -> AttentionFlow:
         """Say how attention carries the gradient of a call of a RelLSTM, and what it attends.
@@ -192,14 +221,15 @@ class GradientFlow:
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
-            ValueError: if there is no such call, or it is one of an LSTM.
+            ValueError: if there is no such call, or it is not one of a RelLSTM.
         """
         found = self._call(layer, 0, call)
         parts = self._of(found)
         if not isinstance(parts, RelParts):
             raise ValueError(
-                f"attention: {found.name} is one of an LSTM, which attends nothing; name a "
-                f"RelLSTM of {self.layers}"
+                f"attention: {found.name} is not one of a RelLSTM; take flow.gradients() of an "
+                "LSTM, or flow.keys() of a RelevancyAttention, or name another layer of "
+                f"{self.layers}"
             )
         return parts.attention()
 
@@ -222,12 +252,13 @@ class GradientFlow:
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
-            ValueError: if there is no such call, ``count`` is negative, or the layer has a plain
-                cell, which has no c_t.
+            ValueError: if there is no such call, ``count`` is negative, the layer has a plain cell,
+                which has no c_t, or is a RelevancyAttention.
         """
         if count < 0:
             raise ValueError(f"hops: count should be at least 0, got {count}")
-        return self._of(self._call(layer, direction, call)).hops(count)
+        found = self._recurrent(self._call(layer, direction, call), "hops")
+        return self._parts_of(found).hops(count)
 
     def parameters(self) -> list[Row]:
         """Compare each layer's weight gradient with gA, that with every step detached.
@@ -236,17 +267,18 @@ class GradientFlow:
         passes in plain PyTorch for each call.
 
         Returns:
-            A row for each call and direction: ``layer``, ``call``, ``direction``, ``norm`` of the
-            gradient of all weights and biases of this call, ``cell_share`` = ``|gA| / |g|``, and
-            ``cosine`` of the two.
+            A row for each call and direction of a recurrent layer: ``layer``, ``call``,
+            ``direction``, ``norm`` of the gradient of all weights and biases of this call,
+            ``cell_share`` = ``|gA| / |g|``, and ``cosine`` of the two.
 
         Raises:
             RuntimeError: if no backward pass was recorded, an input was changed since, or an LSTM
                 was recorded with a stride: it takes the gradients of every step.
+            ValueError: if no recorded layer is recurrent.
         """
         rows: list[Row] = []
-        for call in self._calls():
-            whole, cell = (self._of(call).weights(only) for only in (False, True))
+        for call in self._recurrent_calls("parameters"):
+            whole, cell = (self._parts_of(call).weights(only) for only in (False, True))
             norm = whole.norm().item()
             rows.append({
                 **_place(call),
@@ -271,14 +303,17 @@ class GradientFlow:
             stride), and the shares ``zeros`` and ``subnormals`` of dc. A row of a RelLSTM has also
             the norms ``recurrent``, ``value`` and ``key``, which with ``direct`` are the parts of
             dh, and the share of ``attention`` = ``|value + key|`` by the sum of the norms of the
-            four parts. NaN where no sample has the step.
+            four parts. A row of a RelevancyAttention has the norms ``query``, ``key`` and ``value``
+            of what these get, the means over its heads ``kappa`` and ``effective`` (see
+            :class:`KeyFlow`), and the shares ``zeros`` and ``subnormals`` of what the values get.
+            NaN where no sample has the step.
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
         """
         rows: list[Row] = []
         for call in self._calls():
-            columns = self._columns(call)
+            columns = statistics.columns(call, self._of(call))
             for k, step in enumerate(call.steps):
                 values = {name: column[k].item() for name, column in columns.items()}
                 rows.append({**_place(call), "step": step, **values})
@@ -291,18 +326,18 @@ class GradientFlow:
             fraction: of the norm at a sample's last step that is kept, > 0.
 
         Returns:
-            A row for each layer, call and direction: ``dh`` and ``dc``, the steps before the last
-            after which the median norm is below the fraction (infinite if it never is), and
-            ``decades``, by which ``|dc|`` grows or falls in 100 steps backward.
+            A row for each recurrent layer, call and direction: ``dh`` and ``dc``, the steps before
+            the last after which the median norm is below the fraction (infinite if it never is),
+            and ``decades``, by which ``|dc|`` grows or falls in 100 steps backward.
 
         Raises:
             RuntimeError: if no backward pass was recorded.
-            ValueError: if ``fraction`` is not positive.
+            ValueError: if ``fraction`` is not positive, or no recorded layer is recurrent.
         """
         if not fraction > 0:
             raise ValueError(f"horizon: fraction should be greater than 0, got {fraction}")
         rows: list[Row] = []
-        for call in self._calls():
+        for call in self._recurrent_calls("horizon"):
             dh, dc = (
                 statistics.median(statistics.by_distance(x.norm(dim=2), call)) for x in call.whole()
             )
@@ -342,8 +377,9 @@ class GradientFlow:
         """Draw the norms over the steps, one line per part; needs matplotlib.
 
         Beside it a heat map of ``|dc|`` by step and update, if several updates were recorded, with
-        ``others`` ``|dc|`` of each flow in one picture, and of a RelLSTM a line for each step of
-        the first sample over the steps that attend it: long ones are retained.
+        ``others`` ``|dc|`` of each flow in one picture, and of a layer with attention a line for
+        each step of the first sample (and head) over the steps that attend it: long ones are
+        retained. Of a RelevancyAttention ``|value|`` takes the place of ``|dc|``, without a map.
 
         Args:
             path: of the picture; its suffix is its format.
@@ -367,15 +403,15 @@ class GradientFlow:
         compared = {}
         for name, other in (others or {}).items():
             its = other._call(layer, direction, call)
-            compared[name] = plotting.Lines(its.steps, other._columns(its))
+            compared[name] = plotting.Lines(its.steps, statistics.columns(its, other._of(its)))
         parts = self._of(found)
         plotting.draw(
             path,
             _title(found),
-            plotting.Lines(found.steps, self._columns(found)),
-            self._history(found),
+            plotting.Lines(found.steps, statistics.columns(found, parts)),
+            self._history(found) if found.recurrent else None,
             compared,
-            parts.attention().last[:, :1] if isinstance(parts, RelParts) else None,
+            parts.attended(),
         )
 
     def verdict(self) -> str:
@@ -383,7 +419,8 @@ class GradientFlow:
 
         h-detach is recommended only where the path through h grows and the cell path carries
         something. Of a RelLSTM it says how much of the gradient by h the farthest step gets, and
-        which share of that attention brings.
+        which share of that attention brings; of a RelevancyAttention, which a sentence on another
+        layer replaces, over how many keys its weights are spread.
 
         Returns:
             The sentence.
@@ -392,17 +429,6 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
         """
         return sentence([(call, self._of(call)) for call in self._calls()])
-
-    def _columns(self, call: Call) -> dict[str, Tensor]:
-        """The columns of the table, of each step that is kept, of one call."""
-        parts, inside = self._of(call), call.kept(call.inside())
-        vectors = parts.vectors()
-        columns: dict[str, Tensor] = {}
-        for name, x in vectors.items():
-            columns |= statistics.quantiles(name, x.norm(dim=2), inside)
-        for name, x in parts.shares().items():
-            columns[name] = statistics.median(torch.where(inside, x, torch.nan))
-        return columns | statistics.shares(vectors["dc"], inside)
 
     def _history(self, call: Call) -> Tensor:
         """|dc| ``[updates, steps]`` of a call, as far as its number of steps is the same."""
@@ -415,14 +441,39 @@ class GradientFlow:
         """Keep the norms of an update that another one follows."""
         self._earlier.append({
             (call.layer, call.number, call.direction): statistics.history(call)
-            for call in update if call.traced
+            for call in update if call.traced and call.recurrent
         })  # fmt: skip
+        self._parts = None
 
-    def _of(self, call: Call) -> Parts:
+    def _of(self, call: Call) -> Parts | KeyParts:
         """The parts of a call; those asked for last are kept."""
+        if isinstance(call, AttentionCall):
+            return self._kept(call, KeyParts)
+        return self._parts_of(call)
+
+    def _parts_of(self, call: Call) -> Parts:
+        """The parts of a call of a recurrent layer."""
+        return self._kept(call, Parts if call.window_size is None else RelParts)
+
+    def _kept(self, call: AnyCall, make: Callable[[AnyCall], Found]) -> Found:
         if self._parts is None or self._parts[0] is not call:
-            self._parts = call, (Parts if call.window_size is None else RelParts)(call)
-        return self._parts[1]
+            self._parts = call, make(call)
+        found: Found = self._parts[1]
+        return found
+
+    @staticmethod
+    def _recurrent(call: Call, name: str) -> Call:
+        if call.recurrent:
+            return call
+        raise ValueError(
+            f"{name}: {call.name} is one of a RelevancyAttention, which has no recurrence in time; "
+            "take flow.keys() or flow.table()"
+        )
+
+    def _recurrent_calls(self, name: str) -> list[Call]:
+        calls = self._calls()
+        found = [call for call in calls if call.recurrent]
+        return found or [self._recurrent(calls[0], name)]
 
     def _calls(self) -> list[Call]:
         found = [call for call in self._recorder.update if call.traced]

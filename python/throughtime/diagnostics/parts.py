@@ -190,6 +190,10 @@ class Parts:
         """What the table has of each sample, ``[T, B]`` at the steps that are kept."""
         return {"cut": self._cut()}
 
+    def attended(self) -> Tensor | None:
+        """The last step that attends each step of the first sample ``[T]``, if any attends."""
+        return None
+
     def _cut(self) -> Tensor:
         """Share of the gradient by h_t that the mask of the step after takes away."""
         mask, size = self.call.read("detach_mask"), self.call.kept(self._inside).shape[:2]

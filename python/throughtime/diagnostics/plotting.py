@@ -12,7 +12,7 @@ from torch import Tensor
 
 _LINES = {
     "dc": "|dL/dc|", "dh": "|dL/dh|", "direct": "|Y|", "cell": "cell part", "rest": "rest",
-    "recurrent": "recurrent", "value": "value", "key": "key",
+    "recurrent": "recurrent", "query": "query", "value": "value", "key": "key",
 }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def draw(
     path: str | PathLike[str],
     title: str,
     lines: Lines,
-    history: Tensor,
+    history: Tensor | None,
     compared: Mapping[str, Lines],
     last: Tensor | None,
 ) -> None:
@@ -37,11 +37,12 @@ def draw(
         path: of the picture.
         title: of the call.
         lines: of the call.
-        history: medians of |dc| ``[updates, steps]``.
+        history: medians of |dc| ``[updates, steps]``, or None.
         compared: lines of other flows by their names.
-        last: the last step that attends each step of a sample ``[T, 1]``, -1 if none does, or None.
+        last: the last step that attends each step of a sample ``[T]``, -1 if none does, or None.
     """
-    panels = 1 + (len(history) > 1) + bool(compared) + (last is not None)
+    updates = 0 if history is None else len(history)
+    panels = 1 + (updates > 1) + bool(compared) + (last is not None)
     figure, axes = plt.subplots(
         1, panels, figsize=(6 * panels, 4), squeeze=False, layout="constrained"
     )
@@ -53,21 +54,21 @@ def draw(
             low, high = (lines.columns[f"{name}_{q}"].cpu().numpy() for q in (10, 90))
             axis.fill_between(lines.steps, low, high, color=line.get_color(), alpha=0.15)
         _finish(axis, title)
-        if len(history) > 1:
+        if history is not None and updates > 1:
             axis = next(rest)
             logs = torch.where(history > 0, history.log10(), torch.nan).cpu().numpy()
             half = lines.steps.step / 2
-            extent = (lines.steps[0] - half, lines.steps[-1] + half, -0.5, len(history) - 0.5)
+            extent = (lines.steps[0] - half, lines.steps[-1] + half, -0.5, updates - 0.5)
             image = axis.imshow(
                 logs, aspect="auto", origin="lower", interpolation="nearest", extent=extent
             )
             figure.colorbar(image, ax=axis, label="log10 |dL/dc|")
             axis.set(xlabel="step", ylabel="update", title=title)
         if compared:
-            axis = next(rest)
+            axis, shown = next(rest), "dc" if "dc" in lines.columns else "value"
             for name, other in {"this": lines, **compared}.items():
-                _line(axis, other, "dc", name)
-            _finish(axis, "|dL/dc|")
+                _line(axis, other, shown, name)
+            _finish(axis, _LINES[shown])
         if last is not None:
             _attended(next(rest), last)
         figure.savefig(path)
@@ -76,8 +77,8 @@ def draw(
 
 
 def _attended(axis: Any, last: Tensor) -> None:
-    keys = (last[:, 0] >= 0).nonzero()[:, 0].cpu().numpy()
-    axis.hlines(keys, keys, last[keys, 0].cpu().numpy(), linewidth=0.8)
+    keys = (last >= 0).nonzero()[:, 0].cpu()
+    axis.hlines(keys.numpy(), keys.numpy(), last.cpu()[keys].numpy(), linewidth=0.8)
     axis.set(xlabel="step that attends", ylabel="step attended", title="first sample")
 
 

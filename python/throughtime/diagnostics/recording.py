@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from throughtime.acceleration import Acceleration, accelerate
 from throughtime.acceleration.handle import innermost
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.attention import AttentionCall, AttentionDefinition
+from throughtime.diagnostics.call import AnyCall, Call
 from throughtime.functional.split import Split
 from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
 from throughtime.ops import watching
@@ -25,6 +26,8 @@ from throughtime.ops.lstm import cpu as lstm_on_cpu
 from throughtime.ops.operation import Operation
 from throughtime.ops.rel_lstm import RelLstmArguments
 from throughtime.ops.rel_lstm import compiled as rel_lstm_compiled
+from throughtime.ops.relevancy import RelevancyArguments
+from throughtime.ops.relevancy import compiled as relevancy_compiled
 from throughtime.ops.trace import Trace
 
 Update = list[Call]
@@ -39,27 +42,22 @@ _HELD = ("bias_ih", "bias_hh", "h_0", "context_0", "memory")
 
 
 def traced_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The recurrent layers of a model by name; "" is the model itself.
+    """The layers of a model that are recorded by name; "" is the model itself.
 
     Raises:
         TypeError: if the model is no module.
-        ValueError: if it has none, or layers that are not traced yet.
+        ValueError: if it has none.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"gradient_flow: model should be a Module, got {type(model).__name__}")
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, RelevancyAttention):
-            raise ValueError(
-                f"gradient_flow: {type(module).__name__} ({name or 'the model itself'}) is not "
-                "traced yet; pass a part of the model that holds recurrent layers only"
-            )
-        if isinstance(module, (LSTM, LSTMCell, RelLSTM, TorchLSTM)):
-            found[name] = module
+    kinds = (LSTM, LSTMCell, RelLSTM, RelevancyAttention, TorchLSTM)
+    found: dict[str, nn.Module] = {
+        name: x for name, x in model.named_modules() if isinstance(x, kinds)
+    }
     if not found:
         raise ValueError(
-            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, LSTMCell, RelLSTM or "
-            "nn.LSTM; pass the model that holds one"
+            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, LSTMCell, RelLSTM, "
+            "RelevancyAttention or nn.LSTM; pass the model that holds one"
         )
     return found
 
@@ -128,10 +126,12 @@ class Recorder:
             self.update, self._arrived = [], False
             self._numbers.clear()
 
-    def begin(self, layer: str, direction: int, split: Split | None) -> Call:
+    def begin(
+        self, kind: type[AnyCall], layer: str, direction: int, split: Split | None
+    ) -> AnyCall:
         """A call of a layer in one direction, its batch divided by ``split``."""
         self.follow()
-        call = Call(layer, self._numbers[layer, direction], direction, self.stride, split)
+        call = kind(layer, self._numbers[layer, direction], direction, self.stride, split)
         self._numbers[layer, direction] += 1
         self.update.append(call)
         return call
@@ -161,13 +161,15 @@ class _LayerCall:
         self, operation: Any, args: Any, results: tuple[Tensor, ...]
     ) -> Callable[..., tuple[Tensor, ...]]:
         trace = _TRACES.get(operation)
-        if trace is None:
+        if trace is None and operation is not relevancy_compiled.relevancy:
             raise RuntimeError(
                 f"gradient_flow: layer {self._name or 'the model itself'!r} runs on a GPU backend, "
                 "and backends 'cpu' and 'reference' are traced; move the model to the CPU, or use "
                 "throughtime.backend('reference')"
             )
         given = operation.arguments._make(args)
+        if trace is None:
+            return partial(self._keys, self._begin_attention(given), operation)
         call = self._begin(given)
         held = {name: x for name, x in given._asdict().items() if name in _HELD}
         if isinstance(given, RelLstmArguments):
@@ -183,20 +185,37 @@ class _LayerCall:
         gradients, call.dh, call.dc = trace(named, call.trace_stride)
         return gradients
 
-    def definition(self, args: Any) -> _Definition:
+    def _keys(self, call: AttentionCall, operation: Any, *args: Any) -> tuple[Tensor, ...]:
+        """The backward operator of attention, whose gradients are kept."""
+        self._recorder.arrive(call, operation.backward_call._make(args)._asdict())
+        found: tuple[Tensor, ...] = operation.backward_op(*args)
+        names = [field.name for field in operation.backward_gives]
+        call.keep(dict(zip(names, found, strict=True)))
+        return found
+
+    def definition(self, args: Any) -> watching.Steps:
+        if isinstance(args, RelevancyArguments):
+            return AttentionDefinition(self._begin_attention(args), args, self._recorder.arrive)
         return _Definition(self._begin(args), args, self._recorder)
 
     def _begin(self, args: LstmArguments | RelLstmArguments) -> Call:
-        call = self._recorder.begin(*self._place, self._split)
-        _check_memory(call, args)
+        call = self._recorder.begin(Call, *self._place, self._split)
+        steps, batch, _ = args.input.shape
+        _check_memory(call, steps, batch, args.h_0.size(1) + args.c_0.size(1), args.input)
+        return call
+
+    def _begin_attention(self, args: RelevancyArguments) -> AttentionCall:
+        call = self._recorder.begin(AttentionCall, *self._place, None)
+        batch, heads, steps, size = args.query.shape
+        _check_memory(call, steps, batch, heads * (2 * size + args.value.size(3)), args.query)
         return call
 
 
 def _places(name: str, layer: nn.Module) -> Iterator[tuple[str, int]]:
     """Names of the stacked layers, each with its directions; after the last the first."""
-    if isinstance(layer, LSTMCell):
+    if isinstance(layer, (LSTMCell, RelevancyAttention)):
         while True:
-            yield name or "cell", 0
+            yield name or ("cell" if isinstance(layer, LSTMCell) else "attention"), 0
     assert isinstance(layer, (nn.RNNBase, RelLSTM))
     directions = 2 if isinstance(layer, nn.RNNBase) and layer.bidirectional else 1
     while True:
@@ -211,7 +230,7 @@ class _Definition:
     def __init__(
         self, call: Call, args: LstmArguments | RelLstmArguments, recorder: Recorder
     ) -> None:
-        self._call, self._args, self._recorder = call, args, recorder
+        self._call, self.args, self._recorder = call, args, recorder
         self._came: set[tuple[str, int]] = set()
         self._results: dict[str, Any] = {}
 
@@ -234,8 +253,8 @@ class _Definition:
     def _start(self) -> Call:
         call = self._call
         if not call.traced:
-            self._recorder.arrive(call, self._args._asdict() | self._results)
-            output, units = self._results["output"], self._args.c_0.size(1)
+            self._recorder.arrive(call, self.args._asdict() | self._results)
+            output, units = self._results["output"], self.args.c_0.size(1)
             wide = torch.promote_types(output.dtype, torch.float32)
             steps = -(-len(output) // call.trace_stride)
             call.dh = torch.zeros_like(output[:steps], dtype=wide)
@@ -257,15 +276,14 @@ class _Definition:
         self._start().grads({name: grad})
 
 
-def _check_memory(call: Call, args: LstmArguments | RelLstmArguments) -> None:
-    """Check that the trace of a call fits.
+def _check_memory(call: Call, steps: int, batch: int, width: int, like: Tensor) -> None:
+    """Check that the trace of a call fits: ``width`` numbers for each step and sample.
 
     Raises:
         RuntimeError: if it does not.
     """
-    steps, batch, _ = args.input.shape
     kept = -(-steps // call.trace_stride)
-    step = batch * (args.h_0.size(1) + args.c_0.size(1)) * max(4, args.input.element_size())
+    step = batch * width * max(4, like.element_size())
     free = _free_memory()
     if free is not None and kept * step > free:
         way = "take a smaller batch or fewer steps"

@@ -244,6 +244,9 @@ class RelParts(Parts):
         attention = torch.where(self.call.inside(), self.call.arranged(attention), torch.nan)
         return attention, self.call.arranged(cut)
 
+    def attended(self) -> Tensor:
+        return self.attention().last[:, 0]
+
     def keeps_all(self) -> bool:
         """Whether no state is dropped."""
         inside, steps = self.call.rows_inside(), len(self._candidates)
@@ -257,8 +260,7 @@ class RelParts(Parts):
         inside, last = call.rows_inside(), call.needed("last")[self._prefix :]
         if call.split is not None:
             last = torch.where(last < 0, last, last + call.split.begin)
-        alpha = self._alpha
-        effective = torch.exp(-torch.where(alpha > 0, alpha * alpha.log(), 0.0).sum(2))
+        effective = spread(self._alpha)
         depth, best = self._ways()
         return AttentionFlow(
             recurrent=call.arranged(walk.recurrent),
@@ -292,6 +294,11 @@ class RelParts(Parts):
 
 
 _LOG_2 = 0.3010299956639812  # log10 of 2
+
+
+def spread(alpha: Tensor) -> Tensor:
+    """Exp of the entropy of the weights ``[..., candidates]``."""
+    return torch.exp(-torch.where(alpha > 0, alpha * alpha.log(), 0.0).sum(-1))
 
 
 def candidates(last: Tensor, steps: int) -> Tensor:

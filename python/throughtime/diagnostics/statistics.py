@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from throughtime.diagnostics.attention import KeyParts
 from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.parts import Parts
 
 _KEPT = 16  # samples of an earlier update, spread over the batch: a few milliseconds at most
 
@@ -19,6 +21,17 @@ def history(call: Call) -> Tensor:
     every = max(1, dc.size(1) // _KEPT)
     norms = dc[:, ::every].norm(dim=2) / call.scale
     return torch.where(call.kept(call.inside())[:, ::every], norms, torch.nan)
+
+
+def columns(call: Call, parts: Parts | KeyParts) -> dict[str, Tensor]:
+    """The columns of the table, of each step that is kept, of one call."""
+    inside, vectors = call.kept(call.inside()), parts.vectors()
+    found: dict[str, Tensor] = {}
+    for name, x in vectors.items():
+        found |= quantiles(name, x.norm(dim=2), inside)
+    for name, x in parts.shares().items():
+        found[name] = median(torch.where(inside, x, torch.nan))
+    return found | shares(vectors["dc" if call.recurrent else "value"], inside)
 
 
 def median(norms: Tensor) -> Tensor:

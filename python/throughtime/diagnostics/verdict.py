@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from throughtime.diagnostics import statistics
+from throughtime.diagnostics.attention import KeyParts
 from throughtime.diagnostics.call import Call
 from throughtime.diagnostics.parts import Parts
 from throughtime.diagnostics.rel_parts import RelParts
@@ -30,12 +31,9 @@ class _Way(NamedTuple):
     advice: str
 
 
-def sentence(calls: list[tuple[Call, Parts]]) -> str:
+def sentence(calls: list[tuple[Call, Parts | KeyParts]]) -> str:
     """The verdict on the call whose gradient grows or falls most."""
-    ways = [
-        _through_attention(call, parts) if isinstance(parts, RelParts) else _through_h(call, parts)
-        for call, parts in calls
-    ]
+    ways = [_way(call, parts) for call, parts in calls]
     known = [k for k, way in enumerate(ways) if way is not None]
     if not known:
         return _NOTHING
@@ -44,9 +42,17 @@ def sentence(calls: list[tuple[Call, Parts]]) -> str:
     assert way is not None
     where = f"{call.layer}, direction {call.direction}: " if len(calls) > 1 else ""
     everywhere = ""
-    if _on_every_step(call):
+    if call.recurrent and _on_every_step(call):
         everywhere = " (a loss on every step brings short paths everywhere)"
     return f"{where}{way.said}{everywhere}: {way.advice}"
+
+
+def _way(call: Call, parts: Parts | KeyParts) -> _Way | None:
+    if isinstance(parts, KeyParts):
+        return _to_keys(call, parts)
+    if isinstance(parts, RelParts):
+        return _through_attention(call, parts)
+    return _through_h(call, parts)
 
 
 def _extent(way: _Way | None) -> float:
@@ -96,6 +102,19 @@ def _through_attention(call: Call, parts: RelParts) -> _Way | None:
     else:
         advice = "the gradient arrives"
     return _Way(steps, h, said, advice)
+
+
+def _to_keys(call: Call, parts: KeyParts) -> _Way:
+    """Over how many keys the weights of attention are spread."""
+    flow = parts.keys()
+    kappa, effective = (
+        x[flow.kappa > 0].to(call.dtype).mean().item() for x in (flow.kappa, flow.effective)
+    )
+    said = (
+        f"a query attends {kappa:.1f} keys on average, and spreads its weight as an even one over "
+        f"{effective:.1f} would"
+    )
+    return _Way(len(flow.by_distance), 0.0, said, "one hop to each, so nothing grows or falls")
 
 
 def _log(x: float) -> float:

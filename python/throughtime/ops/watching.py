@@ -19,7 +19,13 @@ Results = TypeVar("Results", bound=tuple[Any, ...])
 
 
 class Steps(Protocol):
-    """One call of a definition that is watched."""
+    """One call of a definition that is watched.
+
+    Attributes:
+        args: the record that it runs with.
+    """
+
+    args: Any
 
     def observe(self, t: int, h_t: Tensor, c_t: Tensor) -> None:
         """Take the states of a step, as they are in the graph."""
@@ -79,7 +85,7 @@ def watched(run: Callable[[Arguments, Observe | None], Results], args: Arguments
     if _watch.watcher is None or not _has_gradient(args):
         return run(args, None)
     steps = _watch.watcher.definition(args)
-    return steps.finish(run(args, steps.observe))
+    return steps.finish(run(steps.args, steps.observe))
 
 
 def _has_gradient(args: tuple[Any, ...]) -> bool:
