@@ -75,7 +75,7 @@ def test_kept_steps_have_the_numbers_of_all_steps(
 def test_a_record_takes_an_nth_of_the_memory(backend: str, kind: Any) -> None:
     sizes = []
     for stride in (1, 4):
-        (call,) = recorded(kind(backend), stride)._recorder.update
+        (call,) = recorded(kind(backend), stride)._updates.recorder.update
         sizes.append([x.untyped_storage().nbytes() // (8 * B * H) for x in (call.dh, call.dc)])
     assert sizes == [[11, 11], [3, 3]]
 

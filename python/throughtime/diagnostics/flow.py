@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from throughtime.diagnostics import statistics
-from throughtime.diagnostics.attention import AttentionCall, KeyFlow, KeyParts
-from throughtime.diagnostics.call import AnyCall, Call
-from throughtime.diagnostics.parts import Hops, Parts
-from throughtime.diagnostics.recording import Recorder, traced_layers
+from throughtime.diagnostics.attention import KeyFlow, KeyParts
+from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.parts import Hops
 from throughtime.diagnostics.rel_parts import AttentionFlow, RelParts
+from throughtime.diagnostics.updates import Updates
 from throughtime.diagnostics.verdict import sentence
 from throughtime.functional.checks import check_size
 
 Row = dict[str, str | int | float]
-Found = TypeVar("Found", Parts, KeyParts)
 
 
 class StepGradients(NamedTuple):
@@ -121,12 +119,10 @@ class GradientFlow:
 
     def __init__(self, model: nn.Module, scaler: GradScaler | None = None, stride: int = 1) -> None:
         check_size("gradient_flow", "stride", stride, least=1)
-        self._recorder = Recorder(traced_layers(model), scaler, stride, self._summarise)
-        self._earlier: list[dict[tuple[str, int, int], Tensor]] = []
-        self._parts: tuple[Call, Any] | None = None
+        self._updates = Updates(model, scaler, stride)
 
     def __enter__(self) -> GradientFlow:
-        self._recorder.start()
+        self._updates.recorder.start()
         return self
 
     def __exit__(
@@ -135,7 +131,7 @@ class GradientFlow:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._recorder.stop()
+        self._updates.recorder.stop()
 
     def __str__(self) -> str:
         return self.verdict()
@@ -143,19 +139,19 @@ class GradientFlow:
     @property
     def layers(self) -> list[str]:
         """Names of the recorded layers: of the module and its stacked layer, ``"rnn.l0"``."""
-        return list(dict.fromkeys(call.layer for call in self._calls()))
+        return self._updates.layers()
 
     @property
     def updates(self) -> int:
         """Number of backward passes that were recorded."""
-        return len(self._earlier) + any(call.traced for call in self._recorder.update)
+        return self._updates.count()
 
     def gradients(
         self, layer: str | int = 0, direction: int = 0, *, call: int = 0
     ) -> StepGradients:
         """Give the gradients of a call, step by step.
 
-        ``dc_cell`` takes about the time of a forward pass in plain PyTorch and 13 T B H numbers,
+        ``dc_cell`` takes about the time of a forward pass in plain PyTorch and 14 T B H numbers,
         whatever the stride; of a RelLSTM as much as :meth:`attention`.
 
         Args:
@@ -172,8 +168,8 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
             ValueError: if there is no such call, or it is one of a RelevancyAttention.
         """
-        found = self._recurrent(self._call(layer, direction, call), "gradients")
-        others = found.direct(), self._parts_of(found).cell_part()
+        found = self._updates.call(layer, direction, call, recurrent_for="gradients")
+        others = found.direct(), self._updates.recurrent_parts(found).cell_part()
         return StepGradients(*found.whole(), *map(found.kept, others))
 
     def keys(self, layer: str | int = 0, *, call: int = 0) -> KeyFlow:
@@ -194,8 +190,8 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
             ValueError: if there is no such call, or it is not one of a RelevancyAttention.
         """
-        found = self._call(layer, 0, call)
-        parts = self._of(found)
+        found = self._updates.call(layer, 0, call)
+        parts = self._updates.parts(found)
         if not isinstance(parts, KeyParts):
             raise ValueError(
                 f"keys: {found.name} is not one of a RelevancyAttention; take flow.gradients(), or "
@@ -223,8 +219,8 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
             ValueError: if there is no such call, or it is not one of a RelLSTM.
         """
-        found = self._call(layer, 0, call)
-        parts = self._of(found)
+        found = self._updates.call(layer, 0, call)
+        parts = self._updates.parts(found)
         if not isinstance(parts, RelParts):
             raise ValueError(
                 f"attention: {found.name} is not one of a RelLSTM; take flow.gradients() of an "
@@ -257,8 +253,8 @@ class GradientFlow:
         """
         if count < 0:
             raise ValueError(f"hops: count should be at least 0, got {count}")
-        found = self._recurrent(self._call(layer, direction, call), "hops")
-        return self._parts_of(found).hops(count)
+        found = self._updates.call(layer, direction, call, recurrent_for="hops")
+        return self._updates.recurrent_parts(found).hops(count)
 
     def parameters(self) -> list[Row]:
         """Compare each layer's weight gradient with gA, that with every step detached.
@@ -277,8 +273,10 @@ class GradientFlow:
             ValueError: if no recorded layer is recurrent.
         """
         rows: list[Row] = []
-        for call in self._recurrent_calls("parameters"):
-            whole, cell = (self._parts_of(call).weights(only) for only in (False, True))
+        for call in self._updates.recurrent("parameters"):
+            whole, cell = (
+                self._updates.recurrent_parts(call).weights(only) for only in (False, True)
+            )
             norm = whole.norm().item()
             rows.append({
                 **_place(call),
@@ -312,8 +310,8 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
         """
         rows: list[Row] = []
-        for call in self._calls():
-            columns = statistics.columns(call, self._of(call))
+        for call in self._updates.calls():
+            columns = statistics.columns(call, self._updates.parts(call))
             for k, step in enumerate(call.steps):
                 values = {name: column[k].item() for name, column in columns.items()}
                 rows.append({**_place(call), "step": step, **values})
@@ -337,7 +335,7 @@ class GradientFlow:
         if not fraction > 0:
             raise ValueError(f"horizon: fraction should be greater than 0, got {fraction}")
         rows: list[Row] = []
-        for call in self._recurrent_calls("horizon"):
+        for call in self._updates.recurrent("horizon"):
             dh, dc = (
                 statistics.median(statistics.by_distance(x.norm(dim=2), call)) for x in call.whole()
             )
@@ -399,17 +397,19 @@ class GradientFlow:
             raise ModuleNotFoundError(
                 "plot: pictures need matplotlib: pip install matplotlib"
             ) from error
-        found = self._call(layer, direction, call)
+        found = self._updates.call(layer, direction, call)
         compared = {}
         for name, other in (others or {}).items():
-            its = other._call(layer, direction, call)
-            compared[name] = plotting.Lines(its.steps, statistics.columns(its, other._of(its)))
-        parts = self._of(found)
+            its = other._updates.call(layer, direction, call)
+            compared[name] = plotting.Lines(
+                its.steps, statistics.columns(its, other._updates.parts(its))
+            )
+        parts = self._updates.parts(found)
         plotting.draw(
             path,
             _title(found),
             plotting.Lines(found.steps, statistics.columns(found, parts)),
-            self._history(found) if found.recurrent else None,
+            self._updates.history(found) if found.recurrent else None,
             compared,
             parts.attended(),
         )
@@ -428,77 +428,7 @@ class GradientFlow:
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
         """
-        return sentence([(call, self._of(call)) for call in self._calls()])
-
-    def _history(self, call: Call) -> Tensor:
-        """|dc| ``[updates, steps]`` of a call, as far as its number of steps is the same."""
-        key, own = (call.layer, call.number, call.direction), statistics.history(call)
-        kept = [update[key] for update in self._earlier if key in update]
-        rows = [norms for norms in (*kept, own) if len(norms) == len(own)]
-        return torch.stack([statistics.median(norms) for norms in rows])
-
-    def _summarise(self, update: list[Call]) -> None:
-        """Keep the norms of an update that another one follows."""
-        self._earlier.append({
-            (call.layer, call.number, call.direction): statistics.history(call)
-            for call in update if call.traced and call.recurrent
-        })  # fmt: skip
-        self._parts = None
-
-    def _of(self, call: Call) -> Parts | KeyParts:
-        """The parts of a call; those asked for last are kept."""
-        if isinstance(call, AttentionCall):
-            return self._kept(call, KeyParts)
-        return self._parts_of(call)
-
-    def _parts_of(self, call: Call) -> Parts:
-        """The parts of a call of a recurrent layer."""
-        return self._kept(call, Parts if call.window_size is None else RelParts)
-
-    def _kept(self, call: AnyCall, make: Callable[[AnyCall], Found]) -> Found:
-        if self._parts is None or self._parts[0] is not call:
-            self._parts = call, make(call)
-        found: Found = self._parts[1]
-        return found
-
-    @staticmethod
-    def _recurrent(call: Call, name: str) -> Call:
-        if call.recurrent:
-            return call
-        raise ValueError(
-            f"{name}: {call.name} is one of a RelevancyAttention, which has no recurrence in time; "
-            "take flow.keys() or flow.table()"
-        )
-
-    def _recurrent_calls(self, name: str) -> list[Call]:
-        calls = self._calls()
-        found = [call for call in calls if call.recurrent]
-        return found or [self._recurrent(calls[0], name)]
-
-    def _calls(self) -> list[Call]:
-        found = [call for call in self._recorder.update if call.traced]
-        if found:
-            return found
-        text = (
-            "gradient_flow: no backward pass reached a recorded layer; compute the loss from its "
-            "output inside the with block, and call backward() without create_graph"
-        )
-        handle = self._recorder.accelerated
-        raise RuntimeError(text if handle is None else f"{text}; nn.LSTM ran so:\n{handle}")
-
-    def _call(self, layer: str | int, direction: int, number: int) -> Call:
-        calls = self._calls()
-        names = list(dict.fromkeys(call.layer for call in calls))
-        name = layer
-        if isinstance(layer, int) and -len(names) <= layer < len(names):
-            name = names[layer]
-        for call in calls:
-            if (call.layer, call.direction, call.number) == (name, direction, number):
-                return call
-        raise ValueError(
-            f"gradient_flow: no backward pass reached layer {layer!r}, direction {direction}, call "
-            f"{number}; recorded are {', '.join(f'{c.name}' for c in calls[:8])}"
-        )
+        return sentence([(call, self._updates.parts(call)) for call in self._updates.calls()])
 
 
 def _place(call: Call) -> Row:

@@ -9,6 +9,7 @@ gradient of the gate sums, hop by hop (k = 0 is the cell part)::
 
 All of it is computed on request, in plain PyTorch, from the inputs, the weights and the output of
 the call: one product of matrices and T steps without any for the gates, and again for each hop.
+A :class:`Parts` holds 14 T B H numbers, whatever the stride.
 
 Source: Kanuparthi et al., ICLR 2019, arXiv 1810.03023, equations 5 to 8 (A and B).
 """
