@@ -1,4 +1,4 @@
-"""The gradients of every h_t and c_t that the backward kernels hold, for each instruction set."""
+"""The gradients of h_t and c_t that the backward kernels hold, for each instruction set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from torch import Tensor
 
 from cases import Shape, plain_steps, random
 from closeness import assert_all_close, rms
-from samples import Given, Recurrence, arguments, detached, doubled, operate
+from samples import (
+    LAYERS,
+    Given,
+    Layer,
+    Recurrence,
+    arguments,
+    definition,
+    detached,
+    doubled,
+    operate,
+)  # fmt: skip
 from throughtime import _ext
 from throughtime.ops.precision import multiplies_bfloat16
 
@@ -38,7 +48,7 @@ def given_of(case: Recurrence, dtype: torch.dtype, cells: bool = True) -> Given:
     shape, given = case.shape, case.inputs(dtype)
     if cells:
         given["grad_cells"] = random(shape.T, shape.B, shape.H, seed=40, dtype=dtype)
-    return given | {"recompute": False}
+    return given | {"recompute": False, "trace_every": 1}
 
 
 def traced(given: Given) -> dict[str, Tensor]:
@@ -87,6 +97,61 @@ def test_gradients_have_the_bits_of_a_backward_without_trace(
             with torch.no_grad():
                 other = operate("lstm_backward_trace", given | again | {"recompute": True})
             assert all(torch.equal(x, found[name]) for name, x in other.items())
+
+
+@pytest.mark.parametrize("every", [2, 3, 100])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_nth_step_up_to_the_last_in_the_direction_of_travel(
+    isa: str, case: Recurrence, every: int
+) -> None:
+    given = given_of(case, torch.float32)
+    whole, found = traced(given), traced(given | {"trace_every": every})
+    steps = len(whole["trace_h"])
+    first = 0 if given["reverse"] else (steps - 1) % every
+    for name, x in whole.items():
+        wanted = x[first::every].contiguous() if name in TRACE else x
+        assert torch.equal(found[name], wanted), name
+
+
+def test_a_trace_of_no_step() -> None:
+    given = given_of(CASES[0], torch.float32) | {"trace_every": 0}
+    with torch.no_grad():
+        given |= operate("lstm_cells_forward", given)
+        with pytest.raises(
+            RuntimeError, match=r"lstm_backward_trace: trace_every should be at least 1, got 0"
+        ):
+            operate("lstm_backward_trace", given)
+
+
+def steps_of_layer(given: Given) -> dict[str, Tensor]:
+    """The whole gradients of every h_t and c_t of a RelLSTM, by the definition."""
+    steps: list[tuple[Tensor, Tensor]] = []
+    results = definition("rel_lstm", given | {"observe": lambda t, h, c: steps.append((h, c))})
+    names = ("output", "h_n", "c_n", "context_n")
+    found = torch.autograd.grad(
+        [results[name] for name in names],
+        [x for step in steps for x in step],
+        [given[f"grad_{name}"] for name in names],
+    )
+    return {"trace_h": torch.stack(found[::2]), "trace_c": torch.stack(found[1::2])}
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_the_steps_of_a_rel_lstm(isa: str, case: Layer) -> None:
+    exact = steps_of_layer(case.inputs())
+    for dtype in (torch.float64, torch.float32):
+        given = case.inputs(dtype) | {"trace_every": 1}
+        with torch.no_grad():
+            given |= operate("rel_lstm_forward", given)
+            plain = operate("rel_lstm_backward", given)
+            found = operate("rel_lstm_backward_trace", given)
+            other = operate("rel_lstm_backward_trace", given | {"trace_every": 2})
+        assert all(torch.equal(found[name], x) for name, x in plain.items())
+        assert_all_close({name: found[name] for name in exact}, {
+            name: x.to(dtype) for name, x in exact.items()
+        })  # fmt: skip
+        for name in TRACE:
+            assert torch.equal(other[name], found[name][(case.T - 1) % 2 :: 2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -144,3 +209,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
             torch.library.opcheck(
                 getattr(ops, name).default, arguments(name, given), test_utils=checks
             )
+    given = detached(LAYERS[2].inputs(dtype)) | {"trace_every": 2}
+    given |= operate("rel_lstm_forward", given)
+    name = "rel_lstm_backward_trace"
+    torch.library.opcheck(getattr(ops, name).default, arguments(name, given), test_utils=checks)

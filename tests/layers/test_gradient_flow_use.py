@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import throughtime
 from cases import random
 from programs import printed
-from throughtime import LSTM, RelevancyAttention, RelLSTM
+from throughtime import LSTM, RelLSTM, _ext
 from throughtime.diagnostics import recording
 from throughtime.ops import watching
 
@@ -347,10 +347,8 @@ def test_an_input_that_was_changed() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        (nn.Linear(2, 3), ValueError, "Linear has no throughtime.LSTM, LSTMCell or nn.LSTM; pass"),
+        (nn.Linear(2, 3), ValueError, "Linear has no throughtime.LSTM, LSTMCell, RelLSTM, Rel"),
         (nn.GRU(2, 3), ValueError, "GRU has no throughtime.LSTM"),
-        (nn.Sequential(RelLSTM(2, 3)), ValueError, r"RelLSTM \(0\) is not traced yet"),
-        (RelevancyAttention(4, 2, 3, 1), ValueError, r"Attention \(the model itself\) is not"),
         (3, TypeError, "model should be a Module, got int"),
     ],
 )
@@ -372,6 +370,35 @@ def test_numbers_out_of_range() -> None:
 
 
 def test_a_gpu_backend_names_the_way_out() -> None:
-    call = recording._LayerCall(recording.Recorder({}, None, lambda x: None), "rnn", LSTM(4, 5))
+    recorder = recording.Recorder({}, None, 1, lambda x: None)
+    call = recording._LayerCall(recorder, "rnn", LSTM(4, 5))
     with pytest.raises(RuntimeError, match=r"layer 'rnn' runs on a GPU backend.*move the model"):
-        call.kernels(object(), ())
+        call.kernels(object(), (), ())
+
+
+@pytest.mark.parametrize("kind", [LSTM, RelLSTM])
+def test_an_update_takes_the_memory_of_the_one_before(kind: Any) -> None:
+    """It is freed before the kernels of the next forward pass ask for theirs."""
+    kernels = _ext.extension
+    if kernels is None:
+        pytest.skip("the compiled kernels are not in this installation")
+    layer, peaks = kind(4, 64), []
+    throughtime.empty_cache()
+    with throughtime.gradient_flow(layer) as flow:
+        for _ in range(3):
+            layer(torch.randn(50, 64, 4))[0].sum().backward()
+            peaks.append(kernels.cache_statistics()["peak_used_bytes"])
+    assert flow.updates == 3 and peaks == peaks[:1] * 3
+
+
+def test_a_forward_pass_without_a_gradient_keeps_the_update_before(backend: str) -> None:
+    net = model(backend=backend)
+    with throughtime.gradient_flow(net) as flow:
+        net(X).sum().backward()
+        with torch.no_grad():
+            net(X)
+        assert flow.updates == 1 and flow.gradients().dc.any()
+        net(X)
+    assert flow.updates == 1
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        flow.gradients()

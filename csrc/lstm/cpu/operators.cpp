@@ -1,5 +1,6 @@
 // throughtime::lstm_forward and lstm_backward on the CPU: check, lay out, run. lstm_cells_* give every
-// c_t too and take its gradient, and lstm_backward_trace also gives the gradients of every h_t and c_t.
+// c_t too and take its gradient, and lstm_backward_trace also gives the gradients of h_t and c_t of every
+// n-th step.
 //
 // What the arguments mean: python/throughtime/ops/lstm/arguments.py.
 #include <tuple>
@@ -11,6 +12,7 @@
 #include "common/operator.h"
 #include "lstm/cpu/float32.h"
 #include "lstm/cpu/kernels.h"
+#include "recurrence/cpu/trace_tensors.h"
 
 namespace throughtime {
 
@@ -49,6 +51,11 @@ struct BackwardCall {
 struct CellsBackwardCall {
   Maybe grad_output, grad_h_n, grad_c_n, grad_cells;
   BackwardInputs of;
+};
+
+struct TraceCall {
+  CellsBackwardCall gradients;
+  int64_t trace_every;
 };
 
 // Sizes of a call whose arguments fit.
@@ -223,17 +230,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cells_forward(ForwardCall& ca
 using Gradients =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The whole gradients of every h_t and c_t.
-struct Trace {
-  Tensor h, c;
-};
-
-Gradients run_backward(Operator& op, CellsBackwardCall& grads, Trace* trace) {
+Gradients run_backward(Operator& op, CellsBackwardCall& grads, TraceTensors* trace) {
   const BackwardInputs& call = grads.of;
   Call operation(op);
   Layer layer(call.args);
   const LstmShape& s = layer.shape;
   const bool recompute = call.args.recompute;
+  if (trace) trace->check();
   check_argument("grad_output", grads.grad_output, {s.T, s.B, s.R}, layer.dtype);
   check_argument("grad_h_n", grads.grad_h_n, {s.B, s.R}, layer.dtype);
   check_argument("grad_c_n", grads.grad_c_n, {s.B, s.H}, layer.dtype);
@@ -258,11 +261,9 @@ Gradients run_backward(Operator& op, CellsBackwardCall& grads, Trace* trace) {
                dweight_hr = sums({s.R, s.H}, weights && call.args.weight_hr.has_value());
   const bool resets = call.need_reset && call.args.reset_h.has_value();
   const Tensor dreset_h = sums({s.T, s.B, s.R}, resets), dreset_c = sums({s.T, s.B, s.H}, resets);
-  if (trace) *trace = {sums({s.T, s.B, s.R}), sums({s.T, s.B, s.H})};
+  if (trace) trace->make(s.T, s.B, s.R, s.H, layer.sums, call.args.lengths.has_value());
   operation.allocated();
   if (call.need_input && call.args.lengths) fill_zero(dx);
-  if (trace && call.args.lengths)
-    for (const Tensor& x : {trace->h, trace->c}) fill_zero(x);
   for (const Tensor& x : {dreset_h, dreset_c}) fill_zero(x);
   if (s.B == 0) {
     for (const Tensor& x : {dweight_ih, dweight_hh, dbias, dweight_hr}) fill_zero(x);
@@ -296,8 +297,7 @@ Gradients run_backward(Operator& op, CellsBackwardCall& grads, Trace* trace) {
                                  .dreset_h = resets ? mutable_data<S>(dreset_h) : nullptr,
                                  .dreset_c = resets ? mutable_data<S>(dreset_c) : nullptr,
                                  .dcells = data<S>(grad_cells),
-                                 .trace_h = trace ? mutable_data<S>(trace->h) : nullptr,
-                                 .trace_c = trace ? mutable_data<S>(trace->c) : nullptr};
+                                 .trace = TraceTensors::of<S>(trace)};
       TT_CHECK_CALL(pass.saved[saved_activations<X>(s, recompute)] == static_cast<S>(isa().mark),
                     "saved should be what lstm_forward saved with the same instruction set, ",
                     isa().name, "; another one wrote it, or it was changed: run forward again");
@@ -328,9 +328,9 @@ Gradients cells_backward(CellsBackwardCall& call) {
   return run_backward(cells_backward_operator, call, nullptr);
 }
 
-auto backward_trace(CellsBackwardCall& call) {
-  Trace trace;
-  const Gradients gradients = run_backward(trace_operator, call, &trace);
+auto backward_trace(TraceCall& call) {
+  TraceTensors trace{call.trace_every, {}, {}};
+  const Gradients gradients = run_backward(trace_operator, call.gradients, &trace);
   return std::tuple_cat(gradients, std::tuple(trace.h, trace.c));
 }
 

@@ -3,7 +3,7 @@
 // From the last step of the walk to the first, da_t the gradient of the gate sums:
 //
 //   dh_t = dy_t + (da_{t+1} W_hh, unless step t+1 is detached)     the cell: dh_t, dc_t to da_t, dc_{t-1}
-//   A trace keeps dh_t and dc_t of every step.
+//   A trace keeps dh_t and dc_t of every n-th step.
 //   dW_hh = sum da_t^T h_{t-1}     dW_ih = sum da_t^T x_t     db = sum da_t     dx_t = da_t W_ih
 //
 // With a projection of the cell's output u the first line gives dr_t, then dh_t = dr_t W_hr,
@@ -62,7 +62,8 @@ class BackwardWalk {
         ld_u_(round_up(L, Numbers<Operand>::kRun)),
         saved_numbers_(L * (p_.cell_only ? 1 : Activations::kVectors)),
         stream_trace_(traces_whole_vectors() &&
-                      times(sizeof(S), shape_.T, in_.batch, shape_.H) > kStreamBytes),
+                      times(sizeof(S), traced_steps(shape_.T, p_.trace.every), in_.batch,
+                            shape_.H) > kStreamBytes),
         scratch_(runtime),
         weights_(args, plan_, schedule_, &scratch_),
         again_(args, plan_, schedule_, slots_, &scratch_) {
@@ -317,7 +318,7 @@ class BackwardWalk {
                     int64_t vector, int64_t row) {
     const Timing timing(g.member.watch, kPointwise);
     if (p_.dy) add_output_gradient(g, dh, height, vectors, now.t, vector, row);
-    if (p_.trace_h) trace_output(g, dh, height, vectors, now.t, vector, row);
+    if (traces(now)) trace_output(g, dh, height, vectors, now.t, vector, row);
     if (projected_) {
       for (int64_t i = 0; i < height; ++i)
         for (int64_t j = 0; j < vectors; ++j, dh += L) {
@@ -342,13 +343,15 @@ class BackwardWalk {
     }
   }
 
+  bool traces(Step now) const { return p_.trace.keeps(shape_.T - 1 - now.step); }
+
   // Whether each vector of a trace has a place of its own size and alignment.
   bool traces_whole_vectors() const {
     const auto aligned = [](const S* at) {
       return reinterpret_cast<uintptr_t>(at) % (L * sizeof(S)) == 0;
     };
-    return p_.trace_c && shape_.H % L == 0 && shape_.R % L == 0 && aligned(p_.trace_h) &&
-           aligned(p_.trace_c);
+    return p_.trace.c && shape_.H % L == 0 && shape_.R % L == 0 && aligned(p_.trace.h) &&
+           aligned(p_.trace.c);
   }
 
   TT_INLINE void put_trace(S* to, Vec<S> v, int64_t count) const {
@@ -358,7 +361,7 @@ class BackwardWalk {
   void trace_output(const Group& g, const S* dh, int64_t height, int64_t vectors, int64_t t,
                     int64_t vector, int64_t row) {
     for (int64_t i = 0; i < height; ++i) {
-      S* to = p_.trace_h + (t * in_.batch + in_.order[g.row0 + row + i]) * shape_.R;
+      S* to = p_.trace.h + (p_.trace.place(t) * in_.batch + in_.order[g.row0 + row + i]) * shape_.R;
       for (int64_t j = 0; j < vectors; ++j, dh += L)
         put_trace(to + (vector + j) * L, load(dh), tail_out(vector + j));
     }
@@ -406,7 +409,7 @@ class BackwardWalk {
                                                   block + j, row);
       };
       const auto traces_if = [&](auto again) {
-        p_.trace_c ? run(again, Flag<true>{}) : run(again, Flag<false>{});
+        traces(now) ? run(again, Flag<true>{}) : run(again, Flag<false>{});
       };
       again_.wanted() ? traces_if(Flag<true>{}) : traces_if(Flag<false>{});
     }
@@ -426,7 +429,8 @@ class BackwardWalk {
     S* carried = g.dc + (block * g.rows + row) * L;
     Operand* da = g.da.at(block, slot, row);
     Operand* u = projected_ ? g.u.at(block, slot, row) : nullptr;
-    S* trace = kTraces ? p_.trace_c + t * in_.batch * shape_.H + block * L : nullptr;
+    S* trace =
+        kTraces ? p_.trace.c + p_.trace.place(t) * in_.batch * shape_.H + block * L : nullptr;
     for (int64_t r = 0; r < height; ++r) {
       const S *saved = saved_step + order[r] * saved_numbers,
               *before = step_before + order[r] * saved_numbers;

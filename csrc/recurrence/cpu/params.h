@@ -13,6 +13,7 @@
 #include "common/inline.h"
 #include "common/scalars.h"
 #include "common/sizes.h"
+#include "recurrence/cpu/trace.h"
 
 namespace throughtime {
 
@@ -98,10 +99,7 @@ struct WalkBackward {
   S* dreset_h = nullptr;      // [T, B, R] of zeros or null, together with the next
   S* dreset_c = nullptr;      // [T, B, H] of zeros
   const S* dcells = nullptr;  // [T, B, H] or null: what every c_t gets beside the recurrence
-  // The trace, [T, B, R] and [T, B, H], both or none: the whole gradient of every h_t (after a
-  // projection) and c_t. Not written past the end of a sample.
-  S* trace_h = nullptr;
-  S* trace_c = nullptr;
+  Trace<S> trace{};           // [traced_steps, B, R] and [traced_steps, B, H]
 
   // Whether nothing wants the gradient of the h that enters a step.
   TT_INLINE bool detaches(int64_t t, int64_t row) const {

@@ -16,7 +16,7 @@
 //
 //   scores     own part of the candidates: scores, and do . h_j
 //   attention  softmax; own units of dh_j; own attention units of dq, du_j, dw
-//   cells      own units: dh_t whole, da_t, dc_{t-1}
+//   cells      own units: dh_t whole, da_t, dc_{t-1}; a trace keeps dh_t and dc_t of every n-th step
 //   states     own units: ds_t
 //
 // The first two take as many rows at a time as there are members.
@@ -461,8 +461,10 @@ class RelLstmBackwardPass {
     add_key_gradients(w, w.keys + filled * ld_keys_, active);
     const Timing timing(w.watch, kPointwise);
     const int64_t n = at_.units;
+    const bool traces = p_.trace.keeps(screen_.T - 1 - t);
     for (int64_t row = 0; row < active; ++row) {
       const int64_t at = w.row0 + row, sample = in_.order[at];
+      const int64_t traced = (p_.trace.place(t) * shape_.B + sample) * shape_.H;
       const S* saved = step_row(t, at);
       const S* c_before = t > 0 ? step_row(t - 1, at) + 4 * n : p_.c0 + sample * shape_.H;
       const X* dy = p_.dy ? p_.dy + t * p_.dy_stride_t + sample * p_.dy_stride_b : nullptr;
@@ -475,6 +477,10 @@ class RelLstmBackwardPass {
         if (dy) d += Numbers<X>::vector_part(dy + k, part);
         const Vec<S> before = t > 0 ? load(c_before + k) : load_part(c_before + k, part);
         Cell::retreat(kept, before, d, &dc, gates);
+        if (traces) {
+          store_part(p_.trace.h + traced + k, d, part);
+          store_part(p_.trace.c + traced + k, dc, part);
+        }
         store(w.dc + row * n + k, Cell::hand_on(kept, dc));
         for (int gate = 0; gate < Cell::kGates; ++gate) put(da + gate * n, k, gates[gate], part);
       });

@@ -1,4 +1,5 @@
 // throughtime::rel_lstm_forward and rel_lstm_backward on the CPU: check, lay out, run.
+// rel_lstm_backward_trace also gives the gradients of h_t and c_t of every n-th step.
 //
 // What the arguments mean: python/throughtime/ops/rel_lstm/arguments.py.
 #include <tuple>
@@ -6,6 +7,7 @@
 #include "common/cpu/call.h"
 #include "common/cpu/row_order.h"
 #include "common/operator.h"
+#include "recurrence/cpu/trace_tensors.h"
 #include "rel_lstm/cpu/kernels.h"
 #include "relevancy/cpu/checks.h"
 
@@ -43,6 +45,11 @@ struct BackwardCall {
   RelLstmArguments<Maybe> args;
   Tensor last, saved;
   bool need_input, need_weights;
+};
+
+struct TraceCall {
+  BackwardCall gradients;
+  int64_t trace_every;
 };
 
 // Sizes of a call after `earlier` positions of another one, whose arguments fit.
@@ -154,7 +161,8 @@ void run(const RelLstmBackward<S>& pass, const Runtime& runtime) {
   rel_lstm_kernels().backward(pass, runtime);
 }
 
-Operator forward_operator("rel_lstm_forward"), backward_operator("rel_lstm_backward");
+Operator forward_operator("rel_lstm_forward"), backward_operator("rel_lstm_backward"),
+    trace_operator("rel_lstm_backward_trace");
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     ForwardCall& call) {
@@ -207,10 +215,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forwa
           last,   memory_index, memory_relevance, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-           Tensor>
-backward(BackwardCall& call) {
-  Call operation(backward_operator);
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor, Tensor>;
+
+Gradients run_backward(Operator& op, BackwardCall& call, TraceTensors* trace) {
+  Call operation(op);
   auto& a = call.args;
   check_dims("input", a.input, "[T, B, I]");
   check_dims("last", call.last, "[P + T, B]");
@@ -221,6 +230,7 @@ backward(BackwardCall& call) {
   Layer layer(a, call.last.size(0) - a.input.size(0));
   const RelLstmShape& s = layer.shape;
   const int64_t B = s.B, H = s.H;
+  if (trace) trace->check();
   check_argument("grad_output", call.grad_output, {s.T(), B, H}, layer.dtype);
   check_argument("grad_h_n", call.grad_h_n, {B, H}, layer.dtype);
   check_argument("grad_c_n", call.grad_c_n, {B, H}, layer.dtype);
@@ -238,6 +248,7 @@ backward(BackwardCall& call) {
                dweight_query = layer.make_sums({s.A, H}, weights),
                dweight_key = layer.make_sums({s.A, H}, weights),
                dweight_score = layer.make_sums({s.A}, weights);
+  if (trace) trace->make(s.T(), B, H, H, layer.sums, a.lengths.has_value());
   operation.allocated();
   if (call.need_input && a.lengths) fill_zero(dx);
   if (B == 0) {
@@ -281,7 +292,8 @@ backward(BackwardCall& call) {
                                     .dbias = weight(dbias),
                                     .dweight_query = weight(dweight_query),
                                     .dweight_key = weight(dweight_key),
-                                    .dweight_score = weight(dweight_score)};
+                                    .dweight_score = weight(dweight_score),
+                                    .trace = TraceTensors::of<S>(trace)};
       run(pass, operation.runtime());
     });
   }
@@ -303,10 +315,19 @@ backward(BackwardCall& call) {
           weight(dweight_score)};
 }
 
+Gradients backward(BackwardCall& call) { return run_backward(backward_operator, call, nullptr); }
+
+auto backward_trace(TraceCall& call) {
+  TraceTensors trace{call.trace_every, {}, {}};
+  const Gradients gradients = run_backward(trace_operator, call.gradients, &trace);
+  return std::tuple_cat(gradients, std::tuple(trace.h, trace.c));
+}
+
 }  // namespace
 }  // namespace throughtime
 
 STABLE_TORCH_LIBRARY_IMPL(throughtime, CPU, library) {
   library.impl("rel_lstm_forward", &throughtime::boxed<throughtime::forward>);
   library.impl("rel_lstm_backward", &throughtime::boxed<throughtime::backward>);
+  library.impl("rel_lstm_backward_trace", &throughtime::boxed<throughtime::backward_trace>);
 }

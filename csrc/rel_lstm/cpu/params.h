@@ -16,6 +16,7 @@
 #include "common/inline.h"
 #include "common/scalars.h"
 #include "common/sizes.h"
+#include "recurrence/cpu/trace.h"
 #include "relevancy/cpu/params.h"
 
 namespace throughtime {
@@ -110,6 +111,7 @@ struct RelLstmBackward {
   S* dweight_query;  // [A, H]
   S* dweight_key;    // [A, H]
   S* dweight_score;  // [A]
+  Trace<S> trace{};  // [traced_steps, B, H] each
 
   TT_INLINE bool detaches(int64_t t, int64_t row) const {
     return detach && detach[t * detach_stride_t + in.order[row] * detach_stride_b];

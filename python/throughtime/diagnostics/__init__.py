@@ -1,8 +1,10 @@
-"""How gradients travel through time in a model: what each step of each LSTM gets."""
+"""How gradients travel through time in a model: what each step of each layer gets."""
 
 from __future__ import annotations
 
+from throughtime.diagnostics.attention import KeyFlow
 from throughtime.diagnostics.flow import GradientFlow, StepGradients, gradient_flow
 from throughtime.diagnostics.parts import Hops
+from throughtime.diagnostics.rel_parts import AttentionFlow
 
-__all__ = ["GradientFlow", "Hops", "StepGradients", "gradient_flow"]
+__all__ = ["AttentionFlow", "GradientFlow", "Hops", "KeyFlow", "StepGradients", "gradient_flow"]

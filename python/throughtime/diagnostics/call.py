@@ -2,42 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-_READ = (
-    "input", "h_0", "c_0", *WEIGHTS, "lengths", "reset", "reset_h", "reset_c", "detach_mask",
-    "output",
+from throughtime.functional.split import Split
+
+WEIGHTS = (
+    "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_query", "weight_key",
+    "weight_score", "score_weight",
 )  # fmt: skip
-_GRADS = ("grad_output", "grad_h_n", "grad_c_n", "grad_cells")
+_READ = (
+    "input", "h_0", "c_0", "context_0", "memory", *WEIGHTS, "lengths", "reset", "reset_h",
+    "reset_c", "detach_mask", "output", "last", "query", "key",
+)  # fmt: skip
+_GRADS = (
+    "grad_output", "grad_h_n", "grad_c_n", "grad_context_n", "grad_cells", "grad_query",
+    "grad_key", "grad_value",
+)  # fmt: skip
 
 
 class Call:
     """What the kernels or the definition left of one call.
 
+    Its rows are the samples of the batch, or their episodes, where a layer's kernels take each
+    episode as a row of its own. Names with ``rows`` are of these; all else is of the batch.
+
     Args:
         layer: the name of the layer.
         number: of the call of this layer, from 0.
         direction: 0, or 1 for the one that travels backward.
+        stride: of the steps whose gradients are kept.
+        split: where the episodes of the batch lie, or None.
     """
 
-    def __init__(self, layer: str, number: int, direction: int) -> None:
+    recurrent = True  # has h_t
+
+    def __init__(
+        self,
+        layer: str,
+        number: int,
+        direction: int,
+        stride: int = 1,
+        split: Split | None = None,
+    ) -> None:
         self.layer, self.number, self.direction = layer, number, direction
+        self.stride, self.split = stride, split
         self.scale = 1.0  # of the loss
-        self.dh: Tensor | None = None  # [T, B, H or P], whole gradient by h_t
-        self.dc: Tensor | None = None  # [T, B, H]
+        # Whole gradients by h_t and c_t, [steps, rows, H or P] and [steps, rows, H]: of the steps
+        # that are kept, or of all steps of the rows of a split.
+        self.dh: Tensor | None = None
+        self.dc: Tensor | None = None
         self.reverse = False
+        self.window_size: int | None = None  # of a RelLSTM
         self._read: dict[str, Tensor | None] = {}
+        self._held: dict[str, tuple[Tensor | None, int]] = {}
+        self._versions: dict[str, int] = {}
         self._grads: dict[str, Tensor | None] = {}
-        self._input_version = 0
 
     @property
     def name(self) -> str:
         """The call in messages."""
         return f"call {self.number} of layer {self.layer!r}, direction {self.direction}"
+
+    @property
+    def trace_stride(self) -> int:
+        """Of the steps of the rows that a trace keeps."""
+        return 1 if self.split is not None else self.stride
+
+    def hold(self, given: dict[str, Tensor | None]) -> None:
+        """Keep from the forward pass on what the backward pass does not bring."""
+        self._held = {
+            name: (None if x is None else x.detach(), _version(x)) for name, x in given.items()
+        }
 
     def begin(self, given: dict[str, Any]) -> None:
         """Keep what later questions read: no copy but of the weights, which an optimizer changes.
@@ -47,12 +86,16 @@ class Call:
         """
         if self._read:
             self.refuse()
-        self.reverse = given["reverse"]
-        read = {name: given.get(name) for name in _READ}
-        self._input_version = _version(read["input"])
+        self.reverse = given.get("reverse", False)
+        self.window_size = given.get("window_size")
+        first = given["input"] if self.recurrent else given["query"]
+        self.dtype = torch.promote_types(first.dtype, torch.float32)  # of what is shown
+        read = {name: (given.get(name), _version(given.get(name))) for name in _READ} | self._held
+        self._held = {}
+        self._versions = {name: version for name, (_, version) in read.items()}
         self._read = {
             name: None if x is None else x.detach().clone() if name in WEIGHTS else x.detach()
-            for name, x in read.items()
+            for name, (x, _) in read.items()
         }
 
     def refuse(self) -> NoReturn:
@@ -66,29 +109,28 @@ class Call:
             "kept; add the losses up and call backward() once, or use a gradient_flow for each"
         )
 
-    def grads(self, given: dict[str, Tensor | None]) -> None:
+    def grads(self, given: Mapping[str, Tensor | None]) -> None:
         """Keep the gradients that came to the results."""
         self._grads |= {n: x.detach() for n, x in given.items() if n in _GRADS and x is not None}
 
     @property
     def traced(self) -> bool:
         """Whether a backward pass came through."""
-        return self.dc is not None
+        return bool(self._read)
 
     def read(self, name: str) -> Tensor | None:
-        """An argument, or the output, in the dtype of the trace.
+        """An argument, or a result, in the dtype of what is shown.
 
         Raises:
-            RuntimeError: if the input was changed since.
+            RuntimeError: if it was changed since.
         """
-        if name == "input" and _version(self._read["input"]) != self._input_version:
+        x = self._read[name]
+        if name not in WEIGHTS and _version(x) != self._versions[name]:
             raise RuntimeError(
-                f"gradient_flow: the input of {self.name} was changed in place since the backward "
+                f"gradient_flow: the {name} of {self.name} was changed in place since the backward "
                 "pass, and this needs it; ask before that, or give the layer a copy"
             )
-        x = self._read[name]
-        assert self.dc is not None
-        return x if x is None or not x.is_floating_point() else x.to(self.dc.dtype)
+        return x if x is None or not x.is_floating_point() else x.to(self.dtype)
 
     def needed(self, name: str) -> Tensor:
         """The same where it is always there."""
@@ -99,48 +141,81 @@ class Call:
     def gradient(self, name: str) -> Tensor | None:
         """A gradient that came to a result, unscaled; None: zero."""
         x = self._grads.get(name)
-        assert self.dc is not None
-        return None if x is None else x.to(self.dc.dtype) / self.scale
+        return None if x is None else x.to(self.dtype) / self.scale
+
+    def arranged(self, rows: Tensor) -> Tensor:
+        """``[steps, rows, ...]`` as ``[T, B, ...]``."""
+        return rows if self.split is None else self.split.together(rows)
+
+    @property
+    def length(self) -> int:
+        """T."""
+        x = self.split.row if self.split is not None else self._read["input"]
+        assert x is not None
+        return len(x)
+
+    @property
+    def steps(self) -> range:
+        """The steps whose gradients are kept: the last in the direction of travel is."""
+        first = 0 if self.reverse else (self.length - 1) % self.stride
+        return range(first, self.length, self.stride)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """``[T, ...]`` at the steps that are kept."""
+        return x[self.steps.start :: self.stride]
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """The gradients by every h_t and c_t, unscaled."""
-        assert self.dh is not None and self.dc is not None
-        if self.scale == 1.0:
-            return self.dh, self.dc
-        return self.dh / self.scale, self.dc / self.scale
+        """The gradients by h_t and c_t of the steps that are kept, unscaled."""
+        dh, dc = self.dh, self.dc
+        assert dh is not None and dc is not None
+        if self.split is not None:
+            dh, dc = (self.kept(self.arranged(x)) for x in (dh, dc))
+        return (dh, dc) if self.scale == 1.0 else (dh / self.scale, dc / self.scale)
+
+    def rows_inside(self) -> Tensor:
+        """True within a row, ``[steps, rows]``."""
+        x, lengths = self._read["input"], self._read["lengths"]
+        assert x is not None
+        steps = torch.arange(len(x), device=x.device).unsqueeze(1)
+        ends = len(x) if lengths is None else lengths
+        return (steps < ends).expand(x.shape[:2])
 
     def inside(self) -> Tensor:
         """True within a sample, ``[T, B]``."""
-        assert self.dc is not None
-        steps = torch.arange(len(self.dc), device=self.dc.device).unsqueeze(1)
-        lengths = self._read["lengths"]
-        ends = len(self.dc) if lengths is None else lengths
-        return (steps < ends).expand(self.dc.shape[:2])
+        return self.arranged(self.rows_inside())
 
-    def last(self) -> Tensor:
-        """True at the last step of each sample in the direction of travel, ``[T, B]``."""
-        inside = self.inside()
+    def rows_last(self) -> Tensor:
+        """True at the last step of each row in the direction of travel, ``[steps, rows]``."""
+        inside = self.rows_inside()
         if self.reverse:
             return inside & torch.cat([torch.ones_like(inside[:1]), torch.zeros_like(inside[1:])])
         after = torch.cat([inside[1:], torch.zeros_like(inside[:1])])
         return inside & ~after
 
-    def direct(self) -> Tensor:
-        """Y_t ``[T, B, H or P]``: the loss by h_t with the recurrence held fixed."""
+    def rows_direct(self) -> Tensor:
+        """Y_t ``[steps, rows, H or P]``: the loss by h_t with the recurrence held fixed."""
         assert self.dh is not None
-        return self._own("grad_output", "grad_h_n", self.dh)
+        return self.rows_own("grad_output", "grad_h_n", self.dh)
 
-    def direct_of_cells(self) -> Tensor:
-        """The same by c_t ``[T, B, H]``: what c_n and ``cells`` get."""
+    def direct(self) -> Tensor:
+        """Y_t ``[T, B, H or P]``."""
+        return self.arranged(self.rows_direct())
+
+    def rows_direct_of_cells(self) -> Tensor:
+        """The same by c_t ``[steps, rows, H]``: what c_n and ``cells`` get."""
         assert self.dc is not None
-        return self._own("grad_cells", "grad_c_n", self.dc)
+        return self.rows_own("grad_cells", "grad_c_n", self.dc)
 
-    def _own(self, every: str, last: str, like: Tensor) -> Tensor:
-        found = self.gradient(every)
-        found = torch.zeros_like(like) if found is None else found
-        found = torch.where(self.inside().unsqueeze(2), found, 0.0)
+    def rows_own(self, every: str, last: str, like: Tensor) -> Tensor:
+        """A gradient that came to every step, and one that came to the last."""
+        inside, found = self.rows_inside(), self.gradient(every)
+        found = like.new_zeros(*inside.shape, like.size(2)) if found is None else found
+        found = torch.where(inside.unsqueeze(2), found, 0.0)
         end = self.gradient(last)
-        return found if end is None else found + self.last().unsqueeze(2) * end
+        return found if end is None else found + self.rows_last().unsqueeze(2) * end
+
+
+AnyCall = TypeVar("AnyCall", bound=Call)
 
 
 def _version(x: Tensor | None) -> int:

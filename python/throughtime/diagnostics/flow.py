@@ -1,4 +1,4 @@
-"""``gradient_flow``: how the gradient of a loss travels through the steps of a model's LSTMs."""
+"""``gradient_flow``: how the gradient of a loss travels through the steps of a model's layers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from os import PathLike
 from types import TracebackType
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from throughtime.diagnostics import statistics
+from throughtime.diagnostics.attention import KeyFlow, KeyParts
 from throughtime.diagnostics.call import Call
-from throughtime.diagnostics.parts import Hops, Parts
-from throughtime.diagnostics.recording import Recorder, traced_layers
+from throughtime.diagnostics.parts import Hops
+from throughtime.diagnostics.rel_parts import AttentionFlow, RelParts
+from throughtime.diagnostics.updates import Updates
 from throughtime.diagnostics.verdict import sentence
+from throughtime.functional.checks import check_size
 
 Row = dict[str, str | int | float]
 
@@ -28,7 +30,11 @@ class StepGradients(NamedTuple):
         dh: whole gradient by every h_t ``[T, B, H or P]``.
         dc: whole gradient by every c_t ``[T, B, H]``.
         direct: Y_t ``[T, B, H or P]``, what ``output.grad`` and h_n bring.
-        dc_cell: the part of ``dc`` that no path through h brings ``[T, B, H]``.
+        dc_cell: the part of ``dc`` that no path through h brings ``[T, B, H]``; of a RelLSTM none
+            through attention either. Of a plain cell (``cell="tanh"``), which has no c_t, ``dc``
+            and ``dc_cell`` are zero.
+
+    With a stride n there are ``ceil(T / n)`` steps in place of T.
 
     Example:
         >>> from throughtime.diagnostics import StepGradients
@@ -42,8 +48,10 @@ class StepGradients(NamedTuple):
     dc_cell: Tensor
 
 
-def gradient_flow(model: nn.Module, *, scaler: GradScaler | None = None) -> GradientFlow:
-    """Record the gradient that reaches every step of every LSTM of a model.
+def gradient_flow(
+    model: nn.Module, *, scaler: GradScaler | None = None, stride: int = 1
+) -> GradientFlow:
+    """Record the gradient that reaches every step of every layer of a model that remembers.
 
     A hook on an LSTM's output sees Y_t alone, what the loss asks of output t: the recurrence is
     inside of the layer. This records dL/dh_t and dL/dc_t with all that later steps bring. The
@@ -55,16 +63,20 @@ def gradient_flow(model: nn.Module, *, scaler: GradScaler | None = None) -> Grad
     recorded.
 
     Args:
-        model: a model that holds :class:`throughtime.LSTM`, :class:`throughtime.LSTMCell` or
-            ``nn.LSTM``, or such a layer itself.
+        model: a model that holds :class:`throughtime.LSTM`, :class:`throughtime.LSTMCell`,
+            :class:`throughtime.RelLSTM`, :class:`throughtime.RelevancyAttention` or ``nn.LSTM``, or
+            such a layer itself.
         scaler: a ``GradScaler`` whose scale the loss has; what is shown is divided by it.
+        stride: n >= 1: of every n-th step the gradients are kept, counted so that the last step of
+            a call (in its direction of travel) is; a record then takes an n-th of the memory. A
+            RelLSTM that is called with ``reset`` keeps every step, and shows every n-th.
 
     Returns:
         The record, to be used by ``with``.
 
     Raises:
-        TypeError: if ``model`` is no module.
-        ValueError: if the model has no such layer, or one that is not recorded yet.
+        TypeError: if ``model`` is no module, or ``stride`` no whole number.
+        ValueError: if the model has no such layer, or ``stride`` is not positive.
 
     Example:
         >>> import torch, throughtime
@@ -77,7 +89,7 @@ def gradient_flow(model: nn.Module, *, scaler: GradScaler | None = None) -> Grad
 
     Source: Kanuparthi et al., ICLR 2019, arXiv 1810.03023, section 2 (the paths A and B).
     """
-    return GradientFlow(model, scaler)
+    return GradientFlow(model, scaler, stride)
 
 
 class GradientFlow:
@@ -91,10 +103,11 @@ class GradientFlow:
     Args:
         model: as in :func:`throughtime.gradient_flow`.
         scaler: as in :func:`throughtime.gradient_flow`.
+        stride: as in :func:`throughtime.gradient_flow`.
 
     Raises:
-        TypeError: if ``model`` is no module.
-        ValueError: if it has nothing to record.
+        TypeError: if ``model`` is no module, or ``stride`` no whole number.
+        ValueError: if it has nothing to record, or ``stride`` is not positive.
 
     Example:
         >>> import torch, throughtime
@@ -104,13 +117,12 @@ class GradientFlow:
         >>> assert flow.gradients().dc.shape == (20, 4, 8)
     """
 
-    def __init__(self, model: nn.Module, scaler: GradScaler | None = None) -> None:
-        self._recorder = Recorder(traced_layers(model), scaler, self._summarise)
-        self._earlier: list[dict[tuple[str, int, int], Tensor]] = []
-        self._parts: tuple[Call, Parts] | None = None
+    def __init__(self, model: nn.Module, scaler: GradScaler | None = None, stride: int = 1) -> None:
+        check_size("gradient_flow", "stride", stride, least=1)
+        self._updates = Updates(model, scaler, stride)
 
     def __enter__(self) -> GradientFlow:
-        self._recorder.start()
+        self._updates.recorder.start()
         return self
 
     def __exit__(
@@ -119,7 +131,7 @@ class GradientFlow:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._recorder.stop()
+        self._updates.recorder.stop()
 
     def __str__(self) -> str:
         return self.verdict()
@@ -127,19 +139,20 @@ class GradientFlow:
     @property
     def layers(self) -> list[str]:
         """Names of the recorded layers: of the module and its stacked layer, ``"rnn.l0"``."""
-        return list(dict.fromkeys(call.layer for call in self._calls()))
+        return self._updates.layers()
 
     @property
     def updates(self) -> int:
         """Number of backward passes that were recorded."""
-        return len(self._earlier) + any(call.traced for call in self._recorder.update)
+        return self._updates.count()
 
     def gradients(
         self, layer: str | int = 0, direction: int = 0, *, call: int = 0
     ) -> StepGradients:
         """Give the gradients of a call, step by step.
 
-        ``dc_cell`` takes about the time of a forward pass in plain PyTorch and 12 T B H numbers.
+        ``dc_cell`` takes about the time of a forward pass in plain PyTorch and 14 T B H numbers,
+        whatever the stride; of a RelLSTM as much as :meth:`attention`.
 
         Args:
             layer: its name, or its place in :attr:`layers`.
@@ -148,20 +161,80 @@ class GradientFlow:
 
         Returns:
             ``dh``, ``dc``, ``direct`` and ``dc_cell``, each ``[T, B, H]`` (``dh`` and ``direct`` of
-            a projected layer ``[T, B, P]``), steps in the order of the input. The samples of a
-            packed batch are ordered by falling length.
+            a projected layer ``[T, B, P]``), steps in the order of the input; with a stride those
+            that are kept. The samples of a packed batch are ordered by falling length.
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
-            ValueError: if there is no such call.
+            ValueError: if there is no such call, or it is one of a RelevancyAttention.
         """
-        found = self._call(layer, direction, call)
-        return StepGradients(*found.whole(), found.direct(), self._of(found).cell_part())
+        found = self._updates.call(layer, direction, call, recurrent_for="gradients")
+        others = found.direct(), self._updates.recurrent_parts(found).cell_part()
+        return StepGradients(*found.whole(), *map(found.kept, others))
+
+    def keys(self, layer: str | int = 0, *, call: int = 0) -> KeyFlow:
+        """Give what the queries, keys and values of a RelevancyAttention get, and what is attended.
+
+        The gradients are those that its backward pass makes, and kept. The rest takes a walk over
+        the steps in plain PyTorch, in time O(T (window_size + top_k)) and as much memory.
+
+        Args:
+            layer: as in :meth:`gradients`.
+            call: as in :meth:`gradients`.
+
+        Returns:
+            Gradients by query, key and value, numbers of candidates, how long each key is held,
+            and the weights by distance.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+            ValueError: if there is no such call, or it is not one of a RelevancyAttention.
+        """
+        found = self._updates.call(layer, 0, call)
+        parts = self._updates.parts(found)
+        if not isinstance(parts, KeyParts):
+            raise ValueError(
+                f"keys: {found.name} is not one of a RelevancyAttention; take flow.gradients(), or "
+                f"flow.attention() of a RelLSTM, or name another layer of {self.layers}"
+            )
+        return parts.keys()
+
+    def attention(self, layer: str | int = 0, *, call: int = 0) -> AttentionFlow:
+        """Say how attention carries the gradient of a call of a RelLSTM, and what it attends.
+
+        Takes two walks over the steps in plain PyTorch, in time O(T (window_size + top_k)), with
+        about 20 H + 3 (window_size + top_k) numbers for each step and sample, whatever the stride.
+        :meth:`table`, :meth:`gradients`, :meth:`verdict` and :meth:`plot` take the same walks,
+        which are made once for the call that was asked for last.
+
+        Args:
+            layer: as in :meth:`gradients`.
+            call: as in :meth:`gradients`.
+
+        Returns:
+            The parts of ``dh`` that attention and the recurrence bring, attention's share,
+            numbers of candidates, depth, best path, and how long each step is held: of every step.
+
+        Raises:
+            RuntimeError: if no backward pass was recorded, or an input was changed since.
+            ValueError: if there is no such call, or it is not one of a RelLSTM.
+        """
+        found = self._updates.call(layer, 0, call)
+        parts = self._updates.parts(found)
+        if not isinstance(parts, RelParts):
+            raise ValueError(
+                f"attention: {found.name} is not one of a RelLSTM; take flow.gradients() of an "
+                "LSTM, or flow.keys() of a RelevancyAttention, or name another layer of "
+                f"{self.layers}"
+            )
+        return parts.attention()
 
     def hops(self, count: int, layer: str | int = 0, direction: int = 0, *, call: int = 0) -> Hops:
-        """Split dc by the number of passages through W_hh: a spectrum, and any p follows from it.
+        """Split dc by the number of passages through h: a spectrum, and any p follows from it.
 
-        Each hop takes about the time of a forward pass in plain PyTorch, and T B H numbers stay.
+        A passage leads from a step to the h before it: through W_hh, and of a RelLSTM through
+        h_{t-1} in s_t, while attention to h_j is none. Each hop takes about the time of a forward
+        pass in plain PyTorch, and T B H numbers stay. It takes every step, whatever the stride.
 
         Args:
             count: K, the largest number of passages; from T - 1 on the spectrum is whole.
@@ -175,28 +248,35 @@ class GradientFlow:
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
-            ValueError: if there is no such call, or ``count`` is negative.
+            ValueError: if there is no such call, ``count`` is negative, the layer has a plain cell,
+                which has no c_t, or is a RelevancyAttention.
         """
         if count < 0:
             raise ValueError(f"hops: count should be at least 0, got {count}")
-        return self._of(self._call(layer, direction, call)).hops(count)
+        found = self._updates.call(layer, direction, call, recurrent_for="hops")
+        return self._updates.recurrent_parts(found).hops(count)
 
     def parameters(self) -> list[Row]:
-        """Compare each layer's weight gradient with its cell part.
+        """Compare each layer's weight gradient with gA, that with every step detached.
 
-        Takes about two forward passes in plain PyTorch for each call.
+        gA is the cell part; of a RelLSTM what the cell and attention bring. Takes about two forward
+        passes in plain PyTorch for each call.
 
         Returns:
-            A row for each call and direction: ``layer``, ``call``, ``direction``, ``norm`` of the
-            gradient of all weights and biases of this call, ``cell_share`` = ``|gA| / |g|``, and
-            ``cosine`` of the two.
+            A row for each call and direction of a recurrent layer: ``layer``, ``call``,
+            ``direction``, ``norm`` of the gradient of all weights and biases of this call,
+            ``cell_share`` = ``|gA| / |g|``, and ``cosine`` of the two.
 
         Raises:
-            RuntimeError: if no backward pass was recorded, or an input was changed since.
+            RuntimeError: if no backward pass was recorded, an input was changed since, or an LSTM
+                was recorded with a stride: it takes the gradients of every step.
+            ValueError: if no recorded layer is recurrent.
         """
         rows: list[Row] = []
-        for call in self._calls():
-            whole, cell = (self._of(call).weights(only) for only in (False, True))
+        for call in self._updates.recurrent("parameters"):
+            whole, cell = (
+                self._updates.recurrent_parts(call).weights(only) for only in (False, True)
+            )
             norm = whole.norm().item()
             rows.append({
                 **_place(call),
@@ -211,23 +291,29 @@ class GradientFlow:
 
         Norms are over the units, and of a batch the median, with the quantiles of 10 and 90 %
         beside it (``dh_10``, ``dh_90``). Takes about two forward passes in plain PyTorch for each
-        call, and 20 T B H numbers of memory while it works.
+        call, and 20 T B H numbers of memory while it works; of a RelLSTM see :meth:`attention`.
 
         Returns:
-            A row for each layer, call, direction and step t: ``layer``, ``call``, ``direction``,
-            ``step``, the norms ``dh``, ``dc``, ``direct`` (Y_t), ``cell`` (the part of dc through
-            the cell alone), ``rest`` (dc without it), ``cut`` (share of the gradient by h_t that
-            the mask of the step after takes away), and the shares ``zeros`` and ``subnormals`` of
-            dc. NaN where no sample has the step.
+            A row for each layer, call, direction and step t that is kept: ``layer``, ``call``,
+            ``direction``, ``step``, the norms ``dh``, ``dc``, ``direct`` (Y_t), ``cell`` (the part
+            of dc through the cell alone), ``rest`` (dc without it), ``cut`` (share of the gradient
+            by h_t that the mask of the step after takes away; NaN for a masked LSTM with a
+            stride), and the shares ``zeros`` and ``subnormals`` of dc. A row of a RelLSTM has also
+            the norms ``recurrent``, ``value`` and ``key``, which with ``direct`` are the parts of
+            dh, and the share of ``attention`` = ``|value + key|`` by the sum of the norms of the
+            four parts. A row of a RelevancyAttention has the norms ``query``, ``key`` and ``value``
+            of what these get, the means over its heads ``kappa`` and ``effective`` (see
+            :class:`KeyFlow`), and the shares ``zeros`` and ``subnormals`` of what the values get.
+            NaN where no sample has the step.
 
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
         """
         rows: list[Row] = []
-        for call in self._calls():
-            columns = self._columns(call)
-            for step in range(len(call.inside())):
-                values = {name: column[step].item() for name, column in columns.items()}
+        for call in self._updates.calls():
+            columns = statistics.columns(call, self._updates.parts(call))
+            for k, step in enumerate(call.steps):
+                values = {name: column[k].item() for name, column in columns.items()}
                 rows.append({**_place(call), "step": step, **values})
         return rows
 
@@ -235,34 +321,34 @@ class GradientFlow:
         """Say how far back the gradient reaches.
 
         Args:
-            fraction: of the norm at a sample's last step, > 0.
+            fraction: of the norm at a sample's last step that is kept, > 0.
 
         Returns:
-            A row for each layer, call and direction: ``dh`` and ``dc``, the steps before the last
-            after which the median norm is below the fraction (infinite if it never is), and
-            ``decades``, by which ``|dc|`` grows or falls in 100 steps backward.
+            A row for each recurrent layer, call and direction: ``dh`` and ``dc``, the steps before
+            the last after which the median norm is below the fraction (infinite if it never is),
+            and ``decades``, by which ``|dc|`` grows or falls in 100 steps backward.
 
         Raises:
             RuntimeError: if no backward pass was recorded.
-            ValueError: if ``fraction`` is not positive.
+            ValueError: if ``fraction`` is not positive, or no recorded layer is recurrent.
         """
         if not fraction > 0:
             raise ValueError(f"horizon: fraction should be greater than 0, got {fraction}")
         rows: list[Row] = []
-        for call in self._calls():
+        for call in self._updates.recurrent("horizon"):
             dh, dc = (
                 statistics.median(statistics.by_distance(x.norm(dim=2), call)) for x in call.whole()
             )
             rows.append({
                 **_place(call),
-                "dh": statistics.reach(dh, fraction),
-                "dc": statistics.reach(dc, fraction),
-                "decades": statistics.decades(dc),
+                "dh": statistics.reach(dh, fraction, call.stride),
+                "dc": statistics.reach(dc, fraction, call.stride),
+                "decades": statistics.decades(dc, call.stride),
             })  # fmt: skip
         return rows
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write :meth:`table` into a file.
+        """Write :meth:`table` into a file; what a row does not have is empty.
 
         Args:
             path: of a CSV file, which is replaced.
@@ -272,7 +358,8 @@ class GradientFlow:
         """
         rows = self.table()
         with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(file, list(names))
             writer.writeheader()
             writer.writerows(rows)
 
@@ -287,8 +374,10 @@ class GradientFlow:
     ) -> None:
         """Draw the norms over the steps, one line per part; needs matplotlib.
 
-        Beside it a heat map of ``|dc|`` by step and update, if several updates were recorded, and
-        with ``others`` ``|dc|`` of each flow in one picture.
+        Beside it a heat map of ``|dc|`` by step and update, if several updates were recorded, with
+        ``others`` ``|dc|`` of each flow in one picture, and of a layer with attention a line for
+        each step of the first sample (and head) over the steps that attend it: long ones are
+        retained. Of a RelevancyAttention ``|value|`` takes the place of ``|dc|``, without a map.
 
         Args:
             path: of the picture; its suffix is its format.
@@ -308,18 +397,30 @@ class GradientFlow:
             raise ModuleNotFoundError(
                 "plot: pictures need matplotlib: pip install matplotlib"
             ) from error
-        found = self._call(layer, direction, call)
-        compared = {
-            name: other._columns(other._call(layer, direction, call))
-            for name, other in (others or {}).items()
-        }
-        plotting.draw(path, _title(found), self._columns(found), self._history(found), compared)
+        found = self._updates.call(layer, direction, call)
+        compared = {}
+        for name, other in (others or {}).items():
+            its = other._updates.call(layer, direction, call)
+            compared[name] = plotting.Lines(
+                its.steps, statistics.columns(its, other._updates.parts(its))
+            )
+        parts = self._updates.parts(found)
+        plotting.draw(
+            path,
+            _title(found),
+            plotting.Lines(found.steps, statistics.columns(found, parts)),
+            self._updates.history(found) if found.recurrent else None,
+            compared,
+            parts.attended(),
+        )
 
     def verdict(self) -> str:
         """Say in a sentence what the layer needs whose gradient grows or falls most.
 
         h-detach is recommended only where the path through h grows and the cell path carries
-        something.
+        something. Of a RelLSTM it says how much of the gradient by h the farthest step gets, and
+        which share of that attention brings; of a RelevancyAttention, which a sentence on another
+        layer replaces, over how many keys its weights are spread.
 
         Returns:
             The sentence.
@@ -327,65 +428,7 @@ class GradientFlow:
         Raises:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
         """
-        return sentence([(call, self._of(call)) for call in self._calls()])
-
-    def _columns(self, call: Call) -> dict[str, Tensor]:
-        """The columns of the table ``[T]`` of one call."""
-        parts, inside = self._of(call), call.inside()
-        (dh, dc), cell = call.whole(), self._of(call).cell_part()
-        norms = {
-            "dh": dh, "dc": dc, "direct": call.direct(), "cell": cell, "rest": dc - cell,
-        }  # fmt: skip
-        columns: dict[str, Tensor] = {}
-        for name, x in norms.items():
-            columns |= statistics.quantiles(name, x.norm(dim=2), inside)
-        columns["cut"] = statistics.median(torch.where(inside, parts.cut(), torch.nan))
-        return columns | statistics.shares(dc, inside)
-
-    def _history(self, call: Call) -> Tensor:
-        """|dc| ``[updates, T]`` of a call, as far as its number of steps is the same."""
-        key, own = (call.layer, call.number, call.direction), statistics.history(call)
-        kept = [update[key] for update in self._earlier if key in update]
-        rows = [norms for norms in (*kept, own) if len(norms) == len(own)]
-        return torch.stack([statistics.median(norms) for norms in rows])
-
-    def _summarise(self, update: list[Call]) -> None:
-        """Keep the norms of an update that another one follows."""
-        self._earlier.append({
-            (call.layer, call.number, call.direction): statistics.history(call)
-            for call in update if call.traced
-        })  # fmt: skip
-
-    def _of(self, call: Call) -> Parts:
-        """The parts of a call; those asked for last are kept."""
-        if self._parts is None or self._parts[0] is not call:
-            self._parts = call, Parts(call)
-        return self._parts[1]
-
-    def _calls(self) -> list[Call]:
-        found = [call for call in self._recorder.update if call.traced]
-        if found:
-            return found
-        text = (
-            "gradient_flow: no backward pass reached a recorded layer; compute the loss from its "
-            "output inside the with block, and call backward() without create_graph"
-        )
-        handle = self._recorder.accelerated
-        raise RuntimeError(text if handle is None else f"{text}; nn.LSTM ran so:\n{handle}")
-
-    def _call(self, layer: str | int, direction: int, number: int) -> Call:
-        calls = self._calls()
-        names = list(dict.fromkeys(call.layer for call in calls))
-        name = layer
-        if isinstance(layer, int) and -len(names) <= layer < len(names):
-            name = names[layer]
-        for call in calls:
-            if (call.layer, call.direction, call.number) == (name, direction, number):
-                return call
-        raise ValueError(
-            f"gradient_flow: no backward pass reached layer {layer!r}, direction {direction}, call "
-            f"{number}; recorded are {', '.join(f'{c.name}' for c in calls[:8])}"
-        )
+        return sentence([(call, self._updates.parts(call)) for call in self._updates.calls()])
 
 
 def _place(call: Call) -> Row:

@@ -9,6 +9,7 @@ gradient of the gate sums, hop by hop (k = 0 is the cell part)::
 
 All of it is computed on request, in plain PyTorch, from the inputs, the weights and the output of
 the call: one product of matrices and T steps without any for the gates, and again for each hop.
+A :class:`Parts` holds 14 T B H numbers, whatever the stride.
 
 Source: Kanuparthi et al., ICLR 2019, arXiv 1810.03023, equations 5 to 8 (A and B).
 """
@@ -61,7 +62,7 @@ class Hops(NamedTuple):
 
 
 class Parts:
-    """The gates of a call, and what follows from them.
+    """The gates of a call of an LSTM, and what follows from them, for the rows of the call.
 
     Args:
         call: one that was traced.
@@ -69,26 +70,32 @@ class Parts:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self._inside = call.inside().unsqueeze(2)
+        self._inside = call.rows_inside().unsqueeze(2)
         reset = call.read("reset")
         self._reset = torch.zeros_like(self._inside) if reset is None else reset.unsqueeze(2)
-        self._h_before = self._before(call.needed("output"), "h_0", "reset_h")
-        self._gates()
+        self._x = torch.where(self._inside, call.needed("input"), 0.0)
+        self._entering = self._states()
+        self._gates(self._gate_sums())
 
-    def _gates(self) -> None:
-        """i, f, g, o, c and what belongs to them, ``[T, B, H]``; zero past the end."""
+    def _states(self) -> Tensor:
+        """What the gates of each step get beside the input, ``[T, rows, H or P]``."""
+        return self._before(self.call.needed("output"), "h_0", "reset_h")
+
+    def _gate_sums(self) -> Tensor:
         call = self.call
-        x = torch.where(self._inside, call.needed("input"), 0.0)
-        sums = F.linear(x, call.needed("weight_ih")) + F.linear(
-            self._h_before, call.needed("weight_hh")
+        sums = F.linear(self._x, call.needed("weight_ih")) + F.linear(
+            self._entering, call.needed("weight_hh")
         )
         for bias in (call.read("bias_ih"), call.read("bias_hh")):
             sums = sums if bias is None else sums + bias
+        return sums
+
+    def _gates(self, sums: Tensor) -> None:
+        """i, f, g, o, c and what belongs to them, ``[T, rows, H]``; zero past the end."""
         i, f, g, o = sums.chunk(4, dim=2)
         self.i, self.f, self.g, self.o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        self._x = x
-        c, anew = call.needed("c_0"), call.read("reset_c")
-        before, cells = [c] * len(x), [c] * len(x)
+        c, anew = self.call.needed("c_0"), self.call.read("reset_c")
+        before, cells = [c] * len(sums), [c] * len(sums)
         for t in self._travel():
             c = torch.where(self._reset[t], 0.0 if anew is None else anew[t], c)
             before[t] = c
@@ -96,6 +103,7 @@ class Parts:
             cells[t] = c
         self.c, self._c_before = torch.stack(cells), torch.stack(before)
         self._tanh_c = self.c.tanh()
+        self._slope = self.o * (1 - self._tanh_c * self._tanh_c)  # D_t
         # What dc_t leaves to the step before it.
         self._carry = torch.where(self._inside & ~self._reset, self.f, 0.0)
 
@@ -135,7 +143,7 @@ class Parts:
         return dh if weight is None else dh @ weight
 
     def _sums(self, dh: Tensor, dc: Tensor) -> Tensor:
-        """Da ``[T, B, 4H]`` from the gradients by h_t and c_t."""
+        """Da ``[T, rows, 4H]`` from the gradients by h_t and c_t."""
         i, f, g, o = self.i, self.f, self.g, self.o
         found = (
             dc * g * i * (1 - i),
@@ -153,12 +161,15 @@ class Parts:
 
     def _cells(self, dh: Tensor, own: Tensor | float = 0.0) -> Tensor:
         """Dc of these gradients by h_t, by paths through the cell alone."""
-        direct = self._of_units(dh) * self.o * (1 - self._tanh_c * self._tanh_c)
+        direct = self._of_units(dh) * self._slope
         return self._carried(torch.where(self._inside, direct, 0.0) + own)
+
+    def _rows_cell_part(self) -> Tensor:
+        return self._cells(self.call.rows_direct(), self.call.rows_direct_of_cells())
 
     def cell_part(self) -> Tensor:
         """dc^(0) ``[T, B, H]``."""
-        return self._cells(self.call.direct(), self.call.direct_of_cells())
+        return self.call.arranged(self._rows_cell_part())
 
     def hops(self, count: int) -> Hops:
         """dc^(0) to dc^(count)."""
@@ -170,31 +181,58 @@ class Parts:
             found.append(dc)
         return Hops(torch.stack(found))
 
-    def cut(self) -> Tensor:
-        """Share of the gradient by h_t that the mask of the step after takes away, ``[T, B]``."""
-        mask = self.call.read("detach_mask")
-        came = self._through_h(self._sums(*self.call.whole())).norm(dim=2)
+    def vectors(self) -> dict[str, Tensor]:
+        """What the table has norms of, ``[T, B, H or P]`` at the steps that are kept."""
+        (dh, dc), cell = self.call.whole(), self.call.kept(self.cell_part())
+        direct = self.call.kept(self.call.direct())
+        return {"dh": dh, "dc": dc, "direct": direct, "cell": cell, "rest": dc - cell}
+
+    def shares(self) -> dict[str, Tensor]:
+        """What the table has of each sample, ``[T, B]`` at the steps that are kept."""
+        return {"cut": self._cut()}
+
+    def attended(self) -> Tensor | None:
+        """The last step that attends each step of the first sample ``[T]``, if any attends."""
+        return None
+
+    def _cut(self) -> Tensor:
+        """Share of the gradient by h_t that the mask of the step after takes away."""
+        mask, size = self.call.read("detach_mask"), self.call.kept(self._inside).shape[:2]
         if mask is None:
-            return torch.zeros_like(came)
+            return self._x.new_zeros(size)
+        if self.call.stride > 1:  # it takes the gradient of the step after
+            return self._x.new_full(size, torch.nan)
+        came = self._through_h(self._sums(*self.call.whole())).norm(dim=2)
         taken = self._to_before(mask.to(came)) * came
         share: Tensor = taken / (came + self.call.direct().norm(dim=2))
         return share.nan_to_num(0.0)
 
     def transport(self) -> Tensor:
-        """What the cell path alone leaves of a gradient of c of the last step: ``[T, B]``.
+        """What the cell path alone leaves of a gradient of c of the last step: ``[steps, B]``.
 
         Root mean square over the units of the product of the forget gates after t.
         """
-        one = self.call.last().unsqueeze(2).to(self.c).expand_as(self.c)
-        return self._carried(one).square().mean(2).sqrt()
+        one = self.call.rows_last().unsqueeze(2).to(self.c).expand_as(self.c)
+        return self.call.kept(self._carried(one).square().mean(2).sqrt())
 
     def weights(self, cell_only: bool) -> Tensor:
-        """The gradient of weight_ih, weight_hh and bias in a row: whole, or its cell part."""
+        """The gradient of weight_ih, weight_hh and bias in a row: whole, or its cell part.
+
+        Raises:
+            RuntimeError: if not every step is kept.
+        """
+        if self.call.stride > 1:
+            raise RuntimeError(
+                f"parameters: the gradients of every step are needed, and of {self.call.name} "
+                f"every {self.call.stride}-th step was kept; record with stride=1"
+            )
         if cell_only:
-            da = self._sums(self.call.direct(), self.cell_part())
+            da = self._sums(self.call.rows_direct(), self._rows_cell_part())
         else:
             da = self._sums(*self.call.whole())
+        return torch.cat([x.flatten() for x in self._weights_of_gates(da)])
+
+    def _weights_of_gates(self, da: Tensor) -> list[Tensor]:
         rows = da.flatten(0, 1)
         bias = [] if self.call.read("bias_ih") is None else [rows.sum(0)]
-        products = [rows.t() @ x.flatten(0, 1) for x in (self._x, self._h_before)]
-        return torch.cat([x.flatten() for x in (*products, *bias)])
+        return [*(rows.t() @ x.flatten(0, 1) for x in (self._x, self._entering)), *bias]

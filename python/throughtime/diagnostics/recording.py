@@ -1,4 +1,4 @@
-"""Records the calls of the LSTMs of a model, and what the backward pass brings to each step."""
+"""Records the calls of the layers of a model, and what the backward pass brings to each step."""
 
 from __future__ import annotations
 
@@ -16,37 +16,48 @@ from torch.utils.hooks import RemovableHandle
 
 from throughtime.acceleration import Acceleration, accelerate
 from throughtime.acceleration.handle import innermost
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.attention import AttentionCall, AttentionDefinition
+from throughtime.diagnostics.call import AnyCall, Call
+from throughtime.functional.split import Split
 from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
 from throughtime.ops import watching
-from throughtime.ops.lstm.arguments import LstmArguments
-from throughtime.ops.lstm.cpu import lstm, lstm_backward_trace, lstm_cells
+from throughtime.ops.lstm import LstmArguments
+from throughtime.ops.lstm import cpu as lstm_on_cpu
+from throughtime.ops.operation import Operation
+from throughtime.ops.rel_lstm import RelLstmArguments
+from throughtime.ops.rel_lstm import compiled as rel_lstm_compiled
+from throughtime.ops.relevancy import RelevancyArguments
+from throughtime.ops.relevancy import compiled as relevancy_compiled
+from throughtime.ops.trace import Trace
 
 Update = list[Call]
 
+_TRACES: dict[Operation[Any, Any], Trace] = {
+    lstm_on_cpu.lstm: lstm_on_cpu.trace,
+    lstm_on_cpu.lstm_cells: lstm_on_cpu.trace,
+    rel_lstm_compiled.rel_lstm: rel_lstm_compiled.trace,
+}
+# Of the arguments, what a backward operator may not get and questions read.
+_HELD = ("bias_ih", "bias_hh", "h_0", "context_0", "memory")
+
 
 def traced_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The LSTMs of a model by name; "" is the model itself.
+    """The layers of a model that are recorded by name; "" is the model itself.
 
     Raises:
         TypeError: if the model is no module.
-        ValueError: if it has none, or layers that are not traced yet.
+        ValueError: if it has none.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"gradient_flow: model should be a Module, got {type(model).__name__}")
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (RelLSTM, RelevancyAttention)):
-            raise ValueError(
-                f"gradient_flow: {type(module).__name__} ({name or 'the model itself'}) is not "
-                "traced yet; pass a part of the model that holds LSTMs only"
-            )
-        if isinstance(module, (LSTM, LSTMCell, TorchLSTM)):
-            found[name] = module
+    kinds = (LSTM, LSTMCell, RelLSTM, RelevancyAttention, TorchLSTM)
+    found: dict[str, nn.Module] = {
+        name: x for name, x in model.named_modules() if isinstance(x, kinds)
+    }
     if not found:
         raise ValueError(
-            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, LSTMCell or nn.LSTM; "
-            "pass the model that holds one"
+            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, LSTMCell, RelLSTM, "
+            "RelevancyAttention or nn.LSTM; pass the model that holds one"
         )
     return found
 
@@ -60,6 +71,7 @@ class Recorder:
     Args:
         layers: by name.
         scaler: whose scale the loss has, or None.
+        stride: of the steps whose gradients are kept.
         ended: told of an update that another one follows.
     """
 
@@ -67,9 +79,10 @@ class Recorder:
         self,
         layers: dict[str, nn.Module],
         scaler: GradScaler | None,
+        stride: int,
         ended: Callable[[Update], None],
     ) -> None:
-        self.layers, self.scaler, self._ended = layers, scaler, ended
+        self.layers, self.scaler, self.stride, self._ended = layers, scaler, stride, ended
         self.update: Update = []
         self._numbers: Counter[tuple[str, int]] = Counter()
         self._arrived = False
@@ -106,13 +119,19 @@ class Recorder:
     def _leave(self, layer: nn.Module, args: Any, results: Any) -> None:
         watching.watch(self._before.pop())
 
-    def begin(self, layer: str, direction: int) -> Call:
-        """A call of a layer in one direction."""
+    def follow(self) -> None:
+        """Begin the next update, if a backward pass has come to this one."""
         if self._arrived:
             self._ended(self.update)
             self.update, self._arrived = [], False
             self._numbers.clear()
-        call = Call(layer, self._numbers[layer, direction], direction)
+
+    def begin(
+        self, kind: type[AnyCall], layer: str, direction: int, split: Split | None
+    ) -> AnyCall:
+        """A call of a layer in one direction, its batch divided by ``split``."""
+        self.follow()
+        call = kind(layer, self._numbers[layer, direction], direction, self.stride, split)
         self._numbers[layer, direction] += 1
         self.update.append(call)
         return call
@@ -131,59 +150,89 @@ class _LayerCall:
         self._recorder, self._name = recorder, name
         self._places = _places(name, layer)
         self._place = ("", 0)
+        self._split: Split | None = None
 
-    def call(self) -> None:
-        self._place = next(self._places)
+    def call(self, split: Split | None, gradient: bool) -> None:
+        self._place, self._split = next(self._places), split
+        if gradient:
+            self._recorder.follow()  # before the forward pass: it takes the memory that this frees
 
-    def kernels(self, operation: Any, args: Any) -> Callable[..., tuple[Tensor, ...]]:
-        if operation not in (lstm, lstm_cells):
+    def kernels(
+        self, operation: Any, args: Any, results: tuple[Tensor, ...]
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        trace = _TRACES.get(operation)
+        if trace is None and operation is not relevancy_compiled.relevancy:
             raise RuntimeError(
                 f"gradient_flow: layer {self._name or 'the model itself'!r} runs on a GPU backend, "
                 "and backends 'cpu' and 'reference' are traced; move the model to the CPU, or use "
                 "throughtime.backend('reference')"
             )
-        given = LstmArguments._make(args)
-        biases = {"bias_ih": given.bias_ih, "bias_hh": given.bias_hh}
-        return partial(self._trace, self._begin(given), operation, biases)
+        given = operation.arguments._make(args)
+        if trace is None:
+            return partial(self._keys, self._begin_attention(given), operation)
+        call = self._begin(given)
+        held = {name: x for name, x in given._asdict().items() if name in _HELD}
+        if isinstance(given, RelLstmArguments):
+            held["output"] = results[0]
+        call.hold(held)
+        return partial(self._trace, call, operation, trace)
 
-    def _trace(
-        self, call: Call, operation: Any, biases: dict[str, Tensor | None], *args: Any
-    ) -> tuple[Tensor, ...]:
+    def _trace(self, call: Call, operation: Any, trace: Trace, *args: Any) -> tuple[Tensor, ...]:
         """The backward operator with its trace."""
         named = operation.backward_call._make(args)._asdict()
-        named.setdefault("grad_cells", None)
-        self._recorder.arrive(call, named | biases)
+        self._recorder.arrive(call, named)
         call.grads(named)
-        *gradients, call.dh, call.dc = lstm_backward_trace(*lstm_cells.backward_call(**named))
-        return tuple(gradients)
+        gradients, call.dh, call.dc = trace(named, call.trace_stride)
+        return gradients
 
-    def definition(self, args: Any) -> _Definition:
+    def _keys(self, call: AttentionCall, operation: Any, *args: Any) -> tuple[Tensor, ...]:
+        """The backward operator of attention, whose gradients are kept."""
+        self._recorder.arrive(call, operation.backward_call._make(args)._asdict())
+        found: tuple[Tensor, ...] = operation.backward_op(*args)
+        names = [field.name for field in operation.backward_gives]
+        call.keep(dict(zip(names, found, strict=True)))
+        return found
+
+    def definition(self, args: Any) -> watching.Steps:
+        if isinstance(args, RelevancyArguments):
+            return AttentionDefinition(self._begin_attention(args), args, self._recorder.arrive)
         return _Definition(self._begin(args), args, self._recorder)
 
-    def _begin(self, args: LstmArguments) -> Call:
-        _check_memory(self._place[0], args)
-        return self._recorder.begin(*self._place)
+    def _begin(self, args: LstmArguments | RelLstmArguments) -> Call:
+        call = self._recorder.begin(Call, *self._place, self._split)
+        steps, batch, _ = args.input.shape
+        _check_memory(call, steps, batch, args.h_0.size(1) + args.c_0.size(1), args.input)
+        return call
+
+    def _begin_attention(self, args: RelevancyArguments) -> AttentionCall:
+        call = self._recorder.begin(AttentionCall, *self._place, None)
+        batch, heads, steps, size = args.query.shape
+        _check_memory(call, steps, batch, heads * (2 * size + args.value.size(3)), args.query)
+        return call
 
 
 def _places(name: str, layer: nn.Module) -> Iterator[tuple[str, int]]:
     """Names of the stacked layers, each with its directions; after the last the first."""
-    if isinstance(layer, LSTMCell):
+    if isinstance(layer, (LSTMCell, RelevancyAttention)):
         while True:
-            yield name or "cell", 0
-    assert isinstance(layer, nn.RNNBase)
+            yield name or ("cell" if isinstance(layer, LSTMCell) else "attention"), 0
+    assert isinstance(layer, (nn.RNNBase, RelLSTM))
+    directions = 2 if isinstance(layer, nn.RNNBase) and layer.bidirectional else 1
     while True:
         for k in range(layer.num_layers):
-            for direction in range(2 if layer.bidirectional else 1):
+            for direction in range(directions):
                 yield f"{name}.l{k}" if name else f"l{k}", direction
 
 
 class _Definition:
     """A call of the definition: hooks on the states of its steps."""
 
-    def __init__(self, call: Call, args: LstmArguments, recorder: Recorder) -> None:
-        self._call, self._args, self._recorder = call, args, recorder
+    def __init__(
+        self, call: Call, args: LstmArguments | RelLstmArguments, recorder: Recorder
+    ) -> None:
+        self._call, self.args, self._recorder = call, args, recorder
         self._came: set[tuple[str, int]] = set()
-        self._output: Tensor | None = None
+        self._results: dict[str, Any] = {}
 
     def observe(self, t: int, h_t: Tensor, c_t: Tensor) -> None:
         for name, x in (("dh", h_t), ("dc", c_t)):
@@ -194,8 +243,8 @@ class _Definition:
         states: Any = results
         # The last h_t and c_t are these very tensors, and get more than these bring.
         states = states._replace(h_n=states.h_n.clone(), c_n=states.c_n.clone())
-        self._output = states.output
-        for name, x in states._asdict().items():
+        self._results = states._asdict()
+        for name, x in self._results.items():
             if x.requires_grad:
                 x.register_hook(partial(self._take_result, f"grad_{name}"))
         found: watching.Results = states
@@ -204,12 +253,12 @@ class _Definition:
     def _start(self) -> Call:
         call = self._call
         if not call.traced:
-            assert self._output is not None
-            self._recorder.arrive(call, self._args._asdict() | {"output": self._output})
-            wide = torch.promote_types(self._output.dtype, torch.float32)
-            units = self._args.c_0.size(1)
-            call.dh = torch.zeros_like(self._output, dtype=wide)
-            call.dc = call.dh.new_zeros(*self._output.shape[:2], units)
+            self._recorder.arrive(call, self.args._asdict() | self._results)
+            output, units = self._results["output"], self.args.c_0.size(1)
+            wide = torch.promote_types(output.dtype, torch.float32)
+            steps = -(-len(output) // call.trace_stride)
+            call.dh = torch.zeros_like(output[:steps], dtype=wide)
+            call.dc = call.dh.new_zeros(*call.dh.shape[:2], units)
         return call
 
     def _take(self, name: str, t: int, grad: Tensor) -> None:
@@ -217,29 +266,33 @@ class _Definition:
         if (name, t) in self._came:
             call.refuse()
         self._came.add((name, t))
-        whole = call.dh if name == "dh" else call.dc
+        whole, every = call.dh if name == "dh" else call.dc, call.trace_stride
         assert whole is not None
-        whole[t] = grad.detach()
+        later = t if call.reverse else len(self._results["output"]) - 1 - t
+        if later % every == 0:
+            whole[t // every] = grad.detach()
 
     def _take_result(self, name: str, grad: Tensor) -> None:
         self._start().grads({name: grad})
 
 
-def _check_memory(layer: str, args: LstmArguments) -> None:
-    """Check that the trace of a call fits.
+def _check_memory(call: Call, steps: int, batch: int, width: int, like: Tensor) -> None:
+    """Check that the trace of a call fits: ``width`` numbers for each step and sample.
 
     Raises:
         RuntimeError: if it does not.
     """
-    steps, batch, _ = args.input.shape
-    size = max(4, args.input.element_size())
-    wanted = steps * batch * (args.h_0.size(1) + args.c_0.size(1)) * size
+    kept = -(-steps // call.trace_stride)
+    step = batch * width * max(4, like.element_size())
     free = _free_memory()
-    if free is not None and wanted > free:
+    if free is not None and kept * step > free:
+        way = "take a smaller batch or fewer steps"
+        if call.split is None and step <= free:
+            way = f"keep every n-th step: stride={-(-steps // (free // step))}"
         raise RuntimeError(
-            f"gradient_flow: the trace of layer {layer!r} takes {wanted:,} bytes for {steps} steps "
-            f"of {batch} samples, and {free:,} are free; take a smaller batch or fewer steps, or "
-            "trace one layer alone: gradient_flow(model.layer)"
+            f"gradient_flow: the trace of layer {call.layer!r} takes {kept * step:,} bytes for "
+            f"{kept} steps of {batch} samples, and {free:,} are free; {way}, or trace one layer "
+            "alone: gradient_flow(model.layer)"
         )
 
 

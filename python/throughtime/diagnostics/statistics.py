@@ -7,21 +7,35 @@ import math
 import torch
 from torch import Tensor
 
+from throughtime.diagnostics.attention import KeyParts
 from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.parts import Parts
 
 _KEPT = 16  # samples of an earlier update, spread over the batch: a few milliseconds at most
 
 
 def history(call: Call) -> Tensor:
-    """What stays of a call when another update follows: |dc| ``[T, samples]``, NaN outside."""
+    """What stays of a call when another update follows: |dc| ``[steps, samples]``, NaN outside."""
     assert call.dc is not None
-    every = max(1, call.dc.size(1) // _KEPT)
-    norms = call.dc[:, ::every].norm(dim=2) / call.scale
-    return torch.where(call.inside()[:, ::every], norms, torch.nan)
+    dc = call.dc if call.split is None else call.kept(call.arranged(call.dc))
+    every = max(1, dc.size(1) // _KEPT)
+    norms = dc[:, ::every].norm(dim=2) / call.scale
+    return torch.where(call.kept(call.inside())[:, ::every], norms, torch.nan)
+
+
+def columns(call: Call, parts: Parts | KeyParts) -> dict[str, Tensor]:
+    """The columns of the table, of each step that is kept, of one call."""
+    inside, vectors = call.kept(call.inside()), parts.vectors()
+    found: dict[str, Tensor] = {}
+    for name, x in vectors.items():
+        found |= quantiles(name, x.norm(dim=2), inside)
+    for name, x in parts.shares().items():
+        found[name] = median(torch.where(inside, x, torch.nan))
+    return found | shares(vectors["dc" if call.recurrent else "value"], inside)
 
 
 def median(norms: Tensor) -> Tensor:
-    """``[T]`` of ``[T, B]``, which is NaN where a sample has no such step."""
+    """``[steps]`` of ``[steps, B]``, which is NaN where a sample has no such step."""
     return (
         norms.nanquantile(0.5, dim=1)
         if norms.size(1)
@@ -30,7 +44,7 @@ def median(norms: Tensor) -> Tensor:
 
 
 def quantiles(name: str, norms: Tensor, inside: Tensor) -> dict[str, Tensor]:
-    """Median and quantiles of 10 and 90 % ``[T]`` of the samples that have the step."""
+    """Median and quantiles of 10 and 90 % ``[steps]`` of the samples that have the step."""
     known = torch.where(inside, norms, torch.nan)
     points = torch.tensor([0.5, 0.1, 0.9], dtype=norms.dtype, device=norms.device)
     found = known.nanquantile(points, dim=1)
@@ -38,7 +52,7 @@ def quantiles(name: str, norms: Tensor, inside: Tensor) -> dict[str, Tensor]:
 
 
 def shares(x: Tensor, inside: Tensor) -> dict[str, Tensor]:
-    """Shares of zeros and of subnormal numbers of each step ``[T]``."""
+    """Shares of zeros and of subnormal numbers of each step ``[steps]``."""
     least, count = torch.finfo(x.dtype).tiny, inside.sum(1) * x.size(2)
     zero = ((x == 0) & inside.unsqueeze(2)).sum((1, 2)) / count
     small = ((x != 0) & (x.abs() < least) & inside.unsqueeze(2)).sum((1, 2)) / count
@@ -46,24 +60,24 @@ def shares(x: Tensor, inside: Tensor) -> dict[str, Tensor]:
 
 
 def by_distance(x: Tensor, call: Call) -> Tensor:
-    """``[T, B]`` by step as ``[T, B]`` by steps before a sample's last; NaN past its first."""
-    inside = call.inside()
+    """``[steps, B]``, of those kept, by place before a sample's last; NaN past its first."""
+    inside = call.kept(call.inside())
     steps = torch.arange(len(inside), device=x.device).unsqueeze(1)
     at = steps if call.reverse else inside.sum(0) - 1 - steps
     known = (at >= 0) & (steps < inside.sum(0))
     return torch.where(known, x.gather(0, at.clamp(min=0).expand_as(x)), torch.nan)
 
 
-def reach(norms: Tensor, fraction: float) -> float:
-    """Steps until the norms ``[T]``, by distance, are below a fraction of the first."""
+def reach(norms: Tensor, fraction: float, stride: int) -> float:
+    """Steps until the norms, by distance in strides, are below a fraction of the first."""
     below = (norms < fraction * norms[0]).nonzero()
-    return float(below[0].item()) if len(below) else math.inf
+    return float(stride * below[0].item()) if len(below) else math.inf
 
 
-def decades(norms: Tensor) -> float:
-    """Powers of ten by which the norms ``[T]``, by distance, grow in 100 steps; NaN for one."""
+def decades(norms: Tensor, stride: int) -> float:
+    """Powers of ten by which the norms, by distance, grow in 100 steps; NaN for one norm."""
     known = (norms > 0).nonzero()
     if not len(known) or not norms[0] > 0 or not known[-1] > 0:
         return math.nan
     end = int(known[-1])
-    return 100 * math.log10(norms[end].item() / norms[0].item()) / end
+    return 100 * math.log10(norms[end].item() / norms[0].item()) / (end * stride)

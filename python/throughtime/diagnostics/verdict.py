@@ -3,48 +3,118 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from throughtime.diagnostics import statistics
+from throughtime.diagnostics.attention import KeyParts
 from throughtime.diagnostics.call import Call
 from throughtime.diagnostics.parts import Parts
+from throughtime.diagnostics.rel_parts import RelParts
 
 # Powers of ten over the whole way, by distance from the last step.
 GROWS = 1.0  # more than this
 VANISHES = -2.0  # less than this
 NEGLIGIBLE = -4.0  # a cell path that brings less than this of the gradient of the last step
+_KEEP_MORE = "try a larger top_k, or throughtime.init.chrono_"
+_NOTHING = "the loss asks for nothing that lies more than a step back: nothing travels"
 
 
-def sentence(calls: list[tuple[Call, Parts]]) -> str:
+class _Way(NamedTuple):
+    """From a sample's last step to its first."""
+
+    steps: int
+    decades: float  # of what decides which call is spoken of
+    said: str
+    advice: str
+
+
+def sentence(calls: list[tuple[Call, Parts | KeyParts]]) -> str:
     """The verdict on the call whose gradient grows or falls most."""
-    ways = [_ways(call, parts) for call, parts in calls]
-    known = [k for k, (steps, _, _) in enumerate(ways) if steps > 0]
+    ways = [_way(call, parts) for call, parts in calls]
+    known = [k for k, way in enumerate(ways) if way is not None]
     if not known:
-        return "the loss asks for nothing that lies more than a step back: nothing travels"
-    worst = max(known, key=lambda k: abs(ways[k][1]) if math.isfinite(ways[k][1]) else 1e9)
-    call = calls[worst][0]
-    steps, h, cell = ways[worst]
+        return _NOTHING
+    worst = max(known, key=lambda k: _extent(ways[k]))
+    call, way = calls[worst][0], ways[worst]
+    assert way is not None
     where = f"{call.layer}, direction {call.direction}: " if len(calls) > 1 else ""
     everywhere = ""
-    if _on_every_step(call):
+    if call.recurrent and _on_every_step(call):
         everywhere = " (a loss on every step brings short paths everywhere)"
-    return f"{where}{_said(h, cell, steps)}{everywhere}: {_advice(h, cell)}"
+    return f"{where}{way.said}{everywhere}: {way.advice}"
 
 
-def _ways(call: Call, parts: Parts) -> tuple[int, float, float]:
-    """Steps from a sample's last to its first, and decades on the way through h and the cell."""
-    dc = call.whole()[1]
-    rest = (dc - parts.cell_part()).norm(dim=2)
-    first, far = (
-        statistics.median(statistics.by_distance(x, call)) for x in (dc.norm(dim=2), rest)
-    )
-    cell = statistics.median(statistics.by_distance(parts.transport(), call))
-    known, start = (~cell.isnan()).nonzero(), first[0].item()
-    if not len(known) or not start > 0:
-        return 0, -math.inf, -math.inf
+def _way(call: Call, parts: Parts | KeyParts) -> _Way | None:
+    if isinstance(parts, KeyParts):
+        return _to_keys(call, parts)
+    if isinstance(parts, RelParts):
+        return _through_attention(call, parts)
+    return _through_h(call, parts)
+
+
+def _extent(way: _Way | None) -> float:
+    assert way is not None
+    return abs(way.decades) if math.isfinite(way.decades) else 1e9
+
+
+def _by_distance(call: Call, norms: Tensor) -> Tensor:
+    return statistics.median(statistics.by_distance(norms, call))
+
+
+def _through_h(call: Call, parts: Parts) -> _Way | None:
+    """What an LSTM's gradient does on the way through h, and on the way through the cell."""
+    vectors = parts.vectors()
+    first, far = (_by_distance(call, vectors[name].norm(dim=2)) for name in ("dc", "rest"))
+    cells = _by_distance(call, parts.transport())
+    known, start = (~cells.isnan()).nonzero(), first[0].item()
+    if not len(known) or not start > 0 or not int(known[-1]):
+        return None
     end = int(known[-1])
-    return end, _log(far[end].item() / start), _log(cell[end].item())
+    h, cell, steps = _log(far[end].item() / start), _log(cells[end].item()), end * call.stride
+    said = f"the h path {_changes(h)} over {steps} steps, the cell path {_changes(cell)}"
+    return _Way(steps, h, said, _advice(h, cell))
+
+
+def _through_attention(call: Call, parts: RelParts) -> _Way | None:
+    """What a RelLSTM's gradient by h does, and what of it attention brings to the first step."""
+    dh = _by_distance(call, call.whole()[0].norm(dim=2))
+    share = _by_distance(call, parts.shares()["attention"])
+    known, start = (~dh.isnan()).nonzero(), dh[0].item()
+    if not len(known) or not start > 0 or not int(known[-1]):
+        return None
+    end = int(known[-1])
+    h, steps = _log(dh[end].item() / start), end * call.stride
+    said = f"the gradient by h {_changes(h)} over {steps} steps"
+    remember = "try throughtime.init.chrono_" if parts.keeps_all() else _KEEP_MORE
+    if h == -math.inf:
+        return _Way(steps, h, said, f"nothing travels so far; {remember}")
+    brought = share[end].item()
+    said += f", and attention brings {100 * brought:.0f} % of it there"
+    if h > GROWS:
+        advice = "clip the gradient"
+        if brought < 0.9:
+            advice += ", or try detach_prob 0.25, which leaves attention as it is"
+    elif h < VANISHES:
+        advice = f"little arrives; {remember}"
+    else:
+        advice = "the gradient arrives"
+    return _Way(steps, h, said, advice)
+
+
+def _to_keys(call: Call, parts: KeyParts) -> _Way:
+    """Over how many keys the weights of attention are spread."""
+    flow = parts.keys()
+    kappa, effective = (
+        x[flow.kappa > 0].to(call.dtype).mean().item() for x in (flow.kappa, flow.effective)
+    )
+    said = (
+        f"a query attends {kappa:.1f} keys on average, and spreads its weight as an even one over "
+        f"{effective:.1f} would"
+    )
+    return _Way(len(flow.by_distance), 0.0, said, "one hop to each, so nothing grows or falls")
 
 
 def _log(x: float) -> float:
@@ -54,10 +124,6 @@ def _log(x: float) -> float:
 def _on_every_step(call: Call) -> bool:
     asked = (call.direct() != 0).any(2)[call.inside()]
     return asked.numel() > 1 and bool(asked.to(torch.float32).mean() > 0.5)
-
-
-def _said(h: float, cell: float, steps: int) -> str:
-    return f"the h path {_changes(h)} over {steps} steps, the cell path {_changes(cell)}"
 
 
 def _changes(decades: float) -> str:

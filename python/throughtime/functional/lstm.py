@@ -380,7 +380,7 @@ _Backend = Backend[LstmArguments, LstmResults]
 
 def _run(runs: _Backend, run: Callable[..., Results], *args: LstmArguments) -> Results:
     """One way of a backend to run; with its forward again in the backward if that is wanted."""
-    watching.begin()
+    watching.begin(args[0])
     if not args[0].recompute or runs.recomputes:
         return run(*args)
     found: Results = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)

@@ -31,6 +31,7 @@ from throughtime.functional.recurrent import (
 )
 from throughtime.functional.relevancy import Retain
 from throughtime.functional.split import Split
+from throughtime.ops import watching
 from throughtime.ops.precision import LOW_PRECISION, cast
 from throughtime.ops.rel_lstm import RelLstmArguments, RelLstmResults
 from throughtime.states import RelState
@@ -140,21 +141,12 @@ def rel_lstm(
     sizes = (window_size, top_k)
     state = _initial(hx, input, weight_hh.size(1), detach_mask, sizes, autocast)
     check_mask(_OP, "reset", reset, input, ((length, batch),))
-    if reset is not None and batch > 0:
+    split = None
+    if reset is not None and batch > 0:  # each episode is a row of its own
         split = Split.at(reset, lengths)
-        rows, state = rel_lstm(
-            split.rows(input),
-            split.begun(hx),
-            **weights,
-            window_size=window_size,
-            top_k=top_k,
-            cell=cell,
-            retain=retain,
-            detach_mask=None if detach_mask is None else split.rows(detach_mask),
-            lengths=split.lengths,
-            backend=backend,
-        )
-        return split.together(rows), split.ended(state)
+        input, hx, lengths = split.rows(input), split.begun(hx), split.lengths
+        detach_mask = None if detach_mask is None else split.rows(detach_mask)
+        state = _initial(hx, input, weight_hh.size(1), detach_mask, sizes, autocast)
     has_memory = state.memory.size(0) > 0
     args = RelLstmArguments(
         input=input,
@@ -183,8 +175,12 @@ def rel_lstm(
         keeps = weight_ih.dtype == torch.float32 and runs.float32_weights(autocast)
         args = cast(args, autocast, torch.float32 if keeps else None)
     with without_autocast(input, autocast):
+        watching.begin(args, split)
         results: RelLstmResults = runs.run(args)
-        return results.output, _next_state(state, args, results)
+        output, state = results.output, _next_state(state, args, results)
+        if split is None:
+            return output, state
+        return split.together(output), split.ended(state)
 
 
 def _next_state(before: RelState, args: RelLstmArguments, results: RelLstmResults) -> RelState:

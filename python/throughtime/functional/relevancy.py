@@ -23,6 +23,7 @@ from throughtime.functional.checks import (
     without_autocast,
     wrong_shape,
 )
+from throughtime.ops import watching
 from throughtime.ops.precision import LOW_PRECISION
 from throughtime.ops.relevancy import RelevancyArguments, RelevancyResults
 from throughtime.states import RelevancyCache
@@ -306,6 +307,7 @@ def relevancy_attention(
     )
     runs = chosen(backend, request)
     with without_autocast(query, dtype):
+        watching.begin(args)
         results: RelevancyResults = runs.run(args)
     last = results.last
     if cache is not None:

@@ -69,7 +69,8 @@ class Split:
         step = steps - self.begin[self.row]
         within = step < self.lengths[self.row]
         found = rows[step.clamp(max=rows.size(0) - 1), self.row]
-        return torch.where(within.view(*within.shape, *[1] * (found.dim() - 2)), found, 0.0)
+        within = within.view(*within.shape, *[1] * (found.dim() - 2))
+        return torch.where(within, found, torch.zeros_like(found))
 
     def begun(self, hx: RelState | States | None) -> RelState | States | None:
         """The state that each row starts from: fresh but where it goes on."""

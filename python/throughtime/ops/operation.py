@@ -256,7 +256,7 @@ class Operation(Generic[Arguments, Results]):
         ctx.options = self._take_options(args)
         ctx.unread = self._take_unread(args)
         ctx.versions = _versions(ctx.unread)
-        ctx.backward_op = backward_of(self, args)
+        ctx.backward_op = backward_of(self, args, results)
 
     def gradients(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The gradient of each argument of the forward; None where none is needed."""
@@ -301,12 +301,22 @@ class Operation(Generic[Arguments, Results]):
             return {**self.derived, "saved": lambda sizes, args: 0}
         return self.derived
 
-    def backward_fake(self, name: str, more: Sequence[Field] = ()) -> Implementation:
-        """A fake of the backward operator ``name``; ``more`` are results beside the gradients."""
+    def backward_fake(
+        self, name: str, more: Sequence[Field] = (), derived: Derived | None = None
+    ) -> Implementation:
+        """A fake of the backward operator ``name``.
+
+        Args:
+            name: of the operator.
+            more: results beside the gradients.
+            derived: sizes of these. An operator that has such takes ``trace_every`` too.
+        """
+        names = [*self.backward_call._fields, *["trace_every"] * (derived is not None)]
+        takes: Any = namedtuple("BackwardCall", names)  # type: ignore[misc]
 
         def run(*args: Any) -> tuple[Tensor, ...]:
-            call = self.backward_call._make(args)
-            checker = Checker(name, self.derived, call)
+            call = takes._make(args)
+            checker = Checker(name, {**self.derived, **(derived or {})}, call)
             for field in (*self._again, *self._reads, *self._grads):
                 x = getattr(call, field.name)
                 if field.layout and (field.layout.backward is True or x is not None):

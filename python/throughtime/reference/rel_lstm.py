@@ -14,6 +14,7 @@ that their code computes at the start of step t + 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ def rel_lstm(
     keep_first: bool = False,
     cell: str = "lstm",
     need_weights: bool = False,
+    observe: Callable[[int, Tensor, Tensor], object] | None = None,
 ) -> RelLstmResult:
     """Run one RelLSTM layer step by step, in plain PyTorch.
 
@@ -94,6 +96,8 @@ def rel_lstm(
         keep_first: retain the first ``top_k`` keys, whatever their relevance.
         cell: ``"lstm"`` or ``"tanh"``.
         need_weights: True also returns the attention weights, in O(T^2) memory.
+        observe: called with ``t, h_t [B, H], c_t [B, H]`` at every step, of which nothing is used
+            past the length of a sample; a hook on them sees their whole gradients.
 
     Returns:
         A named tuple of ``output [T, B, H]``; the last ``h_n``, ``c_n`` and ``context_n``, each
@@ -147,6 +151,8 @@ def rel_lstm(
         keep = alive[t].unsqueeze(1)
         s = torch.where(keep, 0.5 * (direct + context), 0.0)
         h_t, c_t = _CELLS[cell](x_gates[t] + F.linear(s, weight_hh), torch.where(keep, c, 0.0))
+        if observe is not None:
+            observe(t, h_t, c_t)
         hidden.append(h_t)
         keys.append(F.linear(h_t, weight_key))
 

@@ -13,9 +13,10 @@ from throughtime.backends.backend import Backend
 from throughtime.ops import cpu_plan
 from throughtime.ops.lstm import reference
 from throughtime.ops.lstm.arguments import LstmArguments, LstmCellsResults, LstmResults
-from throughtime.ops.operation import Operation, define, part_of
+from throughtime.ops.operation import Operation
 from throughtime.ops.precision import in_float32, multiplies_bfloat16
-from throughtime.ops.record import Field, Real, Size, Sizes
+from throughtime.ops.record import Real, Size, Sizes
+from throughtime.ops.trace import Trace
 
 
 def _saved(sizes: Sizes, args: LstmArguments) -> Size:
@@ -40,25 +41,7 @@ lstm_cells = Operation(
 )
 
 
-def _sums(args: Any) -> torch.dtype:
-    dtype: torch.dtype = args.input.dtype
-    return torch.float32 if dtype == torch.bfloat16 else dtype
-
-
-_TRACE = (
-    Field("trace_h", "Tensor", Real("T, B, H or P", dtype=_sums)),
-    Field("trace_c", "Tensor", Real("T, B, H", dtype=_sums)),
-)
-# The gradients that lstm_cells_backward gives, then the whole ones of every h_t and c_t: h_t as a
-# projection leaves it, c_t with what it gets through h_t. Zero past the end of a sample.
-lstm_backward_trace = define(
-    "lstm_backward_trace",
-    lstm_cells.backward_takes,
-    (*lstm_cells.backward_gives, *_TRACE),
-    None,
-    lstm_cells.backward_fake("lstm_backward_trace", _TRACE),
-)
-part_of("lstm_backward_trace", "lstm_forward")
+trace = Trace(lstm_cells, "lstm", "H or P")
 
 
 def _kept(results: Any, args: LstmArguments) -> Any:

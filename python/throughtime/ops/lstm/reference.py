@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,10 +13,8 @@ from throughtime.backends.backend import Backend
 from throughtime.ops import watching
 from throughtime.ops.lstm.arguments import LstmArguments, LstmCellsResults, LstmResults
 
-Observe = Callable[[int, Tensor, Tensor], object]
 
-
-def run(args: LstmArguments, observe: Observe | None = None) -> LstmResults:
+def run(args: LstmArguments, observe: watching.Observe | None = None) -> LstmResults:
     """The definition in plain PyTorch, which calls ``observe(t, h_t, c_t)`` at every step."""
     given = args._asdict()
     del given["recompute"]
@@ -28,7 +25,7 @@ def run(args: LstmArguments, observe: Observe | None = None) -> LstmResults:
     return LstmResults(output, h_n, c_n)
 
 
-def run_cells(args: LstmArguments, observe: Observe | None = None) -> LstmCellsResults:
+def run_cells(args: LstmArguments, observe: watching.Observe | None = None) -> LstmCellsResults:
     """The same with every c_t."""
     steps: dict[int, Tensor] = {}
 
@@ -45,19 +42,9 @@ def run_cells(args: LstmArguments, observe: Observe | None = None) -> LstmCellsR
     return LstmCellsResults(*results, cells.to(results.output.dtype))
 
 
-def _watched(
-    run: Callable[[LstmArguments, Observe | None], watching.Results], args: LstmArguments
-) -> watching.Results:
-    watcher = watching.watcher()
-    if watcher is None:
-        return run(args, None)
-    steps = watcher.definition(args)
-    return steps.finish(run(args, steps.observe))
-
-
 backend = Backend(
     "reference",
     (requirements.floating_point,),
-    partial(_watched, run),
-    run_cells=partial(_watched, run_cells),
+    partial(watching.watched, run),
+    run_cells=partial(watching.watched, run_cells),
 )

@@ -21,6 +21,7 @@ from throughtime.ops.record import Real, Size, Sizes
 from throughtime.ops.rel_lstm import reference
 from throughtime.ops.rel_lstm.arguments import RelLstmArguments, RelLstmResults, dtype_of_sums
 from throughtime.ops.relevancy.arguments import SCREENING
+from throughtime.ops.trace import Trace
 from throughtime.ops.triton import implementation
 
 _UNITS = 16  # kRelLstmUnits of csrc/rel_lstm/cpu/params.h
@@ -54,6 +55,9 @@ def _operation(
     )
 
 
+rel_lstm = _operation(_saved_by_cpu)
+trace = Trace(rel_lstm, "rel_lstm", "H")
+
 cpu = Backend(
     "cpu",
     (
@@ -62,7 +66,7 @@ cpu = Backend(
         requirements.dtypes("compiled CPU kernels"),
         requirements.cpu_kernels,
     ),
-    in_float32(_operation(_saved_by_cpu), bfloat16=True),
+    in_float32(rel_lstm, bfloat16=True),
     describe=cpu_plan.rel_lstm,
     float32_weights=lambda dtype: dtype == torch.bfloat16 and multiplies_bfloat16(),
 )

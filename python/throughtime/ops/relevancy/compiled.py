@@ -53,6 +53,8 @@ def _backward_of_the_paper(call: Any) -> tuple[Tensor, ...]:
     return implementation("relevancy", "backward")(call)
 
 
+relevancy = _operation()
+
 cpu = Backend(
     "cpu",
     (
@@ -60,7 +62,7 @@ cpu = Backend(
         requirements.dtypes("compiled CPU kernels"),
         requirements.cpu_kernels,
     ),
-    in_float32(_operation()),
+    in_float32(relevancy),
 )
 
 triton = Backend(
