@@ -129,10 +129,12 @@ TT_INLINE void sum_vectors(const RowSums<S>& p, int64_t column) {
   } while (k < p.end);
 }
 
+// In vectors [begin, end) of the rows.
 template <typename S>
-__attribute__((noinline)) void sum_rows(const RowSums<S>& p, int64_t height, int64_t vectors) {
+__attribute__((noinline)) void sum_rows(const RowSums<S>& p, int64_t height, int64_t begin,
+                                        int64_t end) {
   with_constant<kRegisterRows>(height, [&](auto rows) {
-    for_vector_groups(0, vectors, [&](auto width, int64_t first) {
+    for_vector_groups(begin, end, [&](auto width, int64_t first) {
       sum_vectors<decltype(width)::value, decltype(rows)::value>(p, first * kLanes<S>);
     });
   });
@@ -166,24 +168,30 @@ bool all_finite(const S* at, int64_t stride, int64_t rows, int64_t features) {
   return sum_of_lanes<S>(sum) == S(0);
 }
 
-// Rows of whole vectors: those in memory, or their copies with zeros behind.
+// Rows of whole vectors: those in memory, or their copies with zeros behind, once copy() has been called
+// for all of them.
 template <typename S>
 struct WholeRows {
+  const S* from;
+  S* room;  // null if rows are whole as they are
   const S* at;
-  int64_t stride;
+  int64_t stride, from_stride, features;
 
   TT_INLINE static int64_t numbers(int64_t rows, int64_t features) {
     return features % kLanes<S> ? times(rows, round_up(features, kLanes<S>)) : 0;
   }
-  WholeRows(const S* rows, int64_t rows_stride, int64_t count, int64_t features, S* room)
-      : at(rows), stride(rows_stride) {
-    constexpr int64_t L = kLanes<S>;
-    if (features % L == 0) return;
-    at = room;
-    stride = round_up(features, L);
-    for (int64_t row = 0; row < count; ++row)
-      for (int64_t d = 0; d < features; d += L)
-        store(room + row * stride + d, load_part(rows + row * rows_stride + d, features - d));
+  WholeRows(const S* rows, int64_t rows_stride, int64_t features, S* copies)
+      : from(rows),
+        room(features % kLanes<S> ? copies : nullptr),
+        at(room ? room : rows),
+        stride(room ? round_up(features, kLanes<S>) : rows_stride),
+        from_stride(rows_stride),
+        features(features) {}
+  void copy(Share rows) const {
+    if (!room) return;
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      for (int64_t d = 0; d < features; d += kLanes<S>)
+        store(room + row * stride + d, load_part(from + row * from_stride + d, features - d));
   }
   TT_INLINE const S* operator()(int64_t row) const { return at + row * stride; }
 };
@@ -203,9 +211,9 @@ struct WholeResults {
   TT_INLINE void clear(int64_t row) const {
     for (int64_t d = 0; d < stride; d += kLanes<S>) store((*this)(row) + d, Vec<S>{});
   }
-  void copy(int64_t rows) const {
+  void copy(Share rows) const {
     if (at == to) return;
-    for (int64_t row = 0; row < rows; ++row)
+    for (int64_t row = rows.begin; row < rows.end; ++row)
       std::memcpy(to + row * features, at + row * stride, features * sizeof(S));
   }
 };

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
+from throughtime.ops import cpu_plan
 from throughtime.ops.operation import Operation
 from throughtime.ops.precision import in_float32
 from throughtime.ops.relevancy import reference
@@ -61,6 +62,7 @@ cpu = Backend(
         requirements.cpu_kernels,
     ),
     in_float32(_operation()),
+    describe=cpu_plan.relevancy,
 )
 
 triton = Backend(
