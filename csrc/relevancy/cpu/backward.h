@@ -42,17 +42,16 @@ class RelevancyBackwardPass : public SequencePass {
     made_keys_ = per_worker<S>(times(s.positions(), score.key_numbers()));
     made_query_ = per_worker<S>(score.query_numbers());
     kept_scores_ = per_worker<S>(times(most_, score.kept_numbers()));
-    grad_w_ = scratch_.reserve<S>(Score::kHasWeight ? shape_.sequences() : 0, shape_.D);
-    lost_w_ = per_worker<S>(Score::kHasWeight ? shape_.D : 0);
+    grad_w_ = scratch_.reserve<S>(Score::kHasWeight ? shape_.query_sequences() : 0, shape_.D);
+    lost_w_ = per_worker<S>(Score::kHasWeight ? times(shape_.group, shape_.D) : 0);
   }
 
   void run(const Runtime& runtime) { run_parts(runtime, *this); }
 
-  int64_t blocks() const { return shape_.heads; }
+  int64_t blocks() const { return shape_.heads * shape_.group; }
 
   void walk(const Member& member) {
-    const Share own = sequences_of(member);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+    for_sequences(member, [&](int64_t n) { walk_sequence(member, n); });
   }
 
   void finish(Share heads) {
@@ -60,7 +59,7 @@ class RelevancyBackwardPass : public SequencePass {
     for (int64_t h = heads.begin; h < heads.end; ++h)
       for (int64_t d = 0; d < shape_.D; ++d) {
         S sum = 0;
-        for (int64_t b = 0; b < shape_.B; ++b) sum += grad_w_(b * shape_.heads + h)[d];
+        for (int64_t b = 0; b < shape_.B; ++b) sum += grad_w_(b * blocks() + h)[d];
         p_.grad_score_weight[h * shape_.D + d] = sum;
       }
   }
@@ -69,15 +68,14 @@ class RelevancyBackwardPass : public SequencePass {
   void walk_sequence(const Member& member, int64_t n) {
     const int64_t worker = member.team;
     Stopwatch& watch = *member.watch;
-    const ScreeningShape& s = shape_.screening;
-    const int64_t D = shape_.D, Dv = shape_.Dv;
+    const int64_t D = shape_.D, Dv = shape_.Dv, group = shape_.group;
     const SequenceRows<S> rows(in_, n);
+    const ScreeningShape& s = rows.screening;
     const int64_t length = rows.steps.length;
-    const S* grad_output = p_.grad_output.sequence(n / shape_.heads, rows.head);
-    const Score score = score_.of_head(rows.head);
-    const KeyRows<S> key(score, rows.key, in_.key.stride_t, rows.positions, made_keys_(worker));
+    const S* grad_output = p_.grad_output.of(rows, group);
+    const Score score = score_.of_head(rows.head * group);
+    const KeyRows<S> key(score, rows.key, in_.key.stride_t, rows.positions(), made_keys_(worker));
     watch.lap(kScores);
-    S* grad_query = p_.grad_query + rows.first_query * D;
     S* grad_key = p_.grad_key + rows.first_position * D;
     S* grad_value = p_.grad_value + rows.first_position * Dv;
     S* weights = weights_(worker);
@@ -86,14 +84,16 @@ class RelevancyBackwardPass : public SequencePass {
     const S** values = values_(worker);
     S** grad_keys = grad_keys_(worker);
     S** grad_values = grad_values_(worker);
-    S* grad_w = grad_w_(n);
-    std::memset(grad_query, 0, s.T * D * sizeof(S));
+    S* grad_w = grad_w_(n * group);
+    for (int64_t head = 0; head < group; ++head)
+      std::memset(p_.grad_query + (rows.first_query + head * rows.next_head) * D, 0,
+                  s.T * D * sizeof(S));
     std::memset(grad_key, 0, s.positions() * D * sizeof(S));
     std::memset(grad_value, 0, s.positions() * Dv * sizeof(S));
     S* lost_w = lost_w_(worker);
     if (Score::kHasWeight) {
-      std::memset(grad_w, 0, D * sizeof(S));
-      std::memset(lost_w, 0, D * sizeof(S));
+      std::memset(grad_w, 0, group * D * sizeof(S));
+      std::memset(lost_w, 0, group * D * sizeof(S));
     }
 
     Replay replay(s, rows.steps, {p_.last + rows.first_position, 1}, ended_(worker), next_(worker),
@@ -107,19 +107,24 @@ class RelevancyBackwardPass : public SequencePass {
         grad_keys[c] = grad_key + position * D;
         grad_values[c] = grad_value + position * Dv;
       });
-      const S* q = score.query(rows.query + step * in_.query.stride_t, made_query_(worker));
-      const S* go = grad_output + step * p_.grad_output.stride_t;
-      S* dq = grad_query + step * D;
       watch.lap(kScreening);
-      score.scores(q, keys, count, weights, kept_scores_(worker));
-      softmax(weights, count);
-      dot_products(go, Dv, values, count, grad);
-      softmax_gradient(weights, grad, count);
-      watch.lap(kScores);
-      add_to_rows(weights, S(1), go, 0, Dv, grad_values, count);
-      watch.lap(kSums);
-      score.gradients(q, keys, kept_scores_(worker), count, grad, {dq, grad_keys, grad_w, lost_w});
-      watch.lap(kScores);
+      for (int64_t head = 0; head < group; ++head) {
+        const Score own = score_.of_head(rows.head * group + head);
+        const S* q = own.query(rows.query + head * in_.query.stride_h + step * in_.query.stride_t,
+                               made_query_(worker));
+        const S* go = grad_output + head * p_.grad_output.stride_h + step * p_.grad_output.stride_t;
+        S* dq = p_.grad_query + (rows.first_query + head * rows.next_head + step) * D;
+        own.scores(q, keys, count, weights, kept_scores_(worker));
+        softmax(weights, count);
+        dot_products(go, Dv, values, count, grad);
+        softmax_gradient(weights, grad, count);
+        watch.lap(kScores);
+        add_to_rows(weights, S(1), go, 0, Dv, grad_values, count);
+        watch.lap(kSums);
+        own.gradients(q, keys, kept_scores_(worker), count, grad,
+                      {dq, grad_keys, grad_w + head * D, lost_w + head * D});
+        watch.lap(kScores);
+      }
     }
   }
 

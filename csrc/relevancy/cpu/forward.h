@@ -35,8 +35,7 @@ class RelevancyForwardPass : public SequencePass {
   void run(const Runtime& runtime) { run_parts(runtime, *this); }
 
   void walk(const Member& member) {
-    const Share own = sequences_of(member);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+    for_sequences(member, [&](int64_t n) { walk_sequence(member, n); });
   }
 
  private:
@@ -46,16 +45,14 @@ class RelevancyForwardPass : public SequencePass {
     const SequenceRows<S> rows(in_, n);
     const ScreeningShape& s = rows.screening;
     const int64_t length = rows.steps.length;
-    const Score score = score_.of_head(rows.head);
-    const KeyRows<S> key(score, rows.key, in_.key.stride_t, rows.positions, made_keys_(worker));
+    const Score score = score_.of_head(rows.head * shape_.group);
+    const KeyRows<S> key(score, rows.key, in_.key.stride_t, rows.positions(), made_keys_(worker));
     watch.lap(kScores);
     S* scores = scores_(worker);
     const S** keys = keys_(worker);
     const S** values = values_(worker);
-    S* output = p_.output + rows.first_query * shape_.Dv;
-    S* lse = p_.lse + rows.first_query;
 
-    Screening<S> screening(s, rows.steps, relevance_of(p_, n), {p_.relevance + n * s.P, 1},
+    Screening<S> screening(s, rows.steps, relevance_of(p_, rows), {p_.relevance + n * s.P, 1},
                            {p_.last + rows.first_position, 1}, relevance_(worker), kept_(worker));
     for (int64_t step = 0; step < length; ++step) {
       const Candidates& candidates = screening.candidates(step);
@@ -64,21 +61,26 @@ class RelevancyForwardPass : public SequencePass {
         keys[c] = key(position);
         values[c] = rows.value + position * in_.value.stride_t;
       });
-      const S* q = rows.query + step * in_.query.stride_t;
       watch.lap(kScreening);
-      score.scores(score.query(q, made_query_(worker)), keys, count, scores, nullptr);
-      lse[step] = softmax(scores, count).log();
-      watch.lap(kScores);
-      weighted_sum(scores, values, count, 0, shape_.Dv, S(1), output + step * shape_.Dv);
-      watch.lap(kSums);
-      screening.advance(step, candidates.by_position(scores));
+      for (int64_t head = 0; head < shape_.group; ++head) {
+        const Score own = score_.of_head(rows.head * shape_.group + head);
+        const S* q = rows.query + head * in_.query.stride_h + step * in_.query.stride_t;
+        const int64_t row = rows.first_query + head * rows.next_head + step;
+        own.scores(own.query(q, made_query_(worker)), keys, count, scores, nullptr);
+        p_.lse[row] = softmax(scores, count).log();
+        watch.lap(kScores);
+        weighted_sum(scores, values, count, 0, shape_.Dv, S(1), p_.output + row * shape_.Dv);
+        watch.lap(kSums);
+        screening.receive(candidates.by_position(scores));
+      }
+      screening.compete(step, [](int64_t, int64_t) {});
     }
-    screening.finish({p_.memory_index + n * s.memory_after(), 1},
-                     {p_.memory_relevance + n * s.memory_after(), 1});
-    if (p_.received)
-      std::memcpy(p_.received + rows.first_position, relevance_(worker), s.positions() * sizeof(S));
-    std::memset(output + length * shape_.Dv, 0, (s.T - length) * shape_.Dv * sizeof(S));
-    std::memset(lse + length, 0, (s.T - length) * sizeof(S));
+    finish_screening(p_, rows, screening, relevance_(worker));
+    for (int64_t head = 0; head < shape_.group; ++head) {
+      const int64_t first = rows.first_query + head * rows.next_head + length;
+      std::memset(p_.output + first * shape_.Dv, 0, (s.T - length) * shape_.Dv * sizeof(S));
+      std::memset(p_.lse + first, 0, (s.T - length) * sizeof(S));
+    }
   }
 
   const RelevancyForward<S>& p_;

@@ -9,18 +9,12 @@
 
 namespace throughtime {
 
-// Sequences [begin, end), dealt out to teams.
+// Sequences [begin, end). A team of one takes one after the other; one of several has one.
 struct SequencePart {
   int64_t begin, end;
   int teams, members;
 
   TT_INLINE int workers() const { return teams * members; }
-  TT_INLINE Share of(int64_t team) const {
-    Share own(end - begin, team, teams);
-    own.begin += begin;
-    own.end += begin;
-    return own;
-  }
 };
 
 // One part after the other; the second may be empty.
@@ -47,7 +41,7 @@ TT_INLINE RelevancyPlan plan_relevancy(const RelevancyShape& shape, int threads,
   const int64_t sequences = shape.sequences(), T = shape.T();
   const double candidates = static_cast<double>(shape.screening.most_in_window()) +
                             static_cast<double>(shape.screening.most_retained());
-  const double operations = 2.0 * sequences * T * candidates * (shape.D + shape.Dv);
+  const double operations = 2.0 * shape.query_sequences() * T * candidates * (shape.D + shape.Dv);
   if (operations < kOperationsToFork) threads = 1;
   const int64_t left = sequences % threads;
   const int64_t most_members = shares ? least(kMostMembers, T / kQueriesPerMember) : 1;

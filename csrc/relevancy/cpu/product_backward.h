@@ -42,18 +42,18 @@ class ProductBackwardPass : public SequencePass {
     values_ = per_worker<S>(Turned<S>::numbers(shape_.Dv, block_.vectors));
     kept_keys_ = per_worker<S>(Turned<S>::numbers(shape_.D, block_.kept_vectors));
     kept_values_ = per_worker<S>(Turned<S>::numbers(shape_.Dv, block_.kept_vectors));
-    query_rows_ = whole(s.T, shape_.D);
+    query_rows_ = whole(times(shape_.group, s.T), shape_.D);
     key_rows_ = whole(s.positions(), shape_.D);
-    output_rows_ = whole(s.T, shape_.Dv);
-    grad_query_ = whole(s.T, shape_.D);
+    output_rows_ = whole(times(shape_.group, s.T), shape_.Dv);
+    grad_query_ = whole(times(shape_.group, s.T), shape_.D);
     grad_key_ = whole(s.positions(), shape_.D);
     grad_value_ = whole(s.positions(), shape_.Dv);
     const auto per_block = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(times(plan_.workers(), slots), count);
     };
     blocks_ = per_block(Block(), 1);
-    weights_ = per_block(S(), times(kQueries, row_));
-    grad_ = per_block(S(), times(kQueries, row_));
+    weights_ = per_block(S(), times(shape_.group, kQueries, row_));
+    grad_ = per_block(S(), times(shape_.group, kQueries, row_));
     since_ = per_block(S(), row_);
     until_ = per_block(S(), row_);
     rows_ = per_block(static_cast<const S*>(nullptr), row_);
@@ -64,8 +64,7 @@ class ProductBackwardPass : public SequencePass {
   void run(const Runtime& runtime) { run_parts(runtime, *this); }
 
   void walk(const Member& member) {
-    const Share own = sequences_of(member);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+    for_sequences(member, [&](int64_t n) { walk_sequence(member, n); });
   }
 
  private:
@@ -102,6 +101,15 @@ class ProductBackwardPass : public SequencePass {
     }
   };
 
+  // Some queries of a block, of one head of the group.
+  struct Rows {
+    int64_t head, query, count;
+  };
+  // Rows of a block's matrices: the queries of the first head of the group, of the second, ...
+  TT_INLINE int64_t row_of(int64_t head, int64_t query) const {
+    return (head * kQueries + query) * row_;
+  }
+
   void walk_sequence(const Member& member, int64_t n) {
     const int64_t own = worker(member), team = member.team, D = shape_.D, Dv = shape_.Dv;
     const SequenceRows<S> rows(in_, n);
@@ -109,13 +117,16 @@ class ProductBackwardPass : public SequencePass {
     const int64_t length = rows.steps.length;
     Timing timing(member.watch, kGather);
     const int64_t* last = p_.last + rows.first_position;
-    const S* output = p_.grad_output.sequence(n / shape_.heads, rows.head);
+    const S* output = p_.grad_output.of(rows, shape_.group);
     Sequence w{.rows = rows,
                .last = last,
-               .query_rows = {rows.query, in_.query.stride_t, D, query_rows_(team)},
+               .query_rows = {rows.query, in_.query.stride_t, D, query_rows_(team),
+                              in_.query.stride_h, s.T},
                .key_rows = {rows.key, in_.key.stride_t, D, key_rows_(team)},
-               .output_rows = {output, p_.grad_output.stride_t, Dv, output_rows_(team)},
-               .grad_query = {p_.grad_query + rows.first_query * D, D, grad_query_(team)},
+               .output_rows = {output, p_.grad_output.stride_t, Dv, output_rows_(team),
+                               p_.grad_output.stride_h, s.T},
+               .grad_query = {p_.grad_query + rows.first_query * D, D, grad_query_(team),
+                              rows.next_head, s.T},
                .grad_key = {p_.grad_key + rows.first_position * D, D, grad_key_(team)},
                .grad_value = {p_.grad_value + rows.first_position * Dv, Dv, grad_value_(team)},
                .keys = {keys_(own), D, block_.vectors},
@@ -124,20 +135,21 @@ class ProductBackwardPass : public SequencePass {
                .kept_values = {kept_values_(own), Dv, block_.kept_vectors},
                .turned = turned_(own),
                .kept_count = 0,
-               .infinite = rows.positions,
-               .from = divide_up(rows.positions, L)};
+               .infinite = rows.positions(),
+               .from = divide_up(rows.positions(), L)};
     const Share of_queries = share(member, length), of_keys = share(member, s.positions());
-    w.query_rows.copy(of_queries);
-    w.output_rows.copy(of_queries);
-    w.key_rows.copy(share(member, rows.positions));
-    for (int64_t t = length; t < s.T; ++t)
-      if (member.begin == 0) w.grad_query.clear(t);
+    w.query_rows.copy(of_queries, shape_.group);
+    w.output_rows.copy(of_queries, shape_.group);
+    w.key_rows.copy(share(member, rows.positions()));
+    const Share past = share(member, s.T - length);
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for (int64_t t = past.begin; t < past.end; ++t) w.grad_query.clear(length + t, head);
     for (int64_t p = of_keys.begin; p < of_keys.end; ++p)
       if (last[p] < 0) clear(w, p);
     member.wait();
     Replay replay(s, rows.steps, {last, 1}, ended_(own), next_(own), retained_(own));
     walk_blocks(member, w, replay, timing);
-    w.grad_query.copy(share(member, s.T));
+    w.grad_query.copy(share(member, s.T), shape_.group);
     w.grad_key.copy(of_keys);
     w.grad_value.copy(of_keys);
   }
@@ -194,16 +206,20 @@ class ProductBackwardPass : public SequencePass {
     timing.turn(kPack);
     turn_rows(w, block, kept);
     block.finite = is_finite(w, block);
-    int64_t left = block.begin;  // the first position after the retained keys that the tile attends
-    for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, block.count - tile);
-      while (w.last[left] < block.first + tile) ++left;
-      const Columns<S> all = block.columns(nullptr, left, tile + height - 1, shape_.screening.P);
-      timing.turn(kScores);
-      multiply(w, block, tile, height, all);
-      for (int64_t q = tile; q < tile + height; ++q) weigh(block, q, all);
-      timing.turn(kSums);
-      sum_keys(w, block, tile, height, left);
+    for (int64_t head = 0; head < shape_.group; ++head) {
+      int64_t left =
+          block.begin;  // the first position after the retained keys that the tile attends
+      for (int64_t query = 0; query < block.count; query += kRegisterRows) {
+        const int64_t height = least(kRegisterRows, block.count - query);
+        while (w.last[left] < block.first + query) ++left;
+        const Columns<S> all = block.columns(nullptr, left, query + height - 1, shape_.screening.P);
+        const Rows tile{head, query, height};
+        timing.turn(kScores);
+        multiply(w, block, tile, all);
+        for (int64_t q = query; q < query + height; ++q) weigh(block, head, q, all);
+        timing.turn(kSums);
+        sum_keys(w, block, tile, left);
+      }
     }
   }
 
@@ -243,12 +259,12 @@ class ProductBackwardPass : public SequencePass {
       const auto put = [&](const Turned<S>& to, const S* rows, int64_t stride) {
         to.put(w.from - 1, [&](int64_t lane) {
           const int64_t position = (w.from - 1) * L + lane;
-          return position < w.rows.positions ? rows + position * stride : nullptr;
+          return position < w.rows.positions() ? rows + position * stride : nullptr;
         });
       };
       put(w.keys, w.rows.key, of_key);
       put(w.values, w.rows.value, of_value);
-      const int64_t position = (w.from - 1) * L, rows = least(L, w.rows.positions - position);
+      const int64_t position = (w.from - 1) * L, rows = least(L, w.rows.positions() - position);
       if (!all_finite(w.rows.key + position * of_key, of_key, rows, shape_.D))
         w.infinite = position;
     }
@@ -272,29 +288,36 @@ class ProductBackwardPass : public SequencePass {
   bool is_finite(const Sequence& w, const Block& block) const {
     bool finite = w.infinite >= block.end;
     for (int64_t c = 0; c < block.kept; ++c) finite &= all_finite(block.rows[c], 0, 1, shape_.D);
-    const WholeRows<S>&queries = w.query_rows, &outputs = w.output_rows;
-    return finite && all_finite(queries(block.first), queries.stride, block.count, shape_.D) &&
-           all_finite(outputs(block.first), outputs.stride, block.count, shape_.Dv);
+    const auto all = [&](const WholeRows<S>& rows) {
+      for (int64_t head = 0; head < shape_.group; ++head)
+        finite =
+            finite && all_finite(rows(block.first, head), rows.stride, block.count, rows.features);
+    };
+    all(w.query_rows);
+    all(w.output_rows);
+    return finite;
   }
 
   // Products of queries with keys, and of gradients of outputs with values.
-  void multiply(const Sequence& w, const Block& block, int64_t tile, int64_t height,
+  void multiply(const Sequence& w, const Block& block, const Rows& tile,
                 const Columns<S>& all) const {
-    const int64_t query = block.first + tile, kept = divide_up(block.kept, L);
+    const int64_t first = block.first + tile.query, kept = divide_up(block.kept, L);
+    const int64_t row = row_of(tile.head, tile.query);
     const int64_t begin = (all.begin - block.before) / L, end = (all.end - block.before) / L;
     const auto both = [&](const WholeRows<S>& rows, const Turned<S>& of_kept,
                           const Turned<S>& of_window, S* to) {
-      multiply_turned(rows(query), rows.stride, height, of_kept, 0, kept, to, row_);
-      multiply_turned(rows(query), rows.stride, height, of_window, begin, end, to + all.begin,
+      const S* queries = rows(first, tile.head);
+      multiply_turned(queries, rows.stride, tile.count, of_kept, 0, kept, to, row_);
+      multiply_turned(queries, rows.stride, tile.count, of_window, begin, end, to + all.begin,
                       row_);
     };
-    both(w.query_rows, w.kept_keys, w.keys, block.weights + tile * row_);
-    both(w.output_rows, w.kept_values, w.values, block.grad + tile * row_);
+    both(w.query_rows, w.kept_keys, w.keys, block.weights + row);
+    both(w.output_rows, w.kept_values, w.values, block.grad + row);
   }
 
   // Makes weights and the gradients of products of the row of a query; zero where it attends nothing.
-  void weigh(const Block& block, int64_t q, const Columns<S>& all) const {
-    S *weights = block.weights + q * row_, *grad = block.grad + q * row_;
+  void weigh(const Block& block, int64_t head, int64_t q, const Columns<S>& all) const {
+    S *weights = block.weights + row_of(head, q), *grad = block.grad + row_of(head, q);
     const Vec<S> row = splat(static_cast<S>(q)), nothing = splat(-static_cast<S>(__builtin_inff()));
     const auto each = [&](const auto& f) {
       const auto part = [&](int64_t begin, int64_t end) {
@@ -333,24 +356,25 @@ class ProductBackwardPass : public SequencePass {
   }
 
   // Gradients of queries: sums over keys.
-  void sum_keys(const Sequence& w, const Block& block, int64_t tile, int64_t height,
-                int64_t left) const {
+  void sum_keys(const Sequence& w, const Block& block, const Rows& tile, int64_t left) const {
     const int64_t begin = left + block.before;
-    const int64_t end = shape_.screening.P + block.first + tile + height + block.before;
+    const int64_t last = block.first + tile.query + tile.count;
+    const int64_t end = shape_.screening.P + last + block.before;
     S* to[kRegisterRows];
-    for (int64_t q = 0; q < height; ++q) to[q] = w.grad_query(block.first + tile + q);
+    for (int64_t q = 0; q < tile.count; ++q)
+      to[q] = w.grad_query(block.first + tile.query + q, tile.head);
     const auto add = [&](int64_t q, int64_t rows, int64_t from, int64_t until, bool begun) {
-      sum_rows<S>(
-          {block.grad + (tile + q) * row_, row_, 1, block.rows, from, until, 0, to + q, begun},
-          rows, 0, divide_up(shape_.D, L));
+      const S* grad = block.grad + row_of(tile.head, tile.query + q);
+      sum_rows<S>({grad, row_, 1, block.rows, from, until, 0, to + q, begun}, rows, 0,
+                  divide_up(shape_.D, L));
     };
     if (block.finite) {
-      add(0, height, 0, block.kept, false);
-      add(0, height, begin, end, true);
+      add(0, tile.count, 0, block.kept, false);
+      add(0, tile.count, begin, end, true);
       return;
     }
-    for (int64_t q = 0; q < height; ++q) {  // one key after the other
-      const S row = static_cast<S>(tile + q);
+    for (int64_t q = 0; q < tile.count; ++q) {  // one key after the other
+      const S row = static_cast<S>(tile.query + q);
       add(q, 1, 0, 0, false);
       const auto add_own = [&](int64_t from, int64_t until) {
         for (int64_t c = from; c < until; ++c)
@@ -361,37 +385,45 @@ class ProductBackwardPass : public SequencePass {
     }
   }
 
-  // Gradients of keys and values, sums over queries, in the member's vectors of features.
+  // Gradients of keys and values, in the member's vectors of features.
   void sum_queries(const Member& member, const Sequence& w, const Block& block) const {
-    const int64_t of_values = divide_up(shape_.Dv, L), of_keys = divide_up(shape_.D, L);
-    const Share own = share(member, of_values + of_keys);
-    const S *queries[kQueries], *outputs[kQueries];
-    for (int64_t q = 0; q < block.count; ++q) {
-      queries[q] = w.query_rows(block.first + q);
-      outputs[q] = w.output_rows(block.first + q);
+    const Share own = share(member, divide_up(shape_.Dv, L) + divide_up(shape_.D, L));
+    for (int64_t head = 0; head < shape_.group; ++head) {
+      const auto add = [&](int64_t column, int64_t height) {
+        add_queries(w, block, head, column, height, own);
+      };
+      const auto add_all = [&](int64_t begin, int64_t end) {
+        if (block.finite) {
+          for_row_tiles(begin, end, add);
+        } else {
+          for (int64_t c = begin; c < end; ++c) add(c, 1);
+        }
+      };
+      add_all(0, block.kept);
+      add_all(block.begin + block.before, block.end + block.before);
     }
-    const auto add = [&](int64_t column, int64_t height) {
-      const int64_t since = static_cast<int64_t>(block.since[column]);
-      int64_t until = 0;
-      for (int64_t c = column; c < column + height; ++c)
-        until = most(until, least(static_cast<int64_t>(block.until[c]) + 1, block.count));
-      if (until <= since) return;
-      sum_rows<S>({block.weights + column, 1, row_, outputs, since, until, 0,
-                   block.grad_values + column, true},
-                  height, own.begin, least(own.end, of_values));
+  }
+
+  // Sums over the queries of a head, for some columns.
+  void add_queries(const Sequence& w, const Block& block, int64_t head, int64_t column,
+                   int64_t height, Share own) const {
+    const int64_t of_values = divide_up(shape_.Dv, L);
+    const int64_t since = static_cast<int64_t>(block.since[column]);
+    int64_t until = 0;
+    for (int64_t c = column; c < column + height; ++c)
+      until = most(until, least(static_cast<int64_t>(block.until[c]) + 1, block.count));
+    if (until <= since) return;
+    const auto add = [&](const S* matrix, const WholeRows<S>& from, S* const* to, int64_t begin,
+                         int64_t end) {
+      const S* rows[kQueries];
+      for (int64_t q = since; q < until; ++q) rows[q] = from(block.first + q, head);
       sum_rows<S>(
-          {block.grad + column, 1, row_, queries, since, until, 0, block.grad_keys + column, true},
-          height, most(own.begin - of_values, 0), own.end - of_values);
+          {matrix + row_of(head, 0) + column, 1, row_, rows, since, until, 0, to + column, true},
+          height, begin, end);
     };
-    const auto add_all = [&](int64_t begin, int64_t end) {
-      if (block.finite) {
-        for_row_tiles(begin, end, add);
-      } else {
-        for (int64_t c = begin; c < end; ++c) add(c, 1);
-      }
-    };
-    add_all(0, block.kept);
-    add_all(block.begin + block.before, block.end + block.before);
+    add(block.weights, w.output_rows, block.grad_values, own.begin, least(own.end, of_values));
+    add(block.grad, w.query_rows, block.grad_keys, most(own.begin - of_values, 0),
+        own.end - of_values);
   }
 
   const RelevancyBackward<S>& p_;

@@ -78,10 +78,10 @@ class ProductForwardPass : public SequencePass {
     kept_keys_ = per_team<S>(Turned<S>::numbers(shape_.D, block_.kept_vectors));
     kept_rows_ = per_team<const S*>(block_.kept());
     values_ = per_team<S>(WholeRows<S>::numbers(s.positions(), shape_.Dv));
-    outputs_ = per_team<S>(WholeRows<S>::numbers(s.T, shape_.Dv));
+    outputs_ = per_team<S>(WholeRows<S>::numbers(times(shape_.group, s.T), shape_.Dv));
     states_ = per_team<State>(slots);
-    scores_ = per_team<S>(times(slots, kQueries, block_.columns()));
-    kept_scores_ = per_team<S>(times(slots, kQueries, block_.kept()));
+    scores_ = per_team<S>(times(slots, rows_of_block(), block_.columns()));
+    kept_scores_ = per_team<S>(times(slots, rows_of_block(), block_.kept()));
     lists_ = per_team<const S*>(times(slots, block_.kept()));
     changes_ = per_team<Change>(times(slots, block_.columns()));
     keys_ = per_worker<S>(Turned<S>::numbers(shape_.D, block_.vectors));
@@ -91,8 +91,7 @@ class ProductForwardPass : public SequencePass {
   void run(const Runtime& runtime) { run_parts(runtime, *this); }
 
   void walk(const Member& member) {
-    const Share own = sequences_of(member);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+    for_sequences(member, [&](int64_t n) { walk_sequence(member, n); });
   }
 
  private:
@@ -121,6 +120,9 @@ class ProductForwardPass : public SequencePass {
     int64_t kept_count;  // before its first query
     int64_t changes;
   };
+
+  // Rows of scores: the queries of the first head of the group, of the second, ...
+  TT_INLINE int64_t rows_of_block() const { return times(shape_.group, kQueries); }
 
   // A sequence as a member sees it.
   struct Sequence {
@@ -162,23 +164,27 @@ class ProductForwardPass : public SequencePass {
                .shift = (rows.steps.seen % kLinks - s.P % kLinks + kLinks) % kLinks,
                .retained = retained_(team),
                .value = {rows.value, in_.value.stride_t, shape_.Dv, values_(team)},
-               .output = {p_.output + rows.first_query * shape_.Dv, shape_.Dv, outputs_(team)},
+               .output = {p_.output + rows.first_query * shape_.Dv, shape_.Dv, outputs_(team),
+                          rows.next_head, s.T},
                .keys = {keys_(worker(member)), shape_.D, block_.vectors},
                .kept_keys = {kept_keys_(team), shape_.D, block_.kept_vectors},
                .values = rows_(worker(member)),
                .kept_rows = kept_rows_(team),
                .team = team};
-    w.value.copy(share(member, rows.positions));
+    w.value.copy(share(member, rows.positions()));
     if (member.begin == 0) {
       lead(member, w, timing);
     } else {
       walk_blocks(member, w, timing, [](const Block&) {});
     }
-    w.output.copy(share(member, length));
+    w.output.copy(share(member, length), shape_.group);
     const Share past = share(member, s.T - length);
-    const int64_t count = past.end - past.begin, first = rows.first_query + length + past.begin;
-    std::memset(p_.output + first * shape_.Dv, 0, count * shape_.Dv * sizeof(S));
-    std::memset(p_.lse + first, 0, count * sizeof(S));
+    const int64_t count = past.end - past.begin;
+    for (int64_t head = 0; head < shape_.group; ++head) {
+      const int64_t first = rows.first_query + head * rows.next_head + length + past.begin;
+      std::memset(p_.output + first * shape_.Dv, 0, count * shape_.Dv * sizeof(S));
+      std::memset(p_.lse + first, 0, count * sizeof(S));
+    }
   }
 
   // The first member's walk: it chooses the keys.
@@ -186,7 +192,7 @@ class ProductForwardPass : public SequencePass {
     const SequenceRows<S>& rows = w.rows;
     const ScreeningShape& s = rows.screening;
     const int64_t n = rows.number, length = rows.steps.length;
-    Screening<S> screening(s, rows.steps, relevance_of(p_, n), {p_.relevance + n * s.P, 1},
+    Screening<S> screening(s, rows.steps, relevance_of(p_, rows), {p_.relevance + n * s.P, 1},
                            {p_.last + rows.first_position, 1}, relevance_(w.team),
                            retained_(w.team));
     w.kept_count = screening.candidates(0).kept_count;
@@ -203,10 +209,7 @@ class ProductForwardPass : public SequencePass {
     }
     w.starts[meeting.blocks] = length;
     walk_blocks(member, w, timing, [&](const Block& block) { weigh(w, block, screening, timing); });
-    screening.finish({p_.memory_index + n * s.memory_after(), 1},
-                     {p_.memory_relevance + n * s.memory_after(), 1});
-    if (p_.received)
-      std::memcpy(p_.received + rows.first_position, relevance_(w.team), s.positions() * sizeof(S));
+    finish_screening(p_, rows, screening, relevance_(w.team));
   }
 
   // Makes all blocks; `weigh_block` is the first member's.
@@ -264,33 +267,48 @@ class ProductForwardPass : public SequencePass {
             .end = shape_.screening.P + first + count + w.shift,
             .changes = w.meeting->borders.until(first) + 1 < count && shape_.screening.top_k > 0,
             .state = states_(w.team) + slot,
-            .scores = scores_(w.team) + slot * kQueries * block_.columns(),
-            .kept_scores = kept_scores_(w.team) + slot * kQueries * block_.kept(),
+            .scores = scores_(w.team) + slot * rows_of_block() * block_.columns(),
+            .kept_scores = kept_scores_(w.team) + slot * rows_of_block() * block_.kept(),
             .kept_rows = lists_(w.team) + slot * block_.kept(),
             .list = changes_(w.team) + slot * block_.columns()};
   }
 
-  // Columns that `height` queries attend of their windows; `at` is the first query's row.
-  TT_INLINE Columns<S> columns_of(const Sequence& w, const Block& block, int64_t query,
-                                  int64_t height) const {
+  // Columns that `height` queries of a head attend of their windows; `at` is the first query's row.
+  TT_INLINE Columns<S> columns_of(const Sequence& w, const Block& block, int64_t head,
+                                  int64_t query, int64_t height) const {
     const int64_t before = w.shift - block.origin, step = block.first + query;
-    return {block.scores + query * block_.columns(), w.meeting->borders.begin(step) + before,
-            shape_.screening.P + step + height + before};
+    return {block.scores + (head * kQueries + query) * block_.columns(),
+            w.meeting->borders.begin(step) + before, shape_.screening.P + step + height + before};
+  }
+  TT_INLINE S* kept_of(const Block& block, int64_t head, int64_t query) const {
+    return block.kept_scores + (head * kQueries + query) * block_.kept();
+  }
+
+  // Calls f(head, query, height) for tiles of at most `tallest` queries of a head.
+  template <typename F>
+  TT_INLINE void for_tiles(const Block& block, int64_t tallest, const F& f) const {
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for (int64_t query = 0; query < block.count; query += tallest)
+        f(head, query, least(tallest, block.count - query));
+  }
+
+  TT_INLINE const S* query_of(const Sequence& w, const Block& block, int64_t head,
+                              int64_t query) const {
+    return w.rows.query + head * in_.query.stride_h + (block.first + query) * in_.query.stride_t;
   }
 
   void multiply(Sequence& w, const Block& block, Timing& timing) const {
     timing.turn(kPack);
     turn_keys(w, block);
     timing.turn(kScores);
-    const int64_t stride = in_.query.stride_t, first = block.origin / L;
-    for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, block.count - tile);
-      const Columns<S> own = columns_of(w, block, tile, height);
+    const int64_t first = block.origin / L;
+    for_tiles(block, kRegisterRows, [&](int64_t head, int64_t query, int64_t height) {
+      const Columns<S> own = columns_of(w, block, head, query, height);
       const int64_t begin = block.changes ? 0 : own.begin / L;
-      multiply_turned(w.rows.query + (block.first + tile) * stride, stride, height, w.keys,
+      multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.keys,
                       first + begin, first + divide_up(own.end, L), own.at + begin * L,
                       block_.columns());
-    }
+    });
     timing.turn(kOther);
   }
 
@@ -300,7 +318,7 @@ class ProductForwardPass : public SequencePass {
     for (int64_t v = most(w.turned + 1, block.origin / L); v * L < block.end; ++v) {
       w.keys.put(v, [&](int64_t lane) {
         const int64_t position = v * L + lane - w.shift;
-        const bool known = v * L + lane >= block.begin && position < w.rows.positions;
+        const bool known = v * L + lane >= block.begin && position < w.rows.positions();
         return known ? w.rows.key + position * stride : nullptr;
       });
       w.turned = v;
@@ -318,31 +336,38 @@ class ProductForwardPass : public SequencePass {
     block.state->changes = 0;
     std::memcpy(block.kept_rows, w.kept_rows, w.kept_count * sizeof(*w.kept_rows));
     timing.turn(kScores);
-    const int64_t stride = in_.query.stride_t;
-    for (int64_t tile = 0; tile < block.count; tile += kRegisterRows)
-      multiply_turned(w.rows.query + (block.first + tile) * stride, stride,
-                      least(kRegisterRows, block.count - tile), w.kept_keys, 0,
-                      divide_up(w.kept_count, L), block.kept_scores + tile * block_.kept(),
-                      block_.kept());
-    S* lse = p_.lse + w.rows.first_query;
-    for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, block.count - tile);
-      const Columns<S> all = columns_of(w, block, tile, height);
-      for (int64_t q = tile; q < tile + height; ++q) {
-        const Columns<S> own = columns_of(w, block, q, 1);
-        S* kept = block.kept_scores + q * block_.kept();
-        for (int64_t c = all.begin; c < own.begin; ++c) own.at[c] = S(0);
-        for (int64_t c = own.end; c < all.end; ++c) own.at[c] = S(0);
+    for_tiles(block, kRegisterRows, [&](int64_t head, int64_t query, int64_t height) {
+      multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.kept_keys, 0,
+                      divide_up(w.kept_count, L), kept_of(block, head, query), block_.kept());
+    });
+    for (int64_t q = 0; q < block.count; ++q) {
+      screening.candidates(block.first + q);
+      for (int64_t head = 0; head < shape_.group; ++head) {
         timing.turn(kScores);
-        lse[block.first + q] = softmax(in_.scale, {kept, 0, w.kept_count}, own).log();
+        const S* attention = weigh_query(w, block, head, q);
         timing.turn(kScreening);
-        screening.candidates(block.first + q);
-        screening.advance(
-            block.first + q, own.at - block.origin + w.shift,
-            [&](int64_t rank, int64_t position) { replace(w, block, {q + 1, rank, position}); });
+        screening.receive(attention);
       }
+      screening.compete(block.first + q, [&](int64_t rank, int64_t position) {
+        replace(w, block, {q + 1, rank, position});
+      });
     }
     timing.turn(kOther);
+  }
+
+  // Makes the weights of a query, zeros where the others of its tile attend more. Returns where that of
+  // a position would lie.
+  TT_INLINE const S* weigh_query(const Sequence& w, const Block& block, int64_t head,
+                                 int64_t q) const {
+    const int64_t tile = q / kRegisterRows * kRegisterRows;
+    const int64_t height = least(kRegisterRows, block.count - tile);
+    const Columns<S> all = columns_of(w, block, head, tile, height);
+    const Columns<S> own = columns_of(w, block, head, q, 1);
+    for (int64_t c = all.begin; c < own.begin; ++c) own.at[c] = S(0);
+    for (int64_t c = own.end; c < all.end; ++c) own.at[c] = S(0);
+    S* lse = p_.lse + w.rows.first_query + head * w.rows.next_head + block.first;
+    lse[q] = softmax(in_.scale, {kept_of(block, head, q), 0, w.kept_count}, own).log();
+    return own.at - block.origin + w.shift;
   }
 
   // Turns those keys of the retained set that have changed.
@@ -364,9 +389,11 @@ class ProductForwardPass : public SequencePass {
   void replace(Sequence& w, const Block& block, const Change& change) const {
     const auto [query, rank, position] = change;
     const int64_t count = rank < 0 ? w.kept_count : w.kept_count - 1;
-    for (int64_t q = query; q < block.count; ++q)
-      renew(block.kept_scores + q * block_.kept(), count, rank,
-            block.scores[q * block_.columns() + position + w.shift - block.origin]);
+    const int64_t column = position + w.shift - block.origin;
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for (int64_t q = query; q < block.count; ++q)
+        renew(kept_of(block, head, q), count, rank,
+              block.scores[(head * kQueries + q) * block_.columns() + column]);
     renew(w.kept_rows, count, rank, w.value(position));
     w.kept_count = count + 1;
     w.kept_turned = least(w.kept_turned, rank < 0 ? count : rank);
@@ -388,32 +415,32 @@ class ProductForwardPass : public SequencePass {
     for (int64_t number = block.begin; number < block.end; ++number)
       w.values[number - block.origin] = w.value(number - w.shift);
     // A tile has zeros where one of its queries attends what another does not.
-    const int64_t tallest = state.finite ? kRegisterRows : 1;
-    for (int64_t tile = 0; tile < block.count; tile += tallest) {
-      const int64_t height = least(tallest, block.count - tile);
-      const Columns<S> all = columns_of(w, block, tile, height);
-      sum_tile(
-          w, block, tile, height,
-          {all.at, block_.columns(), 1, w.values, all.begin, all.end, block.origin, nullptr, true});
-    }
+    for_tiles(block, state.finite ? kRegisterRows : 1,
+              [&](int64_t head, int64_t query, int64_t height) {
+                const Columns<S> all = columns_of(w, block, head, query, height);
+                sum_tile(w, block, head, query, height,
+                         {all.at, block_.columns(), 1, w.values, all.begin, all.end, block.origin,
+                          nullptr, true});
+              });
     timing.turn(kOther);
   }
 
   // The part of the retained set in the outputs of queries [begin, end), which share it.
   void sum_kept(const Sequence& w, const Block& block, int64_t begin, int64_t end,
                 int64_t kept) const {
-    for_row_tiles(begin, end, [&](int64_t tile, int64_t height) {
-      sum_tile(w, block, tile, height,
-               {block.kept_scores + tile * block_.kept(), block_.kept(), 1, block.kept_rows, 0,
-                kept, 0, nullptr, false});
-    });
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for_row_tiles(begin, end, [&](int64_t query, int64_t height) {
+        sum_tile(w, block, head, query, height,
+                 {kept_of(block, head, query), block_.kept(), 1, block.kept_rows, 0, kept, 0,
+                  nullptr, false});
+      });
   }
 
-  // Sums for the outputs of some queries.
-  TT_INLINE void sum_tile(const Sequence& w, const Block& block, int64_t tile, int64_t height,
-                          RowSums<S> sums) const {
+  // Sums for the outputs of some queries of a head.
+  TT_INLINE void sum_tile(const Sequence& w, const Block& block, int64_t head, int64_t query,
+                          int64_t height, RowSums<S> sums) const {
     S* to[kRegisterRows];
-    for (int64_t q = 0; q < height; ++q) to[q] = w.output(block.first + tile + q);
+    for (int64_t q = 0; q < height; ++q) to[q] = w.output(block.first + query + q, head);
     sums.to = to;
     sum_rows<S>(sums, height, 0, divide_up(shape_.Dv, L));
   }

@@ -168,53 +168,69 @@ bool all_finite(const S* at, int64_t stride, int64_t rows, int64_t features) {
   return sum_of_lanes<S>(sum) == S(0);
 }
 
-// Rows of whole vectors: those in memory, or their copies with zeros behind, once copy() has been called
-// for all of them.
+// Rows of whole vectors, of one head or several: those in memory, or their copies with zeros behind, once
+// copy() has been called for all of them.
 template <typename S>
 struct WholeRows {
   const S* from;
   S* room;  // null if rows are whole as they are
   const S* at;
-  int64_t stride, from_stride, features;
+  int64_t features, stride, from_stride, next_head, from_next_head;
 
   TT_INLINE static int64_t numbers(int64_t rows, int64_t features) {
     return features % kLanes<S> ? times(rows, round_up(features, kLanes<S>)) : 0;
   }
-  WholeRows(const S* rows, int64_t rows_stride, int64_t features, S* copies)
-      : from(rows),
+  // Heads lie `apart` numbers from each other, and have `rows` rows.
+  WholeRows(const S* at, int64_t stride_t, int64_t features, S* copies, int64_t apart = 0,
+            int64_t rows = 0)
+      : from(at),
         room(features % kLanes<S> ? copies : nullptr),
-        at(room ? room : rows),
-        stride(room ? round_up(features, kLanes<S>) : rows_stride),
-        from_stride(rows_stride),
-        features(features) {}
-  void copy(Share rows) const {
+        at(room ? room : at),
+        features(features),
+        stride(room ? round_up(features, kLanes<S>) : stride_t),
+        from_stride(stride_t),
+        next_head(room ? rows * stride : apart),
+        from_next_head(apart) {}
+  void copy(Share rows, int64_t heads = 1) const {
     if (!room) return;
-    for (int64_t row = rows.begin; row < rows.end; ++row)
-      for (int64_t d = 0; d < features; d += kLanes<S>)
-        store(room + row * stride + d, load_part(from + row * from_stride + d, features - d));
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const S* source = from + head * from_next_head + row * from_stride;
+        for (int64_t d = 0; d < features; d += kLanes<S>)
+          store(room + head * next_head + row * stride + d, load_part(source + d, features - d));
+      }
   }
-  TT_INLINE const S* operator()(int64_t row) const { return at + row * stride; }
+  TT_INLINE const S* operator()(int64_t row, int64_t head = 0) const {
+    return at + head * next_head + row * stride;
+  }
 };
 
-// The same of results: rows in memory, or room for them until copy() is called.
+// The same of dense results: rows in memory, or room for them until copy() is called.
 template <typename S>
 struct WholeResults {
   S *at, *to;
-  int64_t stride, features;
+  int64_t features, stride, next_head, to_next_head;
 
-  WholeResults(S* rows, int64_t features, S* room)
-      : at(features % kLanes<S> ? room : rows),
-        to(rows),
+  // Heads lie `apart` rows from each other in memory, and have `rows` rows.
+  WholeResults(S* to, int64_t features, S* room, int64_t apart = 0, int64_t rows = 0)
+      : at(features % kLanes<S> ? room : to),
+        to(to),
+        features(features),
         stride(round_up(features, kLanes<S>)),
-        features(features) {}
-  TT_INLINE S* operator()(int64_t row) const { return at + row * stride; }
-  TT_INLINE void clear(int64_t row) const {
-    for (int64_t d = 0; d < stride; d += kLanes<S>) store((*this)(row) + d, Vec<S>{});
+        next_head((at == to ? apart : rows) * stride),
+        to_next_head(apart * features) {}
+  TT_INLINE S* operator()(int64_t row, int64_t head = 0) const {
+    return at + head * next_head + row * stride;
   }
-  void copy(Share rows) const {
+  TT_INLINE void clear(int64_t row, int64_t head = 0) const {
+    for (int64_t d = 0; d < stride; d += kLanes<S>) store((*this)(row, head) + d, Vec<S>{});
+  }
+  void copy(Share rows, int64_t heads = 1) const {
     if (at == to) return;
-    for (int64_t row = rows.begin; row < rows.end; ++row)
-      std::memcpy(to + row * features, at + row * stride, features * sizeof(S));
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t row = rows.begin; row < rows.end; ++row)
+        std::memcpy(to + head * to_next_head + row * features, (*this)(row, head),
+                    features * sizeof(S));
   }
 };
 

@@ -10,25 +10,14 @@ namespace throughtime {
 namespace {
 
 template <typename S>
-struct SequenceRows {
-  int64_t number, head;
-  Steps steps;
-  ScreeningShape screening;
-  int64_t positions;                    // keys that are there: P and those of its queries
-  const S *query, *key, *value;         // rows as far apart as the input's strides say
-  int64_t first_query, first_position;  // rows of results that have one for each
+struct SequenceRows : SequencePlace {
+  const S *query, *key, *value;  // rows as far apart as the input's strides say
 
   TT_INLINE SequenceRows(const RelevancyInput<S>& in, int64_t n)
-      : number(n),
-        head(n % in.shape.heads),
-        steps(in.steps(n / in.shape.heads)),
-        screening(in.shape.screening),
-        positions(screening.P + steps.length),
-        query(in.query.sequence(n / in.shape.heads, head)),
-        key(in.key.sequence(n / in.shape.heads, head)),
-        value(in.value.sequence(n / in.shape.heads, head)),
-        first_query(n * screening.T),
-        first_position(n * screening.positions()) {}
+      : SequencePlace(in.place(n)),
+        query(in.query.of(*this, in.shape.group)),
+        key(in.key.of(*this)),
+        value(in.value.of(*this)) {}
 };
 
 // The most keys that a query attends as retained ones.
@@ -45,9 +34,22 @@ int64_t most_retained(const RelevancyInput<S>& in, const int64_t* last) {
 
 // What keys of a sequence compete with.
 template <typename S>
-TT_INLINE Relevance<S> relevance_of(const RelevancyForward<S>& args, int64_t n) {
-  const S* given = args.given ? args.given + n * args.in.shape.T() : nullptr;
-  return {args.keep_first, given, args.normalize};
+TT_INLINE Relevance<S> relevance_of(const RelevancyForward<S>& args, const SequencePlace& place) {
+  const int64_t first = place.first_position - place.number * place.screening.P;
+  return {args.keep_first, args.given ? args.given + first : nullptr, args.normalize};
+}
+
+// Writes what a sequence leaves when its last query is done.
+template <typename S>
+void finish_screening(const RelevancyForward<S>& args, const SequencePlace& place,
+                      Screening<S>& screening, const S* relevance) {
+  const ScreeningShape& s = place.screening;
+  screening.finish();
+  if (args.memory_index)
+    screening.leave({args.memory_index + place.number * s.memory_after(), 1},
+                    {args.memory_relevance + place.number * s.memory_after(), 1});
+  if (args.received)
+    std::memcpy(args.received + place.first_position, relevance, s.positions() * sizeof(S));
 }
 
 // What all passes have: the plan, and scratch memory for each worker or team.
@@ -70,16 +72,27 @@ class SequencePass {
     return scratch_.reserve<N>(plan_.teams(), count);
   }
 
-  // Runs pass.walk_sequence(member, number) for all sequences, one part of the plan after the other.
+  // Runs the pass, one part of the plan after the other.
   template <typename Pass>
   void run_parts(const Runtime& runtime, Pass& pass) {
     scratch_.allocate();
     for (const SequencePart& part : plan_.parts) {
       part_ = &part;
+      next_sequence_ = part.begin;
       if (part.teams > 0) run_workers(runtime, part, barriers_(), pass);
     }
   }
-  TT_INLINE Share sequences_of(const Member& member) const { return part_->of(member.team); }
+
+  // Calls f(number) for sequences of the part: a team of one takes the next, as they differ in length.
+  template <typename F>
+  void for_sequences(const Member& member, const F& f) {
+    if (members() > 1) return f(part_->begin + member.team);
+    for (;;) {
+      const int64_t n = __atomic_fetch_add(&next_sequence_, 1, __ATOMIC_RELAXED);
+      if (n >= part_->end) return;
+      f(n);
+    }
+  }
   TT_INLINE int64_t members() const { return part_->members; }
   TT_INLINE Share share(const Member& member, int64_t count) const {
     return Share(count, member.begin, member.end, members());
@@ -91,6 +104,7 @@ class SequencePass {
 
   const RelevancyPlan plan_;
   const SequencePart* part_ = nullptr;
+  alignas(64) int64_t next_sequence_ = 0;
   Scratch scratch_;
   Span<Barrier> barriers_;
 };

@@ -5,7 +5,8 @@ from __future__ import annotations
 from throughtime.functional.checks import autocast_dtype
 from throughtime.functional.lstm import bidirectional_lstm, lstm
 from throughtime.functional.rel_lstm import rel_lstm
-from throughtime.functional.relevancy import relevancy_attention, retained_positions
+from throughtime.functional.relevancy import relevancy_attention
+from throughtime.functional.retained import retained_positions
 
 __all__ = [
     "autocast_dtype",

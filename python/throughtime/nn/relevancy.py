@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from throughtime import functional
 from throughtime.backends.backend import BackendName, Request
 from throughtime.functional.checks import check_choice, check_flag, check_size
-from throughtime.functional.relevancy import Retain, Score, beyond_paper
+from throughtime.functional.relevancy_call import Retain, Score, beyond_paper
 from throughtime.nn.backend import BackendChoice
 from throughtime.states import RelevancyCache
 
