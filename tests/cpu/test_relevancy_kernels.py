@@ -200,6 +200,8 @@ SHARED = [
     Attention(1, 1, 1100, 16, 16, 40, 0, screen_every=50, given=True),
     Attention(1, 1, 800, 12, 16, 40, 30, before=60, normalize=True),
     Attention(3, 1, 1200, 16, 16, 40, 30, lengths=True, screen_every=3),
+    Attention(1, 1, 700, 20, 9, 40, 30, group=3),
+    Attention(1, 1, 1300, 20, 16, 40, 30, packed=(700, 0, 600), screen_every=4),
 ]
 
 
@@ -217,8 +219,10 @@ def test_bits_where_a_team_shares_a_sequence(
     torch.set_num_threads(1)
     alone = run(case, given)
     for count in (2, 3, 5, 8) * 3:
-        plan = kernels.relevancy_plan(case.B * case.heads, case.T, case.D, 40, count, True)
-        shares = case.B * case.heads % count
+        sequences = (len(case.packed) or case.B) * case.heads
+        longest = max(case.packed or (case.T,))
+        plan = kernels.relevancy_plan(sequences, longest, case.D, 40, count, True)
+        shares = sequences % count
         assert (plan[-1]["members"] > 1) == bool(shares and count // shares > 1)
         torch.set_num_threads(count)
         together = run(case, given)

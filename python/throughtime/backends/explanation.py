@@ -208,7 +208,7 @@ def explain(
             hidden=hidden,
             outputs=request.proj_size or hidden,
             attention=getattr(module_or_op, "attention_size", hidden),
-            heads=getattr(module_or_op, "num_heads", 1),
+            heads=getattr(module_or_op, "num_key_value_heads", 1),
             attended=getattr(module_or_op, "window_size", steps)
             + (getattr(module_or_op, "top_k", None) or 0),
             score=getattr(module_or_op, "score", "dot"),

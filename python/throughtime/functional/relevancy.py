@@ -166,13 +166,17 @@ def relevancy_attention(
     straight-through estimators do: ``value * (1 + g - g.detach()).unsqueeze(-1)`` has the numbers
     of ``value``, and tells g how useful each value was to the queries that attended it.
 
+    ``key`` and ``value`` may have fewer heads, which divide those of ``query``: grouped-query
+    heads. heads / key heads consecutive heads of queries attend the keys of one. They share its
+    retained set, and a key's relevance is the sum of what all of them pay to it.
+
     The selection of keys has no gradient; everything else has. ``window_size >= T`` is full causal
     attention, ``top_k=0`` a sliding window.
 
     Args:
         query: ``[B, heads, T, D]``, any strides.
-        key: ``[B, heads, T, D]``.
-        value: ``[B, heads, T, Dv]``.
+        key: ``[B, key heads, T, D]``; fewer heads than the query's not with ``"triton"``.
+        value: ``[B, key heads, T, Dv]``.
         window_size: >= 1, may exceed T.
         top_k: size of the retained set, >= 0, may exceed T.
         score: ``"dot"``: ``scale * q . k``; ``"additive"``: ``w . tanh(q + k)``.
@@ -184,22 +188,24 @@ def relevancy_attention(
         retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
         screen_every: queries from one change of the retained set to the next, >= 1; 1 is the paper,
             and all that backend ``"triton"`` knows.
-        relevance: ``[B, heads, T]``, >= 0: what a key competes with, in place of the attention that
-            it has received; not with ``"triton"``.
+        relevance: ``[B, key heads, T]``, >= 0: what a key competes with, in place of the attention
+            that it has received; not with ``"triton"``.
         normalize: True counts what a query pays to a key as often as the query attends keys. Early
             queries attend few keys and pay much to each; so every key that gets the mean of each
-            query ends with ``window_size``. Not with ``"triton"``.
+            query ends with ``window_size``, times the query heads that share it. Not with
+            ``"triton"``.
         return_retained: True also returns which keys were retained.
         return_relevance: True also returns the relevance of each key; not with ``"triton"``.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
         The output ``[B, heads, T, Dv]``. With ``return_retained`` also ``last``, int64
-        ``[B, heads, T]``, which holds the last query that attends each key, and -1 past the length.
-        Key j is attended from outside the window of query i if ``j + window_size <= i <= last[j]``;
-        :func:`retained_positions` lists the retained sets. With ``return_relevance`` then also the
-        relevance ``[B, heads, T]`` of this call's keys after its last query, without a gradient:
-        attention that each received in its window, or what was given.
+        ``[B, key heads, T]``, which holds the last query that attends each key, and -1 past the
+        length. Key j is attended from outside the window of query i if
+        ``j + window_size <= i <= last[j]``; :func:`retained_positions` lists the retained sets.
+        With ``return_relevance`` then also the relevance ``[B, key heads, T]`` of this call's keys
+        after its last query, without a gradient: attention that each received in its window, or
+        what was given.
 
     Raises:
         RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
