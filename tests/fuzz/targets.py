@@ -365,7 +365,7 @@ def module_attention(s: Sizes, o: Options) -> Steps:
     kind = throughtime.RelevancyAttention
     options = {"bias": "True", "batch_first": "True", "backend": "'auto'", "retain": "'relevant'"}
     yield Call("layer", "throughtime.RelevancyAttention", _takes(kind, values | options))
-    yield f"input = {_random(o, s['B'], s['T'], s['D'] * s['R'])}"
+    yield f"input = {_random(o, s['B'], s['T'], int(values['embed_dim']))}"
     yield from _named(values, ["lengths"], trains=False)
     yield "cache = throughtime.RelevancyCache()"
     arguments = {"input": "input", "lengths": values["lengths"], "cache": _if(o["again"], "cache")}
