@@ -17,6 +17,7 @@
 #include "lstm/cuda/plan.h"
 #include "recurrence/cpu/plan.h"
 #include "rel_lstm/cpu/plan.h"
+#include "relevancy/cpu/plan.h"
 
 namespace {
 
@@ -160,6 +161,26 @@ PyObject* rel_lstm_plan(PyObject*, PyObject* args) {
                        pass(plan_rel_lstm(shape, scalar_bytes), true));
 }
 
+PyObject* relevancy_plan(PyObject*, PyObject* args) {
+  Py_ssize_t sequences, T, D, attended;
+  int threads, shares;
+  if (!PyArg_ParseTuple(args, "nnnnip", &sequences, &T, &D, &attended, &threads, &shares))
+    return nullptr;
+  if (!are_sizes({sequences, T, D, attended})) return nullptr;
+  const RelevancyShape shape{
+      sequences, 1, D, D, {.T = T, .P = 0, .R = 0, .window_size = attended, .top_k = 0}};
+  PyObject* list = PyList_New(0);
+  for (const SequencePart& part : plan_relevancy(shape, threads, shares).parts) {
+    if (!list || part.teams == 0) continue;
+    PyObject* found = Py_BuildValue(
+        "{s:n,s:n,s:i,s:i}", "begin", static_cast<Py_ssize_t>(part.begin), "end",
+        static_cast<Py_ssize_t>(part.end), "teams", part.teams, "members", part.members);
+    if (!found || PyList_Append(list, found) < 0) Py_CLEAR(list);
+    Py_XDECREF(found);
+  }
+  return list;
+}
+
 PyObject* lstm_gpu_plan(PyObject*, PyObject* args) {
   Py_ssize_t T, B, D, H;
   int scalar_bytes, backward, tf32;
@@ -280,6 +301,11 @@ PyMethodDef methods[] = {
      "Those that torch.get_float32_matmul_precision() asks for, where a matrix unit multiplies."},
     {"rel_lstm_plan", rel_lstm_plan, METH_VARARGS,
      "rel_lstm_plan(T, B, I, H, A, scalar_bytes, threads): the same."},
+    {"relevancy_plan", relevancy_plan, METH_VARARGS,
+     "relevancy_plan(sequences, T, D, attended, threads, shares): the parts, one after the other, "
+     "of "
+     "relevancy attention; attended: keys of a query; shares: whether members of a team share a "
+     "sequence."},
     {"lstm_gpu_plan", lstm_gpu_plan, METH_VARARGS,
      "lstm_gpu_plan(T, B, D, H, scalar_bytes, backward, tf32, tier, gpu): how the GPU kernels "
      "divide "

@@ -9,6 +9,7 @@ compiled CPU kernels, ``"_triton"`` for the Triton ones.
 from __future__ import annotations
 
 import inspect
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,7 +53,11 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class Attention:
-    """Sizes of one call; an earlier call of ``before`` steps left its memory if that is not 0."""
+    """Sizes of one call; an earlier call of ``before`` steps left its memory if that is not 0.
+
+    ``group`` heads of queries attend the keys of one; ``heads`` are those of keys. ``packed`` lists
+    the lengths of samples that lie one behind the other in T.
+    """
 
     B: int
     heads: int
@@ -68,14 +73,17 @@ class Attention:
     screen_every: int = 1
     given: bool = False
     normalize: bool = False
+    group: int = 1
+    packed: tuple[int, ...] = ()
     op: ClassVar = "relevancy"
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> Given:
         B, heads, T = self.B, self.heads, self.T
         sizes = {"query": self.D, "key": self.D, "value": self.Dv}
-        made = {n: random(B, heads, T, d, seed=k) for k, (n, d) in enumerate(sizes.items())}
+        of = {"query": heads * self.group, "key": heads, "value": heads}
+        made = {n: random(B, of[n], T, d, seed=k) for k, (n, d) in enumerate(sizes.items())}
         if self.additive:
-            made["score_weight"] = random(heads, self.D, seed=3)
+            made["score_weight"] = random(of["query"], self.D, seed=3)
         names = ("window_size", "top_k", "keep_first", "screen_every", "normalize")
         rest: Given = {name: getattr(self, name) for name in names}
         rest["given"] = random(B, heads, T, seed=4, dtype=dtype).abs() if self.given else None
@@ -84,7 +92,7 @@ class Attention:
         if self.before:
             steps = self.before
             old = {
-                n: random(B, heads, steps, d, seed=6 - k) for k, (n, d) in enumerate(sizes.items())
+                n: random(B, of[n], steps, d, seed=6 - k) for k, (n, d) in enumerate(sizes.items())
             }
             if self.given:
                 old["given"] = random(B, heads, steps, seed=5).abs()
@@ -94,13 +102,18 @@ class Attention:
                 made[name] = torch.cat([taken(old[name], left.positions), made[name]], 2)
             rest |= {"relevance": left.relevance.to(dtype), "retained": left.retained}
             rest["seen"] = ends["lengths"]
-        grads = _grads({"output": (B, heads, T, self.Dv)}, dtype, seed=9)
+        if self.packed:
+            assert (B, sum(self.packed)) == (1, T)
+            rest["cu_seqlens"] = torch.tensor([0, *itertools.accumulate(self.packed)])
+        grads = _grads({"output": (B, of["query"], T, self.Dv)}, dtype, seed=9)
         return as_dtype(made, dtype) | rest | _ends(self.lengths, B, T, 8) | grads
 
     def __str__(self) -> str:
         sizes = f"{self.B}x{self.heads}x{self.T}x{self.D}x{self.Dv}"
         sizes += f"-m{self.screen_every}" * (self.screen_every > 1)
-        return _id(self, sizes, "additive", "lengths", "keep_first", "given", "normalize")
+        sizes += f"-g{self.group}" * (self.group > 1)
+        options = ("additive", "lengths", "keep_first", "given", "normalize", "packed")
+        return _id(self, sizes, *options)
 
 
 @dataclass(frozen=True)
@@ -216,6 +229,13 @@ BEYOND_PAPER = (  # not by the Triton kernels
     Attention(2, 2, 40, 8, 8, 5, 4, given=True, lengths=True),
     Attention(2, 1, 40, 8, 8, 5, 4, normalize=True, additive=True, before=9, screen_every=4),
     Attention(2, 1, 40, 8, 8, 5, 4, given=True, additive=True, before=9),
+    Attention(2, 2, 40, 12, 9, 5, 4, group=3),
+    Attention(1, 1, 60, 16, 16, 20, 10, group=2, before=9, screen_every=4, lengths=True),
+    Attention(2, 1, 30, 8, 8, 5, 4, group=2, additive=True, normalize=True),
+    Attention(1, 2, 30, 8, 8, 5, 4, group=4, additive=True, before=9, given=True),
+    Attention(1, 2, 60, 12, 9, 5, 4, packed=(0, 21, 1, 0, 38)),
+    Attention(1, 1, 150, 16, 16, 30, 10, packed=(100, 50), screen_every=8, group=2),
+    Attention(1, 2, 40, 8, 8, 5, 4, packed=(20, 20), additive=True, given=True),
 )
 LAYERS = (
     Layer(1, 1, 1, 1, 1, 1, 0),

@@ -153,6 +153,30 @@ def test_rel_lstm(B: int, threads: int) -> None:
         assert len(found["forward"]["blocks"]) >= min(threads, 2)
 
 
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("sequences", [1, 2, 3, 8, 33, 100])
+def test_relevancy(sequences: int, threads: int) -> None:
+    found = kernels.relevancy_plan(sequences, 4096, 64, 128, threads, True)
+    assert covered([(part["begin"], part["end"]) for part in found]) == list(range(sequences))
+    for part in found:
+        assert 1 <= part["teams"] * part["members"] <= threads
+        assert part["teams"] <= part["end"] - part["begin"]
+        # Members share a sequence only where every sequence has a team.
+        assert part["members"] == 1 or part["teams"] == part["end"] - part["begin"]
+    assert found[-1]["members"] > 1 or sequences % threads == 0 or sequences % threads * 2 > threads
+    # Short sequences, little work, and the additive score leave a sequence to one worker.
+    for steps, shares in ((300, True), (4096, False)):
+        alone = kernels.relevancy_plan(sequences, steps, 64, 128, threads, shares)
+        assert [part["members"] for part in alone] == [1]
+        assert alone[0]["teams"] == min(threads, sequences)
+    assert kernels.relevancy_plan(sequences, 4, 2, 2, threads, True)[0]["teams"] == 1
+    told = throughtime.explain(
+        "relevancy_attention", hidden_size=64, steps=4096, batch_size=sequences, threads=threads
+    )
+    for part in found:
+        assert f"workers: {part['teams'] * part['members']}; teams: {part['teams']} " in str(told)
+
+
 BATCHES = (32, 33, 40, 48, 63, 64, 65, 97, 100, 128, 129, 200, 256, 512)
 UNITS = (128, 130, 144, 160, 176, 192, 200, 224, 256, 300, 384, 400, 512, 600, 768, 1000, 2048)
 

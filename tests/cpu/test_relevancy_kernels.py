@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from throughtime.ops.relevancy.arguments import memory_sizes
 
 if _ext.extension is None:
     pytest.skip("the compiled kernels are not in this installation", allow_module_level=True)
+kernels: Any = _ext.extension
 
 
 def test_threads_are_used() -> None:
@@ -188,3 +190,44 @@ def test_nothing_past_the_end_is_read(case: Attention | Layer, names: tuple[str,
             given[name][past] = torch.nan
     for name, tensor in run(case, given).items():
         assert torch.equal(tensor, clean[name]), name
+
+
+# Sequences that are long enough for a team, of whole vectors and not, at several borders.
+SHARED = [
+    Attention(1, 1, 900, 16, 32, 30, 20),
+    Attention(1, 1, 700, 20, 9, 70, 40, screen_every=5),
+    Attention(1, 3, 600, 16, 20, 20, 10, screen_every=32),
+    Attention(1, 1, 1100, 16, 16, 40, 0, screen_every=50, given=True),
+    Attention(1, 1, 800, 12, 16, 40, 30, before=60, normalize=True),
+    Attention(3, 1, 1200, 16, 16, 40, 30, lengths=True, screen_every=3),
+    Attention(1, 1, 700, 20, 9, 40, 30, group=3),
+    Attention(1, 1, 1300, 20, 16, 40, 30, packed=(700, 0, 600), screen_every=4),
+]
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_bits_where_a_team_shares_a_sequence(
+    case: Attention, infinite: bool, threads: None
+) -> None:
+    given = case.inputs(torch.float32)
+    if infinite:
+        for name in ("key", "value"):
+            given[name] = given[name].detach().clone()
+            given[name][..., case.T // 3, 1] = torch.inf
+            given[name].requires_grad_()
+    torch.set_num_threads(1)
+    alone = run(case, given)
+    for count in (2, 3, 5, 8) * 3:
+        sequences = (len(case.packed) or case.B) * case.heads
+        longest = max(case.packed or (case.T,))
+        plan = kernels.relevancy_plan(sequences, longest, case.D, 40, count, True)
+        shares = sequences % count
+        assert (plan[-1]["members"] > 1) == bool(shares and count // shares > 1)
+        torch.set_num_threads(count)
+        together = run(case, given)
+        for name, tensor in alone.items():
+            assert torch.equal(tensor.nan_to_num(7.0), together[name].nan_to_num(7.0)), (
+                name,
+                count,
+            )

@@ -28,7 +28,8 @@ int64_t screen(const int64_t* shape, int64_t keep_first, const S* before, const 
     list(screening.candidates(step), listed + step * positions);
     screening.advance(step, attention + step * positions);
   }
-  screening.finish({index, 1}, {relevance, 1});
+  screening.finish();
+  screening.leave({index, 1}, {relevance, 1});
   Replay replay(s, steps, {last, 1}, ended.data(), next.data(), kept_again.data());
   for (int64_t step = length - 1; step >= 0; --step)
     list(replay.candidates(step), listed + (s.T + step) * positions);

@@ -86,6 +86,8 @@ GOOD = {
                 weight_hh=zeros(16, 4), bias_ih=zeros(16), bias_hh=None, weight_query=zeros(5, 4),
                 weight_key=zeros(5, 4), weight_score=zeros(5), window_size=2, top_k=2),
     "attend": good(relevancy_attention, query=Q, key=Q, value=Q, window_size=2, top_k=2),
+    "pack": good(functional.relevancy_attention_varlen, query=Q[0], key=Q[0], value=Q[0],
+                 cu_seqlens=torch.tensor([0, 2, 3]), window_size=2, top_k=2),
     "go_on": go_on,
 }  # fmt: skip
 NAMES = vars(throughtime) | vars(functional) | globals() | GOOD

@@ -47,6 +47,7 @@ SIZES = {
     "earlier": (0, 1, 2, 4),
     "every": (1, 2, 5, 50),
     "layers": (1, 2),
+    "group": (1, 1, 2, 3),  # heads of queries for one of keys
 }
 OPTIONS = {
     "double": 0.3, "bias": 0.7, "projection": 0.3, "lengths": 0.4, "reset": 0.3, "mask": 0.6,
@@ -54,7 +55,7 @@ OPTIONS = {
     "additive": 0.5, "anew": 0.5, "need_input": 0.8, "need_weights": 0.8, "need_reset": 0.8,
     "grads": 0.7, "train": 0.7, "given": 0.3, "normalize": 0.2,
     "reference": 0.1, "bidirectional": 0.3, "batch_first": 0.3, "sorted": 0.4, "again": 0.4,
-    "no_batch": 0.1, "recompute": 0.3, "return_cells": 0.3,
+    "no_batch": 0.1, "recompute": 0.3, "return_cells": 0.3, "packed": 0.2,
 }  # fmt: skip
 
 
@@ -132,17 +133,26 @@ def _gives(o: Options) -> bool:
 
 def _attention(s: Sizes, o: Options, prefix: int = 0) -> dict[str, str]:
     B, R, T, D = (s[name] for name in "BRTD")
+    heads = R * s["group"]
+    packed = o["packed"] and not o["memory"] and not o["lengths"]
+    B = 1 if packed else B
     return _common(s, o) | {
-        "query": _random(o, B, R, T, D), "key": _random(o, B, R, T + prefix, D),
+        "query": _random(o, B, heads, T, D), "key": _random(o, B, R, T + prefix, D),
         "value": _random(o, B, R, T + prefix, s["A"]),
-        "score_weight": _if(o["additive"], _random(o, R, D)),
+        "score_weight": _if(o["additive"], _random(o, heads, D)),
+        "cu_seqlens": _if(packed, _bounds(s)),
         "relevance": _if(o["memory"], _random(o, B, R, prefix)),
         "seen": _if(o["memory"], f"torch.randint(0, 10, ({B},))"),
         "given": _if(_gives(o), _random(o, B, R, T) + ".abs()"),
         "return_relevance": str(o["given"]),
         "scale": "None" if o["additive"] else "0.5",
-        "embed_dim": str(D * R), "num_heads": str(R),
+        "embed_dim": str(D * heads), "num_heads": str(heads), "num_key_value_heads": str(R),
     }  # fmt: skip
+
+
+def _bounds(s: Sizes) -> str:
+    """Where packed samples begin and end."""
+    return f"torch.tensor([0, {s['T'] // 2}, {s['T']}])"
 
 
 def _named(values: dict[str, str], names: list[str], trains: bool) -> Iterator[str]:
@@ -269,6 +279,20 @@ def functional_attention(s: Sizes, o: Options) -> Steps:
     yield from _finish()
 
 
+def functional_attention_varlen(s: Sizes, o: Options) -> Steps:
+    """Attention of packed samples, and backward."""
+    T, R, D = (s[name] for name in "TRD")
+    values = _attention(s, o | {"memory": False}) | {
+        "query": _random(o, T, R * s["group"], D), "key": _random(o, T, R, D),
+        "value": _random(o, T, R, s["A"]), "cu_seqlens": _bounds(s), "return_retained": "True",
+        "relevance": _if(_gives(o), _random(o, T, R) + ".abs()"),
+    }  # fmt: skip
+    yield from _named(values, list(values), o["train"])
+    arguments = _takes(functional.relevancy_attention_varlen, values | {"backend": "'auto'"})
+    yield Call("result", "functional.relevancy_attention_varlen", arguments)
+    yield from _finish()
+
+
 def _packed(s: Sizes, o: Options) -> Steps:
     """A PackedSequence, made by hand from a right one's parts."""
     yield f"lengths = torch.randint(1, {s['T'] + 1}, ({s['B']},))"
@@ -341,7 +365,7 @@ def module_attention(s: Sizes, o: Options) -> Steps:
     kind = throughtime.RelevancyAttention
     options = {"bias": "True", "batch_first": "True", "backend": "'auto'", "retain": "'relevant'"}
     yield Call("layer", "throughtime.RelevancyAttention", _takes(kind, values | options))
-    yield f"input = {_random(o, s['B'], s['T'], s['D'] * s['R'])}"
+    yield f"input = {_random(o, s['B'], s['T'], int(values['embed_dim']))}"
     yield from _named(values, ["lengths"], trains=False)
     yield "cache = throughtime.RelevancyCache()"
     arguments = {"input": "input", "lengths": values["lengths"], "cache": _if(o["again"], "cache")}
@@ -359,6 +383,7 @@ TARGETS: dict[str, Target] = {
     "functional_lstm": functional_lstm,
     "functional_rel_lstm": functional_rel_lstm,
     "functional_attention": functional_attention,
+    "functional_attention_varlen": functional_attention_varlen,
     "module_lstm": _module("LSTM", packed=False),
     "module_lstm_packed": _module("LSTM", packed=True),
     "module_rel_lstm": _module("RelLSTM", packed=False),

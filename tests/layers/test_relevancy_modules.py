@@ -12,7 +12,7 @@ import throughtime
 from cases import random
 from closeness import assert_close
 from throughtime import DetachSchedule, RelevancyAttention, RelevancyCache, RelLSTM, RelState
-from throughtime.functional import rel_lstm
+from throughtime.functional import rel_lstm, relevancy_attention
 
 
 def small(**options: Any) -> RelLSTM:
@@ -143,6 +143,26 @@ def test_attention_goes_on_from_a_cache(screen_every: int, backend: str) -> None
     every_query = RelevancyAttention(8, 2, 3, 2, backend=backend, dtype=torch.float64)
     every_query.load_state_dict(layer.state_dict())
     assert torch.equal(every_query(x), layer(x)) == (screen_every == 1)
+
+
+def test_attention_with_fewer_heads_of_keys(backend: str) -> None:
+    sizes: dict[str, Any] = {"dtype": torch.float64, "backend": backend}
+    torch.manual_seed(3)
+    layer = RelevancyAttention(12, 6, 3, 2, num_key_value_heads=2, **sizes)
+    assert layer.in_proj_weight.shape == (12 + 2 * 4, 12)
+    x, cache = random(2, 15, 12, seed=0), RelevancyCache()
+    projected = (x @ layer.in_proj_weight.T + layer.in_proj_bias).split((12, 4, 4), 2)
+    rows = [part.unflatten(2, (-1, 2)).transpose(1, 2) for part in projected]
+    attended = relevancy_attention(*rows, 3, 2)
+    assert_close(layer(x), layer.out_proj(attended.transpose(1, 2).flatten(2)))
+    parts = [layer(part, cache=cache) for part in x.split([4, 1, 10], dim=1)]
+    assert_close(torch.cat(parts, 1), layer(x))
+    assert cache.key is not None and cache.key.shape == (2, 2, 4, 2)
+    assert "2, num_key_value_heads=2" in repr(layer)
+    torch.manual_seed(3)
+    full = RelevancyAttention(12, 6, 3, 2, num_key_value_heads=6, **sizes)
+    torch.manual_seed(3)
+    assert torch.equal(RelevancyAttention(12, 6, 3, 2, **sizes)(x), full(x))
 
 
 def test_explain_tells_of_both_layers() -> None:

@@ -35,6 +35,11 @@ def attention(backend: Any, *rows: Tensor) -> Any:
     return functional.relevancy_attention(*rows, 2, 2, cache=cache, backend=backend), cache
 
 
+def packed(backend: Any, *rows: Tensor) -> Any:
+    bounds = torch.tensor([0, 3, T], dtype=torch.int32)
+    return functional.relevancy_attention_varlen(*rows, bounds, 2, 2, backend=backend)
+
+
 GATES = ((4 * H, I), (4 * H, H))
 CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "lstm": (lstm, ((T, B, I), *GATES)),
@@ -49,6 +54,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "bidirectional_lstm": (both, ((T, B, I), *GATES, *GATES)),
     "rel_lstm": (rel_lstm, ((T, B, I), *GATES, (3, H), (3, H), (3,))),
     "relevancy_attention": (attention, ((B, 1, T, 2),) * 3),
+    "relevancy_attention_varlen": (packed, ((T, 4, 2), (T, 2, 2), (T, 2, 3))),
 }
 
 

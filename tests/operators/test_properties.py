@@ -26,6 +26,7 @@ CASES = (
     Recurrence(PROJECTED[0], "mask-TB-reverse"),
     Layer(9, 3, 4, 5, 6, 3, 2, lengths=True, before=5, mask="TB"),
     Attention(3, 2, 9, 4, 6, 3, 2, additive=True, lengths=True, before=5),
+    Attention(3, 1, 9, 4, 6, 3, 2, group=2, lengths=True, before=5),
 )
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 

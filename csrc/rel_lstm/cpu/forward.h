@@ -391,8 +391,9 @@ class RelLstmForwardPass {
   void end(const Group& w, int64_t row) {
     const int64_t at = w.row0 + row, length = in_.length(at), H = shape_.H;
     const int64_t sample = in_.order[at];
-    w.screening[row].finish({p_.memory_index + sample, shape_.B},
-                            {p_.memory_relevance + sample, shape_.B});
+    w.screening[row].finish();
+    w.screening[row].leave({p_.memory_index + sample, shape_.B},
+                           {p_.memory_relevance + sample, shape_.B});
     for (int64_t t = length; t < screen_.T; ++t)
       std::memset(p_.y + (t * shape_.B + sample) * H, 0, H * sizeof(X));
   }

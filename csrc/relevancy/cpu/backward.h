@@ -11,61 +11,47 @@
 // sequence, then over the batch in order: bit-equal for every number of threads.
 #pragma once
 
-#include "relevancy/cpu/forward.h"
 #include "relevancy/cpu/scores.h"
 #include "relevancy/cpu/screening.h"
+#include "relevancy/cpu/sequence.h"
 
 namespace throughtime {
 namespace {
 
 template <typename S, typename Score>
-class RelevancyBackwardPass {
+class RelevancyBackwardPass : public SequencePass {
  public:
   RelevancyBackwardPass(const RelevancyBackward<S>& args, const Score& score,
                         const Runtime& runtime)
-      : p_(args),
+      : SequencePass(plan_relevancy(args.in.shape, runtime.threads, false), runtime),
+        p_(args),
         in_(args.in),
         score_(score),
-        shape_(args.in.shape),
-        schedule_(schedule_sequences(shape_, runtime.threads)),
-        scratch_(runtime) {
+        shape_(args.in.shape) {
     const ScreeningShape& s = shape_.screening;
-    int64_t retained = 0;
-    for (int64_t n = 0; n < shape_.sequences(); ++n)
-      retained = most(retained, retained_at_end(s, in_.steps(n / shape_.heads),
-                                                {p_.last + n * s.positions(), 1}));
-    most_ = padded<S>(s.most_in_window() + retained + 1);
-    const auto per_worker = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.teams, count);
-    };
-    ended_ = per_worker(int64_t(), s.T);
-    next_ = per_worker(int64_t(), s.positions());
-    kept_ = per_worker(int64_t(), s.positions());
-    weights_ = per_worker(S(), most_);
-    grad_ = per_worker(S(), most_);
-    keys_ = per_worker(static_cast<const S*>(nullptr), most_);
-    values_ = per_worker(static_cast<const S*>(nullptr), most_);
-    grad_keys_ = per_worker(static_cast<S*>(nullptr), most_);
-    grad_values_ = per_worker(static_cast<S*>(nullptr), most_);
-    made_keys_ = per_worker(S(), times(s.positions(), score.key_numbers()));
-    made_query_ = per_worker(S(), score.query_numbers());
-    kept_scores_ = per_worker(S(), times(most_, score.kept_numbers()));
-    grad_w_ = scratch_.template reserve<S>(Score::kHasWeight ? shape_.sequences() : 0, shape_.D);
-    lost_w_ = per_worker(S(), Score::kHasWeight ? shape_.D : 0);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
+    most_ = padded<S>(s.most_in_window() + most_retained(in_, p_.last) + 1);
+    ended_ = per_worker<int64_t>(s.T);
+    next_ = per_worker<int64_t>(s.positions());
+    kept_ = per_worker<int64_t>(s.positions());
+    weights_ = per_worker<S>(most_);
+    grad_ = per_worker<S>(most_);
+    keys_ = per_worker<const S*>(most_);
+    values_ = per_worker<const S*>(most_);
+    grad_keys_ = per_worker<S*>(most_);
+    grad_values_ = per_worker<S*>(most_);
+    made_keys_ = per_worker<S>(times(s.positions(), score.key_numbers()));
+    made_query_ = per_worker<S>(score.query_numbers());
+    kept_scores_ = per_worker<S>(times(most_, score.kept_numbers()));
+    grad_w_ = scratch_.reserve<S>(Score::kHasWeight ? shape_.query_sequences() : 0, shape_.D);
+    lost_w_ = per_worker<S>(Score::kHasWeight ? times(shape_.group, shape_.D) : 0);
   }
 
-  void run(const Runtime& runtime) {
-    scratch_.allocate();
-    run_workers(runtime, schedule_, barriers_(), *this);
-  }
+  void run(const Runtime& runtime) { run_parts(runtime, *this); }
 
-  int64_t blocks() const { return shape_.heads; }
-  void prepare(Share) {}
+  int64_t blocks() const { return shape_.heads * shape_.group; }
 
   void walk(const Member& member) {
-    const Share own(shape_.sequences(), member.team, schedule_.teams);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+    for_sequences(member, [&](int64_t n) { walk_sequence(member, n); });
   }
 
   void finish(Share heads) {
@@ -73,8 +59,7 @@ class RelevancyBackwardPass {
     for (int64_t h = heads.begin; h < heads.end; ++h)
       for (int64_t d = 0; d < shape_.D; ++d) {
         S sum = 0;
-        for (int64_t b = 0; b < shape_.B; ++b)
-          sum += grad_w_()[(b * shape_.heads + h) * shape_.D + d];
+        for (int64_t b = 0; b < shape_.B; ++b) sum += grad_w_(b * blocks() + h)[d];
         p_.grad_score_weight[h * shape_.D + d] = sum;
       }
   }
@@ -83,61 +68,63 @@ class RelevancyBackwardPass {
   void walk_sequence(const Member& member, int64_t n) {
     const int64_t worker = member.team;
     Stopwatch& watch = *member.watch;
-    const ScreeningShape& s = shape_.screening;
-    const int64_t D = shape_.D, Dv = shape_.Dv;
-    const int64_t b = n / shape_.heads, h = n % shape_.heads;
-    const Steps steps = in_.steps(b);
-    const int64_t length = steps.length;
-    const S* query = in_.query.sequence(b, h);
-    const S* value = in_.value.sequence(b, h);
-    const S* grad_output = p_.grad_output.sequence(b, h);
-    const Score score = score_.of_head(h);
-    const KeyRows<S> key(score, in_.key.sequence(b, h), in_.key.stride_t, s.P + length,
-                         made_keys_(worker));
+    const int64_t D = shape_.D, Dv = shape_.Dv, group = shape_.group;
+    const SequenceRows<S> rows(in_, n);
+    const ScreeningShape& s = rows.screening;
+    const int64_t length = rows.steps.length;
+    const S* grad_output = p_.grad_output.of(rows, group);
+    const Score score = score_.of_head(rows.head * group);
+    const KeyRows<S> key(score, rows.key, in_.key.stride_t, rows.positions(), made_keys_(worker));
     watch.lap(kScores);
-    S* grad_query = p_.grad_query + n * s.T * D;
-    S* grad_key = p_.grad_key + n * s.positions() * D;
-    S* grad_value = p_.grad_value + n * s.positions() * Dv;
-    S* weights = weights_() + worker * most_;
-    S* grad = grad_() + worker * most_;
-    const S** keys = keys_() + worker * most_;
-    const S** values = values_() + worker * most_;
-    S** grad_keys = grad_keys_() + worker * most_;
-    S** grad_values = grad_values_() + worker * most_;
-    S* grad_w = grad_w_() + n * D;
-    std::memset(grad_query, 0, s.T * D * sizeof(S));
+    S* grad_key = p_.grad_key + rows.first_position * D;
+    S* grad_value = p_.grad_value + rows.first_position * Dv;
+    S* weights = weights_(worker);
+    S* grad = grad_(worker);
+    const S** keys = keys_(worker);
+    const S** values = values_(worker);
+    S** grad_keys = grad_keys_(worker);
+    S** grad_values = grad_values_(worker);
+    S* grad_w = grad_w_(n * group);
+    for (int64_t head = 0; head < group; ++head)
+      std::memset(p_.grad_query + (rows.first_query + head * rows.next_head) * D, 0,
+                  s.T * D * sizeof(S));
     std::memset(grad_key, 0, s.positions() * D * sizeof(S));
     std::memset(grad_value, 0, s.positions() * Dv * sizeof(S));
-    S* lost_w = lost_w_() + worker * D;
+    S* lost_w = lost_w_(worker);
     if (Score::kHasWeight) {
-      std::memset(grad_w, 0, D * sizeof(S));
-      std::memset(lost_w, 0, D * sizeof(S));
+      std::memset(grad_w, 0, group * D * sizeof(S));
+      std::memset(lost_w, 0, group * D * sizeof(S));
     }
 
-    Replay replay(s, steps, {p_.last + n * s.positions(), 1}, ended_(worker), next_(worker),
+    Replay replay(s, rows.steps, {p_.last + rows.first_position, 1}, ended_(worker), next_(worker),
                   kept_(worker));
     for (int64_t step = length - 1; step >= 0; --step) {
       const Candidates& candidates = replay.candidates(step);
       const int64_t count = candidates.count();
       candidates.each([&](int64_t c, int64_t position) {
         keys[c] = key(position);
-        values[c] = value + position * in_.value.stride_t;
+        values[c] = rows.value + position * in_.value.stride_t;
         grad_keys[c] = grad_key + position * D;
         grad_values[c] = grad_value + position * Dv;
       });
-      const S* q = score.query(query + step * in_.query.stride_t, made_query_(worker));
-      const S* go = grad_output + step * p_.grad_output.stride_t;
-      S* dq = grad_query + step * D;
       watch.lap(kScreening);
-      score.scores(q, keys, count, weights, kept_scores_(worker));
-      softmax(weights, count);
-      dot_products(go, Dv, values, count, grad);
-      softmax_gradient(weights, grad, count);
-      watch.lap(kScores);
-      add_to_rows(weights, S(1), go, 0, Dv, grad_values, count);
-      watch.lap(kSums);
-      score.gradients(q, keys, kept_scores_(worker), count, grad, {dq, grad_keys, grad_w, lost_w});
-      watch.lap(kScores);
+      for (int64_t head = 0; head < group; ++head) {
+        const Score own = score_.of_head(rows.head * group + head);
+        const S* q = own.query(rows.query + head * in_.query.stride_h + step * in_.query.stride_t,
+                               made_query_(worker));
+        const S* go = grad_output + head * p_.grad_output.stride_h + step * p_.grad_output.stride_t;
+        S* dq = p_.grad_query + (rows.first_query + head * rows.next_head + step) * D;
+        own.scores(q, keys, count, weights, kept_scores_(worker));
+        softmax(weights, count);
+        dot_products(go, Dv, values, count, grad);
+        softmax_gradient(weights, grad, count);
+        watch.lap(kScores);
+        add_to_rows(weights, S(1), go, 0, Dv, grad_values, count);
+        watch.lap(kSums);
+        own.gradients(q, keys, kept_scores_(worker), count, grad,
+                      {dq, grad_keys, grad_w + head * D, lost_w + head * D});
+        watch.lap(kScores);
+      }
     }
   }
 
@@ -145,14 +132,11 @@ class RelevancyBackwardPass {
   const RelevancyInput<S>& in_;
   const Score score_;
   const RelevancyShape shape_;
-  const SequenceSchedule schedule_;
   int64_t most_;  // candidates of a query, in whole vectors
-  Scratch scratch_;
   Span<S> weights_, grad_, grad_w_, lost_w_, made_keys_, made_query_, kept_scores_;
   Span<int64_t> ended_, next_, kept_;
   Span<const S*> keys_, values_;
   Span<S*> grad_keys_, grad_values_;
-  Span<Barrier> barriers_;
 };
 
 }  // namespace

@@ -24,6 +24,7 @@ struct RelevancyArguments {
   int64_t screen_every;
   Maybe seen, given;
   bool normalize, return_relevance;
+  Maybe cu_seqlens;
 };
 
 struct ForwardCall {
@@ -45,28 +46,65 @@ Sequences<S> sequences(const Tensor& tensor) {
   return {data<S>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-// Sizes of a call whose arguments fit.
+// Sizes of a call whose arguments fit, but for those of packed samples.
 RelevancyShape checked(const RelevancyArguments& a) {
   check_dims("query", a.query, "[B, heads, T, D]");
-  check_dims("key", a.key, "[B, heads, P + T, D]");
-  check_dims("value", a.value, "[B, heads, P + T, Dv]");
+  check_dims("key", a.key, "[B, key heads, P + T, D]");
+  check_dims("value", a.value, "[B, key heads, P + T, Dv]");
   check_real("query", a.query);
+  const int64_t B = a.query.size(0), heads = a.query.size(1), of_keys = a.key.size(1);
   const int64_t T = a.query.size(2), P = a.key.size(2) - T;
   TT_CHECK_CALL(P >= 0 && a.retained <= P, "key should have the T = ", T,
                 " keys of query and at least `retained` more, got ", a.key.size(2),
                 " with retained = ", a.retained);
+  TT_CHECK_CALL(of_keys ? heads % of_keys == 0 : heads == 0,
+                "query should have a multiple of the key's ", of_keys, " heads, got ", heads);
   const ScreeningShape screening{T, P, a.retained, a.window_size, a.top_k, a.screen_every};
   check_memory(screening);
-  const RelevancyShape s{a.query.size(0), a.query.size(1), a.query.size(3), a.value.size(3),
-                         screening};
+  const RelevancyShape s{.B = B,
+                         .heads = of_keys,
+                         .D = a.query.size(3),
+                         .Dv = a.value.size(3),
+                         .screening = screening,
+                         .group = of_keys ? heads / of_keys : 1};
   TT_CHECK_CALL(s.D > 0, "query should have at least one feature, got none");
   const ScalarType dtype = a.query.scalar_type();
-  check_argument("query", a.query, {s.B, s.heads, T, s.D}, dtype);
-  check_argument("key", a.key, {s.B, s.heads, P + T, s.D}, dtype);
-  check_argument("value", a.value, {s.B, s.heads, P + T, s.Dv}, dtype);
-  check_argument("score_weight", a.score_weight, {s.heads, s.D}, dtype);
-  check_argument("relevance", a.relevance, {s.B, s.heads, P}, dtype);
-  check_argument("given", a.given, {s.B, s.heads, T}, dtype);
+  check_argument("query", a.query, {B, heads, T, s.D}, dtype);
+  check_argument("key", a.key, {B, of_keys, P + T, s.D}, dtype);
+  check_argument("value", a.value, {B, of_keys, P + T, s.Dv}, dtype);
+  check_argument("score_weight", a.score_weight, {heads, s.D}, dtype);
+  check_argument("relevance", a.relevance, {B, of_keys, P}, dtype);
+  check_argument("given", a.given, {B, of_keys, T}, dtype);
+  return s;
+}
+
+// Where packed samples begin and end, checked and contiguous.
+OptionalTensor checked_starts(const RelevancyArguments& a, const RelevancyShape& s) {
+  if (!a.cu_seqlens) return {};
+  check_dims("cu_seqlens", *a.cu_seqlens, "[samples + 1]");
+  const int64_t count = a.cu_seqlens->size(0), T = s.total;
+  check_argument("cu_seqlens", a.cu_seqlens, {count}, ScalarType::Long);
+  TT_CHECK_CALL(s.B == 1 && s.screening.P == 0 && !a.lengths && !a.seen && count > 0,
+                "cu_seqlens [samples + 1] should come with a batch of 1, without lengths and an "
+                "earlier call");
+  const OptionalTensor contiguous = dense(a.cu_seqlens);
+  const int64_t* at = data<int64_t>(contiguous);
+  TT_CHECK_CALL(at[0] == 0 && at[count - 1] == T,
+                "cu_seqlens should begin with 0 and end with T = ", T, ", got ", at[0], " and ",
+                at[count - 1]);
+  for (int64_t b = 1; b < count; ++b)
+    TT_CHECK_CALL(at[b - 1] <= at[b], "cu_seqlens should not fall, got ", at[b - 1], " and then ",
+                  at[b]);
+  return contiguous;
+}
+
+// The shape of packed samples, or of those of a batch.
+RelevancyShape with_starts(RelevancyShape s, const OptionalTensor& starts) {
+  if (!starts) return s;
+  const int64_t* at = data<int64_t>(starts);
+  s.B = starts->size(0) - 1;
+  s.screening.T = 0;
+  for (int64_t b = 0; b < s.B; ++b) s.screening.T = most(s.screening.T, at[b + 1] - at[b]);
   return s;
 }
 
@@ -84,35 +122,41 @@ OptionalTensor checked_seen(const OptionalTensor& seen, int64_t batch) {
 class Attention {
  public:
   explicit Attention(const RelevancyArguments& args)
-      : shape(checked(args)),
+      : tensors(checked(args)),
         dtype(args.query.scalar_type()),
         args_(args),
-        lengths_(checked_lengths(args.lengths, shape.B, shape.T())),
-        seen_(checked_seen(args.seen, shape.B)) {}
+        lengths_(checked_lengths(args.lengths, tensors.B, tensors.T())),
+        seen_(checked_seen(args.seen, tensors.B)),
+        starts_(checked_starts(args, tensors)),
+        shape(with_starts(tensors, starts_)) {}
 
   void lay_out() {
     for (Tensor* x : {&args_.query, &args_.key, &args_.value}) *x = with_dense_rows(*x);
     args_.score_weight = Maybe(dense(args_.score_weight));
   }
 
-  // last [B, heads, S], dense.
+  // last [B, key heads, S], dense.
   void check_last(const Tensor& last) const {
-    LastCheck check(shape.screening);
-    for (int64_t n = 0; n < shape.sequences(); ++n)
-      check(data<int64_t>(last) + n * shape.screening.positions(), 1, steps()(n / shape.heads));
+    for (int64_t n = 0; n < shape.sequences(); ++n) {
+      const SequencePlace at = place(n);
+      LastCheck(at.screening)(data<int64_t>(last) + at.first_position, 1, at.steps);
+    }
   }
 
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
     return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
   }
 
-  // Relevance in place of attention, [B, heads, T], dense.
+  // Relevance in place of attention, [B, key heads, T], dense.
   template <typename S>
   void check_given(const S* given) const {
-    for (int64_t n = 0; given && n < shape.sequences(); ++n)
-      for (int64_t t = 0; t < steps()(n / shape.heads).length; ++t)
-        TT_CHECK_CALL(given[n * shape.T() + t] >= S(0), "given should hold numbers from 0, got ",
-                      given[n * shape.T() + t], " for key ", t, " of sequence ", n);
+    for (int64_t n = 0; given && n < shape.sequences(); ++n) {
+      const SequencePlace at = place(n);
+      const S* own = given + at.first_position - n * shape.screening.P;
+      for (int64_t t = 0; t < at.steps.length; ++t)
+        TT_CHECK_CALL(own[t] >= S(0), "given should hold numbers from 0, got ", own[t], " for key ",
+                      t, " of sequence ", n);
+    }
   }
 
   bool empty() const { return shape.sequences() == 0 || shape.screening.positions() == 0; }
@@ -129,14 +173,20 @@ class Attention {
             .scale = static_cast<S>(args_.scale)};
   }
 
-  const RelevancyShape shape;
+  const RelevancyShape tensors;  // of the tensors, whose batch packed samples share
   const ScalarType dtype;
 
  private:
-  SampleSteps steps() const { return {shape.T(), data<int64_t>(lengths_), data<int64_t>(seen_)}; }
+  SampleSteps steps() const {
+    return {shape.T(), data<int64_t>(lengths_), data<int64_t>(seen_), data<int64_t>(starts_)};
+  }
+  SequencePlace place(int64_t n) const { return {shape, steps(), n}; }
 
   RelevancyArguments args_;
-  OptionalTensor lengths_, seen_;
+  OptionalTensor lengths_, seen_, starts_;
+
+ public:
+  const RelevancyShape shape;
 };
 
 Operator forward_operator("relevancy_forward"), backward_operator("relevancy_backward");
@@ -144,15 +194,16 @@ Operator forward_operator("relevancy_forward"), backward_operator("relevancy_bac
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& call) {
   Call operation(forward_operator);
   Attention attention(call.args);
-  const RelevancyShape& s = attention.shape;
+  const RelevancyShape& s = attention.tensors;
   TT_CHECK_CALL(call.args.relevance || s.screening.P == 0, "relevance should be given for the ",
                 s.screening.P, " keys of an earlier call");
   attention.lay_out();
   const OptionalTensor before = dense(call.args.relevance), given = dense(call.args.given);
-  const int64_t left = s.screening.memory_after();
+  const bool packed = call.args.cu_seqlens.has_value();  // no call follows
+  const int64_t left = packed ? 0 : s.screening.memory_after(), heads = s.heads * s.group;
   operation.checked();
-  const Tensor output = attention.make({s.B, s.heads, s.T(), s.Dv}),
-               lse = attention.make({s.B, s.heads, s.T()}),
+  const Tensor output = attention.make({s.B, heads, s.T(), s.Dv}),
+               lse = attention.make({s.B, heads, s.T()}),
                last = pooled({s.B, s.heads, s.screening.positions()}, ScalarType::Long),
                memory_index = pooled({s.B, s.heads, left}, ScalarType::Long),
                memory_relevance = attention.make({s.B, s.heads, left}),
@@ -172,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& 
           .output = mutable_data<S>(output),
           .lse = mutable_data<S>(lse),
           .last = mutable_data<int64_t>(last),
-          .memory_index = mutable_data<int64_t>(memory_index),
+          .memory_index = packed ? nullptr : mutable_data<int64_t>(memory_index),
           .memory_relevance = mutable_data<S>(memory_relevance),
           .received = call.args.return_relevance ? mutable_data<S>(received) : nullptr};
       relevancy_kernels().forward(pass, operation.runtime());
@@ -186,18 +237,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(BackwardCall& call) {
   // No key joins the retained set here: `last` says what was attended.
   call.args.top_k = call.args.retained;
   Attention attention(call.args);
-  const RelevancyShape& s = attention.shape;
-  check_argument("grad_output", call.grad_output, {s.B, s.heads, s.T(), s.Dv}, attention.dtype);
-  check_argument("output", call.output, {s.B, s.heads, s.T(), s.Dv}, attention.dtype);
-  check_argument("lse", call.lse, {s.B, s.heads, s.T()}, attention.dtype);
+  const RelevancyShape& s = attention.tensors;
+  const int64_t heads = s.heads * s.group;
+  check_argument("grad_output", call.grad_output, {s.B, heads, s.T(), s.Dv}, attention.dtype);
+  check_argument("output", call.output, {s.B, heads, s.T(), s.Dv}, attention.dtype);
+  check_argument("lse", call.lse, {s.B, heads, s.T()}, attention.dtype);
   check_argument("last", call.last, {s.B, s.heads, s.screening.positions()}, ScalarType::Long);
   attention.lay_out();
   operation.checked();
-  const Tensor grad_query = attention.make({s.B, s.heads, s.T(), s.D}),
+  const Tensor grad_query = attention.make({s.B, heads, s.T(), s.D}),
                grad_key = attention.make({s.B, s.heads, s.screening.positions(), s.D}),
                grad_value = attention.make({s.B, s.heads, s.screening.positions(), s.Dv}),
-               grad_score_weight =
-                   attention.make({s.heads, s.D}, call.args.score_weight.has_value());
+               grad_score_weight = attention.make({heads, s.D}, call.args.score_weight.has_value());
   operation.allocated();
   if (attention.empty()) {
     fill_zero(grad_score_weight);

@@ -43,20 +43,55 @@ struct Steps {
 
 struct SampleSteps {
   int64_t T;
-  const int64_t* lengths;  // [B] or null
-  const int64_t* seen;     // [B], queries of earlier calls, or null
+  const int64_t* lengths;           // [B] or null
+  const int64_t* seen;              // [B], queries of earlier calls, or null
+  const int64_t* starts = nullptr;  // [B + 1], or null: see RelevancyShape
 
   TT_INLINE Steps operator()(int64_t b) const {
-    return {lengths ? lengths[b] : T, seen ? seen[b] : 0};
+    const int64_t length = starts ? starts[b + 1] - starts[b] : lengths ? lengths[b] : T;
+    return {length, seen ? seen[b] : 0};
   }
 };
 
+// A sequence is a sample and a head of keys, which `group` consecutive heads of queries attend.
+//
+// Samples lie in a batch, or packed: one behind the other in the time of a batch of one, sample b in
+// [starts[b], starts[b + 1]).
 struct RelevancyShape {
   int64_t B, heads, D, Dv;
-  ScreeningShape screening;
+  ScreeningShape screening;  // T is that of the longest sample
+  int64_t group = 1;
+  int64_t total = screening.T;  // queries in the time of a tensor
 
   TT_INLINE int64_t T() const { return screening.T; }
   TT_INLINE int64_t sequences() const { return times(B, heads); }
+  TT_INLINE int64_t query_sequences() const { return times(B, heads, group); }
+};
+
+// Where a sequence lies: in tensors of the batch, of queries [.., total] and of keys [.., P + total].
+struct SequencePlace {
+  int64_t number, sample, head;  // number = sample heads + head
+  Steps steps;
+  ScreeningShape screening;  // T: queries that there is room for
+  int64_t batch, first;      // index in the batch, and first query in its time
+  int64_t first_query;       // among all rows of queries, of the first head of the group
+  int64_t next_head;         // so many rows later the next head of the group has its own
+  int64_t first_position;    // among all rows of keys
+
+  TT_INLINE SequencePlace(const RelevancyShape& shape, const SampleSteps& samples, int64_t n)
+      : number(n),
+        sample(n / shape.heads),
+        head(n % shape.heads),
+        steps(samples(sample)),
+        screening(shape.screening),
+        batch(samples.starts ? 0 : sample),
+        first(samples.starts ? samples.starts[sample] : 0),
+        first_query((batch * shape.heads + head) * shape.group * shape.total + first),
+        next_head(shape.total),
+        first_position((batch * shape.heads + head) * (screening.P + shape.total) + first) {
+    if (samples.starts) screening.T = steps.length;
+  }
+  TT_INLINE int64_t positions() const { return screening.P + steps.length; }  // that are there
 };
 
 // A tensor [B, heads, time, features] with contiguous features.
@@ -65,8 +100,9 @@ struct Sequences {
   const S* at;
   int64_t stride_b, stride_h, stride_t;
 
-  TT_INLINE const S* sequence(int64_t b, int64_t h) const {
-    return at + b * stride_b + h * stride_h;
+  // Rows of a sequence, of the first of `heads` heads.
+  TT_INLINE const S* of(const SequencePlace& place, int64_t heads = 1) const {
+    return at + place.batch * stride_b + place.head * heads * stride_h + place.first * stride_t;
   }
 };
 
@@ -77,9 +113,11 @@ struct RelevancyInput {
   RelevancyShape shape;
   Sequences<S> query, key, value;
   ScoreKind score;
-  const S* score_weight;  // [heads, D], or null for a score without
+  const S* score_weight;  // [heads group, D], or null for a score without
   SampleSteps steps;
   S scale;  // of the dot product
+
+  TT_INLINE SequencePlace place(int64_t n) const { return {shape, steps, n}; }
 };
 
 template <typename S>
@@ -89,10 +127,10 @@ struct RelevancyForward {
   bool keep_first;        // relevance stays zero, so the first keys are retained
   const S* given;         // [B, heads, T], relevance of this call's keys, or null
   bool normalize;         // attention counts as often as its query has candidates
-  S* output;              // [B, heads, T, Dv]
-  S* lse;                 // [B, heads, T]
+  S* output;              // [B, heads group, T, Dv]
+  S* lse;                 // [B, heads group, T]
   int64_t* last;          // [B, heads, P + T]
-  int64_t* memory_index;  // [B, heads, memory_after]
+  int64_t* memory_index;  // [B, heads, memory_after], or null: no call follows
   S* memory_relevance;    // [B, heads, memory_after]
   S* received;            // [B, heads, P + T], relevance after the last query, or null
 };
@@ -102,10 +140,10 @@ struct RelevancyBackward {
   RelevancyInput<S> in;
   Sequences<S> grad_output;
   const int64_t* last;   // [B, heads, P + T]
-  S* grad_query;         // [B, heads, T, D]
+  S* grad_query;         // [B, heads group, T, D]
   S* grad_key;           // [B, heads, P + T, D]
   S* grad_value;         // [B, heads, P + T, Dv]
-  S* grad_score_weight;  // [heads, D] or null
+  S* grad_score_weight;  // [heads group, D] or null
 };
 
 }  // namespace throughtime

@@ -1,101 +1,84 @@
 // Relevancy attention with the score scale q . k, backward.
 //
-// A worker walks a sequence from its last block of queries to its first. A block has two matrices: of
+// A team walks a sequence from its last block of queries to its first. A block has two matrices: of
 // weights p, which come from the scores again (see backward.h), and of gradients. Their columns are
 // the keys retained at the block's first query, then the keys that lie side by side. A key is attended
 // by an unbroken run of queries, so `last` says which entries are not zero.
 //
 //   dp = do v^T      ds = scale p (dp - p . dp)      dv += p^T do      dk += ds^T q      dq = ds k
 //
-// All five are products of tiles. Rows of dk and dv are added to in place, since a sequence belongs to
-// one worker.
+// All five are products of tiles. A member of a team makes p, ds and dq of some blocks. Then all meet, and
+// each member adds those of all to dk and dv, the later block first, in features of its own.
 #pragma once
 
-#include "relevancy/cpu/product_forward.h"
+#include "relevancy/cpu/blocks.h"
+#include "relevancy/cpu/products.h"
+#include "relevancy/cpu/screening.h"
+#include "relevancy/cpu/sequence.h"
 
 namespace throughtime {
 namespace {
 
 template <typename S>
-class ProductBackwardPass {
+class ProductBackwardPass : public SequencePass {
  public:
   ProductBackwardPass(const RelevancyBackward<S>& args, const Runtime& runtime)
-      : p_(args),
+      : SequencePass(plan_relevancy(args.in.shape, runtime.threads, true), runtime),
+        p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        schedule_(schedule_sequences(shape_, runtime.threads)),
-        block_(shape_.screening, kQueries, most_retained()),
-        row_(block_.kept() + block_.columns()),
-        scratch_(runtime) {
-    const auto per_worker = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.teams, count);
-    };
-    const auto whole = [&](int64_t rows, int64_t features) {
-      return per_worker(S(), WholeRows<S>::numbers(rows, features));
-    };
+        block_(shape_.screening, kQueries, most_retained(in_, p_.last)),
+        row_(block_.kept() + block_.columns()) {
     const ScreeningShape& s = shape_.screening;
-    ended_ = per_worker(int64_t(), s.T);
-    next_ = per_worker(int64_t(), s.positions());
-    retained_ = per_worker(int64_t(), s.positions());
-    turned_ = per_worker(int64_t(), block_.kept());
-    keys_ = per_worker(S(), Turned<S>::numbers(shape_.D, block_.vectors));
-    values_ = per_worker(S(), Turned<S>::numbers(shape_.Dv, block_.vectors));
-    kept_keys_ = per_worker(S(), Turned<S>::numbers(shape_.D, block_.kept_vectors));
-    kept_values_ = per_worker(S(), Turned<S>::numbers(shape_.Dv, block_.kept_vectors));
-    query_rows_ = whole(s.T, shape_.D);
+    const int64_t slots = plan_.members() > 1 ? kGroup : 1;
+    const auto whole = [&](int64_t rows, int64_t features) {
+      return per_team<S>(WholeRows<S>::numbers(rows, features));
+    };
+    ended_ = per_worker<int64_t>(s.T);
+    next_ = per_worker<int64_t>(s.positions());
+    retained_ = per_worker<int64_t>(s.positions());
+    turned_ = per_worker<int64_t>(block_.kept());
+    keys_ = per_worker<S>(Turned<S>::numbers(shape_.D, block_.vectors));
+    values_ = per_worker<S>(Turned<S>::numbers(shape_.Dv, block_.vectors));
+    kept_keys_ = per_worker<S>(Turned<S>::numbers(shape_.D, block_.kept_vectors));
+    kept_values_ = per_worker<S>(Turned<S>::numbers(shape_.Dv, block_.kept_vectors));
+    query_rows_ = whole(times(shape_.group, s.T), shape_.D);
     key_rows_ = whole(s.positions(), shape_.D);
-    output_rows_ = whole(s.T, shape_.Dv);
-    grad_query_ = whole(s.T, shape_.D);
+    output_rows_ = whole(times(shape_.group, s.T), shape_.Dv);
+    grad_query_ = whole(times(shape_.group, s.T), shape_.D);
     grad_key_ = whole(s.positions(), shape_.D);
     grad_value_ = whole(s.positions(), shape_.Dv);
-    weights_ = per_worker(S(), times(kQueries, row_));
-    grad_ = per_worker(S(), times(kQueries, row_));
-    since_ = per_worker(S(), row_);
-    until_ = per_worker(S(), row_);
-    rows_ = per_worker(static_cast<const S*>(nullptr), row_);
-    grad_keys_ = per_worker(static_cast<S*>(nullptr), row_);
-    grad_values_ = per_worker(static_cast<S*>(nullptr), row_);
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
+    const auto per_block = [&](auto number, int64_t count) {
+      return scratch_.template reserve<decltype(number)>(times(plan_.workers(), slots), count);
+    };
+    blocks_ = per_block(Block(), 1);
+    weights_ = per_block(S(), times(shape_.group, kQueries, row_));
+    grad_ = per_block(S(), times(shape_.group, kQueries, row_));
+    since_ = per_block(S(), row_);
+    until_ = per_block(S(), row_);
+    rows_ = per_block(static_cast<const S*>(nullptr), row_);
+    grad_keys_ = per_block(static_cast<S*>(nullptr), row_);
+    grad_values_ = per_block(static_cast<S*>(nullptr), row_);
   }
 
-  void run(const Runtime& runtime) {
-    scratch_.allocate();
-    run_workers(runtime, schedule_, barriers_(), *this);
-  }
-
-  int64_t blocks() const { return 0; }
-  void prepare(Share) {}
-  void finish(Share) {}
+  void run(const Runtime& runtime) { run_parts(runtime, *this); }
 
   void walk(const Member& member) {
-    const Share own(shape_.sequences(), member.team, schedule_.teams);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+    for_sequences(member, [&](int64_t n) { walk_sequence(member, n); });
   }
 
  private:
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kQueries = 36;  // of a block, over which gradients of keys are summed
+  static constexpr int64_t kGroup = 4;     // blocks of a member between two barriers
 
-  int64_t most_retained() const {
-    const ScreeningShape& s = shape_.screening;
-    int64_t retained = 0;
-    for (int64_t n = 0; n < shape_.sequences(); ++n)
-      retained = most(retained, retained_at_end(s, in_.steps(n / shape_.heads),
-                                                {p_.last + n * s.positions(), 1}));
-    return retained;
-  }
-
+  // A sequence as a member sees it.
   struct Sequence {
+    SequenceRows<S> rows;
     const int64_t* last;
-    const S *key, *value;
-    int64_t positions;
     WholeRows<S> query_rows, key_rows, output_rows;
     WholeResults<S> grad_query, grad_key, grad_value;
     Turned<S> keys, values, kept_keys, kept_values;
-    S *weights, *grad;
-    S *since, *until;  // by column: queries of the block that attend it; none if since is `count`
-    const S** rows;    // keys by column, and where their gradients go
-    S **grad_keys, **grad_values;
     int64_t* turned;     // positions of the retained keys that lie turned
     int64_t kept_count;  // how many
     int64_t infinite;    // no key before this position, of those turned, is infinite or NaN
@@ -107,6 +90,10 @@ class ProductBackwardPass {
   struct Block {
     int64_t first, count, kept, begin, end, before;
     bool finite;  // what is multiplied by zeros
+    S *weights, *grad;
+    S *since, *until;  // by column: queries of the block that attend it; none if since is `count`
+    const S** rows;    // keys by column, and where their gradients go
+    S **grad_keys, **grad_values;
 
     // Columns of positions from `position` to the last one that a query attends, in whole vectors.
     TT_INLINE Columns<S> columns(S* row, int64_t position, int64_t query, int64_t P) const {
@@ -114,90 +101,126 @@ class ProductBackwardPass {
     }
   };
 
-  void walk_sequence(const Member& member, int64_t n) {
-    const int64_t worker = member.team, D = shape_.D, Dv = shape_.Dv;
-    const ScreeningShape& s = shape_.screening;
-    const int64_t b = n / shape_.heads, h = n % shape_.heads;
-    const Steps steps = in_.steps(b);
-    const int64_t length = steps.length, positions = s.P + length;
-    const S* query = in_.query.sequence(b, h);
-    const S* key = in_.key.sequence(b, h);
-    const S* value = in_.value.sequence(b, h);
-    const S* output = p_.grad_output.sequence(b, h);
-    Timing timing(member.watch, kGather);
-    const int64_t* last = p_.last + n * s.positions();
-    Sequence w{.last = last,
-               .key = key,
-               .value = value,
-               .positions = positions,
-               .query_rows = {query, in_.query.stride_t, length, D, query_rows_(worker)},
-               .key_rows = {key, in_.key.stride_t, positions, D, key_rows_(worker)},
-               .output_rows = {output, p_.grad_output.stride_t, length, Dv, output_rows_(worker)},
-               .grad_query = {p_.grad_query + n * s.T * D, D, grad_query_(worker)},
-               .grad_key = {p_.grad_key + n * s.positions() * D, D, grad_key_(worker)},
-               .grad_value = {p_.grad_value + n * s.positions() * Dv, Dv, grad_value_(worker)},
-               .keys = {keys_(worker), D, block_.vectors},
-               .values = {values_(worker), Dv, block_.vectors},
-               .kept_keys = {kept_keys_(worker), D, block_.kept_vectors},
-               .kept_values = {kept_values_(worker), Dv, block_.kept_vectors},
-               .weights = weights_(worker),
-               .grad = grad_(worker),
-               .since = since_(worker),
-               .until = until_(worker),
-               .rows = rows_(worker),
-               .grad_keys = grad_keys_(worker),
-               .grad_values = grad_values_(worker),
-               .turned = turned_(worker),
-               .kept_count = 0,
-               .infinite = positions,
-               .from = divide_up(positions, L)};
-    for (int64_t t = length; t < s.T; ++t) w.grad_query.clear(t);
-    for (int64_t p = 0; p < s.positions(); ++p)
-      if (last[p] < 0) clear(w, p);
-    Replay replay(s, steps, {last, 1}, ended_(worker), next_(worker), retained_(worker));
-    const Borders borders(s, steps);
-    for (int64_t end = length; end > 0;) {
-      const int64_t passed = borders.passed(end - 1);
-      const int64_t count = least(block_length(kQueries, s.screen_every, passed), end);
-      walk_block(w, replay, end - count, count, timing);
-      end -= count;
-    }
-    w.grad_query.copy(s.T);
-    w.grad_key.copy(s.positions());
-    w.grad_value.copy(s.positions());
+  // Some queries of a block, of one head of the group.
+  struct Rows {
+    int64_t head, query, count;
+  };
+  // Rows of a block's matrices: the queries of the first head of the group, of the second, ...
+  TT_INLINE int64_t row_of(int64_t head, int64_t query) const {
+    return (head * kQueries + query) * row_;
   }
 
-  void walk_block(Sequence& w, Replay& replay, int64_t first, int64_t count, Timing& timing) {
-    const int64_t P = shape_.screening.P;
-    timing.turn(kScreening);
-    for (int64_t step = first + count - 1; step > first; --step) replay.candidates(step);
-    const Candidates& keys = replay.candidates(first);
-    const int64_t begin = keys.window_begin, origin = begin / L * L;
-    Block block{.first = first,
-                .count = count,
-                .kept = keys.kept_count,
-                .begin = begin,
-                .end = P + first + count,
-                .before = block_.kept() - origin,
-                .finite = false};
-    list_columns(w, block, keys.kept);
-    timing.turn(kPack);
-    turn_rows(w, block, keys.kept);
-    block.finite = is_finite(w, block);
-    int64_t left = begin;  // the first position after the retained keys that the tile attends
-    for (int64_t tile = 0; tile < count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, count - tile);
-      while (w.last[left] < first + tile) ++left;
-      const Columns<S> all = block.columns(nullptr, left, tile + height - 1, P);
-      timing.turn(kScores);
-      multiply(w, block, tile, height, all);
-      for (int64_t q = tile; q < tile + height; ++q) weigh(w, block, q, all);
+  void walk_sequence(const Member& member, int64_t n) {
+    const int64_t own = worker(member), team = member.team, D = shape_.D, Dv = shape_.Dv;
+    const SequenceRows<S> rows(in_, n);
+    const ScreeningShape& s = rows.screening;
+    const int64_t length = rows.steps.length;
+    Timing timing(member.watch, kGather);
+    const int64_t* last = p_.last + rows.first_position;
+    const S* output = p_.grad_output.of(rows, shape_.group);
+    Sequence w{.rows = rows,
+               .last = last,
+               .query_rows = {rows.query, in_.query.stride_t, D, query_rows_(team),
+                              in_.query.stride_h, s.T},
+               .key_rows = {rows.key, in_.key.stride_t, D, key_rows_(team)},
+               .output_rows = {output, p_.grad_output.stride_t, Dv, output_rows_(team),
+                               p_.grad_output.stride_h, s.T},
+               .grad_query = {p_.grad_query + rows.first_query * D, D, grad_query_(team),
+                              rows.next_head, s.T},
+               .grad_key = {p_.grad_key + rows.first_position * D, D, grad_key_(team)},
+               .grad_value = {p_.grad_value + rows.first_position * Dv, Dv, grad_value_(team)},
+               .keys = {keys_(own), D, block_.vectors},
+               .values = {values_(own), Dv, block_.vectors},
+               .kept_keys = {kept_keys_(own), D, block_.kept_vectors},
+               .kept_values = {kept_values_(own), Dv, block_.kept_vectors},
+               .turned = turned_(own),
+               .kept_count = 0,
+               .infinite = rows.positions(),
+               .from = divide_up(rows.positions(), L)};
+    const Share of_queries = share(member, length), of_keys = share(member, s.positions());
+    w.query_rows.copy(of_queries, shape_.group);
+    w.output_rows.copy(of_queries, shape_.group);
+    w.key_rows.copy(share(member, rows.positions()));
+    const Share past = share(member, s.T - length);
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for (int64_t t = past.begin; t < past.end; ++t) w.grad_query.clear(length + t, head);
+    for (int64_t p = of_keys.begin; p < of_keys.end; ++p)
+      if (last[p] < 0) clear(w, p);
+    member.wait();
+    Replay replay(s, rows.steps, {last, 1}, ended_(own), next_(own), retained_(own));
+    walk_blocks(member, w, replay, timing);
+    w.grad_query.copy(share(member, s.T), shape_.group);
+    w.grad_key.copy(of_keys);
+    w.grad_value.copy(of_keys);
+  }
+
+  // The members of a team take turns: each has some blocks, and goes over those of the others.
+  void walk_blocks(const Member& member, Sequence& w, Replay& replay, Timing& timing) {
+    const Borders borders(w.rows.screening, w.rows.steps);
+    const int64_t group = members() > 1 ? kGroup : 1, round = members() * group;
+    const int64_t first = member.begin * group, last = member.end * group;
+    Block* blocks = blocks_(member.team * round);
+    for (int64_t end = w.rows.steps.length; end > 0;) {
+      int64_t count = 0;
+      for (; count < round && end > 0; ++count) {
+        const int64_t passed = borders.passed(end - 1);
+        const int64_t queries =
+            least(block_length(kQueries, w.rows.screening.screen_every, passed), end);
+        end -= queries;
+        timing.turn(kScreening);
+        for (int64_t step = end + queries - 1; step > end; --step) replay.candidates(step);
+        const Candidates& keys = replay.candidates(end);
+        if (count < first || count >= last) continue;
+        blocks[count] = block_at(member.team * round + count, end, queries, keys);
+        make(w, blocks[count], keys.kept, timing);
+      }
+      timing.turn(kOther);
+      member.wait();
       timing.turn(kSums);
-      sum_keys(w, block, tile, height, left);
+      for (int64_t index = 0; index < count; ++index) sum_queries(member, w, blocks[index]);
+      timing.turn(kOther);
+      member.wait();
     }
-    sum_queries(w, block, 0, block.kept);
-    sum_queries(w, block, begin + block.before, block.end + block.before);
-    timing.turn(kOther);
+  }
+
+  Block block_at(int64_t slot, int64_t first, int64_t count, const Candidates& keys) const {
+    return {.first = first,
+            .count = count,
+            .kept = keys.kept_count,
+            .begin = keys.window_begin,
+            .end = shape_.screening.P + first + count,
+            .before = block_.kept() - keys.window_begin / L * L,
+            .finite = false,
+            .weights = weights_(slot),
+            .grad = grad_(slot),
+            .since = since_(slot),
+            .until = until_(slot),
+            .rows = rows_(slot),
+            .grad_keys = grad_keys_(slot),
+            .grad_values = grad_values_(slot)};
+  }
+
+  // Weights, their gradients, and the gradients of queries.
+  void make(Sequence& w, Block& block, const int64_t* kept, Timing& timing) const {
+    list_columns(w, block, kept);
+    timing.turn(kPack);
+    turn_rows(w, block, kept);
+    block.finite = is_finite(w, block);
+    for (int64_t head = 0; head < shape_.group; ++head) {
+      int64_t left =
+          block.begin;  // the first position after the retained keys that the tile attends
+      for (int64_t query = 0; query < block.count; query += kRegisterRows) {
+        const int64_t height = least(kRegisterRows, block.count - query);
+        while (w.last[left] < block.first + query) ++left;
+        const Columns<S> all = block.columns(nullptr, left, query + height - 1, shape_.screening.P);
+        const Rows tile{head, query, height};
+        timing.turn(kScores);
+        multiply(w, block, tile, all);
+        for (int64_t q = query; q < query + height; ++q) weigh(block, head, q, all);
+        timing.turn(kSums);
+        sum_keys(w, block, tile, left);
+      }
+    }
   }
 
   void clear(const Sequence& w, int64_t position) const {
@@ -209,15 +232,16 @@ class ProductBackwardPass {
   void list_columns(const Sequence& w, const Block& block, const int64_t* kept) const {
     const int64_t count = block.count;
     const auto put = [&](int64_t column, int64_t position, int64_t since) {
-      w.rows[column] = w.key_rows(position);
-      w.grad_keys[column] = w.grad_key(position);
-      w.grad_values[column] = w.grad_value(position);
-      w.since[column] = static_cast<S>(since);
-      w.until[column] = static_cast<S>(least(w.last[position] - block.first, count));
+      block.rows[column] = w.key_rows(position);
+      block.grad_keys[column] = w.grad_key(position);
+      block.grad_values[column] = w.grad_value(position);
+      block.since[column] = static_cast<S>(since);
+      block.until[column] = static_cast<S>(least(w.last[position] - block.first, count));
       if (w.last[position] < block.first + count) clear(w, position);
     };
     const auto put_nothing = [&](int64_t begin, int64_t end) {
-      for (int64_t column = begin; column < end; ++column) w.since[column] = static_cast<S>(count);
+      for (int64_t column = begin; column < end; ++column)
+        block.since[column] = static_cast<S>(count);
     };
     for (int64_t c = 0; c < block.kept; ++c) put(c, kept[c], 0);
     put_nothing(block.kept, round_up(block.kept, L));
@@ -230,17 +254,19 @@ class ProductBackwardPass {
 
   void turn_rows(Sequence& w, const Block& block, const int64_t* kept) const {
     const int64_t of_key = in_.key.stride_t, of_value = in_.value.stride_t;
+    w.from = least(w.from, divide_up(block.end, L));
     for (; w.from > block.begin / L; --w.from) {
       const auto put = [&](const Turned<S>& to, const S* rows, int64_t stride) {
         to.put(w.from - 1, [&](int64_t lane) {
           const int64_t position = (w.from - 1) * L + lane;
-          return position < w.positions ? rows + position * stride : nullptr;
+          return position < w.rows.positions() ? rows + position * stride : nullptr;
         });
       };
-      put(w.keys, w.key, of_key);
-      put(w.values, w.value, of_value);
-      const int64_t position = (w.from - 1) * L, rows = least(L, w.positions - position);
-      if (!all_finite(w.key + position * of_key, of_key, rows, shape_.D)) w.infinite = position;
+      put(w.keys, w.rows.key, of_key);
+      put(w.values, w.rows.value, of_value);
+      const int64_t position = (w.from - 1) * L, rows = least(L, w.rows.positions() - position);
+      if (!all_finite(w.rows.key + position * of_key, of_key, rows, shape_.D))
+        w.infinite = position;
     }
     int64_t same = 0;
     while (same < least(w.kept_count, block.kept) && w.turned[same] == kept[same]) ++same;
@@ -251,8 +277,8 @@ class ProductBackwardPass {
           return rank < block.kept ? rows + kept[rank] * stride : nullptr;
         });
       };
-      put(w.kept_keys, w.key, of_key);
-      put(w.kept_values, w.value, of_value);
+      put(w.kept_keys, w.rows.key, of_key);
+      put(w.kept_values, w.rows.value, of_value);
     }
     for (w.kept_count = same; w.kept_count < block.kept; ++w.kept_count)
       w.turned[w.kept_count] = kept[w.kept_count];
@@ -261,35 +287,42 @@ class ProductBackwardPass {
   // Whether sums over the block may add products with zero.
   bool is_finite(const Sequence& w, const Block& block) const {
     bool finite = w.infinite >= block.end;
-    for (int64_t c = 0; c < block.kept; ++c) finite &= all_finite(w.rows[c], 0, 1, shape_.D);
-    const WholeRows<S>&queries = w.query_rows, &outputs = w.output_rows;
-    return finite && all_finite(queries(block.first), queries.stride, block.count, shape_.D) &&
-           all_finite(outputs(block.first), outputs.stride, block.count, shape_.Dv);
+    for (int64_t c = 0; c < block.kept; ++c) finite &= all_finite(block.rows[c], 0, 1, shape_.D);
+    const auto all = [&](const WholeRows<S>& rows) {
+      for (int64_t head = 0; head < shape_.group; ++head)
+        finite =
+            finite && all_finite(rows(block.first, head), rows.stride, block.count, rows.features);
+    };
+    all(w.query_rows);
+    all(w.output_rows);
+    return finite;
   }
 
   // Products of queries with keys, and of gradients of outputs with values.
-  void multiply(const Sequence& w, const Block& block, int64_t tile, int64_t height,
+  void multiply(const Sequence& w, const Block& block, const Rows& tile,
                 const Columns<S>& all) const {
-    const int64_t query = block.first + tile, kept = divide_up(block.kept, L);
+    const int64_t first = block.first + tile.query, kept = divide_up(block.kept, L);
+    const int64_t row = row_of(tile.head, tile.query);
     const int64_t begin = (all.begin - block.before) / L, end = (all.end - block.before) / L;
     const auto both = [&](const WholeRows<S>& rows, const Turned<S>& of_kept,
                           const Turned<S>& of_window, S* to) {
-      multiply_turned(rows(query), rows.stride, height, of_kept, 0, kept, to, row_);
-      multiply_turned(rows(query), rows.stride, height, of_window, begin, end, to + all.begin,
+      const S* queries = rows(first, tile.head);
+      multiply_turned(queries, rows.stride, tile.count, of_kept, 0, kept, to, row_);
+      multiply_turned(queries, rows.stride, tile.count, of_window, begin, end, to + all.begin,
                       row_);
     };
-    both(w.query_rows, w.kept_keys, w.keys, w.weights + tile * row_);
-    both(w.output_rows, w.kept_values, w.values, w.grad + tile * row_);
+    both(w.query_rows, w.kept_keys, w.keys, block.weights + row);
+    both(w.output_rows, w.kept_values, w.values, block.grad + row);
   }
 
   // Makes weights and the gradients of products of the row of a query; zero where it attends nothing.
-  void weigh(const Sequence& w, const Block& block, int64_t q, const Columns<S>& all) const {
-    S *weights = w.weights + q * row_, *grad = w.grad + q * row_;
+  void weigh(const Block& block, int64_t head, int64_t q, const Columns<S>& all) const {
+    S *weights = block.weights + row_of(head, q), *grad = block.grad + row_of(head, q);
     const Vec<S> row = splat(static_cast<S>(q)), nothing = splat(-static_cast<S>(__builtin_inff()));
     const auto each = [&](const auto& f) {
       const auto part = [&](int64_t begin, int64_t end) {
         for (int64_t v = begin; v < end; v += L)
-          f(weights + v, grad + v, (load(w.since + v) <= row) & (row <= load(w.until + v)));
+          f(weights + v, grad + v, (load(block.since + v) <= row) & (row <= load(block.until + v)));
       };
       part(0, block.kept);
       part(all.begin, all.end);
@@ -323,72 +356,87 @@ class ProductBackwardPass {
   }
 
   // Gradients of queries: sums over keys.
-  void sum_keys(const Sequence& w, const Block& block, int64_t tile, int64_t height,
-                int64_t left) const {
+  void sum_keys(const Sequence& w, const Block& block, const Rows& tile, int64_t left) const {
     const int64_t begin = left + block.before;
-    const int64_t end = shape_.screening.P + block.first + tile + height + block.before;
+    const int64_t last = block.first + tile.query + tile.count;
+    const int64_t end = shape_.screening.P + last + block.before;
     S* to[kRegisterRows];
-    for (int64_t q = 0; q < height; ++q) to[q] = w.grad_query(block.first + tile + q);
+    for (int64_t q = 0; q < tile.count; ++q)
+      to[q] = w.grad_query(block.first + tile.query + q, tile.head);
     const auto add = [&](int64_t q, int64_t rows, int64_t from, int64_t until, bool begun) {
-      sum_rows<S>({w.grad + (tile + q) * row_, row_, 1, w.rows, from, until, 0, to + q, begun},
-                  rows, divide_up(shape_.D, L));
+      const S* grad = block.grad + row_of(tile.head, tile.query + q);
+      sum_rows<S>({grad, row_, 1, block.rows, from, until, 0, to + q, begun}, rows, 0,
+                  divide_up(shape_.D, L));
     };
     if (block.finite) {
-      add(0, height, 0, block.kept, false);
-      add(0, height, begin, end, true);
+      add(0, tile.count, 0, block.kept, false);
+      add(0, tile.count, begin, end, true);
       return;
     }
-    for (int64_t q = 0; q < height; ++q) {  // one key after the other
-      const S row = static_cast<S>(tile + q);
+    for (int64_t q = 0; q < tile.count; ++q) {  // one key after the other
+      const S row = static_cast<S>(tile.query + q);
       add(q, 1, 0, 0, false);
       const auto add_own = [&](int64_t from, int64_t until) {
         for (int64_t c = from; c < until; ++c)
-          if (w.since[c] <= row && row <= w.until[c]) add(q, 1, c, c + 1, true);
+          if (block.since[c] <= row && row <= block.until[c]) add(q, 1, c, c + 1, true);
       };
       add_own(0, block.kept);
       add_own(begin, end);
     }
   }
 
-  // Gradients of the keys and values of some columns: sums over queries.
-  void sum_queries(const Sequence& w, const Block& block, int64_t begin, int64_t end) const {
-    const S *queries[kQueries], *outputs[kQueries];
-    for (int64_t q = 0; q < block.count; ++q) {
-      queries[q] = w.query_rows(block.first + q);
-      outputs[q] = w.output_rows(block.first + q);
+  // Gradients of keys and values, in the member's vectors of features.
+  void sum_queries(const Member& member, const Sequence& w, const Block& block) const {
+    const Share own = share(member, divide_up(shape_.Dv, L) + divide_up(shape_.D, L));
+    for (int64_t head = 0; head < shape_.group; ++head) {
+      const auto add = [&](int64_t column, int64_t height) {
+        add_queries(w, block, head, column, height, own);
+      };
+      const auto add_all = [&](int64_t begin, int64_t end) {
+        if (block.finite) {
+          for_row_tiles(begin, end, add);
+        } else {
+          for (int64_t c = begin; c < end; ++c) add(c, 1);
+        }
+      };
+      add_all(0, block.kept);
+      add_all(block.begin + block.before, block.end + block.before);
     }
-    const auto add = [&](int64_t column, int64_t height) {
-      const int64_t since = static_cast<int64_t>(w.since[column]);
-      int64_t until = 0;
-      for (int64_t c = column; c < column + height; ++c)
-        until = most(until, least(static_cast<int64_t>(w.until[c]) + 1, block.count));
-      if (until <= since) return;
+  }
+
+  // Sums over the queries of a head, for some columns.
+  void add_queries(const Sequence& w, const Block& block, int64_t head, int64_t column,
+                   int64_t height, Share own) const {
+    const int64_t of_values = divide_up(shape_.Dv, L);
+    const int64_t since = static_cast<int64_t>(block.since[column]);
+    int64_t until = 0;
+    for (int64_t c = column; c < column + height; ++c)
+      until = most(until, least(static_cast<int64_t>(block.until[c]) + 1, block.count));
+    if (until <= since) return;
+    const auto add = [&](const S* matrix, const WholeRows<S>& from, S* const* to, int64_t begin,
+                         int64_t end) {
+      const S* rows[kQueries];
+      for (int64_t q = since; q < until; ++q) rows[q] = from(block.first + q, head);
       sum_rows<S>(
-          {w.weights + column, 1, row_, outputs, since, until, 0, w.grad_values + column, true},
-          height, divide_up(shape_.Dv, L));
-      sum_rows<S>({w.grad + column, 1, row_, queries, since, until, 0, w.grad_keys + column, true},
-                  height, divide_up(shape_.D, L));
+          {matrix + row_of(head, 0) + column, 1, row_, rows, since, until, 0, to + column, true},
+          height, begin, end);
     };
-    if (block.finite) {
-      for_row_tiles(begin, end, add);
-    } else {
-      for (int64_t c = begin; c < end; ++c) add(c, 1);
-    }
+    add(block.weights, w.output_rows, block.grad_values, own.begin, least(own.end, of_values));
+    add(block.grad, w.query_rows, block.grad_keys, most(own.begin - of_values, 0),
+        own.end - of_values);
   }
 
   const RelevancyBackward<S>& p_;
   const RelevancyInput<S>& in_;
   const RelevancyShape shape_;
-  const SequenceSchedule schedule_;
   const BlockShape<S> block_;
   const int64_t row_;  // columns of a block
-  Scratch scratch_;
+  Span<Block> blocks_;
   Span<S> keys_, values_, kept_keys_, kept_values_, query_rows_, key_rows_, output_rows_,
       grad_query_, grad_key_, grad_value_, weights_, grad_, since_, until_;
   Span<int64_t> ended_, next_, retained_, turned_;
   Span<const S*> rows_;
   Span<S*> grad_keys_, grad_values_;
-  Span<Barrier> barriers_;
 };
 
 }  // namespace

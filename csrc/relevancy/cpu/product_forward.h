@@ -1,60 +1,33 @@
-// Relevancy attention with the score scale q . k, forward: a worker walks one sequence at a time, a
-// block of queries at a time.
+// Relevancy attention with the score scale q . k, forward: a team walks one sequence at a time, a block
+// of queries at a time.
 //
 // A block has two matrices of scores, which become weights in place. That of the retained set has a
 // column for each of its keys, by rank; the other has a column for each key that lies side by side:
 // those pending, of the window of any of the queries, and, where the retained set may change within
 // the block, all of these for every query. So a key that joins the retained set has its scores.
 //
-//   tiles               scores of all queries and of the keys retained before the first of them
-//   query by query      softmax, relevance, competition; a change of the retained set moves the
-//                       columns of later queries
-//   tiles               outputs: of the retained set for runs of queries that share it, and of the
-//                       window
+//   multiply   tiles               scores of all queries and of the keys that lie side by side
+//   weigh      tiles               scores of the keys retained before the first query
+//              query by query      softmax, relevance, competition; a change of the retained set moves
+//                                  the columns of later queries
+//   sum        tiles               outputs: of the retained set for runs of queries that share it, and
+//                                  of the window
+//
+// Only `weigh` needs what it left of the block before. So the first member of a team weighs a group of
+// blocks, the others multiply the next group and sum the one before, and the first helps them when it
+// has done; then all meet.
 //
 // Every sum of a query has one order, by rank or by position in the whole sequence: blocks may begin
 // anywhere, and a sequence split into calls has the bits of one call.
 #pragma once
 
-#include "relevancy/cpu/forward.h"
+#include "relevancy/cpu/blocks.h"
 #include "relevancy/cpu/products.h"
 #include "relevancy/cpu/screening.h"
+#include "relevancy/cpu/sequence.h"
 
 namespace throughtime {
 namespace {
-
-// Queries of a block: at most `most`, and as few as reach the border if that is worth its while.
-TT_INLINE int64_t block_length(int64_t most, int64_t every, int64_t to_border) {
-  return every < most ? most : divide_up(to_border, divide_up(to_border, most));
-}
-
-// Sizes of the matrices of a block.
-template <typename S>
-struct BlockShape {
-  int64_t kept_vectors, vectors;
-
-  TT_INLINE BlockShape(const ScreeningShape& shape, int64_t queries, int64_t most_retained)
-      : kept_vectors(most(1, divide_up(most_retained, kLanes<S>))),
-        vectors(
-            divide_up(least(shape.most_in_window() + queries - 1, shape.positions()), kLanes<S>) +
-            1) {}
-  TT_INLINE int64_t kept() const { return kept_vectors * kLanes<S>; }
-  TT_INLINE int64_t columns() const { return vectors * kLanes<S>; }
-};
-
-// Some columns of a row of scores, in whole vectors.
-template <typename S>
-struct Columns {
-  S* at;
-  int64_t begin, end;
-
-  // Calls f(vector, which of its lanes are columns).
-  template <typename F>
-  TT_INLINE void each(const F& f) const {
-    for (int64_t v = begin / kLanes<S> * kLanes<S>; v < end; v += kLanes<S>)
-      f(at + v, lanes_between<S>(v, begin, end));
-  }
-};
 
 // Turns the products of a query with its retained keys and with its window into weights, zero in the
 // other lanes. Lanes of the window are those of positions in the whole sequence.
@@ -88,252 +61,400 @@ SumOfExponentials<S> softmax(S scale, const Columns<S>& kept, const Columns<S>& 
 }
 
 template <typename S>
-class ProductForwardPass {
+class ProductForwardPass : public SequencePass {
  public:
   ProductForwardPass(const RelevancyForward<S>& args, const Runtime& runtime)
-      : p_(args),
+      : SequencePass(plan_relevancy(args.in.shape, runtime.threads, true), runtime),
+        p_(args),
         in_(args.in),
         shape_(args.in.shape),
-        schedule_(schedule_sequences(shape_, runtime.threads)),
-        block_(shape_.screening, kQueries, shape_.screening.most_retained()),
-        scratch_(runtime) {
-    const auto per_worker = [&](auto number, int64_t count) {
-      return scratch_.template reserve<decltype(number)>(schedule_.teams, count);
-    };
+        block_(shape_.screening, kQueries, shape_.screening.most_retained()) {
     const ScreeningShape& s = shape_.screening;
-    relevance_ = per_worker(S(), s.positions());
-    retained_ = per_worker(int64_t(), s.most_retained() + 1);
-    keys_ = per_worker(S(), Turned<S>::numbers(shape_.D, block_.vectors));
-    kept_keys_ = per_worker(S(), Turned<S>::numbers(shape_.D, block_.kept_vectors));
-    values_ = per_worker(S(), WholeRows<S>::numbers(s.positions(), shape_.Dv));
-    outputs_ = per_worker(S(), WholeRows<S>::numbers(s.T, shape_.Dv));
-    scores_ = per_worker(S(), times(kQueries, block_.columns()));
-    kept_scores_ = per_worker(S(), times(kQueries, block_.kept()));
-    rows_ = per_worker(static_cast<const S*>(nullptr), block_.columns());
-    kept_rows_ = per_worker(static_cast<const S*>(nullptr), block_.kept());
-    barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
+    const int64_t slots = plan_.members() > 1 ? kSlots : 1;
+    meeting_ = per_team<Meeting>(1);
+    starts_ = per_team<int64_t>(s.T + 1);
+    relevance_ = per_team<S>(s.positions());
+    retained_ = per_team<int64_t>(s.most_retained() + 1);
+    kept_keys_ = per_team<S>(Turned<S>::numbers(shape_.D, block_.kept_vectors));
+    kept_rows_ = per_team<const S*>(block_.kept());
+    values_ = per_team<S>(WholeRows<S>::numbers(s.positions(), shape_.Dv));
+    outputs_ = per_team<S>(WholeRows<S>::numbers(times(shape_.group, s.T), shape_.Dv));
+    states_ = per_team<State>(slots);
+    scores_ = per_team<S>(times(slots, rows_of_block(), block_.columns()));
+    kept_scores_ = per_team<S>(times(slots, rows_of_block(), block_.kept()));
+    lists_ = per_team<const S*>(times(slots, block_.kept()));
+    changes_ = per_team<Change>(times(slots, block_.columns()));
+    keys_ = per_worker<S>(Turned<S>::numbers(shape_.D, block_.vectors));
+    rows_ = per_worker<const S*>(block_.columns());
   }
 
-  void run(const Runtime& runtime) {
-    scratch_.allocate();
-    run_workers(runtime, schedule_, barriers_(), *this);
-  }
-
-  int64_t blocks() const { return 0; }
-  void prepare(Share) {}
-  void finish(Share) {}
+  void run(const Runtime& runtime) { run_parts(runtime, *this); }
 
   void walk(const Member& member) {
-    const Share own(shape_.sequences(), member.team, schedule_.teams);
-    for (int64_t n = own.begin; n < own.end; ++n) walk_sequence(member, n);
+    for_sequences(member, [&](int64_t n) { walk_sequence(member, n); });
   }
 
  private:
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kQueries = 18;  // of a block; more would have more scores in vain
+  static constexpr int64_t kGroup = 8;     // blocks between two barriers
+  static constexpr int64_t kPiece = 4;     // blocks whose keys one member turns
+  static constexpr int64_t kSlots = 3 * kGroup;
 
+  // What the members of a team tell each other.
+  struct Meeting {
+    Borders borders;
+    int64_t blocks;
+    alignas(64) int64_t jobs[2];  // taken, of this round and of the next
+  };
+
+  // The key of a rank leaves the retained set (-1: none), another joins at its end: of the queries
+  // of a block from `query` on.
+  struct Change {
+    int64_t query, rank, position;
+  };
+
+  // What is known of a block beside its scores.
+  struct State {
+    bool finite;         // the values that lie side by side
+    int64_t kept_count;  // before its first query
+    int64_t changes;
+  };
+
+  // Rows of scores: the queries of the first head of the group, of the second, ...
+  TT_INLINE int64_t rows_of_block() const { return times(shape_.group, kQueries); }
+
+  // A sequence as a member sees it.
   struct Sequence {
-    const Borders* borders;
-    int64_t length, shift;  // position p has number p + shift, but for a multiple of kLinks
-    const S *query, *key;
+    SequenceRows<S> rows;
+    Meeting* meeting;
+    int64_t* starts;  // first queries of blocks
+    int64_t shift;    // position p has number p + shift, but for a multiple of kLinks
     const int64_t* retained;
     WholeRows<S> value;
     WholeResults<S> output;
     Turned<S> keys, kept_keys;
-    S *scores, *kept_scores;
-    const S **rows, **kept_rows;
-    int64_t turned;       // vectors of keys up to this one have been turned
-    int64_t checked;      // values before this position have been looked at
-    int64_t infinite;     // no value after this position, of those, is infinite or NaN
-    int64_t kept_count;   // of kept_rows
-    int64_t kept_turned;  // so many retained keys lie turned as they are
+    const S **values, **kept_rows;
+    int64_t team;
+    int64_t turned = -1;      // vectors of keys up to this one have been turned
+    int64_t checked = 0;      // values before this position have been looked at
+    int64_t infinite = -1;    // no value after this position, of those, is infinite or NaN
+    int64_t kept_count = 0;   // of kept_rows
+    int64_t kept_turned = 0;  // so many retained keys lie turned as they are
   };
 
   // Queries [first, first + count) and the numbers of their keys, counted from a whole vector.
   struct Block {
-    int64_t first, count, origin, end;
+    int64_t first, count, begin, origin, end;
     bool changes;  // the retained set may change before the last query
+    State* state;
+    S *scores, *kept_scores;
+    const S** kept_rows;
+    Change* list;
   };
 
   void walk_sequence(const Member& member, int64_t n) {
-    const int64_t worker = member.team;
-    const ScreeningShape& s = shape_.screening;
-    const int64_t b = n / shape_.heads, h = n % shape_.heads;
-    const Steps steps = in_.steps(b);
-    Screening<S> screening(s, steps, relevance_of(p_, n), {p_.relevance + n * s.P, 1},
-                           {p_.last + n * s.positions(), 1}, relevance_(worker), retained_(worker));
-    const S* value = in_.value.sequence(b, h);
-    const int64_t positions = s.P + steps.length;
+    const SequenceRows<S> rows(in_, n);
+    const ScreeningShape& s = rows.screening;
+    const int64_t team = member.team, length = rows.steps.length;
     Timing timing(member.watch, kGather);
-    Sequence w{.borders = &screening.borders(),
-               .length = steps.length,
-               .shift = (steps.seen % kLinks - s.P % kLinks + kLinks) % kLinks,
-               .query = in_.query.sequence(b, h),
-               .key = in_.key.sequence(b, h),
-               .retained = retained_(worker),
-               .value = {value, in_.value.stride_t, positions, shape_.Dv, values_(worker)},
-               .output = {p_.output + n * s.T * shape_.Dv, shape_.Dv, outputs_(worker)},
-               .keys = {keys_(worker), shape_.D, block_.vectors},
-               .kept_keys = {kept_keys_(worker), shape_.D, block_.kept_vectors},
-               .scores = scores_(worker),
-               .kept_scores = kept_scores_(worker),
-               .rows = rows_(worker),
-               .kept_rows = kept_rows_(worker),
-               .turned = -1,
-               .checked = 0,
-               .infinite = -1,
-               .kept_count = 0,
-               .kept_turned = 0};
-    const Candidates& candidates = screening.candidates(0);
-    for (; w.kept_count < candidates.kept_count; ++w.kept_count)
-      w.kept_rows[w.kept_count] = w.value(w.retained[w.kept_count]);
-    for (int64_t first = 0; first < w.length;) {
-      const int64_t to_border = w.borders->until(first) + 1;
-      const int64_t count =
-          least(block_length(kQueries, s.screen_every, to_border), w.length - first);
-      walk_block(w, screening, first, count, to_border < count && s.top_k > 0, p_.lse + n * s.T,
-                 timing);
-      first += count;
+    Sequence w{.rows = rows,
+               .meeting = meeting_(team),
+               .starts = starts_(team),
+               .shift = (rows.steps.seen % kLinks - s.P % kLinks + kLinks) % kLinks,
+               .retained = retained_(team),
+               .value = {rows.value, in_.value.stride_t, shape_.Dv, values_(team)},
+               .output = {p_.output + rows.first_query * shape_.Dv, shape_.Dv, outputs_(team),
+                          rows.next_head, s.T},
+               .keys = {keys_(worker(member)), shape_.D, block_.vectors},
+               .kept_keys = {kept_keys_(team), shape_.D, block_.kept_vectors},
+               .values = rows_(worker(member)),
+               .kept_rows = kept_rows_(team),
+               .team = team};
+    w.value.copy(share(member, rows.positions()));
+    if (member.begin == 0) {
+      lead(member, w, timing);
+    } else {
+      walk_blocks(member, w, timing, [](const Block&) {});
     }
-    screening.finish({p_.memory_index + n * s.memory_after(), 1},
-                     {p_.memory_relevance + n * s.memory_after(), 1});
-    if (p_.received)
-      std::memcpy(p_.received + n * s.positions(), relevance_(worker), s.positions() * sizeof(S));
-    w.output.copy(w.length);
-    std::memset(p_.output + (n * s.T + w.length) * shape_.Dv, 0,
-                (s.T - w.length) * shape_.Dv * sizeof(S));
-    std::memset(p_.lse + n * s.T + w.length, 0, (s.T - w.length) * sizeof(S));
+    w.output.copy(share(member, length), shape_.group);
+    const Share past = share(member, s.T - length);
+    const int64_t count = past.end - past.begin;
+    for (int64_t head = 0; head < shape_.group; ++head) {
+      const int64_t first = rows.first_query + head * rows.next_head + length + past.begin;
+      std::memset(p_.output + first * shape_.Dv, 0, count * shape_.Dv * sizeof(S));
+      std::memset(p_.lse + first, 0, count * sizeof(S));
+    }
   }
 
-  void walk_block(Sequence& w, Screening<S>& screening, int64_t first, int64_t count, bool changes,
-                  S* lse, Timing& timing) {
-    const int64_t P = shape_.screening.P;
-    const int64_t begin = w.borders->begin(first) + w.shift;
-    const Block block{first, count, begin / L * L, P + first + count + w.shift, changes};
-    timing.turn(kPack);
-    turn_keys(w, block, begin);
-    timing.turn(kScores);
-    multiply_keys(w, block);
-    int64_t run = 0;  // first query of those that share the retained set
-    for (int64_t tile = 0; tile < count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, count - tile);
-      const Columns<S> all = columns_of(w, block, tile, height);
-      for (int64_t q = tile; q < tile + height; ++q) {
-        const Columns<S> own = columns_of(w, block, q, 1);
-        S* kept = w.kept_scores + q * block_.kept();
-        for (int64_t c = all.begin; c < own.begin; ++c) own.at[c] = S(0);
-        for (int64_t c = own.end; c < all.end; ++c) own.at[c] = S(0);
-        timing.turn(kScores);
-        lse[first + q] = softmax(in_.scale, {kept, 0, w.kept_count}, own).log();
-        timing.turn(kScreening);
-        screening.candidates(first + q);
-        screening.advance(first + q, own.at - block.origin + w.shift,
-                          [&](int64_t rank, int64_t position) {
-                            sum_kept(w, first, run, q + 1);
-                            run = q + 1;
-                            replace(w, block, q + 1, rank, position);
-                          });
+  // The first member's walk: it chooses the keys.
+  void lead(const Member& member, Sequence& w, Timing& timing) {
+    const SequenceRows<S>& rows = w.rows;
+    const ScreeningShape& s = rows.screening;
+    const int64_t n = rows.number, length = rows.steps.length;
+    Screening<S> screening(s, rows.steps, relevance_of(p_, rows), {p_.relevance + n * s.P, 1},
+                           {p_.last + rows.first_position, 1}, relevance_(w.team),
+                           retained_(w.team));
+    w.kept_count = screening.candidates(0).kept_count;
+    for (int64_t rank = 0; rank < w.kept_count; ++rank)
+      w.kept_rows[rank] = w.value(w.retained[rank]);
+    Meeting& meeting = *w.meeting;
+    meeting.borders = screening.borders();
+    meeting.blocks = 0;
+    meeting.jobs[0] = meeting.jobs[1] = 0;
+    for (int64_t first = 0; first < length; ++meeting.blocks) {
+      w.starts[meeting.blocks] = first;
+      const int64_t to_border = meeting.borders.until(first) + 1;
+      first += least(block_length(kQueries, s.screen_every, to_border), length - first);
+    }
+    w.starts[meeting.blocks] = length;
+    walk_blocks(member, w, timing, [&](const Block& block) { weigh(w, block, screening, timing); });
+    finish_screening(p_, rows, screening, relevance_(w.team));
+  }
+
+  // Makes all blocks; `weigh_block` is the first member's.
+  template <typename F>
+  void walk_blocks(const Member& member, Sequence& w, Timing& timing, const F& weigh_block) {
+    member.wait();  // for borders, blocks, and copies of values
+    Meeting& meeting = *w.meeting;
+    if (members() == 1) {
+      for (int64_t index = 0; index < meeting.blocks; ++index) {
+        const Block block = block_at(w, index, 1);
+        multiply(w, block, timing);
+        weigh_block(block);
+        sum(w, block, timing);
       }
+      return;
     }
-    timing.turn(kSums);
-    sum_kept(w, first, run, count);
-    // A tile has zeros where one of its queries attends what another does not.
-    const int64_t tallest = w.infinite + w.shift >= begin ? 1 : kRegisterRows;
-    for (int64_t tile = 0; tile < count; tile += tallest) {
-      const int64_t height = least(tallest, count - tile);
-      const Columns<S> all = columns_of(w, block, tile, height);
-      S* to[kRegisterRows];
-      for (int64_t q = 0; q < height; ++q) to[q] = w.output(first + tile + q);
-      sum_rows<S>({w.scores + tile * block_.columns(), block_.columns(), 1, w.rows, all.begin,
-                   all.end, block.origin, to, true},
-                  height, divide_up(shape_.Dv, L));
+    const int64_t groups = divide_up(meeting.blocks, kGroup);
+    for (int64_t group = -1; group <= groups; ++group) {
+      if (member.begin == 0) {
+        meeting.jobs[group & 1] = 0;  // of the next round: this one's are those of group + 1
+        for_blocks(w, group, 0, kGroup, weigh_block);
+      }
+      constexpr int64_t kPieces = kGroup / kPiece;
+      for (;;) {
+        const int64_t job = __atomic_fetch_add(&meeting.jobs[(group + 1) & 1], 1, __ATOMIC_RELAXED);
+        if (job >= kPieces + kGroup) break;
+        if (job < kPieces)
+          for_blocks(w, group + 1, job * kPiece, kPiece,
+                     [&](const Block& block) { multiply(w, block, timing); });
+        else
+          for_blocks(w, group - 1, job - kPieces, 1,
+                     [&](const Block& block) { sum(w, block, timing); });
+      }
+      timing.turn(kOther);
+      member.wait();
     }
+  }
+
+  // Calls f(block) for `count` blocks of a group, as far as they are there.
+  template <typename F>
+  void for_blocks(const Sequence& w, int64_t group, int64_t from, int64_t count, const F& f) const {
+    const int64_t begin = most(0, group * kGroup + from);
+    for (int64_t index = begin; index < least(group * kGroup + from + count, w.meeting->blocks);
+         ++index)
+      f(block_at(w, index, kSlots));
+  }
+
+  Block block_at(const Sequence& w, int64_t index, int64_t slots) const {
+    const int64_t first = w.starts[index], count = w.starts[index + 1] - first;
+    const int64_t begin = w.meeting->borders.begin(first) + w.shift, slot = index % slots;
+    return {.first = first,
+            .count = count,
+            .begin = begin,
+            .origin = begin / L * L,
+            .end = shape_.screening.P + first + count + w.shift,
+            .changes = w.meeting->borders.until(first) + 1 < count && shape_.screening.top_k > 0,
+            .state = states_(w.team) + slot,
+            .scores = scores_(w.team) + slot * rows_of_block() * block_.columns(),
+            .kept_scores = kept_scores_(w.team) + slot * rows_of_block() * block_.kept(),
+            .kept_rows = lists_(w.team) + slot * block_.kept(),
+            .list = changes_(w.team) + slot * block_.columns()};
+  }
+
+  // Columns that `height` queries of a head attend of their windows; `at` is the first query's row.
+  TT_INLINE Columns<S> columns_of(const Sequence& w, const Block& block, int64_t head,
+                                  int64_t query, int64_t height) const {
+    const int64_t before = w.shift - block.origin, step = block.first + query;
+    return {block.scores + (head * kQueries + query) * block_.columns(),
+            w.meeting->borders.begin(step) + before, shape_.screening.P + step + height + before};
+  }
+  TT_INLINE S* kept_of(const Block& block, int64_t head, int64_t query) const {
+    return block.kept_scores + (head * kQueries + query) * block_.kept();
+  }
+
+  // Calls f(head, query, height) for tiles of at most `tallest` queries of a head.
+  template <typename F>
+  TT_INLINE void for_tiles(const Block& block, int64_t tallest, const F& f) const {
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for (int64_t query = 0; query < block.count; query += tallest)
+        f(head, query, least(tallest, block.count - query));
+  }
+
+  TT_INLINE const S* query_of(const Sequence& w, const Block& block, int64_t head,
+                              int64_t query) const {
+    return w.rows.query + head * in_.query.stride_h + (block.first + query) * in_.query.stride_t;
+  }
+
+  void multiply(Sequence& w, const Block& block, Timing& timing) const {
+    timing.turn(kPack);
+    turn_keys(w, block);
+    timing.turn(kScores);
+    const int64_t first = block.origin / L;
+    for_tiles(block, kRegisterRows, [&](int64_t head, int64_t query, int64_t height) {
+      const Columns<S> own = columns_of(w, block, head, query, height);
+      const int64_t begin = block.changes ? 0 : own.begin / L;
+      multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.keys,
+                      first + begin, first + divide_up(own.end, L), own.at + begin * L,
+                      block_.columns());
+    });
     timing.turn(kOther);
   }
 
-  // Columns that `height` queries attend of their windows; `at` is the first query's row.
-  TT_INLINE Columns<S> columns_of(const Sequence& w, const Block& block, int64_t query,
-                                  int64_t height) const {
-    const int64_t before = w.shift - block.origin, step = block.first + query;
-    return {w.scores + query * block_.columns(), w.borders->begin(step) + before,
-            shape_.screening.P + step + height + before};
-  }
-
-  // Turns the keys that the block brings, and those of the retained set that have changed.
-  void turn_keys(Sequence& w, const Block& block, int64_t begin) {
+  // Turns the keys that the block brings.
+  void turn_keys(Sequence& w, const Block& block) const {
     const int64_t stride = in_.key.stride_t;
     for (int64_t v = most(w.turned + 1, block.origin / L); v * L < block.end; ++v) {
       w.keys.put(v, [&](int64_t lane) {
         const int64_t position = v * L + lane - w.shift;
-        const bool known = v * L + lane >= begin && position < shape_.screening.P + w.length;
-        return known ? w.key + position * stride : nullptr;
+        const bool known = v * L + lane >= block.begin && position < w.rows.positions();
+        return known ? w.rows.key + position * stride : nullptr;
       });
       w.turned = v;
     }
-    const int64_t end = block.end - w.shift, from = most(w.checked, begin - w.shift);
+    const int64_t end = block.end - w.shift, from = most(w.checked, block.begin - w.shift);
     if (!all_finite(w.value(from), w.value.stride, end - from, shape_.Dv)) w.infinite = end - 1;
     w.checked = end;
-    for (int64_t number = begin; number < block.end; ++number)
-      w.rows[number - block.origin] = w.value(number - w.shift);
+    block.state->finite = w.infinite + w.shift < block.begin;
+  }
+
+  void weigh(Sequence& w, const Block& block, Screening<S>& screening, Timing& timing) const {
+    timing.turn(kPack);
+    turn_kept(w);
+    block.state->kept_count = w.kept_count;
+    block.state->changes = 0;
+    std::memcpy(block.kept_rows, w.kept_rows, w.kept_count * sizeof(*w.kept_rows));
+    timing.turn(kScores);
+    for_tiles(block, kRegisterRows, [&](int64_t head, int64_t query, int64_t height) {
+      multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.kept_keys, 0,
+                      divide_up(w.kept_count, L), kept_of(block, head, query), block_.kept());
+    });
+    for (int64_t q = 0; q < block.count; ++q) {
+      screening.candidates(block.first + q);
+      for (int64_t head = 0; head < shape_.group; ++head) {
+        timing.turn(kScores);
+        const S* attention = weigh_query(w, block, head, q);
+        timing.turn(kScreening);
+        screening.receive(attention);
+      }
+      screening.compete(block.first + q, [&](int64_t rank, int64_t position) {
+        replace(w, block, {q + 1, rank, position});
+      });
+    }
+    timing.turn(kOther);
+  }
+
+  // Makes the weights of a query, zeros where the others of its tile attend more. Returns where that of
+  // a position would lie.
+  TT_INLINE const S* weigh_query(const Sequence& w, const Block& block, int64_t head,
+                                 int64_t q) const {
+    const int64_t tile = q / kRegisterRows * kRegisterRows;
+    const int64_t height = least(kRegisterRows, block.count - tile);
+    const Columns<S> all = columns_of(w, block, head, tile, height);
+    const Columns<S> own = columns_of(w, block, head, q, 1);
+    for (int64_t c = all.begin; c < own.begin; ++c) own.at[c] = S(0);
+    for (int64_t c = own.end; c < all.end; ++c) own.at[c] = S(0);
+    S* lse = p_.lse + w.rows.first_query + head * w.rows.next_head + block.first;
+    lse[q] = softmax(in_.scale, {kept_of(block, head, q), 0, w.kept_count}, own).log();
+    return own.at - block.origin + w.shift;
+  }
+
+  // Turns those keys of the retained set that have changed.
+  void turn_kept(Sequence& w) const {
     for (int64_t v = w.kept_turned / L; v * L < w.kept_count; ++v)
       w.kept_keys.put(v, [&](int64_t lane) {
         const int64_t rank = v * L + lane;
-        return rank < w.kept_count ? w.key + w.retained[rank] * stride : nullptr;
+        return rank < w.kept_count ? w.rows.key + w.retained[rank] * in_.key.stride_t : nullptr;
       });
     w.kept_turned = round_up(w.kept_count, L);
   }
 
-  void multiply_keys(const Sequence& w, const Block& block) {
-    const int64_t stride = in_.query.stride_t, first = block.origin / L;
-    for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, block.count - tile);
-      const S* query = w.query + (block.first + tile) * stride;
-      const Columns<S> own = columns_of(w, block, tile, height);
-      const int64_t begin = block.changes ? 0 : own.begin / L;
-      multiply_turned(query, stride, height, w.kept_keys, 0, divide_up(w.kept_count, L),
-                      w.kept_scores + tile * block_.kept(), block_.kept());
-      multiply_turned(query, stride, height, w.keys, first + begin, first + divide_up(own.end, L),
-                      own.at + begin * L, block_.columns());
+  template <typename N>
+  TT_INLINE static void renew(N* list, int64_t count, int64_t rank, N newest) {
+    if (rank >= 0) std::memmove(list + rank, list + rank + 1, (count - rank) * sizeof(N));
+    list[count] = newest;
+  }
+
+  void replace(Sequence& w, const Block& block, const Change& change) const {
+    const auto [query, rank, position] = change;
+    const int64_t count = rank < 0 ? w.kept_count : w.kept_count - 1;
+    const int64_t column = position + w.shift - block.origin;
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for (int64_t q = query; q < block.count; ++q)
+        renew(kept_of(block, head, q), count, rank,
+              block.scores[(head * kQueries + q) * block_.columns() + column]);
+    renew(w.kept_rows, count, rank, w.value(position));
+    w.kept_count = count + 1;
+    w.kept_turned = least(w.kept_turned, rank < 0 ? count : rank);
+    if (query < block.count) block.list[block.state->changes++] = change;
+  }
+
+  void sum(const Sequence& w, const Block& block, Timing& timing) const {
+    timing.turn(kSums);
+    const State& state = *block.state;
+    int64_t run = 0, kept = state.kept_count;  // first query of those that share the retained set
+    for (int64_t i = 0; i < state.changes; ++i) {
+      const auto [query, rank, position] = block.list[i];
+      if (query > run) sum_kept(w, block, run, query, kept);
+      run = query;
+      if (rank >= 0) --kept;
+      renew(block.kept_rows, kept++, rank, w.value(position));
     }
+    sum_kept(w, block, run, block.count, kept);
+    for (int64_t number = block.begin; number < block.end; ++number)
+      w.values[number - block.origin] = w.value(number - w.shift);
+    // A tile has zeros where one of its queries attends what another does not.
+    for_tiles(block, state.finite ? kRegisterRows : 1,
+              [&](int64_t head, int64_t query, int64_t height) {
+                const Columns<S> all = columns_of(w, block, head, query, height);
+                sum_tile(w, block, head, query, height,
+                         {all.at, block_.columns(), 1, w.values, all.begin, all.end, block.origin,
+                          nullptr, true});
+              });
+    timing.turn(kOther);
   }
 
   // The part of the retained set in the outputs of queries [begin, end), which share it.
-  void sum_kept(const Sequence& w, int64_t first, int64_t begin, int64_t end) {
-    for_row_tiles(begin, end, [&](int64_t tile, int64_t height) {
-      S* to[kRegisterRows];
-      for (int64_t q = 0; q < height; ++q) to[q] = w.output(first + tile + q);
-      sum_rows<S>({w.kept_scores + tile * block_.kept(), block_.kept(), 1, w.kept_rows, 0,
-                   w.kept_count, 0, to, false},
-                  height, divide_up(shape_.Dv, L));
-    });
+  void sum_kept(const Sequence& w, const Block& block, int64_t begin, int64_t end,
+                int64_t kept) const {
+    for (int64_t head = 0; head < shape_.group; ++head)
+      for_row_tiles(begin, end, [&](int64_t query, int64_t height) {
+        sum_tile(w, block, head, query, height,
+                 {kept_of(block, head, query), block_.kept(), 1, block.kept_rows, 0, kept, 0,
+                  nullptr, false});
+      });
   }
 
-  // The key of a rank leaves the retained set (-1: none), another joins at its end: of the queries
-  // from `query` on.
-  void replace(Sequence& w, const Block& block, int64_t query, int64_t rank, int64_t position) {
-    const int64_t count = rank < 0 ? w.kept_count : w.kept_count - 1;
-    const auto renew = [&](auto* list, auto newest) {
-      if (rank >= 0) std::memmove(list + rank, list + rank + 1, (count - rank) * sizeof(*list));
-      list[count] = newest;
-    };
-    for (int64_t q = query; q < block.count; ++q)
-      renew(w.kept_scores + q * block_.kept(),
-            w.scores[q * block_.columns() + position + w.shift - block.origin]);
-    renew(w.kept_rows, w.value(position));
-    w.kept_count = count + 1;
-    w.kept_turned = least(w.kept_turned, rank < 0 ? count : rank);
+  // Sums for the outputs of some queries of a head.
+  TT_INLINE void sum_tile(const Sequence& w, const Block& block, int64_t head, int64_t query,
+                          int64_t height, RowSums<S> sums) const {
+    S* to[kRegisterRows];
+    for (int64_t q = 0; q < height; ++q) to[q] = w.output(block.first + query + q, head);
+    sums.to = to;
+    sum_rows<S>(sums, height, 0, divide_up(shape_.Dv, L));
   }
 
   const RelevancyForward<S>& p_;
   const RelevancyInput<S>& in_;
   const RelevancyShape shape_;
-  const SequenceSchedule schedule_;
   const BlockShape<S> block_;
-  Scratch scratch_;
-  Span<S> relevance_, keys_, kept_keys_, values_, outputs_, scores_, kept_scores_;
-  Span<int64_t> retained_;
-  Span<const S*> rows_, kept_rows_;
-  Span<Barrier> barriers_;
+  Span<Meeting> meeting_;
+  Span<int64_t> starts_, retained_;
+  Span<S> relevance_, kept_keys_, values_, outputs_, scores_, kept_scores_, keys_;
+  Span<const S*> kept_rows_, lists_, rows_;
+  Span<State> states_;
+  Span<Change> changes_;
 };
 
 }  // namespace

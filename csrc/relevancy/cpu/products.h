@@ -129,10 +129,12 @@ TT_INLINE void sum_vectors(const RowSums<S>& p, int64_t column) {
   } while (k < p.end);
 }
 
+// In vectors [begin, end) of the rows.
 template <typename S>
-__attribute__((noinline)) void sum_rows(const RowSums<S>& p, int64_t height, int64_t vectors) {
+__attribute__((noinline)) void sum_rows(const RowSums<S>& p, int64_t height, int64_t begin,
+                                        int64_t end) {
   with_constant<kRegisterRows>(height, [&](auto rows) {
-    for_vector_groups(0, vectors, [&](auto width, int64_t first) {
+    for_vector_groups(begin, end, [&](auto width, int64_t first) {
       sum_vectors<decltype(width)::value, decltype(rows)::value>(p, first * kLanes<S>);
     });
   });
@@ -166,47 +168,69 @@ bool all_finite(const S* at, int64_t stride, int64_t rows, int64_t features) {
   return sum_of_lanes<S>(sum) == S(0);
 }
 
-// Rows of whole vectors: those in memory, or their copies with zeros behind.
+// Rows of whole vectors, of one head or several: those in memory, or their copies with zeros behind, once
+// copy() has been called for all of them.
 template <typename S>
 struct WholeRows {
+  const S* from;
+  S* room;  // null if rows are whole as they are
   const S* at;
-  int64_t stride;
+  int64_t features, stride, from_stride, next_head, from_next_head;
 
   TT_INLINE static int64_t numbers(int64_t rows, int64_t features) {
     return features % kLanes<S> ? times(rows, round_up(features, kLanes<S>)) : 0;
   }
-  WholeRows(const S* rows, int64_t rows_stride, int64_t count, int64_t features, S* room)
-      : at(rows), stride(rows_stride) {
-    constexpr int64_t L = kLanes<S>;
-    if (features % L == 0) return;
-    at = room;
-    stride = round_up(features, L);
-    for (int64_t row = 0; row < count; ++row)
-      for (int64_t d = 0; d < features; d += L)
-        store(room + row * stride + d, load_part(rows + row * rows_stride + d, features - d));
+  // Heads lie `apart` numbers from each other, and have `rows` rows.
+  WholeRows(const S* at, int64_t stride_t, int64_t features, S* copies, int64_t apart = 0,
+            int64_t rows = 0)
+      : from(at),
+        room(features % kLanes<S> ? copies : nullptr),
+        at(room ? room : at),
+        features(features),
+        stride(room ? round_up(features, kLanes<S>) : stride_t),
+        from_stride(stride_t),
+        next_head(room ? rows * stride : apart),
+        from_next_head(apart) {}
+  void copy(Share rows, int64_t heads = 1) const {
+    if (!room) return;
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const S* source = from + head * from_next_head + row * from_stride;
+        for (int64_t d = 0; d < features; d += kLanes<S>)
+          store(room + head * next_head + row * stride + d, load_part(source + d, features - d));
+      }
   }
-  TT_INLINE const S* operator()(int64_t row) const { return at + row * stride; }
+  TT_INLINE const S* operator()(int64_t row, int64_t head = 0) const {
+    return at + head * next_head + row * stride;
+  }
 };
 
-// The same of results: rows in memory, or room for them until copy() is called.
+// The same of dense results: rows in memory, or room for them until copy() is called.
 template <typename S>
 struct WholeResults {
   S *at, *to;
-  int64_t stride, features;
+  int64_t features, stride, next_head, to_next_head;
 
-  WholeResults(S* rows, int64_t features, S* room)
-      : at(features % kLanes<S> ? room : rows),
-        to(rows),
+  // Heads lie `apart` rows from each other in memory, and have `rows` rows.
+  WholeResults(S* to, int64_t features, S* room, int64_t apart = 0, int64_t rows = 0)
+      : at(features % kLanes<S> ? room : to),
+        to(to),
+        features(features),
         stride(round_up(features, kLanes<S>)),
-        features(features) {}
-  TT_INLINE S* operator()(int64_t row) const { return at + row * stride; }
-  TT_INLINE void clear(int64_t row) const {
-    for (int64_t d = 0; d < stride; d += kLanes<S>) store((*this)(row) + d, Vec<S>{});
+        next_head((at == to ? apart : rows) * stride),
+        to_next_head(apart * features) {}
+  TT_INLINE S* operator()(int64_t row, int64_t head = 0) const {
+    return at + head * next_head + row * stride;
   }
-  void copy(int64_t rows) const {
+  TT_INLINE void clear(int64_t row, int64_t head = 0) const {
+    for (int64_t d = 0; d < stride; d += kLanes<S>) store((*this)(row, head) + d, Vec<S>{});
+  }
+  void copy(Share rows, int64_t heads = 1) const {
     if (at == to) return;
-    for (int64_t row = 0; row < rows; ++row)
-      std::memcpy(to + row * features, at + row * stride, features * sizeof(S));
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t row = rows.begin; row < rows.end; ++row)
+        std::memcpy(to + head * to_next_head + row * features, (*this)(row, head),
+                    features * sizeof(S));
   }
 };
 

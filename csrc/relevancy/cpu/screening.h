@@ -119,41 +119,50 @@ class Screening {
     return candidates_;
   }
 
-  void advance(int64_t step, const S* attention) {
-    advance(step, attention, [](int64_t, int64_t) {});
+  // After candidates(), for every query of the step: attention[p] is what it pays to position p of its
+  // window.
+  TT_INLINE void receive(const S* attention) {
+    if (!kind_.adds_up()) return;
+    const Candidates& now = candidates_;
+    const S factor = kind_.normalize ? static_cast<S>(now.count()) : S(1);
+    for (int64_t p = most(now.window_begin, leaving()); p < now.window_end; ++p)
+      relevance_[p] += attention[p] * factor;
   }
 
-  // attention[p] is what the query pays to position p of its window. Before the retained set changes
-  // it calls change(rank, position): the rank in it of the
+  // Then, once. Before the retained set changes it calls change(rank, position): the rank in it of the
   // key that leaves it, -1 if none does, and the position that joins at its end.
   template <typename F>
-  void advance(int64_t step, const S* attention, const F& change) {
-    const Candidates& now = candidates_;
-    const int64_t leaving = now.window_end - borders_.window_size;  // may be no key
-    if (kind_.adds_up()) {
-      const S factor = kind_.normalize ? static_cast<S>(now.count()) : S(1);
-      for (int64_t p = most(now.window_begin, leaving); p < now.window_end; ++p)
-        relevance_[p] += attention[p] * factor;
-    }
+  void compete(int64_t step, const F& change) {
     if (borders_.until(step) > 0) return;
-    for (int64_t p = now.window_begin; p <= leaving; ++p) {
-      const int64_t dropped = compete(p, change);
+    const Candidates& now = candidates_;
+    for (int64_t p = now.window_begin; p <= leaving(); ++p) {
+      const int64_t dropped = take(p, change);
       if (dropped >= 0) last_[dropped] = step;
     }
   }
 
+  // The same for one query.
+  void advance(int64_t step, const S* attention) {
+    receive(attention);
+    compete(step, [](int64_t, int64_t) {});
+  }
+
   TT_INLINE const Borders& borders() const { return borders_; }
 
-  // After the last step: writes `last` of the keys still attended, and the next call's memory.
-  void finish(Column<int64_t> index, Column<S> relevance) {
+  // After the last step: writes `last` of the keys still attended.
+  void finish() {
+    const Candidates& now = candidates_;
+    if (length_ == 0) return;
+    for (int64_t c = 0; c < now.kept_count; ++c) last_[now.kept[c]] = length_ - 1;
+    for (int64_t p = now.window_begin; p < shape_.P + length_; ++p) last_[p] = length_ - 1;
+  }
+
+  // Writes the next call's memory.
+  void leave(Column<int64_t> index, Column<S> relevance) const {
     const Candidates& now = candidates_;
     const int64_t window = shape_.window_after(), retained = shape_.retained_after();
     const int64_t end = shape_.P + length_;
     const int64_t first = borders_.begin(length_);  // of what the next query attends
-    if (length_ > 0) {
-      for (int64_t c = 0; c < now.kept_count; ++c) last_[now.kept[c]] = length_ - 1;
-      for (int64_t p = now.window_begin; p < end; ++p) last_[p] = length_ - 1;
-    }
     for (int64_t slot = 0; slot < retained; ++slot)
       put(slot, slot < now.kept_count ? now.kept[slot] : -1, index, relevance);
     for (int64_t slot = 0; slot < window; ++slot) {
@@ -163,6 +172,9 @@ class Screening {
   }
 
  private:
+  // The latest key that no later query has in its window; may be none.
+  TT_INLINE int64_t leaving() const { return candidates_.window_end - borders_.window_size; }
+
   TT_INLINE bool empty(int64_t p) const { return relevance_[p] < S(0); }
 
   void put(int64_t slot, int64_t position, Column<int64_t> index, Column<S> relevance) const {
@@ -172,25 +184,25 @@ class Screening {
 
   // Returns the position that no later query attends, or -1. A key of relevance NaN is forgotten.
   template <typename F>
-  int64_t compete(int64_t newcomer, const F& change) {
+  int64_t take(int64_t newcomer, const F& change) {
     Candidates& now = candidates_;
     const S relevance = relevance_[newcomer];
     if (!(relevance >= S(0)) || shape_.top_k == 0) return newcomer;
-    int64_t leaving = -1;
+    int64_t dropped = -1;
     if (now.kept_count < shape_.top_k) {
       change(-1, newcomer);
     } else {
       if (weakest_ < 0) weakest_ = weakest();
       if (!(relevance_[now.kept[weakest_]] < relevance)) return newcomer;
       change(weakest_, newcomer);
-      leaving = now.kept[weakest_];
+      dropped = now.kept[weakest_];
       --now.kept_count;
       std::memmove(now.kept + weakest_, now.kept + weakest_ + 1,
                    (now.kept_count - weakest_) * sizeof(int64_t));
     }
     now.kept[now.kept_count++] = newcomer;
     weakest_ = -1;
-    return leaving;
+    return dropped;
   }
 
   // Rank in the retained set of the least relevant, the newest of equals.

@@ -40,7 +40,11 @@ class Request(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A layer whose work is to be divided; ``outputs`` is P, or H without projection."""
+    """A layer whose work is to be divided; ``outputs`` is P, or H without projection.
+
+    Of relevancy attention ``hidden`` is D, ``heads`` are those with keys of their own, ``attended``
+    is the number of keys of a query, and ``score`` the name of the score.
+    """
 
     dtype: torch.dtype
     steps: int
@@ -50,6 +54,9 @@ class Work(NamedTuple):
     hidden: int
     outputs: int
     attention: int
+    heads: int
+    attended: int
+    score: str
 
 
 # Says why a backend cannot run a request, in one sentence with the way out, or None if it can.

@@ -103,13 +103,14 @@ def explain(
     the number of workers: at most torch's threads, at most the CPUs that the process may use
     (affinity, control groups), and fewer for a moment after another process needed one.
 
-    With ``threads`` it says how the CPU kernels of the LSTM and the RelLSTM would partition the
-    work on that many, whatever this machine has. A group of rows walks through time alone. A team
+    With ``threads`` it says how the CPU kernels would partition the work on that many, whatever
+    this machine has. A group of rows walks through time alone. A team
     of workers walks with one group after the other; its members have blocks of units, and meet at
     a barrier after every step. *Balance* is the mean work of a worker / the most work of a worker,
     in rows times blocks. The speed-up over one thread is predicted from the products of the busiest
     worker and from its barriers, with rates measured in this call. Reading of memory, packing of
-    weights and the cells' own work are left out.
+    weights and the cells' own work are left out. Of relevancy attention a worker has sequences (a
+    sample and a head) of its own; the members of a team share the blocks of queries of one.
 
     Args:
         module_or_op: a layer of this package, or the name of an operator: ``"lstm"``,
@@ -207,6 +208,10 @@ def explain(
             hidden=hidden,
             outputs=request.proj_size or hidden,
             attention=getattr(module_or_op, "attention_size", hidden),
+            heads=getattr(module_or_op, "num_key_value_heads", 1),
+            attended=getattr(module_or_op, "window_size", steps)
+            + (getattr(module_or_op, "top_k", None) or 0),
+            score=getattr(module_or_op, "score", "dot"),
         )
         return tuple(backend.describe(where, work))
 

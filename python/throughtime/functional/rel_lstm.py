@@ -29,7 +29,7 @@ from throughtime.functional.recurrent import (
     check_weights,
     per_sample,
 )
-from throughtime.functional.relevancy import Retain
+from throughtime.functional.relevancy_call import Retain
 from throughtime.functional.split import Split
 from throughtime.ops import watching
 from throughtime.ops.precision import LOW_PRECISION, cast

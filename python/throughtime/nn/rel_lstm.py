@@ -22,7 +22,7 @@ from throughtime.functional.checks import (
     check_weight_dtype,
 )
 from throughtime.functional.rel_lstm import Cell
-from throughtime.functional.relevancy import Retain
+from throughtime.functional.relevancy_call import Retain
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Sizes, episodes
 from throughtime.packed import check_packed, dropout, repack, unpack

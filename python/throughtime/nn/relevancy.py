@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from throughtime import functional
 from throughtime.backends.backend import BackendName, Request
 from throughtime.functional.checks import check_choice, check_flag, check_size
-from throughtime.functional.relevancy import Retain, Score, beyond_paper
+from throughtime.functional.relevancy_call import Retain, Score, beyond_paper
 from throughtime.nn.backend import BackendChoice
 from throughtime.states import RelevancyCache
 
@@ -39,6 +39,9 @@ class RelevancyAttention(BackendChoice, nn.Module):
         screen_every: queries from one change of the retained set to the next, >= 1; on a CPU no
             choice of it is faster.
         normalize: True counts the attention of a query as often as the query attends keys.
+        num_key_value_heads: heads of keys and values, which divide ``num_heads``; None: as many.
+            ``num_heads / num_key_value_heads`` consecutive heads of queries share the keys and the
+            retained set of one (grouped-query attention); not with ``"triton"``.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Raises:
@@ -69,11 +72,16 @@ class RelevancyAttention(BackendChoice, nn.Module):
         retain: Retain = "relevant",
         screen_every: int = 1,
         normalize: bool = False,
+        num_key_value_heads: int | None = None,
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
         name = "RelevancyAttention"
-        for argument, value in (("embed_dim", embed_dim), ("num_heads", num_heads)):
+        if num_key_value_heads is None:
+            num_key_value_heads = num_heads
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads}
+        sizes["num_key_value_heads"] = num_key_value_heads
+        for argument, value in sizes.items():
             check_size(name, argument, value, least=1)
         check_size(name, "window_size", window_size, least=1)
         check_size(name, "top_k", top_k, least=0)
@@ -86,9 +94,15 @@ class RelevancyAttention(BackendChoice, nn.Module):
                 f"{name}: embed_dim should be divisible by num_heads, got {embed_dim} and "
                 f"{num_heads}"
             )
+        if num_heads % num_key_value_heads:
+            raise ValueError(
+                f"{name}: num_heads should be divisible by num_key_value_heads, got {num_heads} "
+                f"and {num_key_value_heads}"
+            )
         check_choice(name, "score", score, ("dot", "additive"))
         check_choice(name, "retain", retain, ("relevant", "first"))
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.num_key_value_heads = num_key_value_heads
         self.window_size, self.top_k, self.screen_every = window_size, top_k, screen_every
         self.batch_first, self.score, self.retain = batch_first, score, retain
         self.normalize = normalize
@@ -96,8 +110,9 @@ class RelevancyAttention(BackendChoice, nn.Module):
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self.in_proj_weight = parameter(3 * embed_dim, embed_dim)
-        self.in_proj_bias = parameter(3 * embed_dim) if bias else None
+        rows = (num_heads + 2 * num_key_value_heads) * self.head_dim
+        self.in_proj_weight = parameter(rows, embed_dim)
+        self.in_proj_bias = parameter(rows) if bias else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
         weight = parameter(num_heads, self.head_dim) if score == "additive" else None
         self.score_weight = weight
@@ -111,7 +126,9 @@ class RelevancyAttention(BackendChoice, nn.Module):
             self.head_dim,
             device=weight.device,
             dtype=weight.dtype,
-            beyond_paper=beyond_paper(self.screen_every, self.normalize),
+            beyond_paper=beyond_paper(
+                self.screen_every, self.normalize, self.num_heads // self.num_key_value_heads
+            ),
         )
 
     def reset_parameters(self) -> None:
@@ -138,8 +155,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
             input: ``[B, T, E]``, or ``[T, B, E]`` with ``batch_first=False``.
             lengths: int64 ``[B]``, 0 <= length <= T.
             cache: state of earlier calls on the same sequences; this call updates it.
-            relevance: ``[B, num_heads, T]``, >= 0: what a key competes with, in place of the
-                attention that it has received.
+            relevance: ``[B, num_key_value_heads, T]``, >= 0: what a key competes with, in place of
+                the attention that it has received.
 
         Returns:
             A tensor shaped like the input. Past a sample's length it holds the bias of the output
@@ -170,11 +187,9 @@ class RelevancyAttention(BackendChoice, nn.Module):
             input = input.transpose(0, 1)
         batch, length, _ = input.shape
         projected = F.linear(input, weight, self.in_proj_bias)
-        query, key, value = (
-            projected.view(batch, length, 3, self.num_heads, self.head_dim)
-            .permute(2, 0, 3, 1, 4)
-            .unbind(0)
-        )
+        heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
+        rows = projected.view(batch, length, sum(heads), self.head_dim).transpose(1, 2)
+        query, key, value = torch.split(rows, heads, 1)
         output = functional.relevancy_attention(
             query,
             key,
@@ -206,5 +221,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         text += "" if self.score == "dot" else f", score={self.score!r}"
         text += "" if self.retain == "relevant" else f", retain={self.retain!r}"
         text += ", normalize=True" if self.normalize else ""
+        heads = self.num_key_value_heads
+        text += "" if heads == self.num_heads else f", num_key_value_heads={heads}"
         text += "" if self.screen_every == 1 else f", screen_every={self.screen_every}"
         return text + ("" if self.backend == "auto" else f", backend={self.backend!r}")

@@ -1,4 +1,4 @@
-"""How the compiled CPU kernels divide a recurrent layer on threads: their ``plan.h`` in words."""
+"""How the compiled CPU kernels divide a layer on threads: their ``plan.h`` in words."""
 
 from __future__ import annotations
 
@@ -166,6 +166,30 @@ def rel_lstm(threads: int, work: Work) -> list[str]:
         parts,
         1 if parts else 4 / number,
     )
+
+
+def relevancy(threads: int, work: Work) -> list[str]:
+    """The plan of relevancy attention; both passes have the same."""
+    kernels = _ext.extension
+    if kernels is None:
+        return [_unknown(threads)]
+    sequences = work.batch * work.heads
+    sizes = (sequences, work.steps, work.hidden, min(work.attended, work.steps))
+    parts = kernels.relevancy_plan(*sizes, threads, work.score == "dot")
+    layer = f"relevancy attention, D={work.hidden}, {work.heads} heads"
+    lines = [f"CPU kernels on {threads} threads, {layer}, T={work.steps}, B={work.batch}:"]
+    for part in parts:
+        count, teams, members = part["end"] - part["begin"], part["teams"], part["members"]
+        each = -(-count // teams)
+        balance = count / teams / each
+        lines.append(
+            f"  {count} sequences: workers: {teams * members}; teams: {teams} (members each: "
+            f"{members}); a team walks {'up to ' * (balance < 1)}{each}, one after the other"
+            + ", and its members share the blocks of queries"
+            * (members > 1)
+        )
+        lines.append(f"    balance: {balance:.0%}")
+    return lines
 
 
 def _describe(

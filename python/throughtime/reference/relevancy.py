@@ -12,8 +12,9 @@ neural networks", NeurIPS 2020, arXiv 2006.09471.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,9 +45,10 @@ class RelevancyResult(NamedTuple):
 
     Attributes:
         output: ``[B, heads, T, Dv]``.
-        last: int64 ``[B, heads, S]``: the last query that attends each position, -1 if none does.
-        memory: what the next call needs, its tensors ``[B, heads, P']``.
-        received: ``[B, heads, S]``: the relevance of each position after the last query.
+        last: int64 ``[B, key heads, S]``: the last query that attends each position, -1 if none
+            does.
+        memory: what the next call needs, its tensors ``[B, key heads, P']``.
+        received: ``[B, key heads, S]``: the relevance of each position after the last query.
     """
 
     output: Tensor
@@ -72,6 +74,7 @@ def relevancy_attention(
     seen: Tensor | None = None,
     given: Tensor | None = None,
     normalize: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> RelevancyResult:
     """Attend step by step, in plain PyTorch.
 
@@ -80,13 +83,16 @@ def relevancy_attention(
     checks nothing. float16 and bfloat16 are computed in float32 and rounded once, at the end.
     Relevance stays float32.
 
+    heads / key heads consecutive heads of queries attend the keys of one. They share its retained
+    set, and a key's relevance is the sum of what all of them pay to it.
+
     Args:
         query: ``[B, heads, T, D]``.
-        key: ``[B, heads, S, D]``.
-        value: ``[B, heads, S, Dv]``.
+        key: ``[B, key heads, S, D]``.
+        value: ``[B, key heads, S, Dv]``.
         score_weight: w ``[heads, D]`` for the additive score; None: the scaled dot product.
         lengths: int64 ``[B]``, 0 <= length <= T; past it the output is zero.
-        relevance: ``[B, heads, P]`` of an earlier call, negative where a slot is empty.
+        relevance: ``[B, key heads, P]`` of an earlier call, negative where a slot is empty.
         retained: how many of the P are its retained set.
         window_size: >= 1.
         top_k: >= 0.
@@ -94,13 +100,15 @@ def relevancy_attention(
         keep_first: retain the first ``top_k`` keys, whatever their relevance.
         screen_every: queries from one change of the retained set to the next, >= 1.
         seen: int64 ``[B]``, queries of earlier calls; None for none.
-        given: ``[B, heads, T]``, >= 0: relevance of this call's keys in place of attention.
+        given: ``[B, key heads, T]``, >= 0: relevance of this call's keys in place of attention.
         normalize: what a query pays to a key counts as often as the query has candidates.
+        cu_seqlens: int64 ``[samples + 1]``: samples lie one behind the other in T, sample b from
+            ``cu_seqlens[b]`` on; B is 1, there is no earlier call, and none follows.
 
     Returns:
-        A named tuple of ``output [B, heads, T, Dv]``; ``last``, int64 ``[B, heads, S]``, the last
-        query that attends each position or -1; ``memory`` for the next call; and ``received
-        [B, heads, S]``, the relevance of each position.
+        A named tuple of ``output [B, heads, T, Dv]``; ``last``, int64 ``[B, key heads, S]``, the
+        last query that attends each position or -1; ``memory`` for the next call; and ``received
+        [B, key heads, S]``, the relevance of each position.
 
     Example:
         >>> import torch
@@ -110,33 +118,42 @@ def relevancy_attention(
         ...     q, k, v, None, None, None, retained=0, window_size=3, top_k=2, scale=8**-0.5)
         >>> assert result.output.shape == q.shape and (result.last >= torch.arange(9)).all()
     """
+    if cu_seqlens is not None:
+        options = {"window_size": window_size, "top_k": top_k, "scale": scale}
+        options |= {"keep_first": keep_first, "screen_every": screen_every, "normalize": normalize}
+        rows = (query, key, value)
+        return _packed(rows, score_weight, given, cu_seqlens.tolist(), options)
     out_dtype = query.dtype
     if out_dtype in _LOW_PRECISION:
         query, key, value = query.float(), key.float(), value.float()
         score_weight = None if score_weight is None else score_weight.float()
         relevance = None if relevance is None else relevance.float()
     batch, heads, length, _ = query.shape
-    rows = batch * heads
+    key_heads = key.size(1)
+    group = heads // max(1, key_heads)
+    sequences = batch * key_heads
     ends = torch.full((batch,), length, device=query.device) if lengths is None else lengths
-    ends = ends.repeat_interleave(heads)  # [N]
+    ends = ends.repeat_interleave(key_heads)  # [N]
     alive = torch.arange(length, device=query.device) < ends.unsqueeze(1)  # [N, T]
     if relevance is None:
-        relevance = query.new_zeros(batch, heads, 0)
+        relevance = query.new_zeros(batch, key_heads, 0)
     score = SCORES["dot" if score_weight is None else "additive"]
     w = None if score_weight is None else score_weight.repeat(batch, 1)
-    query = torch.where(alive.view(batch, heads, length, 1), query, 0.0)  # padding may be NaN
-    q, k, v = (x.reshape(rows, *x.shape[2:]) for x in (query, key, value))
+    w = None if w is None else w.view(sequences, group, w.size(1))
+    k, v = (x.reshape(sequences, *x.shape[2:]) for x in (key, value))
+    q = query.reshape(sequences, group, length, query.size(3))
+    q = torch.where(alive[:, None, :, None], q, 0.0)  # padding may be NaN
     if given is not None:
-        given = torch.where(alive, given.reshape(rows, length), 0.0)
+        given = torch.where(alive, given.reshape(sequences, length), 0.0)
     screening = Screening(
-        relevance.reshape(rows, relevance.size(2)),
+        relevance.reshape(sequences, relevance.size(2)),
         retained,
         length,
         window_size,
         top_k,
         keep_first,
         screen_every,
-        None if seen is None else seen.repeat_interleave(heads),
+        None if seen is None else seen.repeat_interleave(key_heads),
         given,
         normalize,
     )
@@ -145,28 +162,55 @@ def relevancy_attention(
     with torch.no_grad():
         for step in range(length):
             positions = screening.candidates(step, alive[:, step])
-            keys = _gather(k, positions)
-            attention = attend(score(q[:, step], keys, w, scale), positions >= 0)
-            screening.advance(step, alive[:, step], attention)
+            keys = _gather(k, positions).unsqueeze(1)
+            scores = score(q[:, :, step], keys, w, scale)  # [N, group, C]
+            attention = attend(scores, (positions >= 0).unsqueeze(1))
+            screening.advance(step, alive[:, step], attention.sum(1))
             chosen.append(positions)
         width = max((x.size(1) for x in chosen), default=0)
-        positions = q.new_full((rows, length, width), -1, dtype=torch.int64)  # [N, T, C]
+        positions = q.new_full((sequences, length, width), -1, dtype=torch.int64)  # [N, T, C]
         for step, x in enumerate(chosen):
             positions[:, step, : x.size(1)] = x
 
     flat = positions.flatten(1)
     keys, values = (_gather(x, flat).view(*positions.shape, x.size(2)) for x in (k, v))
-    scores = score(q, keys, None if w is None else w.unsqueeze(1), scale)
-    attention = attend(scores, positions >= 0)
-    output = (attention.unsqueeze(-1) * values).sum(-2)
+    scores = score(q, keys.unsqueeze(1), None if w is None else w.unsqueeze(2), scale)
+    attention = attend(scores, (positions >= 0).unsqueeze(1))
+    output = (attention.unsqueeze(-1) * values.unsqueeze(1)).sum(-2)
     memory = screening.memory(ends)
 
     def shaped(x: Tensor) -> Tensor:
-        return x.view(batch, heads, *x.shape[1:])
+        return x.view(batch, key_heads, *x.shape[1:])
 
     state = Memory(shaped(memory.positions), shaped(memory.relevance), memory.retained)
     received = shaped(screening.relevance)
-    return RelevancyResult(shaped(output).to(out_dtype), shaped(screening.last), state, received)
+    output = output.view(batch, heads, *output.shape[2:]).to(out_dtype)
+    return RelevancyResult(output, shaped(screening.last), state, received)
+
+
+def _packed(
+    rows: tuple[Tensor, Tensor, Tensor],
+    score_weight: Tensor | None,
+    given: Tensor | None,
+    bounds: list[int],
+    options: dict[str, Any],
+) -> RelevancyResult:
+    """Each sample alone, then one behind the other; ``rows`` are query, key and value."""
+    found = []
+    for begin, end in itertools.pairwise(bounds) if len(bounds) > 1 else [(0, 0)]:
+        query, key, value = (x[:, :, begin:end] for x in rows)
+        own = None if given is None else given[:, :, begin:end]
+        found.append(
+            relevancy_attention(
+                *(query, key, value, score_weight, None, None), given=own, retained=0, **options
+            )
+        )
+    output, last, received = (
+        torch.cat([getattr(one, name) for one in found], 2)
+        for name in ("output", "last", "received")
+    )
+    nothing = Memory(last[..., :0], received[..., :0], 0)
+    return RelevancyResult(output, last, nothing, received)
 
 
 def attend(scores: Tensor, valid: Tensor) -> Tensor:

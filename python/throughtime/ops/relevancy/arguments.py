@@ -8,7 +8,11 @@ Positions of keys: P slots of an earlier call, ``retained`` of them its retained
 keys of this call. ``memory_index`` and ``memory_relevance`` are what the next call needs: the
 retained set, then pending keys and the window; -1 where a slot is empty.
 
-B samples, N heads, D features of a key, V of a value.
+B samples, N heads of queries, K of keys, D features of a key, V of a value. N is a multiple of K:
+N / K consecutive heads of queries attend the keys of one, which share a retained set.
+
+With ``cu_seqlens`` B is 1, and samples lie one behind the other in T: sample b has the queries and
+keys from ``cu_seqlens[b]`` on, before ``cu_seqlens[b + 1]``. No call goes on after such a one.
 
 Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
 """
@@ -27,11 +31,11 @@ class RelevancyArguments(NamedTuple):
     """Arguments; floating point tensors have one dtype."""
 
     query: Annotated[Tensor, Real("B, N, T, D")]
-    key: Annotated[Tensor, Real("B, N, P + T, D")]
-    value: Annotated[Tensor, Real("B, N, P + T, V")]
+    key: Annotated[Tensor, Real("B, K, P + T, D")]
+    value: Annotated[Tensor, Real("B, K, P + T, V")]
     score_weight: Annotated[Tensor | None, Real("N, D")]  # of the additive score
     lengths: Annotated[Tensor | None, Whole("B")]
-    relevance: Annotated[Tensor | None, Real("B, N, P", differentiable=False, backward=False)]
+    relevance: Annotated[Tensor | None, Real("B, K, P", differentiable=False, backward=False)]
     retained: int
     window_size: int
     top_k: int
@@ -40,9 +44,10 @@ class RelevancyArguments(NamedTuple):
     screen_every: int  # queries from one change of the retained set to the next
     seen: Annotated[Tensor | None, Whole("B")]  # queries of earlier calls; None: none
     # relevance of the T keys in place of attention
-    given: Annotated[Tensor | None, Real("B, N, T", differentiable=False, backward=False)]
+    given: Annotated[Tensor | None, Real("B, K, T", differentiable=False, backward=False)]
     normalize: bool  # what a query pays to a key counts as often as the query has candidates
     return_relevance: bool
+    cu_seqlens: Annotated[Tensor | None, Whole("starts")]
 
 
 class RelevancyResults(NamedTuple):
@@ -50,11 +55,11 @@ class RelevancyResults(NamedTuple):
 
     output: Annotated[Tensor, Real("B, N, T, V")]
     lse: Annotated[Tensor, Real("B, N, T", differentiable=False)]
-    last: Annotated[Tensor, Whole("B, N, P + T")]
-    memory_index: Annotated[Tensor, Whole("B, N, left", backward=False)]
-    memory_relevance: Annotated[Tensor, Real("B, N, left", differentiable=False, backward=False)]
+    last: Annotated[Tensor, Whole("B, K, P + T")]
+    memory_index: Annotated[Tensor, Whole("B, K, left", backward=False)]
+    memory_relevance: Annotated[Tensor, Real("B, K, left", differentiable=False, backward=False)]
     # relevance of every position after the last query; empty unless return_relevance
-    received: Annotated[Tensor, Real("B, N, positions", differentiable=False, backward=False)]
+    received: Annotated[Tensor, Real("B, K, positions", differentiable=False, backward=False)]
 
 
 def memory_sizes(
@@ -97,6 +102,8 @@ def left(sizes: Sizes, args: Any, screen_every: Size = 1) -> Size:
 
 SCREENING: Derived = {"left": left}
 ATTENTION: Derived = {
-    "left": lambda sizes, args: left(sizes, args, args.screen_every),
+    "left": lambda sizes, args: (
+        left(sizes, args, args.screen_every) if args.cu_seqlens is None else 0
+    ),
     "positions": lambda sizes, args: sizes["P"] + sizes["T"] if args.return_relevance else 0,
 }

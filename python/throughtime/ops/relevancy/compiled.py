@@ -12,6 +12,7 @@ from torch import Tensor
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
+from throughtime.ops import cpu_plan
 from throughtime.ops.operation import Operation
 from throughtime.ops.precision import in_float32
 from throughtime.ops.relevancy import reference
@@ -34,11 +35,12 @@ def _operation(**options: Any) -> Operation[RelevancyArguments, RelevancyResults
 def _check_paper(call: Any) -> None:
     """Check that a call of a Triton operator asks for what those kernels know."""
     beyond = call.given is not None or call.normalize or call.return_relevance
-    if beyond or call.screen_every != 1:
+    shared = call.query.size(1) != call.key.size(1) or call.cu_seqlens is not None
+    if beyond or shared or call.screen_every != 1:
         raise RuntimeError(
             "throughtime: the Triton kernels of relevancy attention screen as the paper does, "
-            "without screen_every, relevance, normalize and return_relevance; use "
-            "backend='reference'"
+            "without screen_every, relevance, normalize, return_relevance, grouped-query heads and "
+            "cu_seqlens; use backend='reference'"
         )
 
 
@@ -63,6 +65,7 @@ cpu = Backend(
         requirements.cpu_kernels,
     ),
     in_float32(relevancy),
+    describe=cpu_plan.relevancy,
 )
 
 triton = Backend(
