@@ -3,8 +3,8 @@
 The kernel's own sources run once on the CPU (cuda_on_cpu/trace.cpp) and leave a record: what every
 warp reads and writes in shared memory and in what a grid exchanges, what it sends, arms and waits
 for. :func:`program_of` makes of it the steps of every warp, :func:`explore` tries every order that
-a GPU may take: warps in any order; messages that arrive late, in any order, before their mbarrier is
-armed or while others read.
+a GPU may take: warps in any order; messages that arrive late, in any order, before their mbarrier
+is armed or while others read.
 
 A *use* is a message, or what one warp reads and writes between two of its actions. Two uses
 conflict if they touch the same word and one of them writes. In every order those must not overlap,
