@@ -16,7 +16,7 @@ import torch
 
 from cases_gpu import ON_GPU, force
 from data_sheets import SMALL
-from host_kernels import HostKernels, load, module, sanitized
+from host_kernels import HostKernels, load, module, sanitized, tracer
 from throughtime.backends import requirements
 from throughtime.backends.backend import OPERATIONS
 
@@ -26,10 +26,14 @@ GPU_ONLY = (requirements.cuda_tensors, requirements.cuda_kernels)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compilers run while the tests do."""
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if wanted & {"kernels", "stand_in"} and shutil.which(os.environ.get("CXX", "g++")):
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        return
+    if "trace" in wanted:
+        tracer(session.config)
+    if wanted & {"kernels", "stand_in"}:
         module(session.config)
-        if "programs" in wanted:
-            sanitized(session.config)
+    if "programs" in wanted:
+        sanitized(session.config)
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +46,12 @@ def kernels(request: pytest.FixtureRequest) -> ModuleType:
 def programs(request: pytest.FixtureRequest) -> dict[str, Path]:
     """main.cpp under each sanitizer."""
     return {name: made.result() for name, made in sanitized(request.config).items()}
+
+
+@pytest.fixture(scope="session")
+def trace(request: pytest.FixtureRequest) -> Path:
+    """trace.cpp, which prints what the threads of a kernel do."""
+    return tracer(request.config).result()
 
 
 @pytest.fixture

@@ -68,6 +68,13 @@ def sanitized(config: pytest.Config) -> dict[str, Future[Path]]:
     return {name: program(config, name, "main.cpp", flags) for name, flags in SANITIZERS.items()}
 
 
+def tracer(config: pytest.Config) -> Future[Path]:
+    """trace.cpp, which has its own functions in place of the sanitizer's library."""
+    libraries = [f"-l{name}" for name in ("stdc++", "m", "gcc_s", "gcc", "pthread", "c")]
+    instead = ["-fsanitize=thread", "-nodefaultlibs", "-Wl,--no-as-needed", *libraries]
+    return program(config, "trace", "trace.cpp", instead)
+
+
 def load(path: Path) -> ModuleType:
     """Import what :func:`module` compiles."""
     spec = importlib.util.spec_from_file_location("cuda_on_cpu", path)

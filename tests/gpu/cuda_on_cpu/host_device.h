@@ -2,6 +2,8 @@
 // and collectives that exchange data between lanes in the hardware's fragment layouts.
 //
 // Shared memory starts as NaN, so reading uninitialised shared memory shows in the results.
+//
+// A program that defines TT_OBSERVE(what, numbers...) is told what a kernel does: trace.cpp.
 #pragma once
 
 #include <cmath>
@@ -9,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <pthread.h>
@@ -19,6 +22,10 @@
 #define TT_PARAMS const
 #define TT_UNROLL
 #define TT_DO_NOT_UNROLL
+
+#ifndef TT_OBSERVE
+#define TT_OBSERVE(...)
+#endif
 
 namespace throughtime::device {
 
@@ -91,42 +98,57 @@ inline char* shared_memory() { return here.block->shared.front().bytes; }
 
 // ---- Barriers ----
 inline void block_barrier(Site site) {
+  TT_OBSERVE("block", site);
   if (site != dropped) here.block->barrier.wait();
 }
 inline void cluster_barrier(Site site) {
+  TT_OBSERVE("cluster", site);
   if (site != dropped) here.cluster->barrier.wait();
 }
 inline void grid_arrive(Site site, unsigned* arrivals) {
-  if (site != dropped) here.block->barrier.wait();
+  block_barrier(site);
   // Counted even if left out, else all later barriers would wait for ever.
   const int order = site == dropped ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
-  if (here.thread == 0) __atomic_fetch_add(arrivals, 1u, order);
+  if (here.thread == 0) {
+    TT_OBSERVE("add");
+    __atomic_fetch_add(arrivals, 1u, order);
+  }
 }
 inline void grid_wait(Site site, const unsigned* arrivals, unsigned all) {
   count(work.waits);
   if (site == dropped) return;
   if (here.thread == 0) {
+    TT_OBSERVE("poll", all);
     while (__atomic_load_n(arrivals, __ATOMIC_ACQUIRE) < all) sched_yield();
   }
-  here.block->barrier.wait();
+  block_barrier(site);
 }
 
 // ---- Shared memory of other blocks of the cluster ----
+inline int64_t shared_offset(const void* p) {
+  return static_cast<const char*>(p) - shared_memory();
+}
 template <typename T>
 T* map_to_rank(T* p, int rank) {
-  const auto offset = reinterpret_cast<char*>(p) - shared_memory();
-  return reinterpret_cast<T*>(here.cluster->blocks[rank]->shared.front().bytes + offset);
+  return reinterpret_cast<T*>(here.cluster->blocks[rank]->shared.front().bytes + shared_offset(p));
 }
 
 // Here an mbarrier counts the bytes of all rounds. A store releases and does not acquire, as on the GPU.
-inline void mbarrier_init(Mbarrier* barrier, uint32_t) { *barrier = 0; }
-inline void mbarrier_expect(Mbarrier*, uint32_t) {}
+inline void mbarrier_expect([[maybe_unused]] Mbarrier* barrier, [[maybe_unused]] uint32_t bytes) {
+  TT_OBSERVE("expect", shared_offset(barrier), bytes);
+}
+inline void mbarrier_init(Mbarrier* barrier, uint32_t bytes) {
+  *barrier = 0;
+  mbarrier_expect(barrier, bytes);
+}
 template <typename T>
 void store_remote(T* to, T value, Mbarrier* barrier, int rank) {
+  TT_OBSERVE("send", rank, shared_offset(to), sizeof(T), shared_offset(barrier));
   *map_to_rank(to, rank) = value;
   __atomic_fetch_add(map_to_rank(barrier, rank), sizeof(T), __ATOMIC_RELEASE);
 }
 inline void mbarrier_wait(Site site, Mbarrier* barrier, uint32_t round, uint32_t bytes) {
+  TT_OBSERVE("wait", shared_offset(barrier), round);
   count(work.waits);
   if (site == dropped) return;
   const Mbarrier all = (round + Mbarrier{1}) * bytes;
@@ -138,15 +160,24 @@ template <typename T>
 T load_past_l1(const T* p) {
   return *p;
 }
-inline void copy_async(Words* to, const Words* from) { *to = *from; }
-inline void copies_wait() {}
+// As late as it may be.
+inline thread_local std::vector<std::pair<Words*, const Words*>> copies;
+inline void copy_async(Words* to, const Words* from) { copies.emplace_back(to, from); }
+inline void copies_wait() {
+  for (const auto& [to, from] : copies) *to = *from;
+  copies.clear();
+}
 inline void prefetch(const void*) {}
 
 // ---- Warp ----
-inline void warp_barrier() { here.block->warps[here.thread / 32]->barrier.wait(); }
+inline void warp_barrier() {
+  TT_OBSERVE("warp");
+  here.block->warps[here.thread / 32]->barrier.wait();
+}
 
 // Shares `count` words of every lane with all lanes.
 inline const uint32_t (*exchange(const uint32_t* words, int count))[32] {
+  TT_OBSERVE("warp");
   Warp& warp = *here.block->warps[here.thread / 32];
   auto* slots = warp.slots[here.turn];
   here.turn ^= 1;

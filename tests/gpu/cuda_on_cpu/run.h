@@ -22,6 +22,7 @@ bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
   p.in.partition = plan.partition;
   p.in.partition.arrivals = arrivals.data();
   p.in.partition.exchange = exchange.data();
+  TT_OBSERVE("exchange", reinterpret_cast<intptr_t>(exchange.data()), exchange.size());
   return launch_persistent(plan, p, [&](auto kernel, const auto& arguments) {
     device::launch(kernel, arguments, plan.blocks(), plan.threads, plan.cluster(),
                    plan.shared_bytes, plan.tier == Tier::kGrid);
