@@ -81,8 +81,7 @@ void run_backward(const int64_t* sizes, const int64_t* lengths, const int64_t* o
                              .dbias = dbias,
                              .dweight_hr = dweight_hr,
                              .beyond = nullptr,
-                             .trace_h = trace_h,
-                             .trace_c = trace_c};
+                             .trace = {trace_h, trace_c}};
   Kernels::run(pass, sizes, on_threads(sizes[6]));
 }
 

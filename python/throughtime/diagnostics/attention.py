@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from throughtime.diagnostics.call import Call
-from throughtime.diagnostics.rel_parts import candidates, spread
+from throughtime.diagnostics.rel_parts import candidates, one_thread, spread
 from throughtime.ops import watching
 from throughtime.ops.relevancy import RelevancyArguments
 from throughtime.reference.relevancy import SCORES, attend
@@ -143,19 +143,22 @@ class KeyParts:
         attended, keys = candidates(last, length), key.flatten(0, 1)
         rows = torch.arange(batch * heads, device=query.device).unsqueeze(1)
         by_distance, effective = query.new_zeros(length), []
-        for t, (positions, q) in enumerate(
-            zip(attended, query.flatten(0, 1).unbind(1), strict=True)
-        ):
-            valid = positions >= 0
-            taken = torch.where(valid.unsqueeze(2), keys[rows, positions.clamp(min=0)], 0.0)
-            q = torch.where(valid.any(1, keepdim=True), q, 0.0)
-            alpha = attend(score(q, taken, w, call.score_scale), valid)
-            effective.append(spread(alpha))
-            distance = own + t - positions
-            ours = valid & (distance <= t)
-            by_distance.index_add_(
-                0, torch.where(ours, distance, 0).flatten(), torch.where(ours, alpha, 0).flatten()
-            )
+        with one_thread():
+            for t, (positions, q) in enumerate(
+                zip(attended, query.flatten(0, 1).unbind(1), strict=True)
+            ):
+                valid = positions >= 0
+                taken = torch.where(valid.unsqueeze(2), keys[rows, positions.clamp(min=0)], 0.0)
+                q = torch.where(valid.any(1, keepdim=True), q, 0.0)
+                alpha = attend(score(q, taken, w, call.score_scale), valid)
+                effective.append(spread(alpha))
+                distance = own + t - positions
+                ours = valid & (distance <= t)
+                by_distance.index_add_(
+                    0,
+                    torch.where(ours, distance, 0).flatten(),
+                    torch.where(ours, alpha, 0).flatten(),
+                )
         queries = (attended >= 0).any(2).sum().clamp(min=1)
         self.by_distance = by_distance / queries
         self._last = last[own:]

@@ -142,16 +142,18 @@ class Parts:
         weight = self.call.read("weight_hr")
         return dh if weight is None else dh @ weight
 
-    def _sums(self, dh: Tensor, dc: Tensor) -> Tensor:
-        """Da ``[T, rows, 4H]`` from the gradients by h_t and c_t."""
-        i, f, g, o = self.i, self.f, self.g, self.o
+    def _sums(self, dh: Tensor, dc: Tensor, at: int | slice = slice(None)) -> Tensor:
+        """Da ``[..., rows, 4H]`` from the gradients by h_t and c_t: of all steps, or of one."""
+        i, f, g, o, c_before, tanh_c = (
+            x[at] for x in (self.i, self.f, self.g, self.o, self._c_before, self._tanh_c)
+        )
         found = (
             dc * g * i * (1 - i),
-            dc * self._c_before * f * (1 - f),
+            dc * c_before * f * (1 - f),
             dc * i * (1 - g * g),
-            self._of_units(dh) * self._tanh_c * o * (1 - o),
+            self._of_units(dh) * tanh_c * o * (1 - o),
         )
-        return torch.where(self._inside, torch.cat(found, dim=2), 0.0)
+        return torch.where(self._inside[at], torch.cat(found, dim=-1), 0.0)
 
     def _through_h(self, da: Tensor) -> Tensor:
         """What the gates of each step give to the h before it, if nothing is detached."""

@@ -17,6 +17,8 @@ Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple
 
@@ -74,12 +76,12 @@ class AttentionFlow(NamedTuple):
 class Walk(NamedTuple):
     """One way back through the steps: gradients ``[T, rows, ...]``."""
 
+    dh: Tensor
     dc: Tensor
-    ds: Tensor
-    recurrent: Tensor
+    recurrent: Tensor  # these three are parts of dh
     value: Tensor
     key: Tensor
-    da: Tensor  # of the gate sums
+    ds: Tensor
     dq: Tensor  # of V_a s_t
     du: Tensor  # of U_a h_j, [positions, rows, A]
     dw: Tensor  # of the score's weight, [A]
@@ -104,19 +106,17 @@ class RelParts(Parts):
         self._candidates = candidates(last, len(output))
         query, score = call.needed("weight_query"), call.needed("weight_score")
         h, context = call.needed("h_0"), call.needed("context_0")
-        states, weights, queries = [], [], []
-        for t, positions in enumerate(self._candidates):
-            s = torch.where(self._inside[t], 0.5 * (h + context), 0.0)
-            q, valid = F.linear(s, query), positions >= 0
-            alpha = attend(additive(q, self._at(self._keys, positions), score), valid)
-            context = (alpha.unsqueeze(2) * self._at(self._hidden, positions)).sum(1)
-            h = output[t]
-            states.append(s)
-            queries.append(q)
-            weights.append(alpha)
-        self._alpha = torch.stack(weights)  # [T, rows, candidates]
-        self._queries = torch.stack(queries)
-        return torch.stack(states)
+        states = torch.empty_like(output)
+        self._alpha = output.new_empty(self._candidates.shape)  # [T, rows, candidates]
+        with one_thread():
+            for t, positions in enumerate(self._candidates):
+                states[t] = s = torch.where(self._inside[t], 0.5 * (h + context), 0.0)
+                scores = additive(F.linear(s, query), self._at(self._keys, positions), score)
+                self._alpha[t] = alpha = attend(scores, positions >= 0)
+                context = (alpha.unsqueeze(2) * self._at(self._hidden, positions)).sum(1)
+                h = output[t]
+        self._queries = F.linear(states, query)
+        return states
 
     def _at(self, rows: Tensor, positions: Tensor) -> Tensor:
         """``[positions, rows, D]`` at ``[rows, candidates]``; zero where there is none."""
@@ -129,54 +129,49 @@ class RelParts(Parts):
         if not self._plain:
             super()._gates(sums)
 
-    def _retreat(self, t: int, dh: Tensor, dc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dc_t, what it leaves to the step before, and da_t; ``dc``: without what h_t brings."""
-        if self._plain:
-            h = self._hidden[self._prefix + t]
-            return dc, dc, dh * (1 - h * h)
-        dc = dc + self._slope[t] * dh
-        i, f, g, o = self.i[t], self.f[t], self.g[t], self.o[t]
-        gates = (
-            dc * g * i * (1 - i),
-            dc * self._c_before[t] * f * (1 - f),
-            dc * i * (1 - g * g),
-            dh * self._tanh_c[t] * o * (1 - o),
-        )
-        return dc, f * dc, torch.cat(gates, dim=1)
+    def _sums(self, dh: Tensor, dc: Tensor, at: int | slice = slice(None)) -> Tensor:
+        if not self._plain:
+            return super()._sums(dh, dc, at)
+        h = self._hidden[self._prefix :][at]
+        return torch.where(self._inside[at], dh * (1 - h * h), 0.0)
 
     def _walk(self, direct: Tensor, cells: Tensor, contexts: Tensor, mask: Tensor | None) -> Walk:
         """Walk back from what the loss asks of every h_t, c_t and o_t ``[T, rows, H]``."""
-        call, (steps, rows, units) = self.call, direct.shape
+        call, (steps, rows, _) = self.call, direct.shape
         w_hh, w_query, w_key, w = (
             call.needed(f"weight_{name}") for name in ("hh", "query", "key", "score")
         )
         value_of, du = (w.new_zeros(x.shape) for x in (self._hidden, self._keys))
-        dw = torch.zeros_like(w)
-        after, carry = direct.new_zeros(rows, units), direct.new_zeros(rows, units)
-        found: list[tuple[Tensor, ...]] = []
-        for t in range(steps - 1, -1, -1):
-            positions, alpha = self._candidates[t], self._alpha[t]
-            context = 0.5 * after + contexts[t]
-            attended = self._at(self._hidden, positions)
-            tanh = torch.tanh(self._queries[t].unsqueeze(1) + self._at(self._keys, positions))
-            asked = (attended @ context.unsqueeze(2)).squeeze(2)
-            scores = alpha * (asked - (alpha * asked).sum(1, keepdim=True))
-            dw += torch.einsum("rc,rca->a", scores, tanh)
-            own = scores.unsqueeze(2) * w * (1 - tanh * tanh)
-            at = positions.clamp(min=0) * rows + torch.arange(rows, device=w.device).unsqueeze(1)
-            for total, x in ((value_of, alpha.unsqueeze(2) * context.unsqueeze(1)), (du, own)):
-                total.view(-1, total.size(2)).index_add_(0, at.flatten(), x.flatten(0, 1))
-            value, key = value_of[self._prefix + t], du[self._prefix + t] @ w_key
-            recurrent = 0.5 * after
-            if mask is not None and t + 1 < steps:
-                recurrent = torch.where(mask[t + 1].unsqueeze(1), 0.0, recurrent)
-            dh = direct[t] + recurrent + value + key
-            dc, carry, da = self._retreat(t, dh, carry + cells[t])
-            dq = own.sum(1)
-            after = da @ w_hh + dq @ w_query
-            found.append((dc, after, recurrent, value, key, da, dq))
-        by_step = (torch.stack(x[::-1]) for x in zip(*found, strict=True))
-        return Walk._make((*by_step, du, dw))
+        whole, cell, ds, dq = (torch.empty_like(x) for x in (direct, direct, direct, self._queries))
+        dw, row = torch.zeros_like(w), torch.arange(rows, device=w.device).unsqueeze(1)
+        through, carry = torch.zeros_like(direct[0]), torch.zeros_like(direct[0])
+        with one_thread():
+            for t in range(steps - 1, -1, -1):
+                later = through if mask is None or t + 1 == steps else _unless(mask[t + 1], through)
+                positions, alpha = self._candidates[t], self._alpha[t]
+                context = through + contexts[t]
+                attended = self._at(self._hidden, positions)
+                tanh = torch.tanh(self._queries[t].unsqueeze(1) + self._at(self._keys, positions))
+                asked = (attended @ context.unsqueeze(2)).squeeze(2)
+                scores = alpha * (asked - (alpha * asked).sum(1, keepdim=True))
+                dw += torch.einsum("rc,rca->a", scores, tanh)
+                own = scores.unsqueeze(2) * w * (1 - tanh * tanh)
+                at = (positions.clamp(min=0) * rows + row).flatten()
+                given = alpha.unsqueeze(2) * context.unsqueeze(1)
+                value_of.view(-1, value_of.size(2)).index_add_(0, at, given.flatten(0, 1))
+                du.view(-1, du.size(2)).index_add_(0, at, own.flatten(0, 1))
+                now = self._prefix + t
+                whole[t] = dh = direct[t] + later + value_of[now] + du[now] @ w_key
+                dc = carry + cells[t]
+                if not self._plain:
+                    dc = dc + self._slope[t] * dh
+                    carry = self._carry[t] * dc
+                cell[t], dq[t] = dc, own.sum(1)
+                ds[t] = self._sums(dh, dc, t) @ w_hh + dq[t] @ w_query
+                through = 0.5 * ds[t]
+        recurrent = self._to_before(0.5 * (ds if mask is None else _unless(mask, ds)))
+        value, key = value_of[self._prefix :], du[self._prefix :] @ w_key
+        return Walk(whole, cell, recurrent, value, key, ds, dq, du, dw)
 
     @cached_property
     def _whole(self) -> Walk:
@@ -220,7 +215,8 @@ class RelParts(Parts):
             walk.dq.flatten(0, 1).t() @ self._entering.flatten(0, 1),
             walk.du.flatten(0, 1).t() @ self._hidden.flatten(0, 1),
         )
-        found = [*self._weights_of_gates(walk.da), *products, walk.dw]
+        da = self._sums(walk.dh, walk.dc)
+        found = [*self._weights_of_gates(da), *products, walk.dw]
         return torch.cat([x.flatten() for x in found])
 
     def vectors(self) -> dict[str, Tensor]:
@@ -281,19 +277,36 @@ class RelParts(Parts):
         depth = torch.full(size, len(inside) + 1, device=inside.device)
         best = self._alpha.new_full(size, -torch.inf)
         depth[self._prefix :][ends], best[self._prefix :][ends] = 0, 0.0
-        for t in range(len(inside) - 2, -1, -1):
-            there = self._prefix + t + 1  # what attention at t gives enters this step
-            positions = self._candidates[t].clamp(min=0)
-            going_on = inside[t + 1].unsqueeze(1) & (self._candidates[t] >= 0)
-            hops = torch.where(going_on, depth[there].unsqueeze(1) + 1, len(inside) + 1)
-            logs = self._alpha[t].log10() - _LOG_2 + best[there].unsqueeze(1)
-            logs = torch.where(going_on, logs, -torch.inf)
-            depth.scatter_reduce_(0, positions.t(), hops.t(), "amin")
-            best.scatter_reduce_(0, positions.t(), logs.t(), "amax")
+        with one_thread():
+            for t in range(len(inside) - 2, -1, -1):
+                there = self._prefix + t + 1  # what attention at t gives enters this step
+                positions = self._candidates[t].clamp(min=0)
+                going_on = inside[t + 1].unsqueeze(1) & (self._candidates[t] >= 0)
+                hops = torch.where(going_on, depth[there].unsqueeze(1) + 1, len(inside) + 1)
+                logs = self._alpha[t].log10() - _LOG_2 + best[there].unsqueeze(1)
+                logs = torch.where(going_on, logs, -torch.inf)
+                depth.scatter_reduce_(0, positions.t(), hops.t(), "amin")
+                best.scatter_reduce_(0, positions.t(), logs.t(), "amax")
         return depth[self._prefix :], best[self._prefix :]
 
 
 _LOG_2 = 0.3010299956639812  # log10 of 2
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Steps are too small for more: threads would wait for each other at every operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _unless(mask: Tensor, x: Tensor) -> Tensor:
+    """Zero where the mask is set."""
+    return torch.where(mask.unsqueeze(-1), 0.0, x)
 
 
 def spread(alpha: Tensor) -> Tensor:
