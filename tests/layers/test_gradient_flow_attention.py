@@ -199,3 +199,34 @@ def test_gradients_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, backend: str
     )
     with throughtime.gradient_flow(layer), pytest.raises(RuntimeError, match=words):
         layer(X)
+
+
+def test_heads_of_queries_that_share_keys(backend: str) -> None:
+    """The same as heads of their own with equal keys, whose gradients add up."""
+    shared = layer_of(backend, num_key_value_heads=1, window_size=T)
+    apart = layer_of(backend, window_size=T)
+    with torch.no_grad():
+        query, *others = shared.in_proj_weight.split([E, D, D])
+        apart.in_proj_weight.copy_(torch.cat([query, *(x.repeat(HEADS, 1) for x in others)]))
+        apart.out_proj.weight.copy_(shared.out_proj.weight)
+    one, all_ = recorded(shared), recorded(apart)
+    found, wanted = one.keys(), all_.keys()
+    for name in ("query", "effective", "by_distance"):
+        assert_close(getattr(found, name), getattr(wanted, name), name)
+    for name in ("key", "value"):
+        assert_close(getattr(found, name), getattr(wanted, name).sum(1, keepdim=True), name)
+    assert torch.equal(found.kappa, wanted.kappa)
+    assert torch.equal(found.last, wanted.last[:, :1])
+    assert [row["query"] for row in one.table()] == pytest.approx(
+        [row["query"] for row in all_.table()]
+    )
+
+
+def test_shared_keys_are_screened_for_all_their_queries(backend: str) -> None:
+    layer = layer_of(backend, num_key_value_heads=1)
+    found = recorded(layer).keys()
+    assert found.last.shape == (B, 1, T) and found.kappa.shape == (B, HEADS, T)
+    held = torch.arange(T).unsqueeze(1) >= torch.arange(T)  # query, key
+    held = held & (found.last.unsqueeze(2) >= torch.arange(T).unsqueeze(1))
+    assert torch.equal(found.kappa, held.sum(3).expand(B, HEADS, T))
+    assert found.last[..., 0].max() > 1  # something was retained

@@ -29,12 +29,12 @@ class KeyFlow(NamedTuple):
     Args:
         query: gradient by every query ``[B, heads, T, D]``.
         key: gradient by every key, from the queries of this call that attend it
-            ``[B, heads, T, D]``; what later calls with the same cache attend is left out.
-        value: the same by every value ``[B, heads, T, D]``.
+            ``[B, key heads, T, D]``; what later calls with the same cache attend is left out.
+        value: the same by every value ``[B, key heads, T, D]``.
         kappa: number of keys that query t attends, int64 ``[B, heads, T]``.
         effective: exp of the entropy of its weights, in [1, kappa] ``[B, heads, T]``.
-        last: the last query of this call that attends key t, int64 ``[B, heads, T]``; the first is
-            t itself. :func:`throughtime.functional.retained_positions` lists from it what is
+        last: the last query of this call that attends key t, int64 ``[B, key heads, T]``; the
+            first is t itself. :func:`throughtime.functional.retained_positions` lists from it what is
             retained, where there is no cache.
         by_distance: share of the weights that goes to the key d steps before its query, the mean
             over the queries ``[T]``. What is missing to 1 goes to keys of earlier calls.
@@ -134,13 +134,15 @@ class KeyParts:
     def __init__(self, call: AttentionCall) -> None:
         self.call = call
         query, key, last = (call.needed(name) for name in ("query", "key", "last"))
-        self._shape = batch, heads, length = query.shape[:3]
+        batch, heads, length, _ = query.shape
+        group = heads // max(1, key.size(1))
         w = call.read("score_weight")
         score = SCORES["dot" if w is None else "additive"]
         w = None if w is None else w.repeat(batch, 1)
         last = last.flatten(0, 1).t()
         own = len(last) - length
-        attended, keys = candidates(last, length), key.flatten(0, 1)
+        attended = candidates(last, length).repeat_interleave(group, 1)
+        keys = key.repeat_interleave(group, 1).flatten(0, 1)
         rows = torch.arange(batch * heads, device=query.device).unsqueeze(1)
         by_distance, effective = query.new_zeros(length), []
         with one_thread():
@@ -168,7 +170,9 @@ class KeyParts:
     def keys(self) -> KeyFlow:
         """All that is said of the call."""
         grads = [self.call.gradient(f"grad_{name}") for name in _NAMES]
-        by_row = (x.t().reshape(self._shape) for x in (self._kappa, self._effective, self._last))
+        batch = len(self.call.needed("query"))
+        rows = (self._kappa, self._effective, self._last)
+        by_row = (x.t().reshape(batch, -1, len(x)) for x in rows)
         return KeyFlow._make((*grads, *by_row, self.by_distance))
 
     def vectors(self) -> dict[str, Tensor]:
