@@ -34,8 +34,8 @@ class KeyFlow(NamedTuple):
         kappa: number of keys that query t attends, int64 ``[B, heads, T]``.
         effective: exp of the entropy of its weights, in [1, kappa] ``[B, heads, T]``.
         last: the last query of this call that attends key t, int64 ``[B, key heads, T]``; the
-            first is t itself. :func:`throughtime.functional.retained_positions` lists from it what is
-            retained, where there is no cache.
+            first is t itself. :func:`throughtime.functional.retained_positions` lists from it what
+            is retained, where there is no cache.
         by_distance: share of the weights that goes to the key d steps before its query, the mean
             over the queries ``[T]``. What is missing to 1 goes to keys of earlier calls.
 
