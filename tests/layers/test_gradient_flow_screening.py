@@ -430,3 +430,16 @@ def test_a_plain_cell_has_no_hops() -> None:
         ValueError, match=r"hops: call 0 of layer 'l0', direction 0 has cell='tanh'"
     ):
         flow.hops(2)
+
+
+def test_questions_leave_the_number_of_threads_as_it_is() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        layer = layer_of("reference")
+        with throughtime.gradient_flow(layer) as flow:
+            layer(random(T, B, I, seed=1))[0].sum().backward()
+        flow.attention()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import throughtime
 from cases import random
 from programs import printed
-from throughtime import LSTM, RelLSTM, _ext
+from throughtime import LSTM, RelevancyAttention, RelLSTM, _ext
 from throughtime.diagnostics import recording
 from throughtime.ops import watching
 
@@ -402,3 +404,26 @@ def test_a_forward_pass_without_a_gradient_keeps_the_update_before(backend: str)
     assert flow.updates == 1
     with pytest.raises(RuntimeError, match="no backward pass"):
         flow.gradients()
+
+
+LAYERS = {
+    "LSTM": lambda backend: LSTM(4, 5, backend=backend),
+    "RelLSTM": lambda backend: RelLSTM(4, 5, backend=backend),
+    "RelevancyAttention": lambda backend: RelevancyAttention(4, 2, 2, 2, backend=backend),
+}
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_recording_ends_with_its_flow(backend: str, kind: str, backward: bool) -> None:
+    """Hooks hold no graph that holds them."""
+    layer, hidden = LAYERS[kind](backend), X * torch.ones(4, requires_grad=True)
+    with throughtime.gradient_flow(layer):
+        output = layer(hidden)
+        output = output if isinstance(output, Tensor) else output[0]
+        if backward:
+            output.sum().backward()
+    gone = weakref.ref(output), weakref.ref(hidden)
+    del output, hidden
+    gc.collect()
+    assert [x() for x in gone] == [None, None]

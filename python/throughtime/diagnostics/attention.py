@@ -9,12 +9,13 @@ Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.call import Call, detached
 from throughtime.diagnostics.rel_parts import candidates, one_thread, spread
 from throughtime.ops import watching
 from throughtime.ops.relevancy import RelevancyArguments
@@ -107,20 +108,22 @@ class AttentionDefinition:
 
     def finish(self, results: watching.Results) -> watching.Results:
         found: Any = results
-        self._given = self.args._asdict() | {"last": found.last}
-        wanted = [x for x in (getattr(self.args, name) for name in _NAMES) if x.requires_grad]
+        wanted = {name: getattr(self.args, name) for name in _NAMES}
+        wanted = {name: x for name, x in wanted.items() if x.requires_grad}
+        self._given = detached(self.args._asdict() | {"last": found.last})
+        del self.args
         if wanted:
-            torch.autograd.graph.register_multi_grad_hook(wanted, self._take)
+            take = partial(self._take, list(wanted))
+            torch.autograd.graph.register_multi_grad_hook(list(wanted.values()), take)
         return results
 
-    def _take(self, grads: Sequence[Tensor | None]) -> None:
+    def _take(self, names: list[str], grads: Sequence[Tensor | None]) -> None:
         self._arrive(self._call, self._given)
-        came = iter(grads)
+        came = dict(zip(names, grads, strict=True))
         by_name = {}
         for name in _NAMES:
-            x = getattr(self.args, name)
-            grad = next(came) if x.requires_grad else None
-            by_name[f"grad_{name}"] = torch.zeros_like(x) if grad is None else grad
+            grad = came.get(name)
+            by_name[f"grad_{name}"] = torch.zeros_like(self._given[name]) if grad is None else grad
         self._call.keep(by_name)
 
 

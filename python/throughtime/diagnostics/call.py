@@ -215,6 +215,11 @@ class Call:
         return found if end is None else found + self.rows_last().unsqueeze(2) * end
 
 
+def detached(given: dict[str, Any]) -> dict[str, Any]:
+    """The same without a graph: what a hook holds would keep it for ever."""
+    return {name: x.detach() if isinstance(x, Tensor) else x for name, x in given.items()}
+
+
 AnyCall = TypeVar("AnyCall", bound=Call)
 
 

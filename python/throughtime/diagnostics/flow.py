@@ -203,7 +203,7 @@ class GradientFlow:
         """Say how attention carries the gradient of a call of a RelLSTM, and what it attends.
 
         Takes two walks over the steps in plain PyTorch, in time O(T (window_size + top_k)), with
-        about 20 H + 3 (window_size + top_k) numbers for each step and sample, whatever the stride.
+        about 28 H + 3 (window_size + top_k) numbers for each step and sample, whatever the stride.
         :meth:`table`, :meth:`gradients`, :meth:`verdict` and :meth:`plot` take the same walks,
         which are made once for the call that was asked for last.
 

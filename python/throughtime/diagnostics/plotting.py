@@ -64,6 +64,7 @@ def draw(
             )
             figure.colorbar(image, ax=axis, label="log10 |dL/dc|")
             axis.set(xlabel="step", ylabel="update", title=title)
+            axis.yaxis.get_major_locator().set_params(integer=True)
         if compared:
             axis, shown = next(rest), "dc" if "dc" in lines.columns else "value"
             for name, other in {"this": lines, **compared}.items():

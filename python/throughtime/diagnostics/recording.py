@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from throughtime.acceleration import Acceleration, accelerate
 from throughtime.acceleration.handle import innermost
 from throughtime.diagnostics.attention import AttentionCall, AttentionDefinition
-from throughtime.diagnostics.call import AnyCall, Call
+from throughtime.diagnostics.call import AnyCall, Call, detached
 from throughtime.functional.split import Split
 from throughtime.nn import LSTM, LSTMCell, RelevancyAttention, RelLSTM
 from throughtime.ops import watching
@@ -232,7 +232,7 @@ class _Definition:
     ) -> None:
         self._call, self.args, self._recorder = call, args, recorder
         self._came: set[tuple[str, int]] = set()
-        self._results: dict[str, Any] = {}
+        self._given: dict[str, Any] = {}
 
     def observe(self, t: int, h_t: Tensor, c_t: Tensor) -> None:
         for name, x in (("dh", h_t), ("dc", c_t)):
@@ -243,8 +243,10 @@ class _Definition:
         states: Any = results
         # The last h_t and c_t are these very tensors, and get more than these bring.
         states = states._replace(h_n=states.h_n.clone(), c_n=states.c_n.clone())
-        self._results = states._asdict()
-        for name, x in self._results.items():
+        named: dict[str, Any] = states._asdict()
+        self._given = detached(self.args._asdict() | named)
+        del self.args
+        for name, x in named.items():
             if x.requires_grad:
                 x.register_hook(partial(self._take_result, f"grad_{name}"))
         found: watching.Results = states
@@ -253,8 +255,8 @@ class _Definition:
     def _start(self) -> Call:
         call = self._call
         if not call.traced:
-            self._recorder.arrive(call, self.args._asdict() | self._results)
-            output, units = self._results["output"], self.args.c_0.size(1)
+            self._recorder.arrive(call, self._given)
+            output, units = self._given["output"], self._given["c_0"].size(1)
             wide = torch.promote_types(output.dtype, torch.float32)
             steps = -(-len(output) // call.trace_stride)
             call.dh = torch.zeros_like(output[:steps], dtype=wide)
@@ -268,7 +270,7 @@ class _Definition:
         self._came.add((name, t))
         whole, every = call.dh if name == "dh" else call.dc, call.trace_stride
         assert whole is not None
-        later = t if call.reverse else len(self._results["output"]) - 1 - t
+        later = t if call.reverse else len(self._given["output"]) - 1 - t
         if later % every == 0:
             whole[t // every] = grad.detach()
 
