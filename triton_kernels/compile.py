@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -111,22 +112,30 @@ def launches() -> list[Launch]:
     return list(found.values())
 
 
-def compile_all(targets: Iterable[str] = tuple(TARGETS)) -> Iterator[Usage]:
-    """Compiles every launch for every target, several at once; ptxas is a process of its own."""
+def compile_all(
+    targets: Iterable[str] = tuple(TARGETS), folder: Path | None = None
+) -> Iterator[Usage]:
+    """Compiles every launch for every target, several at once; ptxas is a process of its own.
+
+    ``folder`` gets Triton's GPU IR of each.
+    """
     wanted = launches()
     for target in targets:
         triton.runtime.driver.set_active(NoGpu(TARGETS[target]))
         if TARGETS[target].backend == "hip":  # the first launch of each kernel
             wanted = list({launch.name: launch for launch in reversed(wanted)}.values())
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            yield from pool.map(_compile, wanted, [target] * len(wanted))
+            yield from pool.map(partial(_compile, target=target, folder=folder), wanted)
 
 
-def _compile(launch: Launch, target: str) -> Usage:
+def _compile(launch: Launch, target: str, folder: Path | None) -> Usage:
     try:
         compiled = launch.kernel.run(*launch.arguments, grid=None, warmup=True, **launch.options)
     except Exception as error:
         raise RuntimeError(f"{launch.name} of {launch.sample} for {target}") from error
+    if folder is not None:
+        name = f"{launch.name} of {launch.sample} for {target}.ttgir"
+        (folder / name).write_text(compiled.asm["ttgir"], encoding="utf-8")
     resources = _of_amdgcn if TARGETS[target].backend == "hip" else _of_cubin
     registers, local = resources(compiled.asm)
     return Usage(launch, target, registers, compiled.metadata.shared, local)
@@ -161,11 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m throughtime.triton_kernels.compile", description=__doc__
     )
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--ir", type=Path, help="a folder that gets Triton's GPU IR of each")
     args = parser.parse_args(arguments)
     print("| kernel | sample | target | registers | shared bytes | spilled bytes |")
     print("| --- | --- | --- | --- | --- | --- |")
     spilled = False
-    for usage in compile_all(args.targets):
+    for usage in compile_all(args.targets, args.ir):
         cells = (usage.launch.name, usage.launch.sample, usage.target, usage.registers)
         print("|", *(f"{x} |" for x in (*cells, usage.shared_bytes, usage.local_bytes)), flush=True)
         spilled = spilled or usage.spills
