@@ -126,8 +126,9 @@ def test_16_bits_and_autocast(backend: str, dtype: torch.dtype) -> None:
             assert (x - y).norm() <= 0.03 * y.norm()
 
 
-def test_the_scale_of_a_scaler_is_divided_out(backend: str) -> None:
-    net = model(backend=backend)
+@pytest.mark.parametrize("kind", [LSTM, RelLSTM])
+def test_the_scale_of_a_scaler_is_divided_out(backend: str, kind: Any) -> None:
+    net = model(kind, backend=backend)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with throughtime.gradient_flow(net) as plain:
         net(X).sum().backward()

@@ -206,9 +206,9 @@ class Call:
         assert self.dc is not None
         return self.rows_own("grad_cells", "grad_c_n", self.dc)
 
-    def rows_own(self, every: str, last: str, like: Tensor) -> Tensor:
-        """A gradient that came to every step, and one that came to the last."""
-        inside, found = self.rows_inside(), self.gradient(every)
+    def rows_own(self, every: str | None, last: str, like: Tensor) -> Tensor:
+        """A gradient that came to every step, if any does, and one that came to the last."""
+        inside, found = self.rows_inside(), None if every is None else self.gradient(every)
         found = like.new_zeros(*inside.shape, like.size(2)) if found is None else found
         found = torch.where(inside.unsqueeze(2), found, 0.0)
         end = self.gradient(last)

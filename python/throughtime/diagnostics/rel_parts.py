@@ -33,8 +33,8 @@ from throughtime.reference.relevancy import additive, attend
 class AttentionFlow(NamedTuple):
     """How attention carries the gradient of a call of a RelLSTM, by step.
 
-    A sample is its last episode, and so on, where the call had ``reset``: what follows ends where
-    an episode does.
+    Where the call had ``reset``, an episode takes the place of a sample: its last step is where
+    ``depth`` and ``best_path`` begin.
 
     Args:
         recurrent: the part of ``dh`` that comes through h_t in the next state ``[T, B, H]``.
@@ -45,9 +45,10 @@ class AttentionFlow(NamedTuple):
             they are zero.
         kappa: number of states that step t attends, int64 ``[T, B]``.
         effective: exp of the entropy of its weights, in [1, kappa] ``[T, B]``.
-        depth: fewest hops of attention from the last step back to step t, int64 ``[T, B]``.
-        best_path: log10 of the largest product of ``alpha / 2`` over such hops ``[T, B]``: what the
-            strongest way through values alone leaves of a gradient.
+        depth: fewest hops of attention from the last step back to step t, int64 ``[T, B]``; a hop
+            leads from step k + 1 to a step that step k attends.
+        best_path: log10 of the largest product of ``alpha / 2`` over such hops ``[T, B]``: of a
+            gradient, what the strongest way through values alone leaves if the gates leave all.
         last: the last step that attends step t, int64 ``[T, B]``; the first is t itself. It was
             retained after step k if ``t + window_size <= k + 1 <= last``.
 
@@ -179,9 +180,8 @@ class RelParts(Parts):
 
     def _asked(self) -> tuple[Tensor, Tensor, Tensor]:
         """What the loss asks of h_t, c_t and o_t themselves."""
-        call, none = self.call, "none"
-        direct = call.rows_direct()
-        return direct, call.rows_direct_of_cells(), call.rows_own(none, "grad_context_n", direct)
+        call, direct = self.call, self.call.rows_direct()
+        return direct, call.rows_direct_of_cells(), call.rows_own(None, "grad_context_n", direct)
 
     def _detached(self) -> Tensor:
         return torch.ones_like(self._inside[..., 0])
@@ -246,7 +246,8 @@ class RelParts(Parts):
     def keeps_all(self) -> bool:
         """Whether no state is dropped."""
         inside, steps = self.call.rows_inside(), len(self._candidates)
-        ends = torch.where(inside, torch.arange(steps).unsqueeze(1), -1).amax(0)
+        step = torch.arange(steps, device=inside.device).unsqueeze(1)
+        ends = torch.where(inside, step, -1).amax(0)
         last = self.call.needed("last")[self._prefix :]
         return bool(((last == ends) | ~inside).all())
 

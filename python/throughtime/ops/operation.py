@@ -301,29 +301,18 @@ class Operation(Generic[Arguments, Results]):
             return {**self.derived, "saved": lambda sizes, args: 0}
         return self.derived
 
-    def backward_fake(
-        self, name: str, more: Sequence[Field] = (), derived: Derived | None = None
-    ) -> Implementation:
-        """A fake of the backward operator ``name``.
-
-        Args:
-            name: of the operator.
-            more: results beside the gradients.
-            derived: sizes of these. An operator that has such takes ``trace_every`` too.
-        """
-        names = [*self.backward_call._fields, *["trace_every"] * (derived is not None)]
-        takes: Any = namedtuple("BackwardCall", names)  # type: ignore[misc]
+    def backward_fake(self, name: str) -> Implementation:
+        """A fake of the backward operator ``name``."""
 
         def run(*args: Any) -> tuple[Tensor, ...]:
-            call = takes._make(args)
-            checker = Checker(name, {**self.derived, **(derived or {})}, call)
+            call = self.backward_call._make(args)
+            checker = Checker(name, self.derived, call)
             for field in (*self._again, *self._reads, *self._grads):
                 x = getattr(call, field.name)
                 if field.layout and (field.layout.backward is True or x is not None):
                     checker.check(field, x)
             given = call._asdict()
-            gradients = [self._gradient(checker, field, given) for field in self.backward_gives]
-            return (*gradients, *map(checker.empty, more))
+            return tuple([self._gradient(checker, field, given) for field in self.backward_gives])
 
         return run
 

@@ -41,7 +41,7 @@ lstm_cells = Operation(
 )
 
 
-trace = Trace(lstm_cells, "lstm", "H or P")
+trace = Trace(lstm_cells, "lstm")
 
 
 def _kept(results: Any, args: LstmArguments) -> Any:

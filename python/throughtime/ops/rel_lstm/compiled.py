@@ -56,7 +56,7 @@ def _operation(
 
 
 rel_lstm = _operation(_saved_by_cpu)
-trace = Trace(rel_lstm, "rel_lstm", "H")
+trace = Trace(rel_lstm, "rel_lstm")
 
 cpu = Backend(
     "cpu",
