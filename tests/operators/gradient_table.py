@@ -73,10 +73,15 @@ class Layer(nn.Module):
 
 
 def _function(name: str, backend: str) -> Layer:
-    """A function of x and of its weights; that of attention is given what they make of x."""
+    """A function of x and of its weights; those of attention are given what they make of x.
+
+    Samples are heads of packed rows.
+    """
     call, shapes = calls.CALLS[name]
-    if name == "relevancy_attention":
+    if name.startswith("relevancy_attention"):
         inner = nn.ParameterList(torch.randn(I, H) / 2 for _ in shapes)
+        if name == "relevancy_attention_varlen":
+            return Layer(inner, lambda inner, x: call(backend, *(x @ w for w in inner)))
         return Layer(
             inner,
             lambda inner, x: call(backend, *((x @ w).transpose(0, 1)[:, None] for w in inner))[0],
@@ -101,7 +106,10 @@ BUILD: dict[str, Callable[[Any], Layer]] = {
     ),
 } | {
     f"functional.{name}": functools.partial(_function, name)
-    for name in ("lstm", "bidirectional_lstm", "rel_lstm", "relevancy_attention")
+    for name in (
+        *("lstm", "bidirectional_lstm", "rel_lstm"),
+        *("relevancy_attention", "relevancy_attention_varlen"),
+    )
 }
 STOCK = "torch.nn.LSTM"
 

@@ -340,31 +340,32 @@ class ProductForwardPass : public SequencePass {
       multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.kept_keys, 0,
                       divide_up(w.kept_count, L), kept_of(block, head, query), block_.kept());
     });
-    for (int64_t q = 0; q < block.count; ++q) {
-      screening.candidates(block.first + q);
-      for (int64_t head = 0; head < shape_.group; ++head) {
-        timing.turn(kScores);
-        const S* attention = weigh_query(w, block, head, q);
-        timing.turn(kScreening);
-        screening.receive(attention);
+    for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
+      const int64_t height = least(kRegisterRows, block.count - tile);
+      const Columns<S> all = columns_of(w, block, 0, tile, height);
+      for (int64_t q = tile; q < tile + height; ++q) {
+        screening.candidates(block.first + q);
+        for (int64_t head = 0; head < shape_.group; ++head) {
+          timing.turn(kScores);
+          const S* attention = weigh_query(w, block, head, q, all);
+          timing.turn(kScreening);
+          screening.receive(attention);
+        }
+        screening.compete(block.first + q, [&](int64_t rank, int64_t position) {
+          replace(w, block, {q + 1, rank, position});
+        });
       }
-      screening.compete(block.first + q, [&](int64_t rank, int64_t position) {
-        replace(w, block, {q + 1, rank, position});
-      });
     }
     timing.turn(kOther);
   }
 
-  // Makes the weights of a query, zeros where the others of its tile attend more. Returns where that of
-  // a position would lie.
-  TT_INLINE const S* weigh_query(const Sequence& w, const Block& block, int64_t head,
-                                 int64_t q) const {
-    const int64_t tile = q / kRegisterRows * kRegisterRows;
-    const int64_t height = least(kRegisterRows, block.count - tile);
-    const Columns<S> all = columns_of(w, block, head, tile, height);
+  // Makes the weights of a query, zeros where its tile attends more. Returns where that of a position
+  // would lie.
+  TT_INLINE const S* weigh_query(const Sequence& w, const Block& block, int64_t head, int64_t q,
+                                 const Columns<S>& tile) const {
     const Columns<S> own = columns_of(w, block, head, q, 1);
-    for (int64_t c = all.begin; c < own.begin; ++c) own.at[c] = S(0);
-    for (int64_t c = own.end; c < all.end; ++c) own.at[c] = S(0);
+    for (int64_t v = tile.begin / L * L; v < own.begin / L * L; v += L) store(own.at + v, Vec<S>{});
+    for (int64_t v = round_up(own.end, L); v < tile.end; v += L) store(own.at + v, Vec<S>{});
     S* lse = p_.lse + w.rows.first_query + head * w.rows.next_head + block.first;
     lse[q] = softmax(in_.scale, {kept_of(block, head, q), 0, w.kept_count}, own).log();
     return own.at - block.origin + w.shift;
