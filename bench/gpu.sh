@@ -7,11 +7,15 @@
 #   env       python -m throughtime env
 #   latency   compile and run bench/gpu/latency.cu: the constants of the kernels' cost model
 #   test      pytest -m gpu
-#   sanitize  compute-sanitizer: memcheck, racecheck and synccheck of a few of these tests
+#   sanitize  compute-sanitizer: memcheck, racecheck and synccheck of a few of these tests, and of repeats
 #   bench     the LSTM beside cuDNN's nn.LSTM and a loop with a compiled step
+#   tf32      the same shapes in float32 with TF32, beside cuDNN's
+#   episodes  rows with resets beside TorchRL's backends, its Triton kernels among them
+#   attention relevancy attention beside full attention (flash), T 2,048 to 16,384
+#   nccl      training by as many processes as there are GPUs
 #
 # Options:
-#   --out DIR        where gpu.log, latency.csv and lstm-*.csv go (bench/results/<name of the GPU>)
+#   --out DIR        where gpu.log and the CSV files go (bench/results/<name of the GPU>)
 #   --wheels DIR     wheels that the build installs first, on a machine without a network
 #   --python PYTHON  the interpreter that has torch ($PYTHON, or python3)
 #   --dry-run        print the commands, run nothing
@@ -23,9 +27,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly STAGES=(build env latency test sanitize bench)
+readonly STAGES=(build env latency test sanitize bench tf32 episodes attention nccl)
 readonly SITE=build/gpu/site                                  # the installed package
-readonly SHAPES=("128 16" "256 64" "768 16" "1024 64" "200 33")  # H B, at T = 1024
+readonly SHAPES=("1024 16 128" "1024 64 256" "1024 16 768" "1024 64 1024" "1024 33 200" "2048 16 512")  # T B H
 # Other files of tests need packages that a bare machine may lack.
 readonly GPU_TESTS=(tests/gpu/test_gpu{,_modules,_relevancy,_runtime}.py)
 readonly SKIPPED=64  # exit code of a stage that this machine cannot run
@@ -85,25 +89,51 @@ stage_sanitize() {
     # Races in the kernels of a library are not ours.
     if [[ $tool == racecheck ]]; then only=(--kernel-name kns=lstm); fi
     # torch's caching allocator would hide writes past the end of a tensor.
-    run env TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTEST_TIMEOUT=0 timeout 540 \
+    run env TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTEST_TIMEOUT=0 GPU_REPEATS=3 timeout 540 \
       compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 "${only[@]}" \
-      "$python" -m pytest -m gpu -p no:cacheprovider tests/gpu/test_gpu.py -k sanitizer || failed=1
+      "$python" -m pytest -m gpu -p no:cacheprovider \
+      tests/gpu/test_gpu.py tests/gpu/test_gpu_runtime.py -k 'sanitizer or thousand' || failed=1
   done
   return "$failed"
 }
 
-# A process and a file for each shape: an error of CUDA ends a process.
-stage_bench() {
-  local shape failed=0
+# bench_lstm NAME OPTION ...: a process and a file for each shape, as an error of CUDA ends a process.
+bench_lstm() {
+  local name=$1 shape failed=0
+  shift
   for shape in "${SHAPES[@]}"; do
-    local hidden=${shape% *} batch=${shape#* }
-    local rows=$out/lstm-H$hidden-B$batch.csv
+    local steps batch hidden
+    read -r steps batch hidden <<< "$shape"
+    local rows=$out/$name-H$hidden-B$batch.csv
     run rm -f "$rows"
-    run "$python" -m bench lstm --device cuda --T 1024 --B "$batch" --H "$hidden" \
-      --dtype float16 bfloat16 float32 --p 0 0.5 --backends cuda triton \
-      --peers torch compiled-loop --csv "$rows" || failed=1
+    run timeout 580 "$python" -m bench lstm --device cuda --T "$steps" --B "$batch" --H "$hidden" "$@" \
+      --csv "$rows" || failed=1
   done
   return "$failed"
+}
+
+stage_bench() {
+  bench_lstm lstm --dtype float16 bfloat16 float32 --p 0 0.5 --backends cuda triton \
+    --peers torch compiled-loop
+}
+
+stage_tf32() { bench_lstm tf32 --dtype float32-high --p 0 --backends cuda --peers torch; }
+
+stage_episodes() {
+  run timeout 580 "$python" -m bench rl --device cuda --parts rows --csv "$out/episodes.csv"
+}
+
+# Flash attention takes 16 bits; screen_every has no Triton kernel.
+stage_attention() {
+  run timeout 580 "$python" -m bench relevancy --device cuda --T 2048 4096 8192 16384 \
+    --dtype bfloat16 float32 --backends triton --peers sdpa --csv "$out/relevancy.csv"
+}
+
+# NCCL takes one process of a GPU.
+stage_nccl() {
+  run rm -rf build/gpu/nccl
+  run timeout 580 "$python" -m torch.distributed.run --standalone --nproc-per-node gpu -m bench train \
+    copying --preset quick --device cuda --epochs 1 --updates-per-epoch 50 --out build/gpu/nccl
 }
 
 # ---- Arguments, the GPU, and the loop over the stages ----
@@ -180,7 +210,7 @@ for name in "${chosen[@]}"; do
     "$SKIPPED") result=skipped ;;
     *) result="FAILED ($status)" code=1 ;;
   esac
-  summary+=("$(printf '%-8s %-12s %4d s' "$name" "$result" $((SECONDS - begin)))")
+  summary+=("$(printf '%-9s %-12s %4d s' "$name" "$result" $((SECONDS - begin)))")
 done
 "$dry_run" || printf '%s\n' '' "${summary[@]}" "all of it: $log" | tee -a "$log"
 exit "$code"

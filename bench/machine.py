@@ -77,6 +77,8 @@ def header(device: str = "cpu") -> list[str]:
         f"torch {torch.__version__}, python {platform.python_version()}, "
         f"throughtime {throughtime.__version__}" + (f" ({revision})" if revision else ""),
     ]
+    if device == "cuda" and gpu.why_not() is None:
+        lines.append(gpu.cudnn())
     if load > BUSY_LOAD_PER_CORE * cores():
         lines.append(
             f"warning: this machine is busy (load average {load:.1f} on {cores()} cores): ratios "

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 import throughtime
 from bench import arguments, machine, table
-from bench.measure.timing import Plan, alternate
+from bench.arguments import UsageError
+from bench.measure import gpu
+from bench.measure.timing import Plan, Timer, alternate
+from bench.operations.operation import DEVICES
 
 COLUMNS = [
     "part", "T", "B", "H", "resets", "impl", "median_ms", "ratio", "error", "note", "threads",
@@ -60,26 +63,25 @@ def loop(lstm: nn.RNNBase, x: Tensor, done: Tensor) -> Tensor:
     return torch.cat(outputs)
 
 
-def layers(H: int) -> tuple[throughtime.LSTM, nn.LSTM]:
+def layers(H: int, device: str) -> tuple[throughtime.LSTM, nn.LSTM]:
     torch.manual_seed(0)
-    ours = throughtime.LSTM(H, H)
+    ours = throughtime.LSTM(H, H).to(device)
     return ours, ours.to_torch()
 
 
-def data(sizes: Sizes) -> tuple[Tensor, Tensor]:
+def data(sizes: Sizes, device: str) -> tuple[Tensor, Tensor]:
     """Input ``[T, B, H]`` and float marks of starts ``[T, B]``."""
     T, B, H, resets = sizes
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(T, B, H, generator=generator), (
-        torch.rand(T, B, generator=generator) < resets
-    ).float()
+    x, drawn = torch.randn(T, B, H, generator=generator), torch.rand(T, B, generator=generator)
+    return x.to(device), (drawn < resets).float().to(device)
 
 
-def rows(sizes: Sizes) -> Contest:
-    ours, theirs = layers(sizes[2])
-    x, done = data(sizes)
+def rows(sizes: Sizes, device: str) -> Contest:
+    ours, theirs = layers(sizes[2], device)
+    x, done = data(sizes, device)
     done[0] = 0.0
-    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(device)
 
     def trained(layer: nn.Module, run: Callable[[], Tensor]) -> Callable[[], Results]:
         def call() -> Results:
@@ -95,11 +97,15 @@ def rows(sizes: Sizes) -> Contest:
     }
     missing = {}
     for name, make in TORCHRL.items():
+        if name == TRITON and device == "cpu":
+            missing[name] = "needs a GPU"
+            continue
         try:
             module = make(in_key="x", out_key="y", input_size=sizes[2], hidden_size=sizes[2])
-        except (ImportError, NotImplementedError) as error:
+        except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
             missing[name] = str(error)
             continue
+        module.to(device)
         module.lstm.load_state_dict(ours.state_dict())
         runs[name] = trained(module, _torchrl_run(module, x, done))
     return Contest("rows", sizes, runs, (WRONG,) if done.any() else (), missing)
@@ -110,10 +116,15 @@ def _torchrl(module: str, **options: Any) -> Callable[..., Any]:
     return lambda **sizes: importlib.import_module(module).LSTMModule(**sizes, **options)
 
 
+TRITON = "TorchRL, Triton"
 TORCHRL = {
     f"{OURS}'s LSTMModule": _torchrl("throughtime.integrations.torchrl"),
     "TorchRL, pad": _torchrl("torchrl.modules", recurrent_backend="pad"),
     "TorchRL, scan": _torchrl("torchrl.modules", recurrent_backend="scan"),
+    # Three TF32 products, as ours: one alone, its default, is no float32.
+    TRITON: _torchrl(
+        "torchrl.modules", recurrent_backend="triton", recurrent_matmul_precision="tf32x3"
+    ),
 }
 
 
@@ -157,12 +168,12 @@ class Agent(nn.Module):
         return loss
 
 
-def ppo(sizes: Sizes) -> Contest:
+def ppo(sizes: Sizes, device: str) -> Contest:
     T, B, H, _ = sizes
-    x, done = data(sizes)
+    x, done = data(sizes, device)
     generator = torch.Generator().manual_seed(2)
-    action = torch.randint(0, 4, (T, B), generator=generator)
-    advantage = torch.randn(T, B, generator=generator)
+    action = torch.randint(0, 4, (T, B), generator=generator).to(device)
+    advantage = torch.randn(T, B, generator=generator).to(device)
 
     def trained(agent: Agent) -> Callable[[], Results]:
         def call() -> Results:
@@ -171,23 +182,23 @@ def ppo(sizes: Sizes) -> Contest:
 
         return call
 
-    ours, theirs = layers(H)
+    ours, theirs = layers(H, device)
     agents = {
-        f"{OURS}, one call": Agent(ours, True),
-        f"{OURS}, loop": Agent(ours, False),
-        "nn.LSTM, loop": Agent(theirs, False),
+        f"{OURS}, one call": Agent(ours, True).to(device),
+        f"{OURS}, loop": Agent(ours, False).to(device),
+        "nn.LSTM, loop": Agent(theirs, False).to(device),
     }
     return Contest("ppo", sizes, {name: trained(agent) for name, agent in agents.items()})
 
 
-def rollout(sizes: Sizes) -> Contest:
+def rollout(sizes: Sizes, device: str) -> Contest:
     _, B, H, _ = sizes
-    ours, theirs = layers(H)
-    cells = throughtime.LSTMCell(H, H), nn.LSTMCell(H, H)
+    ours, theirs = layers(H, device)
+    cells = throughtime.LSTMCell(H, H).to(device), nn.LSTMCell(H, H).to(device)
     for cell in cells:
         weights = {name.removesuffix("_l0"): w for name, w in ours.state_dict().items()}
         cell.load_state_dict(weights)
-    x, h, c = torch.randn(3, B, H, generator=torch.Generator().manual_seed(1))
+    x, h, c = torch.randn(3, B, H, generator=torch.Generator().manual_seed(1)).to(device)
     whole, state = x.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0))
 
     def stepped(module: nn.Module) -> Callable[[], Results]:
@@ -206,7 +217,11 @@ def rollout(sizes: Sizes) -> Contest:
     return Contest("rollout", sizes, {name: stepped(one) for name, one in modules.items()})
 
 
-PARTS: Mapping[str, Callable[[Sizes], Contest]] = {"rows": rows, "ppo": ppo, "rollout": rollout}
+PARTS: Mapping[str, Callable[[Sizes, str], Contest]] = {
+    "rows": rows,
+    "ppo": ppo,
+    "rollout": rollout,
+}
 SIZES = {"rows": ROWS, "ppo": LOSSES, "rollout": STEPS}
 QUICK = {"rows": QUICK_ROWS, "ppo": QUICK_LOSSES, "rollout": QUICK_STEPS}
 
@@ -215,6 +230,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     add = parser.add_argument
     add("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="(all)")
+    add("--device", choices=DEVICES, default="cpu", help="(%(default)s)")
     add("--quick", action="store_true", help="small shapes, in seconds")
     add("--repeats", type=arguments.positive, help="rounds (at least 5 and 0.5 s of each)")
     arguments.add_threads(parser)
@@ -224,8 +240,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print and write the table; 1 if something ours computed is wrong."""
+    timer = None
+    if args.device == "cuda":
+        if why := gpu.why_not():
+            raise UsageError(f"--device cuda: {why}")
+        timer = gpu.EventTimer()
+        torch.backends.cudnn.allow_tf32 = False  # as that of products is
     torch.set_num_threads(args.threads)
-    print("\n".join(machine.header()), flush=True)
+    print("\n".join(machine.header(args.device)), flush=True)
     plan = Plan() if args.repeats is None else Plan(args.repeats, 0)
     plan = Plan(3, 0.05) if args.quick else plan
     found = pd.DataFrame(
@@ -233,7 +255,7 @@ def run(args: argparse.Namespace) -> int:
             row
             for part in args.parts
             for sizes in (QUICK if args.quick else SIZES)[part]
-            for row in measured(PARTS[part](sizes), plan)
+            for row in measured(PARTS[part](sizes, args.device), plan, args.device, timer)
         ],
         columns=COLUMNS,
     )
@@ -243,7 +265,9 @@ def run(args: argparse.Namespace) -> int:
     return int((found["note"] == "wrong").any())
 
 
-def measured(contest: Contest, plan: Plan) -> Iterator[dict[str, Any]]:
+def measured(
+    contest: Contest, plan: Plan, device: str, timer: Timer | None
+) -> Iterator[dict[str, Any]]:
     """A row for each implementation; what is wrong gets no time."""
     names = list(contest.runs)
     due = contest.runs[names[1]]()  # a peer's
@@ -259,16 +283,16 @@ def measured(contest: Contest, plan: Plan) -> Iterator[dict[str, Any]]:
     right: dict[Hashable, Callable[[], object]] = {
         name: call for name, call in contest.runs.items() if notes.get(name) != "wrong"
     }
-    seconds = alternate(right, plan)
+    seconds = alternate(right, plan, timer)
     for name in names:
         row: dict[str, Any] = {"impl": name, "error": errors[name], "note": notes.get(name, "")}
         if name in right:
             row["median_ms"] = seconds[name].median() * 1e3
             if names[0] in right:
                 row["ratio"] = (seconds[name] / seconds[names[0]]).median()
-        yield shared | row | machine.columns()
+        yield shared | row | machine.columns(device)
     for name, why in contest.missing.items():
-        yield shared | {"impl": name, "note": why} | machine.columns()
+        yield shared | {"impl": name, "note": why} | machine.columns(device)
 
 
 def _error(found: Tensor, due: Tensor) -> float:

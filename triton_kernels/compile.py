@@ -174,11 +174,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     print("| kernel | sample | target | registers | shared bytes | spilled bytes |")
     print("| --- | --- | --- | --- | --- | --- |")
-    spilled = False
+    spilled = []
     for usage in compile_all(args.targets, args.ir):
         cells = (usage.launch.name, usage.launch.sample, usage.target, usage.registers)
         print("|", *(f"{x} |" for x in (*cells, usage.shared_bytes, usage.local_bytes)), flush=True)
-        spilled = spilled or usage.spills
+        spilled += [usage] if usage.spills else []
+    for launch, target, _, _, local in spilled:
+        known = most_spilled(launch.sample)
+        print(f"{launch.name}, {launch.sample}, {target}: spills {local} bytes, known are {known}")
     return 1 if spilled else 0
 
 

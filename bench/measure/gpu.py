@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+FAST_CUDNN = 91_300  # its LSTM in bfloat16
 FLUSH_MB = 256  # several times the largest L2 so far (50 MB on an H100)
 
 
@@ -16,15 +17,20 @@ def why_not() -> str | None:
     return None if torch.cuda.is_available() else "torch sees no CUDA device here"
 
 
-class EventTimer:
-    """Seconds of the GPU between two events, with a flushed L2 cache before every run.
+def cudnn() -> str:
+    """The version of cuDNN, and whether a newer one should be compared with."""
+    number = torch.backends.cudnn.version() or 0
+    major, rest = divmod(number, 10_000 if number >= 90_000 else 1000)
+    text = f"cuDNN {major}.{rest // 100}.{rest % 100}"
+    if number >= FAST_CUDNN:
+        return text
+    return f"{text}: measure nn.LSTM in bfloat16 with 9.13 or later, older ones are slower at it"
 
-    Holds products to float32; torch lets those of cuDNN, and so ours, take TF32 otherwise.
-    """
+
+class EventTimer:
+    """Seconds of the GPU between two events, with a flushed L2 cache before every run."""
 
     def __init__(self) -> None:
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
         self._flush = torch.empty(FLUSH_MB * 2**20, dtype=torch.int8, device="cuda")
 
     def __call__(self, run: Callable[[], object], repeats: int) -> float:

@@ -20,6 +20,7 @@ AUTOCAST = "autocast"  # float32 tensors, under torch.autocast in bfloat16
 DTYPES = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
 DTYPES[AUTOCAST] = torch.float32
 # float32 under torch.set_float32_matmul_precision, and the rounding of an operand that it allows.
+TF32 = 2.0**-11  # of a GPU, by either
 PRECISIONS = {"float32-high": ("high", 2.0**-16), "float32-medium": ("medium", 2.0**-7)}
 DTYPES |= dict.fromkeys(PRECISIONS, torch.float32)
 REPLACED_STEPS, MOST_STEPS = 32, 1024
@@ -69,17 +70,24 @@ class Case:
     @property
     def rounding(self) -> float:
         """Of one operand of a product, relative."""
+        if self.device == "cuda" and self.dtype in PRECISIONS:
+            return TF32
         return PRECISIONS.get(self.dtype, ("", torch.finfo(self.operands).eps))[1]
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """While it lasts, torch's switch for products of float32 is what the dtype says."""
-        before = torch.get_float32_matmul_precision()
+        """While it lasts, torch's switches for products of float32 are what the dtype says.
+
+        cuDNN's RNNs, and so our CUDA kernels, take TF32 by a switch of their own.
+        """
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision(PRECISIONS.get(self.dtype, ("highest",))[0])
+        torch.backends.cudnn.allow_tf32 = self.dtype in PRECISIONS
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
 
     @property
     def itemsize(self) -> int:

@@ -216,19 +216,25 @@ def test_float32_is_measured_as_exactly_as_its_name_says(monkeypatch: pytest.Mon
     seen = []
 
     def measure(bench: Bench, case: Case) -> list[dict[str, Any]]:
-        seen.append((case.dtype, torch.get_float32_matmul_precision(), case.rounding))
+        precision = torch.get_float32_matmul_precision()
+        seen.append((case.dtype, precision, torch.backends.cudnn.allow_tf32, case.rounding))
         return []
 
     monkeypatch.setattr(Bench, "_measure", measure)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before = torch.get_float32_matmul_precision()
     make(dtypes=["float32-high", "float32", "float32-medium", "bfloat16"]).rows([TINY])
     assert seen == [
-        ("float32-high", "high", 2**-16),
-        ("float32", "highest", torch.finfo(torch.float32).eps),
-        ("float32-medium", "medium", 2**-7),
-        ("bfloat16", "highest", torch.finfo(torch.bfloat16).eps),
+        ("float32-high", "high", True, 2**-16),
+        ("float32", "highest", False, torch.finfo(torch.float32).eps),
+        ("float32-medium", "medium", True, 2**-7),
+        ("bfloat16", "highest", False, torch.finfo(torch.bfloat16).eps),
     ]
-    assert torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == before and torch.backends.cudnn.allow_tf32
+    on_gpu = [
+        replace(TINY, dtype=dtype, device="cuda").rounding for dtype in ("float32-high", "float32")
+    ]
+    assert on_gpu == [2**-11, torch.finfo(torch.float32).eps]
 
 
 @pytest.fixture
@@ -435,11 +441,22 @@ def test_every_run_on_a_gpu_is_timed_after_a_flush(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch, "empty", lambda *sizes, **options: Buffer())
     monkeypatch.setattr(torch, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
-    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace())
-    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())
     seconds = gpu.EventTimer()(lambda: order.append("run"), 3)
     assert order == ["flush", "run"] * 3 + ["wait"]
     assert seconds == pytest.approx(3 * 3e-3)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(91_300, "cuDNN 9.13.0"), (91_002, "cuDNN 9.10.2: measure"), (8902, "cuDNN 8.9.2: measure")],
+)
+def test_an_old_cudnn_is_told(number: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: number)
+    told = gpu.cudnn()
+    assert told.startswith(text) and ("measure" in told) == ("measure" in text)
+    monkeypatch.setattr(gpu, "why_not", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    assert told in machine.header("cuda") and told not in machine.header()
 
 
 def test_a_gpu_is_named_before_its_host(monkeypatch: pytest.MonkeyPatch) -> None:

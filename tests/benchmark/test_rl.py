@@ -28,6 +28,14 @@ def test_every_part_has_rows_that_are_right(
     assert "throughtime.LSTMCell" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_torchrl_s_triton_kernels_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    contest = rl.rows(rl.QUICK_ROWS[0], "cpu")
+    assert contest.missing[rl.TRITON] == "needs a GPU"
+    assert main(["rl", "--device", "cuda"]) == 2
+    assert "CUDA" in capsys.readouterr().err
+
+
 def test_what_is_wrong_gets_no_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

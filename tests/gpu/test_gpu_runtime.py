@@ -7,6 +7,7 @@ between launches, and blocks of two launches that keep each other from running.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,7 @@ from throughtime import functional
 
 pytestmark = [*gpu, may_hang]
 
-REPEATS = 1000 if ON_GPU else 2
+REPEATS = int(os.environ.get("GPU_REPEATS", 1000)) if ON_GPU else 2
 only_float32 = runs(torch.float32)
 
 

@@ -20,7 +20,8 @@ from throughtime import _ext
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench/gpu.sh"
-STAGES = ("build", "env", "latency", "test", "sanitize", "bench")
+STAGES = ("build", "env", "latency", "test", "sanitize", "bench", "tf32", "episodes", "attention",
+          "nccl")  # fmt: skip
 
 if shutil.which("bash") is None:
     pytest.skip("bash is not installed", allow_module_level=True)
@@ -48,20 +49,31 @@ def test_a_dry_run_prints_every_stage_in_order_and_writes_nothing(tmp_path: Path
     assert len(tests) == 4 and all("TRITON_INTERPRET=0" in line for line in tests)
     tools = re.findall(r"compute-sanitizer --tool (\w+)", done.stdout)
     assert tools == ["memcheck", "racecheck", "synccheck"]
-    shapes = re.findall(r"--T 1024 --B (\d+) --H (\d+) --dtype float16 bfloat16 float32 --p 0 0.5",
-                        done.stdout)  # fmt: skip
-    assert [(int(h), int(b)) for b, h in shapes] == [
-        (128, 16), (256, 64), (768, 16), (1024, 64), (200, 33),
+    assert all("GPU_REPEATS=3" in line for line in commands if "--tool" in line)
+    shapes = [
+        re.findall(rf"--T (\d+) --B (\d+) --H (\d+) --dtype {dtypes} --p 0", done.stdout)
+        for dtypes in ("float16 bfloat16 float32", "float32-high")
+    ]
+    assert shapes[0] == shapes[1] == [
+        ("1024", "16", "128"), ("1024", "64", "256"), ("1024", "16", "768"),
+        ("1024", "64", "1024"), ("1024", "33", "200"), ("2048", "16", "512"),
     ]  # fmt: skip
+    longest = [int(seconds) for seconds in re.findall(r"timeout (?:--\S+ )?(\d+)", done.stdout)]
+    measuring = [line for line in commands if "-m bench" in line]
+    assert max(longest) < 600 and all("timeout" in line for line in measuring)
     assert r"some\ where/latency.csv" in done.stdout
     assert r"--csv " + str(tmp_path) + r"/some\ where/lstm-H128-B16.csv" in done.stdout
 
 
-def test_bench_knows_the_options_of_its_stage() -> None:
-    commands = re.findall(r"-m bench (.*)", gpu_sh("--dry-run", "bench").stdout)
-    assert len(commands) == 5
-    words = shlex.split(commands[0])
-    assert make_parser(words).parse_args(words).devices == ["cuda"]
+def test_bench_knows_the_options_of_every_stage() -> None:
+    commands = re.findall(r"-m bench (.*)", gpu_sh("--dry-run").stdout)
+    assert len(commands) == 15
+    found = set()
+    for words in map(shlex.split, commands):
+        args = make_parser(words).parse_args(words)
+        assert getattr(args, "device", None) == "cuda" or args.devices == ["cuda"]
+        found.add(words[0])
+    assert found == {"lstm", "rl", "relevancy", "train"}
 
 
 def test_stages_in_the_order_asked_for_and_arguments_of_pytest() -> None:
@@ -84,7 +96,7 @@ def test_every_file_of_gpu_tests_is_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tset"], "there is no stage 'tset', only build env latency test sanitize bench"),
+        (["tset"], "there is no stage 'tset', only build env latency test sanitize bench tf32"),
         (["--fast"], "there is no option --fast"),
         (["--out"], "--out wants a value"),
         (["--out", "--dry-run"], "--out wants a value"),
@@ -170,7 +182,10 @@ def test_a_stage_that_fails_stops_no_other_and_the_exit_code_tells(
     assert "skipped: compute-sanitizer cannot watch a GPU here: Error: Device" in done.stdout
     assert (out / "latency.csv").read_text() == "a,b\n" and "\na,b\n" in done.stdout
     # The shapes after the one that broke as well.
-    files = [f"lstm-{shape}.csv" for shape in ("H1024-B64", "H128-B16", "H200-B33", "H256-B64")]
+    files = [
+        f"lstm-{shape}.csv"
+        for shape in ("H1024-B64", "H128-B16", "H200-B33", "H256-B64", "H512-B16")
+    ]
     assert sorted(path.name for path in out.glob("lstm-*")) == files
     assert "--peers torch compiled-loop" in (out / files[0]).read_text()
     log = (out / "gpu.log").read_text()
