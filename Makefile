@@ -94,7 +94,7 @@ test-cuda-build:
 	printf '== make test-cuda-build: passed in %s s\n' $$(( $$(date +%s) - begin ))
 
 gradient-table: install
-	$(BIN)/python tests/operators/gradient_table.py bench/results/gradient-table.md
+	PYTHONPATH=tests $(BIN)/python tests/operators/gradient_table.py bench/results/gradient-table.md
 
 test-versions: install
 	$(BIN)/python tests/build/triton_versions.py

@@ -26,17 +26,34 @@ struct BlockShape {
   TT_INLINE int64_t columns() const { return vectors * kLanes<S>; }
 };
 
+// Which lanes of a vector are columns: choose() takes theirs of x, and the others of `rest`.
+template <typename S>
+struct SomeLanes {
+  typename VecOf<S>::integers own;
+  TT_INLINE Vec<S> choose(Vec<S> x, Vec<S> rest) const { return own ? x : rest; }
+};
+template <typename S>
+struct AllLanes {
+  TT_INLINE Vec<S> choose(Vec<S> x, Vec<S>) const { return x; }
+};
+
 // Some columns of a row of scores, in whole vectors.
 template <typename S>
 struct Columns {
   S* at;
   int64_t begin, end;
 
-  // Calls f(vector, which of its lanes are columns).
+  // Calls f(vector, SomeLanes or AllLanes).
   template <typename F>
   TT_INLINE void each(const F& f) const {
-    for (int64_t v = begin / kLanes<S> * kLanes<S>; v < end; v += kLanes<S>)
-      f(at + v, lanes_between<S>(v, begin, end));
+    constexpr int64_t L = kLanes<S>;
+    int64_t v = begin / L * L;
+    if (v < begin && v < end) {
+      f(at + v, SomeLanes<S>{lanes_between<S>(v, begin, end)});
+      v += L;
+    }
+    for (; v + L <= end; v += L) f(at + v, AllLanes<S>{});
+    if (v < end) f(at + v, SomeLanes<S>{lanes_between<S>(v, begin, end)});
   }
 };
 

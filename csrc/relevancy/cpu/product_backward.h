@@ -385,12 +385,29 @@ class ProductBackwardPass : public SequencePass {
     }
   }
 
-  // Gradients of keys and values, in the member's vectors of features.
+  // Gradients of keys and values: sums over queries, in the member's vectors of features.
   void sum_queries(const Member& member, const Sequence& w, const Block& block) const {
-    const Share own = share(member, divide_up(shape_.Dv, L) + divide_up(shape_.D, L));
+    const int64_t of_values = divide_up(shape_.Dv, L);
+    const Share own = share(member, of_values + divide_up(shape_.D, L));
+    const S *queries[kQueries], *outputs[kQueries];
     for (int64_t head = 0; head < shape_.group; ++head) {
+      for (int64_t q = 0; q < block.count; ++q) {
+        queries[q] = w.query_rows(block.first + q, head);
+        outputs[q] = w.output_rows(block.first + q, head);
+      }
+      const int64_t row = row_of(head, 0);
       const auto add = [&](int64_t column, int64_t height) {
-        add_queries(w, block, head, column, height, own);
+        const int64_t since = static_cast<int64_t>(block.since[column]);
+        int64_t until = 0;
+        for (int64_t c = column; c < column + height; ++c)
+          until = most(until, least(static_cast<int64_t>(block.until[c]) + 1, block.count));
+        if (until <= since) return;
+        sum_rows<S>({block.weights + row + column, 1, row_, outputs, since, until, 0,
+                     block.grad_values + column, true},
+                    height, own.begin, least(own.end, of_values));
+        sum_rows<S>({block.grad + row + column, 1, row_, queries, since, until, 0,
+                     block.grad_keys + column, true},
+                    height, most(own.begin - of_values, 0), own.end - of_values);
       };
       const auto add_all = [&](int64_t begin, int64_t end) {
         if (block.finite) {
@@ -402,28 +419,6 @@ class ProductBackwardPass : public SequencePass {
       add_all(0, block.kept);
       add_all(block.begin + block.before, block.end + block.before);
     }
-  }
-
-  // Sums over the queries of a head, for some columns.
-  void add_queries(const Sequence& w, const Block& block, int64_t head, int64_t column,
-                   int64_t height, Share own) const {
-    const int64_t of_values = divide_up(shape_.Dv, L);
-    const int64_t since = static_cast<int64_t>(block.since[column]);
-    int64_t until = 0;
-    for (int64_t c = column; c < column + height; ++c)
-      until = most(until, least(static_cast<int64_t>(block.until[c]) + 1, block.count));
-    if (until <= since) return;
-    const auto add = [&](const S* matrix, const WholeRows<S>& from, S* const* to, int64_t begin,
-                         int64_t end) {
-      const S* rows[kQueries];
-      for (int64_t q = since; q < until; ++q) rows[q] = from(block.first + q, head);
-      sum_rows<S>(
-          {matrix + row_of(head, 0) + column, 1, row_, rows, since, until, 0, to + column, true},
-          height, begin, end);
-    };
-    add(block.weights, w.output_rows, block.grad_values, own.begin, least(own.end, of_values));
-    add(block.grad, w.query_rows, block.grad_keys, most(own.begin - of_values, 0),
-        own.end - of_values);
   }
 
   const RelevancyBackward<S>& p_;

@@ -36,7 +36,7 @@ SumOfExponentials<S> softmax(S scale, const Columns<S>& kept, const Columns<S>& 
   const Vec<S> nothing = splat(-static_cast<S>(__builtin_inff()));
   Vec<S> highest = nothing;
   const auto scaled = [&](S* at, auto own) {
-    const Vec<S> x = own ? load(at) * scale : nothing;
+    const Vec<S> x = own.choose(load(at) * scale, nothing);
     store(at, x);
     highest = x > highest ? x : highest;
   };
@@ -48,13 +48,13 @@ SumOfExponentials<S> softmax(S scale, const Columns<S>& kept, const Columns<S>& 
     columns.each([&](S* at, auto own) {
       const Vec<S> e = exp_nonpositive<S>(load(at) - splat(top));
       store(at, e);
-      sum += own ? e : Vec<S>{};
+      sum += own.choose(e, Vec<S>{});
     });
     return sum;
   };
   const Vec<S> of_kept = exponentials(kept);
   const S sum = sum_of_lanes<S>(of_kept + exponentials(window)), factor = S(1) / sum;
-  const auto weights = [&](S* at, auto own) { store(at, own ? load(at) * factor : Vec<S>{}); };
+  const auto weights = [&](S* at, auto own) { store(at, own.choose(load(at) * factor, Vec<S>{})); };
   kept.each(weights);
   window.each(weights);
   return {top, sum};
