@@ -39,14 +39,17 @@ TARGETS = {
 # Bytes of local memory per thread, by what the name of a sample holds whose sizes are no multiples
 # of 16: elements are loaded one by one there, and their addresses do not all fit.
 ODD = {"no option": 64, "A 25": 120, "H 19": 16}
+# With Triton before 3.8, which takes no shorter products: what is odd, what is wide, and others.
+OLDER_ODD, OLDER_WIDE, OLDER = 288, {"H 512, A 512": 120}, 40
 
 
 def most_spilled(sample: str) -> int:
-    """Bytes that a launch of a sample may spill; Triton before 3.8 takes no shorter products."""
+    """Bytes that a launch of a sample may spill."""
     known = max((most for name, most in ODD.items() if name in sample), default=0)
     if LEAST_DEPTH == 8:
         return known
-    return 288 if known else 40
+    wide = max((most for name, most in OLDER_WIDE.items() if name in sample), default=OLDER)
+    return OLDER_ODD if known else wide
 
 
 class NoGpu(NamedTuple):
