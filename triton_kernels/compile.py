@@ -39,17 +39,14 @@ TARGETS = {
 # Bytes of local memory per thread, by what the name of a sample holds whose sizes are no multiples
 # of 16: elements are loaded one by one there, and their addresses do not all fit.
 ODD = {"no option": 64, "A 25": 120, "H 19": 16}
-# With Triton before 3.8, which takes no shorter products: what is odd, what is wide, and others.
-OLDER_ODD, OLDER_WIDE, OLDER = 288, {"H 512, A 512": 120}, 40
 
 
 def most_spilled(sample: str) -> int:
-    """Bytes that a launch of a sample may spill."""
+    """Bytes that a launch of a sample may spill; Triton before 3.8 takes no shorter products."""
     known = max((most for name, most in ODD.items() if name in sample), default=0)
     if LEAST_DEPTH == 8:
         return known
-    wide = max((most for name, most in OLDER_WIDE.items() if name in sample), default=OLDER)
-    return OLDER_ODD if known else wide
+    return 288 if known else 40
 
 
 class NoGpu(NamedTuple):
@@ -173,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m throughtime.triton_kernels.compile", description=__doc__
     )
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--any-spills", action="store_true", help="return 0 whatever spills")
     parser.add_argument("--ir", type=Path, help="a folder that gets Triton's GPU IR of each")
     args = parser.parse_args(arguments)
     print("| kernel | sample | target | registers | shared bytes | spilled bytes |")
@@ -185,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     for launch, target, _, _, local in spilled:
         known = most_spilled(launch.sample)
         print(f"{launch.name}, {launch.sample}, {target}: spills {local} bytes, known are {known}")
-    return 1 if spilled else 0
+    return 1 if spilled and not args.any_spills else 0
 
 
 if __name__ == "__main__":
