@@ -170,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m throughtime.triton_kernels.compile", description=__doc__
     )
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--any-spills", action="store_true", help="return 0 whatever spills")
     parser.add_argument("--ir", type=Path, help="a folder that gets Triton's GPU IR of each")
     args = parser.parse_args(arguments)
     print("| kernel | sample | target | registers | shared bytes | spilled bytes |")
@@ -182,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     for launch, target, _, _, local in spilled:
         known = most_spilled(launch.sample)
         print(f"{launch.name}, {launch.sample}, {target}: spills {local} bytes, known are {known}")
-    return 1 if spilled else 0
+    return 1 if spilled and not args.any_spills else 0
 
 
 if __name__ == "__main__":

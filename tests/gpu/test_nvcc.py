@@ -11,10 +11,13 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the compiler
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90a", "100")
@@ -67,7 +70,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Cubins:
         return dict(zip(pairs, pool.map(compile_kernels, pairs), strict=True))
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("scalar", INSTANCES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_kernel_spills(arch: str, scalar: str, compiled: Cubins) -> None:
@@ -97,7 +99,7 @@ MEASURED = (
 
 @pytest.fixture(scope="module")
 def disassembled(compiled: Cubins, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of a dtype, the instructions of each kernel for sm_90a by their addresses."""
+    """Of a dtype and an architecture, the instructions of each kernel by their addresses."""
     triton = find_spec("triton")
     beside = Path(triton.origin).parent if triton and triton.origin else Path()
     cuobjdump = shutil.which("cuobjdump", path=str(beside / "backends/nvidia/bin"))
@@ -106,8 +108,8 @@ def disassembled(compiled: Cubins, tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.skip("cuobjdump is not installed, nor Triton, which has one")
 
     @functools.cache
-    def of(scalar: str) -> dict[str, dict[int, str]]:
-        command = [cuobjdump, "-sass", str(compiled["90a", scalar][0])]
+    def of(scalar: str, arch: str = "90a") -> dict[str, dict[int, str]]:
+        command = [cuobjdump, "-sass", str(compiled[arch, scalar][0])]
         functions = subprocess.check_output(command, text=True).split("Function : ")[1:]
         line = re.compile(r"/\*([0-9a-f]+)\*/ +(?:@!?U?P\w+ +)?([^;]+);")
         return {
@@ -135,15 +137,21 @@ def loops(code: dict[int, str]) -> list[range]:
     return sorted(found, key=len, reverse=True)
 
 
+LOADS = ("LDG", "LD.E")  # of global memory, known as such to the compiler or not
+POLL = "LDG.E.STRONG.GPU"  # of the grid's counter; what a grid exchanges is loaded by 8 or 16 bytes
+
+
 @pytest.mark.parametrize("scalar", [scalar for scalar in INSTANCES if scalar])
-def test_a_step_waits_for_nothing_that_it_could_have_before(scalar: str, disassembled: Any) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_step_waits_for_nothing_that_it_could_have_before(
+    arch: str, scalar: str, disassembled: Any
+) -> None:
     """What was once in the machine code, and slow on a GPU, does not come back."""
-    walks = {name: code for name, code in disassembled(scalar).items() if "lstm_walk" in name}
+    code_of = disassembled(scalar, arch)
+    walks = {name: code for name, code in code_of.items() if "lstm_walk" in name}
     assert len(walks) == INSTANCES[scalar] - 2
     for name, code in walks.items():
-        everywhere = loops(code)
-        within = next(x for x in everywhere if any("HMMA" in code.get(at, "") for at in x))
-        step = [code[at] for at in within if at in code]
+        step, within = step_of(code)
         assert not any(x.startswith("MEMBAR.SC") for x in code.values()), f"{name}: a fence"
         assert not any(x.startswith("I2F") for x in step), f"{name}: a division in each step"
         emptied = any(x.startswith("CCTL.IVALL") for x in step)
@@ -151,13 +159,73 @@ def test_a_step_waits_for_nothing_that_it_could_have_before(scalar: str, disasse
         if "forward" in name:
             product = max(k for k, x in enumerate(step) if x.startswith("HMMA"))
             cell = next(k for k, x in enumerate(step) if k > product and x.startswith("MUFU"))
-            loads = [x for x in step[product:cell] if x.startswith("LDG")]
+            loads = [x for x in step[product:cell] if x.startswith(LOADS)]
             assert not loads, f"{name}: the nonlinearity waits for {loads}"
-        for loop in everywhere:
-            inner = loop[0] > within[0] and loop[-1] < within[-1]
-            body = [code[at] for at in loop if at in code] if inner else []
-            loads = [x for x in body if x.startswith("LDG") and ".STRONG" not in x]
+        for loop in within:
+            loads = [x for x in loop if x.startswith(LOADS) and x.split()[0] != POLL]
             assert len(loads) not in (1, 2, 3), f"{name}: {len(loads)} loads in flight"
+
+
+def step_of(code: dict[int, str]) -> tuple[list[str], list[list[str]]]:
+    """The instructions of a step of a walk, and of each loop within."""
+    everywhere = loops(code)
+    step = next(x for x in everywhere if any("HMMA" in code.get(at, "") for at in x))
+    inner = [x for x in everywhere if x[0] > step[0] and x[-1] < step[-1]]
+    step_code, *of_inner = ([code[at] for at in x if at in code] for x in (step, *inner))
+    return step_code, of_inner
+
+
+def walk_of(name: str) -> tuple[bool, int, int, bool]:
+    """Whether it goes backward, tiles of samples and of weights in registers, whether by a grid."""
+    found = re.search(r"Li(\d)ELi(\d)ELb(\d)", name)
+    assert found is not None, name
+    return "backward" in name, int(found[1]), int(found[2]), found[3] == "1"
+
+
+@pytest.mark.parametrize("scalar", [scalar for scalar in INSTANCES if scalar])
+def test_a_product_takes_what_the_plan_counts(
+    scalar: str, disassembled: Any, kernels: ModuleType
+) -> None:
+    """mma and bytes of shared memory, in the loop over the tiles of weights that lie there."""
+    size, seen = 4 if scalar == "float" else 2, 0
+    for name, code in disassembled(scalar).items():
+        if "walk_forward" not in name:
+            continue
+        _, samples, _, _ = walk_of(name)
+        bytes_of_tile = kernels.tile_weight_bytes(size) + samples * kernels.tile_sample_bytes(size)
+        for loop in step_of(code)[1]:
+            products = sum(x.startswith("HMMA") for x in loop)
+            if not products:
+                continue
+            tiles, rest = divmod(512 * sum(x.startswith("LDS.128") for x in loop), bytes_of_tile)
+            counted = [kernels.tile_mma(size, split) * samples * tiles for split in (False, True)]
+            assert tiles > 0 and rest == 0 and products in counted, (name, tiles, rest, products)
+            seen += 1
+    assert seen >= INSTANCES[scalar] // 4
+
+
+# csrc/lstm/README.md; another nvcc may make some more or fewer of them.
+INSTRUCTIONS_MARGIN = 0.15
+
+
+def test_the_readme_counts_the_instructions_of_a_step(disassembled: Any) -> None:
+    counted = []
+    for scalar in ("device::BFloat16", "device::Float16", "float"):
+        of: dict[tuple[bool, bool], int] = {}
+        for name, code in disassembled(scalar).items():
+            if "lstm_walk" in name:
+                backward, samples, held, grid = walk_of(name)
+                if samples == 1 and held == 4:
+                    of[backward, grid] = len(step_of(code)[0])
+        counted.append([of[False, False], of[False, True], of[True, False], of[True, True]])
+    print(counted)
+    text = (ROOT / "csrc/lstm/README.md").read_text("utf-8")
+    table = text.partition("| instructions of a step")[2].partition("\n\n")[0].splitlines()[2:]
+    told = [[int(x.replace(",", "")) for x in row.split("|")[2:-1]] for row in table]
+    assert [len(row) for row in told] == [4, 4, 4]
+    for found, written in zip(counted, told, strict=True):
+        for now, then in zip(found, written, strict=True):
+            assert abs(now - then) <= INSTRUCTIONS_MARGIN * then, (counted, told)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -97,16 +97,25 @@ constexpr double kTailLatency = 60;                     // of a tile's weights i
 constexpr double kJobLatency = 350;  // of a product of the backward, beside its tiles
 constexpr double kRecord = 900;      // results stored and inputs loaded, per tile of 8 samples
 
-// Cycles of the tiles of a product in a block's warps, `most` of them in one. product.cuh says what a tile
-// takes.
+// What a warp takes for a tile of a product, as counted in its machine code (tests/gpu/test_nvcc.py): mma for
+// 8 samples, and bytes of shared memory, for the weights and for 8 samples.
+constexpr int tile_mma(int scalar_bytes, bool split) {
+  return scalar_bytes == 2 ? 4 : split ? 24 : 8;
+}
+constexpr int mma_flops(int scalar_bytes) { return 2 * 16 * 8 * (scalar_bytes == 2 ? 16 : 8); }
+constexpr int tile_weight_bytes(int scalar_bytes) { return 1024 * scalar_bytes; }
+constexpr int tile_sample_bytes(int scalar_bytes) { return 256 * scalar_bytes; }
+
+// Cycles of the tiles of a product in a block's warps, `most` of them in one.
 inline double product_cycles(const RecurrenceShape& s, const RecurrencePlan& plan, int all,
                              int most) {
   const bool is_float = s.scalar_bytes == 4, split = is_float && !s.tf32;
-  const double products = split ? 3 : 1;
   const double rate = is_float ? kMatrixFlopsPerCycle / 2 : kMatrixFlopsPerCycle;
-  const double work = all * plan.tiles_n * products * 16384 / rate;
+  const double samples = all * plan.tiles_n;  // 8 at a time
+  const double work = samples * tile_mma(s.scalar_bytes, split) * mma_flops(s.scalar_bytes) / rate;
   const int warps = plan.threads / 32, beyond = most > plan.held ? most - plan.held : 0;
-  const double bytes = 256.0 * s.scalar_bytes * (4 * beyond * warps + all * plan.tiles_n);
+  const double bytes = static_cast<double>(beyond) * warps * tile_weight_bytes(s.scalar_bytes) +
+                       samples * tile_sample_bytes(s.scalar_bytes);
   const double memory = bytes / kSharedBytesPerCycle;
   // mma of a tile that wait for each other or stand in line, and with split their rounding.
   const double tile = (split ? 16 : is_float ? 5 : 2) * plan.tiles_n * kMatrixLatency;

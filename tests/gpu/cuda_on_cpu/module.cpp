@@ -150,6 +150,9 @@ PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("saved_gate", &saved_gate);
   m.def("most_threads", &most_threads);
   m.def("instance_exists", &instance_exists);
+  m.def("tile_mma", &plan_detail::tile_mma);
+  m.def("tile_weight_bytes", &plan_detail::tile_weight_bytes);
+  m.def("tile_sample_bytes", &plan_detail::tile_sample_bytes);
   m.def("plan", &make_plan, py::arg("T"), py::arg("B"), py::arg("D"), py::arg("H"),
         py::arg("scalar_bytes"), py::arg("backward"), py::arg("compute"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("cluster"),
