@@ -109,7 +109,7 @@ def test_pictures_and_tables_have_the_kept_steps(backend: str, tmp_path: Path) -
 def test_what_takes_every_step_says_so(backend: str) -> None:
     flow = recorded(lstm_of(backend), 2)
     with pytest.raises(
-        RuntimeError, match=r"parameters: .*every 2-th step was kept; record with stride=1"
+        RuntimeError, match=r"parameters: .*one step in 2 was kept; record with stride=1"
     ):
         flow.parameters()
     one, two = (recorded(rel_lstm_of(backend), stride).parameters() for stride in (1, 2))

@@ -56,7 +56,8 @@ def gradient_flow(
     A hook on an LSTM's output sees Y_t alone, what the loss asks of output t: the recurrence is
     inside of the layer. This records dL/dh_t and dL/dc_t with all that later steps bring. The
     kernels hold both in their backward pass, and store them where a call is recorded: two stores
-    of T B H numbers, and nothing outside the block.
+    of T B H numbers, and nothing outside the block. They are kept until the next update, together
+    with input, output and its gradient, which the pass has made anyway.
 
     The block holds forward and backward passes; any number of them. An ``nn.LSTM`` in it runs on
     our kernels (:func:`throughtime.accelerate`). Backends ``"cpu"`` and ``"reference"`` are
@@ -68,7 +69,7 @@ def gradient_flow(
             such a layer itself.
         scaler: a ``GradScaler`` whose scale the loss has; what is shown is divided by it.
         stride: n >= 1: of every n-th step the gradients are kept, counted so that the last step of
-            a call (in its direction of travel) is; a record then takes an n-th of the memory. A
+            a call (in its direction of travel) is; the two then take an n-th of the memory. A
             RelLSTM that is called with ``reset`` keeps every step, and shows every n-th.
 
     Returns:

@@ -225,8 +225,8 @@ class Parts:
         """
         if self.call.stride > 1:
             raise RuntimeError(
-                f"parameters: the gradients of every step are needed, and of {self.call.name} "
-                f"every {self.call.stride}-th step was kept; record with stride=1"
+                f"parameters: the gradients of every step are needed, and of {self.call.name} one "
+                f"step in {self.call.stride} was kept; record with stride=1"
             )
         if cell_only:
             da = self._sums(self.call.rows_direct(), self._rows_cell_part())
