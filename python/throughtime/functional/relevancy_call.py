@@ -127,7 +127,7 @@ def attend(
         beyond_paper=beyond_paper(
             screen_every,
             normalize,
-            heads // max(1, key.size(1)),
+            heads // key.size(1) if heads else 1,
             given is not None,
             return_relevance,
             packed,
@@ -170,7 +170,7 @@ def beyond_paper(
     asked = {
         f"screen_every={screen_every}": screen_every != 1,
         "normalize=True": normalize,
-        f"{group} query heads for one key head": group > 1,
+        f"{group} query heads for one key head": group != 1,
         "relevance": relevance,
         "return_relevance=True": return_relevance,
         "cu_seqlens": packed,

@@ -83,13 +83,13 @@ def check_tensors(
 
 
 def _check_heads(op: str, layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> None:
-    heads, of_keys = query.size(layout.heads), key.size(layout.heads)
-    like_query = list(query.shape)
-    like_query[layout.heads] = of_keys
-    divides = heads % of_keys == 0 if of_keys else heads == 0
-    if list(key.shape) != like_query or not divides:
-        wanted = f"the query's shape {list(query.shape)}"
-        wrong_shape(op, "key", f"{wanted}, or fewer heads that divide its {heads}", key)
+    if key.shape != query.shape:
+        heads, of_keys = query.size(layout.heads), key.size(layout.heads)
+        like_query = list(query.shape)
+        like_query[layout.heads] = of_keys
+        if list(key.shape) != like_query or of_keys == 0 or heads % of_keys:
+            wanted = f"the query's shape {list(query.shape)}"
+            wrong_shape(op, "key", f"{wanted}, or fewer heads that divide its {heads}", key)
     if value.shape[:-1] != key.shape[:-1]:
         sizes = ", ".join(map(str, key.shape[:-1]))
         names = f"{', '.join(layout.letters[:-1])} and {layout.letters[-1]} of the key"
