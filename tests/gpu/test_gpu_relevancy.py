@@ -146,6 +146,7 @@ def test_ties_and_nan() -> None:
         None,
         False,
         False,
+        None,
     )
     assert index[0, 0].tolist() == [0, 1, 2], "of equals the earlier keys stay"
     assert last[0, 0].tolist() == [11, 11, 11, *range(12)]

@@ -230,3 +230,14 @@ def test_shared_keys_are_screened_for_all_their_queries(backend: str) -> None:
     held = held & (found.last.unsqueeze(2) >= torch.arange(T).unsqueeze(1))
     assert torch.equal(found.kappa, held.sum(3).expand(B, HEADS, T))
     assert found.last[..., 0].max() > 1  # something was retained
+
+
+def test_a_call_without_steps_is_none(backend: str) -> None:
+    layer = layer_of(backend)
+    with throughtime.gradient_flow(layer) as flow:
+        layer(X[:, :0]).sum().backward()
+        assert flow.updates == 0
+        with pytest.raises(RuntimeError, match="no backward pass reached a recorded layer"):
+            flow.table()
+        layer(X).sum().backward()
+    assert len(flow.table()) == T

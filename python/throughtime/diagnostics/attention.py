@@ -71,6 +71,11 @@ class AttentionCall(Call):
         self.score_scale = given["scale"]
 
     @property
+    def traced(self) -> bool:
+        """Whether a backward pass came through; a call without steps counts as none."""
+        return super().traced and self.length > 0
+
+    @property
     def length(self) -> int:
         return self.needed("query").size(2)
 
