@@ -37,7 +37,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
         score: ``"dot"``, or ``"additive"``, which adds the parameter ``score_weight [heads, D]``.
         retain: ``"relevant"``, or the baseline ``"first"``, which keeps the first ``top_k`` keys.
         screen_every: queries from one change of the retained set to the next, >= 1; on a CPU no
-            choice of it is faster.
+            choice of it is faster. What it does to accuracy: see
+            :func:`throughtime.functional.relevancy_attention`.
         normalize: True counts the attention of a query as often as the query attends keys.
         num_key_value_heads: heads of keys and values, which divide ``num_heads``; None: as many.
             ``num_heads / num_key_value_heads`` consecutive heads of queries share the keys and the
