@@ -47,11 +47,12 @@ def figure(
 
 
 def rendered(canvas: Any) -> dict[str, bytes]:
-    """The figure as png and as svg; closes it."""
+    """The figure as png and as svg, the same bytes for the same figure; closes it."""
     found = {}
-    for suffix in ("png", "svg"):
+    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
         content = io.BytesIO()
-        canvas.savefig(content, format=suffix, dpi=150)
+        with plt.rc_context({"svg.hashsalt": "throughtime"}):
+            canvas.savefig(content, format=suffix, dpi=150, metadata=metadata)
         found[suffix] = content.getvalue()
     plt.close(canvas)
     return found

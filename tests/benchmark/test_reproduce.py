@@ -116,8 +116,10 @@ def test_the_page_and_what_is_stored(
     assert "![distance](distance.svg)" in page and Path("page/distance.svg").exists()
     assert page in capsys.readouterr().out
     rows = Path("page/hops.csv").read_bytes()
+    picture = Path("page/distance.svg").read_bytes()
     monkeypatch.setattr(gradients, "hops", lambda: pytest.fail("measured again"))
     assert main(words) == 0 and Path("page/hops.csv").read_bytes() == rows
+    assert Path("page/distance.svg").read_bytes() == picture  # no noise in a repository
 
 
 def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
