@@ -13,18 +13,18 @@ from throughtime.ops.precision import LOW_PRECISION
 
 
 class Layout(NamedTuple):
-    """The sizes of a query but for the last one, its features; ``heads`` is where the heads are."""
+    """The sizes of a query but for the last one, its features."""
 
     letters: tuple[str, ...]
-    heads: int
 
     def spelled(self, *rest: str) -> str:
         """The sizes with those of the features behind them."""
         return f"[{', '.join((*self.letters, *rest))}]"
 
 
-BATCH = Layout(("B", "heads", "T"), 1)
-PACKED = Layout(("total", "heads"), 1)
+BATCH = Layout(("B", "heads", "T"))
+PACKED = Layout(("total", "heads"))
+_HEADS = 1  # where the heads are, in each
 
 
 def check_tensors(
@@ -66,7 +66,7 @@ def check_tensors(
     if query.size(-1) == 0:
         wrong_shape(op, "query", layout.spelled("D") + " with D >= 1", query)
     _check_heads(op, layout, query, key, value)
-    heads, size = query.size(layout.heads), query.size(-1)
+    heads, size = query.size(_HEADS), query.size(-1)
     if (score == "additive") != (score_weight is not None):
         advice = "give score_weight=w [D] or [heads, D]" if score_weight is None else "leave it out"
         raise ValueError(
@@ -84,9 +84,9 @@ def check_tensors(
 
 def _check_heads(op: str, layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> None:
     if key.shape != query.shape:
-        heads, of_keys = query.size(layout.heads), key.size(layout.heads)
+        heads, of_keys = query.size(_HEADS), key.size(_HEADS)
         like_query = list(query.shape)
-        like_query[layout.heads] = of_keys
+        like_query[_HEADS] = of_keys
         if list(key.shape) != like_query or of_keys == 0 or heads % of_keys:
             wanted = f"the query's shape {list(query.shape)}"
             wrong_shape(op, "key", f"{wanted}, or fewer heads that divide its {heads}", key)
