@@ -80,6 +80,12 @@ def last(table: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
+def ended(table: pd.DataFrame) -> pd.DataFrame:
+    """``last`` of the runs that went as far as any, or could not go on."""
+    runs = last(table)
+    return runs[(runs.updates == runs.updates.max()) | runs.stopped.replace("", None).notna()]
+
+
 def falls(accuracy: pd.Series) -> int:
     """How often the accuracy goes more than 0.2 below its best so far, from above that line."""
     low = accuracy < accuracy.cummax() - LEAST_FALL

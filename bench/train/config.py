@@ -139,16 +139,16 @@ class Config:
         """Makes sure that this run may continue the one with the stored options.
 
         More epochs than before are fine unless p is annealed: then the number of epochs decides
-        when p becomes 0. Other threads compute the same.
+        when p becomes 0. Other threads compute the same. An option that the stored run lacks is
+        younger than that run: its default does what the run did.
         """
-        before = stored.get("epochs")
+        stored = {entry.name: entry.default for entry in fields(self)} | dict(stored)
+        before = stored["epochs"]
         longer = self.anneal == 0 and isinstance(before, int) and self.epochs > before
         differing = [
-            f"{flag(name)} is {value!r}, was {stored.get(name, 'absent')!r}"
+            f"{flag(name)} is {value!r}, was {stored[name]!r}"
             for name, value in asdict(self).items()
-            if stored.get(name, "absent") != value
-            and name != "threads"
-            and not (name == "epochs" and longer)
+            if stored[name] != value and name != "threads" and not (name == "epochs" and longer)
         ]
         if differing:
             raise UsageError(

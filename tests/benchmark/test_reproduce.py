@@ -175,7 +175,12 @@ def test_hours_are_left_out_unless_asked_for(
     monkeypatch.setattr(command, "CLAIMS", [claim("long", True), claim("short", False)])
     assert main(["reproduce", "--out", "page", *more]) == 0
     assert measured == expected
-    assert {claim.name for claim in CLAIMS if claim.hours} == {"copying-100"}
+
+
+def test_claims_of_hours() -> None:
+    copying = {"copying-100", "copying-100-rates", "copying-100-default"}
+    screening = {"screening-copying", "screening-denoise", "normalize"}
+    assert {claim.name for claim in CLAIMS if claim.hours} == copying | screening
 
 
 def screened(**accuracies: list[float]) -> pd.DataFrame:
@@ -205,11 +210,74 @@ def test_chunked_screening_is_judged_by_its_lowest(m_64: list[float], verdict: s
     assert found.table is not None and found.table.layer.tolist()[-1] == "full"
 
 
-def test_normalizing_shares_the_runs_of_screening() -> None:
-    by = {name: BY_NAME[name].measure for name in ("screening-denoise", "normalize")}
-    assert all(isinstance(sweep, training.Sweep) for sweep in by.values())
-    one, other = by.values()
-    assert one.name == other.name and one.common == other.common
-    assert one.kinds["m 1"] == other.kinds["m 1"] and one.seeds == other.seeds
+@pytest.mark.parametrize(
+    ("name", "base", "kinds"),
+    [
+        ("normalize", "screening-denoise", ["m 1"]),
+        ("copying-100-rates", "copying-100", ["p 0", "p 0.25", "p 0.5"]),
+    ],
+)
+def test_claims_share_runs(name: str, base: str, kinds: list[str]) -> None:
+    one, other = BY_NAME[name].measure, BY_NAME[base].measure
+    assert isinstance(one, training.Sweep) and isinstance(other, training.Sweep)
+    assert one.name == other.name and one.common == other.common and one.seeds == other.seeds
+    assert sorted(one.kinds.keys() & other.kinds.keys()) == kinds
+    assert all(one.kinds[kind] == other.kinds[kind] for kind in kinds)
+
+
+def test_kinds_of_the_copying_claims_have_folders_of_their_own() -> None:
+    found: dict[str, dict[str, Any]] = {}
+    for claim in CLAIMS:
+        if claim.name.startswith("copying-100"):
+            assert isinstance(claim.measure, training.Sweep)
+            for kind, options in claim.measure.kinds.items():
+                run = dict(claim.measure.common) | dict(options)
+                assert found.setdefault(kind, run) == run
+    assert len(found) == 3 * (2 * 3 + 1)
+
+
+def test_attention_by_number_of_keys() -> None:
     rows = screened(**{"m_1": [0.5] * 4, "m_1,_normalized": [0.8, 0.9, 0.8, 0.7]})
     assert BY_NAME["normalize"].judge(rows).verdict == "holds"
+
+
+def copied(*runs: tuple[float, int, int, float], stopped: str | None = None) -> pd.DataFrame:
+    """Last rows of runs: p, seed, updates, accuracy."""
+    names = ["p", "seed", "updates", "validation_accuracy"]
+    rows = pd.DataFrame(runs, columns=names)
+    falls = rows.assign(validation_accuracy=1.0, updates=1)  # each run begins with a fall to come
+    both = pd.concat([falls, rows], ignore_index=True)
+    return both.assign(kind=both.p.map("p {:g}".format), cpu_seconds=1.0, stopped=stopped, lr=1e-3,
+                       clip=0.0, grad_norm_max=1 / (1 + both.p))  # fmt: skip
+
+
+SEEDS_0 = [(0.0, seed, 30, 0.9) for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("detached", "copying", "rates"),
+    [
+        ([0.9, 0.95, 0.9], "holds", "does not hold here"),
+        ([0.6, 0.7, 0.6], "does not hold here", "does not hold here"),
+        ([0.95, 0.95], "cannot be told here", "cannot be told here"),
+    ],
+)
+def test_p_0_and_p_a_half_want_seeds(detached: list[float], copying: str, rates: str) -> None:
+    rows = copied(*SEEDS_0, *((0.5, seed, 30, value) for seed, value in enumerate(detached)))
+    assert BY_NAME["copying-100"].judge(rows).verdict == copying
+    assert BY_NAME["copying-100-rates"].judge(rows).verdict == rates
+
+
+def test_fewer_falls_are_steadier() -> None:
+    rows = copied(*((0.0, seed, 30, 0.1) for seed in range(3)),
+                  *((0.5, seed, 30, 0.9) for seed in range(3)))  # fmt: skip
+    found = BY_NAME["copying-100-rates"].judge(rows)
+    assert found.verdict == "holds" and "p 0: 1.00 falls" in found.ours
+
+
+def test_a_run_that_goes_on_counts_for_nothing() -> None:
+    rows = copied(*SEEDS_0, *((0.5, seed, 30 - seed, 0.95) for seed in range(3)))
+    found = BY_NAME["copying-100"].judge(rows)
+    assert found.verdict == "cannot be told here" and "4 runs ended" in found.ours
+    diverged = copied(*SEEDS_0, *((0.5, seed, 30 - seed, 0.95) for seed in range(3)), stopped="nan")
+    assert "6 runs ended" in BY_NAME["copying-100"].judge(diverged).ours

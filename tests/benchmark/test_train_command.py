@@ -202,6 +202,20 @@ def test_resume_names_every_other_option(capsys: pytest.CaptureFixture[str]) -> 
     assert len(read_csv("run/log.csv")) == 3
 
 
+def test_a_run_older_than_an_option_resumes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(ONE) == 0
+    state = torch.load("run/checkpoint.pt", weights_only=True)
+    del state["config"]["normalize"]
+    torch.save(state, "run/checkpoint.pt")
+    stored = json.loads(Path("run/config.json").read_text())
+    del stored["normalize"]
+    Path("run/config.json").write_text(json.dumps(stored))
+    again = [*COPYING, "--epochs", "2", "--resume"]
+    attention = [*again, "--layer", "rel-attention", "--normalize"]
+    assert "--normalize is True, was False" in refused(attention, capsys)
+    assert main(again) == 0 and len(read_csv("run/log.csv")) == 2
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
