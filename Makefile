@@ -71,6 +71,7 @@ part() { \
 endef
 ALL_PASSED = printf '\nmake $@: all passed in %s s\n' $$(( $$(date +%s) - begin ))
 
+# Without a limit of restarts, a process that a test ends is replaced, and pytest waits for ever.
 test:
 	@$(PARTS); \
 	part install $(MAKE) --no-print-directory install; \
@@ -79,7 +80,8 @@ test:
 	part types $(BIN)/mypy --cache-dir $(VENV)/mypy -p throughtime; \
 	part types-build $(BIN)/mypy --cache-dir $(VENV)/mypy setup.py csrc/toolchain.py csrc/ninja_file.py; \
 	part clang-format $(BIN)/clang-format --dry-run -Werror $(CPP); \
-	part pytest $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS); \
+	part pytest $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile \
+	  --max-worker-restart 0 $(PYTEST_ARGS); \
 	$(ALL_PASSED)
 
 # No GPU is needed: the kernels are compiled, linked and loaded.

@@ -23,7 +23,42 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import assert_type
 
 import throughtime
-from throughtime import LSTM, RelevancyAttention, RelLSTM, RelState
+from throughtime import LSTM, RelevancyAttention, RelevancyCache, RelLSTM, RelState
+from throughtime.functional import lstm
+from throughtime.functional import relevancy_attention as attention
+from throughtime.functional import relevancy_attention_varlen as varlen
+
+Two = tuple[Tensor, Tensor]
+Three = tuple[Tensor, Tensor, Tensor]
+
+def functions(x: Tensor, hx: Two, cache: RelevancyCache) -> None:
+    assert_type(lstm(x, hx, x, x, x, x, weight_hr=x, detach_mask=x, lengths=x, reset=x,
+                     reset_hx=hx, reverse=True, recompute=True, backend="cpu"),
+                tuple[Tensor, Two])
+    assert_type(lstm(x, hx, x, x, return_cells=True, reset=x), tuple[Tensor, Two, Tensor])
+    lstm(x, hx, x)  # type: ignore[call-overload]
+    lstm(x, hx, x, x, masks=x)  # type: ignore[call-overload]
+
+    assert_type(attention(x, x, x, 5, 3, score="dot", score_weight=x, scale=1.0, lengths=x,
+                          cache=cache, retain="first", screen_every=2, relevance=x,
+                          normalize=True, backend="cpu"), Tensor)
+    assert_type(varlen(x, x, x, x, 5, 3, score="dot", score_weight=x, scale=1.0, retain="first",
+                       screen_every=2, relevance=x, normalize=True, backend="cpu"), Tensor)
+    attention(x, x, x, 5, 3, score="sum")  # type: ignore[call-overload]
+    attention(x, x, x, 5, 3, 0.5)  # type: ignore[call-overload]
+    varlen(x, x, x, x, 5, 3, lengths=x)  # type: ignore[call-overload]
+
+def flags(x: Tensor, wanted: bool) -> None:
+    assert_type(attention(x, x, x, 5, 3, return_retained=False, return_relevance=False), Tensor)
+    assert_type(attention(x, x, x, 5, 3, return_retained=True), Two)
+    assert_type(attention(x, x, x, 5, 3, return_relevance=True), Two)
+    assert_type(attention(x, x, x, 5, 3, return_retained=True, return_relevance=True), Three)
+    assert_type(attention(x, x, x, 5, 3, return_relevance=wanted), Tensor | tuple[Tensor, ...])
+    assert_type(varlen(x, x, x, x, 5, 3, return_retained=False, return_relevance=False), Tensor)
+    assert_type(varlen(x, x, x, x, 5, 3, return_retained=True), Two)
+    assert_type(varlen(x, x, x, x, 5, 3, return_relevance=True), Two)
+    assert_type(varlen(x, x, x, x, 5, 3, return_retained=True, return_relevance=True), Three)
+    assert_type(varlen(x, x, x, x, 5, 3, return_relevance=wanted), Tensor | tuple[Tensor, ...])
 
 def calls(x: Tensor, packed: PackedSequence) -> None:
     lstm, rel, attend = LSTM(3, 4), RelLSTM(3, 4), RelevancyAttention(4, 2, 3, 1)

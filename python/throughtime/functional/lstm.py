@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from throughtime.ops import watching
 from throughtime.ops.lstm import LstmArguments, LstmResults
 from throughtime.ops.precision import cast
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 States = tuple[Tensor, Tensor]
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -41,46 +44,32 @@ PerDirection = tuple[Tensor | None, Tensor | None]
 WithCells = tuple[Tensor, States, Tensor]
 
 
-@overload
-def lstm(
-    input: Tensor,
-    hx: States | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None = None,
-    bias_hh: Tensor | None = None,
-    weight_hr: Tensor | None = None,
-    *,
-    detach_mask: Tensor | None = None,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_hx: States | None = None,
-    reverse: bool = False,
-    recompute: bool = False,
-    return_cells: Literal[False] = False,
-    backend: BackendName = "auto",
-) -> tuple[Tensor, States]: ...
+class Options(TypedDict, total=False):
+    """What :func:`lstm` takes by keyword, as its overloads say it."""
+
+    detach_mask: Tensor | None
+    lengths: Tensor | None
+    reset: Tensor | None
+    reset_hx: States | None
+    reverse: bool
+    recompute: bool
+    backend: BackendName
 
 
 @overload
 def lstm(
-    input: Tensor,
-    hx: States | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None = None,
-    bias_hh: Tensor | None = None,
-    weight_hr: Tensor | None = None,
-    *,
-    detach_mask: Tensor | None = None,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_hx: States | None = None,
-    reverse: bool = False,
-    recompute: bool = False,
-    return_cells: Literal[True],
-    backend: BackendName = "auto",
-) -> WithCells: ...
+    input: Tensor, hx: States | None, weight_ih: Tensor, weight_hh: Tensor,
+    bias_ih: Tensor | None = None, bias_hh: Tensor | None = None, weight_hr: Tensor | None = None,
+    *, return_cells: Literal[False] = False, **options: Unpack[Options],
+) -> tuple[Tensor, States]: ...  # fmt: skip
+
+
+@overload
+def lstm(
+    input: Tensor, hx: States | None, weight_ih: Tensor, weight_hh: Tensor,
+    bias_ih: Tensor | None = None, bias_hh: Tensor | None = None, weight_hr: Tensor | None = None,
+    *, return_cells: Literal[True], **options: Unpack[Options],
+) -> WithCells: ...  # fmt: skip
 
 
 def lstm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -35,6 +35,19 @@ from throughtime.states import RelevancyCache
 
 Score = Literal["dot", "additive"]
 Retain = Literal["relevant", "first"]
+
+
+class Options(TypedDict, total=False):
+    """What both functions take by keyword, as their overloads say it; the defaults stand in the two."""
+
+    score: Score
+    score_weight: Tensor | None
+    scale: float | None
+    retain: Retain
+    screen_every: int
+    relevance: Tensor | None
+    normalize: bool
+    backend: BackendName
 
 
 def attend(

@@ -2,124 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from torch import Tensor
 
 from throughtime.backends.backend import BackendName
-from throughtime.functional.relevancy_call import Retain, Score, attend
+from throughtime.functional.relevancy_call import Options, Retain, Score, attend
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _OP = "relevancy_attention_varlen"
 
 
 @overload
 def relevancy_attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    window_size: int,
-    top_k: int,
-    *,
-    score: Score = "dot",
-    score_weight: Tensor | None = None,
-    scale: float | None = None,
-    retain: Retain = "relevant",
-    screen_every: int = 1,
-    relevance: Tensor | None = None,
-    normalize: bool = False,
-    return_retained: Literal[False] = False,
-    return_relevance: Literal[False] = False,
-    backend: BackendName = "auto",
-) -> Tensor: ...
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, window_size: int, top_k: int,
+    *, return_retained: Literal[False] = False, return_relevance: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def relevancy_attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    window_size: int,
-    top_k: int,
-    *,
-    score: Score = "dot",
-    score_weight: Tensor | None = None,
-    scale: float | None = None,
-    retain: Retain = "relevant",
-    screen_every: int = 1,
-    relevance: Tensor | None = None,
-    normalize: bool = False,
-    return_retained: Literal[True],
-    return_relevance: Literal[False] = False,
-    backend: BackendName = "auto",
-) -> tuple[Tensor, Tensor]: ...
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, window_size: int, top_k: int,
+    *, return_retained: Literal[True], return_relevance: Literal[False] = False,
+    **options: Unpack[Options],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 @overload
 def relevancy_attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    window_size: int,
-    top_k: int,
-    *,
-    score: Score = "dot",
-    score_weight: Tensor | None = None,
-    scale: float | None = None,
-    retain: Retain = "relevant",
-    screen_every: int = 1,
-    relevance: Tensor | None = None,
-    normalize: bool = False,
-    return_retained: Literal[False] = False,
-    return_relevance: Literal[True],
-    backend: BackendName = "auto",
-) -> tuple[Tensor, Tensor]: ...
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, window_size: int, top_k: int,
+    *, return_retained: Literal[False] = False, return_relevance: Literal[True],
+    **options: Unpack[Options],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 @overload
 def relevancy_attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    window_size: int,
-    top_k: int,
-    *,
-    score: Score = "dot",
-    score_weight: Tensor | None = None,
-    scale: float | None = None,
-    retain: Retain = "relevant",
-    screen_every: int = 1,
-    relevance: Tensor | None = None,
-    normalize: bool = False,
-    return_retained: Literal[True],
-    return_relevance: Literal[True],
-    backend: BackendName = "auto",
-) -> tuple[Tensor, Tensor, Tensor]: ...
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, window_size: int, top_k: int,
+    *, return_retained: Literal[True], return_relevance: Literal[True],
+    **options: Unpack[Options],
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 
 
 @overload
 def relevancy_attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    window_size: int,
-    top_k: int,
-    *,
-    score: Score = "dot",
-    score_weight: Tensor | None = None,
-    scale: float | None = None,
-    retain: Retain = "relevant",
-    screen_every: int = 1,
-    relevance: Tensor | None = None,
-    normalize: bool = False,
-    return_retained: bool = False,
-    return_relevance: bool = False,
-    backend: BackendName = "auto",
-) -> Tensor | tuple[Tensor, ...]: ...
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, window_size: int, top_k: int,
+    *, return_retained: bool = False, return_relevance: bool = False,
+    **options: Unpack[Options],
+) -> Tensor | tuple[Tensor, ...]: ...  # fmt: skip
 
 
 def relevancy_attention_varlen(
