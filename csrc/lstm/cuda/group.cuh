@@ -100,12 +100,12 @@ class GroupBarrier {
   }
   // All blocks see after wait() what a block wrote before arrive().
   TT_DEVICE void arrive() const {
-    if (kGrid) grid_arrive(site_, partition_.arrivals + group_);
+    if (kGrid) grid_arrive(site_, arrivals());
   }
   TT_DEVICE void wait(int round) const {
     if (kGrid) {
       const unsigned all = static_cast<unsigned>(partition_.ranks) * (round + 1u);
-      grid_wait(site_, partition_.arrivals + group_, all);
+      grid_wait(site_, arrivals(), all);
     } else if (in_cluster()) {
       mbarrier_wait(site_, mbarrier(round), round / 2, bytes_);
       if (thread() == 0) mbarrier_expect(mbarrier(round), bytes_);
@@ -115,6 +115,8 @@ class GroupBarrier {
   }
 
  private:
+  TT_DEVICE unsigned* arrivals() const { return partition_.arrivals + group_ * kArrivalStride; }
+
   const Partition& partition_;
   const int group_;
   const Site site_;

@@ -20,7 +20,7 @@ int current_device() {
 constexpr int64_t kArrivalBytes = 256;  // the exchange begins at a multiple of it
 
 int64_t arrival_bytes(const RecurrencePlan& plan) {
-  return round_up(4 * plan.directions * plan.partition.groups, kArrivalBytes);
+  return round_up(4 * plan.directions * plan.partition.groups * kArrivalStride, kArrivalBytes);
 }
 
 // Blocks in clusters, or all of them co-resident, with more shared memory than the default.

@@ -25,6 +25,10 @@ struct SavedGateOf<float> {
 template <typename S>
 using SavedGate = typename SavedGateOf<S>::Type;
 
+// Numbers from one group's counter of arrivals to the next: each has a cache line of its own, so the
+// polls of one group do not hold up the arrivals of another.
+constexpr int kArrivalStride = 32;
+
 // How plan() in plan.h divides the work of a persistent kernel among blocks and warps.
 struct Partition {
   int groups;          // of samples, in each direction
@@ -32,7 +36,7 @@ struct Partition {
   int units;           // of a block, a multiple of 8; ranks * units >= H
   int parts;           // warps that share the inner dimension of one product
   bool grid;           // the blocks of a group exchange through global memory, else in a cluster
-  unsigned* arrivals;  // [D groups], 0 at the start; with `grid`
+  unsigned* arrivals;  // [D groups, kArrivalStride], 0 at the start; with `grid`
   void* exchange;      // h or partial dh of the groups in global memory; with `grid`
 };
 

@@ -17,7 +17,7 @@ template <typename S, template <typename> class Params>
 bool run_persistent(const RecurrencePlan& plan, Params<S> p) {
   constexpr bool backward = kIsBackward<Params<S>>;
   const RecurrenceShape shape{p.in.T, p.in.B, p.in.D, p.in.H, sizeof(S), backward};
-  std::vector<unsigned> arrivals(plan.directions * plan.partition.groups, 0);
+  std::vector<unsigned> arrivals(plan.directions * plan.partition.groups * kArrivalStride, 0);
   std::vector<char> exchange(plan.exchange_bytes(shape), '\xff');
   p.in.partition = plan.partition;
   p.in.partition.arrivals = arrivals.data();
