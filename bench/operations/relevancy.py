@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -125,16 +125,30 @@ def h2o(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return weights @ value
 
 
-FUNCTIONS: Mapping[str, Callable[[Case, Tensor, Tensor, Tensor], Tensor]] = {
-    "sdpa": sdpa, "banded": banded, "flex": flex, "full": full, "h2o": h2o,
-}  # fmt: skip
+class Attention(NamedTuple):
+    """Another attention, of case, query, key and value."""
+
+    of: Callable[[Case, Tensor, Tensor, Tensor], Tensor]
+    label: str
+    why_not: Callable[[Case], str | None]
+    window_alone: bool = False
+
+
+_too_long, _too_large = partial(full_why_not, TOO_LONG), partial(full_why_not, TOO_LARGE)
+OTHERS: Mapping[str, Attention] = {
+    "sdpa": Attention(sdpa, "full attention (sdpa)", _too_long),
+    "banded": Attention(banded, "the window alone (sdpa with a mask)", _too_long, True),
+    "flex": Attention(flex, "the window alone (compiled FlexAttention)", flex_why_not, True),
+    "full": Attention(full, "full attention by hand", _too_large),
+    "h2o": Attention(h2o, "full attention, then kvpress chooses keys once (H2O)", h2o_why_not),
+}
 
 
 def attend(contestant: Contestant, case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The output and, of ours, ``last``: the last query that attended each key."""
     query, key, value = (inputs[name] for name in ("query", "key", "value"))
     if not contestant.ours:
-        return {"output": FUNCTIONS[contestant.impl](case, query, key, value)}
+        return {"output": OTHERS[contestant.impl].of(case, query, key, value)}
     output, last = functional.relevancy_attention(  # type: ignore[call-overload]
         *(query, key, value, case.window_size, case.top_k),
         score=case.score,
@@ -161,14 +175,8 @@ class Relevancy(Operation):
     quick = (_case(512), _case(2048))
     typical = _case(2048)
     peers: ClassVar = {
-        name: Peer(label, same_function=False, why_not=why_not)
-        for name, label, why_not in (
-            ("sdpa", "full attention (sdpa)", partial(full_why_not, TOO_LONG)),
-            ("banded", "the window alone (sdpa with a mask)", partial(full_why_not, TOO_LONG)),
-            ("flex", "the window alone (compiled FlexAttention)", flex_why_not),
-            ("full", "full attention by hand", partial(full_why_not, TOO_LARGE)),
-            ("h2o", "full attention, then kvpress chooses keys once (H2O)", h2o_why_not),
-        )
+        name: Peer(other.label, same_function=False, why_not=other.why_not)
+        for name, other in OTHERS.items()
     }
     default_peers = ("sdpa",)
     scores = ("dot", "additive")
@@ -183,12 +191,11 @@ class Relevancy(Operation):
 
         Scores that a backward pass computes anew are not counted, as they could be kept.
         """
-        sizes = {
-            OURS: (case.window_size, case.top_k, case.screen_every or 1),
-            "banded": (case.window_size, 0),
-            "flex": (case.window_size, 0),
-        }
-        attended = case.B * case.heads * pairs(case.T, *sizes.get(impl, (case.T, 0)))
+        if impl == OURS:
+            sizes = case.window_size, case.top_k, case.screen_every or 1
+        else:
+            sizes = case.window_size if OTHERS[impl].window_alone else case.T, 0, 1
+        attended = case.B * case.heads * pairs(case.T, *sizes)
         return 1e-9 * attended * 4 * case.D * (3 if case.trains else 1)
 
     def gbyte(self, impl: str, case: Case) -> float:

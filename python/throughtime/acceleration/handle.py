@@ -11,14 +11,14 @@ from typing import NoReturn
 
 import torch
 
-from throughtime import masks
 from throughtime.acceleration.registration import displaced
 from throughtime.backends.selection import users_level
 from throughtime.functional.checks import check_flag
+from throughtime.nn.h_detach import HDetach
 from throughtime.ops.registration import lasting
 
 
-class Acceleration:
+class Acceleration(HDetach):
     """Result of :func:`throughtime.accelerate`; ``str()`` of it says what ran, and how often.
 
     While it is in force, ``nn.LSTM`` of every thread of the process runs on our kernels. Of several
@@ -50,15 +50,6 @@ class Acceleration:
         self._calls: Counter[str] = Counter()
         self._process = os.getpid()
         _handles.append(self)
-
-    @property
-    def detach_prob(self) -> float:
-        """Probability in [0, 1] of detaching a step in training; it may change at any time."""
-        return self._detach_prob
-
-    @detach_prob.setter
-    def detach_prob(self, p: float) -> None:
-        self._detach_prob = masks.check_probability(p, "detach_prob")
 
     @property
     def calls(self) -> Counter[str]:

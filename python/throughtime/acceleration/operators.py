@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from throughtime import masks
 from throughtime.acceleration.call import Call, why_not
 from throughtime.acceleration.handle import Acceleration, innermost
 from throughtime.functional import autocast_dtype
@@ -119,28 +118,15 @@ def _run(handle: Acceleration, call: Call) -> _Results:
     x, lengths = call.input, None
     if call.batch_sizes is not None:
         x, lengths = unpack(PackedSequence(call.input, call.batch_sizes))
-    output, (h_n, c_n) = run(
-        call, x, call.hx, _masks(handle, call, x), Episodes(None, None), lengths
-    )
+    detach_masks = handle._masks(
+        None, call.num_layers * call.directions, x.size(0), x.size(1), training=call.training,
+        device=x.device, generator=handle.generator,
+    )  # fmt: skip
+    output, (h_n, c_n) = run(call, x, call.hx, detach_masks, Episodes(None, None), lengths)
     if lengths is not None:
         output = pack_padded_sequence(output, lengths).data
     dtypes = _dtypes(call)
     return output.to(dtypes[0]), h_n.to(dtypes[1]), c_n.to(dtypes[2])
-
-
-def _masks(handle: Acceleration, call: Call, x: Tensor) -> Sequence[Tensor | None]:
-    """Drawn where ``throughtime.LSTM`` draws them."""
-    count = call.num_layers * call.directions
-    if not (call.training and handle.detach_prob > 0 and torch.is_grad_enabled()):
-        return [None] * count
-    return masks.drawn(
-        count,
-        x.size(0),
-        handle.detach_prob,
-        shared=handle.detach_shared,
-        device=x.device,
-        generator=handle.generator,
-    )
 
 
 def _dtypes(call: Call) -> tuple[torch.dtype, torch.dtype, torch.dtype]:

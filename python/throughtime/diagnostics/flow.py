@@ -6,46 +6,20 @@ import csv
 from collections.abc import Mapping
 from os import PathLike
 from types import TracebackType
-from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 
 from throughtime.diagnostics import statistics
 from throughtime.diagnostics.attention import KeyFlow, KeyParts
 from throughtime.diagnostics.call import Call
-from throughtime.diagnostics.parts import Hops
+from throughtime.diagnostics.parts import Hops, Parts, StepGradients
 from throughtime.diagnostics.rel_parts import AttentionFlow, RelParts
 from throughtime.diagnostics.updates import Updates
 from throughtime.diagnostics.verdict import sentence
 from throughtime.functional.checks import check_size
 
 Row = dict[str, str | int | float]
-
-
-class StepGradients(NamedTuple):
-    """The gradients of one call by step: of what it computed, not of its parameters.
-
-    Args:
-        dh: whole gradient by every h_t ``[T, B, H or P]``.
-        dc: whole gradient by every c_t ``[T, B, H]``.
-        direct: Y_t ``[T, B, H or P]``, what ``output.grad`` and h_n bring.
-        dc_cell: the part of ``dc`` that no path through h brings ``[T, B, H]``; of a RelLSTM none
-            through attention either. Of a plain cell (``cell="tanh"``), which has no c_t, ``dc``
-            and ``dc_cell`` are zero.
-
-    With a stride n there are ``ceil(T / n)`` steps in place of T.
-
-    Example:
-        >>> from throughtime.diagnostics import StepGradients
-        >>> StepGradients._fields
-        ('dh', 'dc', 'direct', 'dc_cell')
-    """
-
-    dh: Tensor
-    dc: Tensor
-    direct: Tensor
-    dc_cell: Tensor
 
 
 def gradient_flow(
@@ -169,9 +143,7 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
             ValueError: if there is no such call, or it is one of a RelevancyAttention.
         """
-        found = self._updates.call(layer, direction, call, recurrent_for="gradients")
-        others = found.direct(), self._updates.recurrent_parts(found).cell_part()
-        return StepGradients(*found.whole(), *map(found.kept, others))
+        return self._updates.ask("gradients", Parts, layer, direction, call).gradients()
 
     def keys(self, layer: str | int = 0, *, call: int = 0) -> KeyFlow:
         """Give what the queries, keys and values of a RelevancyAttention get, and what is attended.
@@ -191,14 +163,7 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
             ValueError: if there is no such call, or it is not one of a RelevancyAttention.
         """
-        found = self._updates.call(layer, 0, call)
-        parts = self._updates.parts(found)
-        if not isinstance(parts, KeyParts):
-            raise ValueError(
-                f"keys: {found.name} is not one of a RelevancyAttention; take flow.gradients(), or "
-                f"flow.attention() of a RelLSTM, or name another layer of {self.layers}"
-            )
-        return parts.keys()
+        return self._updates.ask("keys", KeyParts, layer, 0, call).keys()
 
     def attention(self, layer: str | int = 0, *, call: int = 0) -> AttentionFlow:
         """Say how attention carries the gradient of a call of a RelLSTM, and what it attends.
@@ -220,15 +185,7 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
             ValueError: if there is no such call, or it is not one of a RelLSTM.
         """
-        found = self._updates.call(layer, 0, call)
-        parts = self._updates.parts(found)
-        if not isinstance(parts, RelParts):
-            raise ValueError(
-                f"attention: {found.name} is not one of a RelLSTM; take flow.gradients() of an "
-                "LSTM, or flow.keys() of a RelevancyAttention, or name another layer of "
-                f"{self.layers}"
-            )
-        return parts.attention()
+        return self._updates.ask("attention", RelParts, layer, 0, call).attention()
 
     def hops(self, count: int, layer: str | int = 0, direction: int = 0, *, call: int = 0) -> Hops:
         """Split dc by the number of passages through h: a spectrum, and any p follows from it.
@@ -254,8 +211,7 @@ class GradientFlow:
         """
         if count < 0:
             raise ValueError(f"hops: count should be at least 0, got {count}")
-        found = self._updates.call(layer, direction, call, recurrent_for="hops")
-        return self._updates.recurrent_parts(found).hops(count)
+        return self._updates.ask("hops", Parts, layer, direction, call).hops(count)
 
     def parameters(self) -> list[Row]:
         """Compare each layer's weight gradient with gA, that with every step detached.
@@ -275,9 +231,9 @@ class GradientFlow:
         """
         rows: list[Row] = []
         for call in self._updates.recurrent("parameters"):
-            whole, cell = (
-                self._updates.recurrent_parts(call).weights(only) for only in (False, True)
-            )
+            parts = self._updates.parts(call)
+            assert isinstance(parts, Parts)
+            whole, cell = (parts.weights(only) for only in (False, True))
             norm = whole.norm().item()
             rows.append({
                 **_place(call),

@@ -25,6 +25,31 @@ from torch.nn import functional as F
 from throughtime.diagnostics.call import Call
 
 
+class StepGradients(NamedTuple):
+    """The gradients of one call by step: of what it computed, not of its parameters.
+
+    Args:
+        dh: whole gradient by every h_t ``[T, B, H or P]``.
+        dc: whole gradient by every c_t ``[T, B, H]``.
+        direct: Y_t ``[T, B, H or P]``, what ``output.grad`` and h_n bring.
+        dc_cell: the part of ``dc`` that no path through h brings ``[T, B, H]``; of a RelLSTM none
+            through attention either. Of a plain cell (``cell="tanh"``), which has no c_t, ``dc``
+            and ``dc_cell`` are zero.
+
+    With a stride n there are ``ceil(T / n)`` steps in place of T.
+
+    Example:
+        >>> from throughtime.diagnostics import StepGradients
+        >>> StepGradients._fields
+        ('dh', 'dc', 'direct', 'dc_cell')
+    """
+
+    dh: Tensor
+    dc: Tensor
+    direct: Tensor
+    dc_cell: Tensor
+
+
 class Hops(NamedTuple):
     """The gradient by every c_t, by passages through W_hh; masks of the call do not count.
 
@@ -172,6 +197,12 @@ class Parts:
     def cell_part(self) -> Tensor:
         """dc^(0) ``[T, B, H]``."""
         return self.call.arranged(self._rows_cell_part())
+
+    def gradients(self) -> StepGradients:
+        """The whole gradients and their parts, of the steps that are kept."""
+        call = self.call
+        own = call.kept(call.direct()), call.kept(self.cell_part())
+        return StepGradients(*call.whole(), *own)
 
     def hops(self, count: int) -> Hops:
         """dc^(0) to dc^(count)."""

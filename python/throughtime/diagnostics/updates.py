@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from throughtime.diagnostics import statistics
-from throughtime.diagnostics.attention import AttentionCall, KeyParts
-from throughtime.diagnostics.call import AnyCall, Call
+from throughtime.diagnostics.attention import KeyParts
+from throughtime.diagnostics.call import Call
 from throughtime.diagnostics.parts import Parts
 from throughtime.diagnostics.recording import Recorder, traced_layers
 from throughtime.diagnostics.rel_parts import RelParts
 
-Found = TypeVar("Found", Parts, KeyParts)
+Kind = TypeVar("Kind", bound=Parts | KeyParts)
+
+# What a question that reads one kind says of a call that has another.
+_OTHERWISE: dict[type, str] = {
+    Parts: "is one of a RelevancyAttention, which has no recurrence in time; take flow.keys() or "
+    "flow.table()",
+    RelParts: "is not one of a RelLSTM; take flow.gradients() of an LSTM, or flow.keys() of a "
+    "RelevancyAttention, or name another layer of {layers}",
+    KeyParts: "is not one of a RelevancyAttention; take flow.gradients(), or flow.attention() of a "
+    "RelLSTM, or name another layer of {layers}",
+}
 
 
 class Updates:
@@ -31,7 +40,7 @@ class Updates:
     def __init__(self, model: nn.Module, scaler: GradScaler | None, stride: int) -> None:
         self.recorder = Recorder(traced_layers(model), scaler, stride, self._summarise)
         self._earlier: list[dict[tuple[str, int, int], Tensor]] = []
-        self._parts: tuple[Call, Any] | None = None  # those asked for last
+        self._parts: Parts | KeyParts | None = None  # those asked for last
 
     def count(self) -> int:
         """Backward passes that were recorded."""
@@ -57,10 +66,8 @@ class Updates:
         handle = self.recorder.accelerated
         raise RuntimeError(text if handle is None else f"{text}; nn.LSTM ran so:\n{handle}")
 
-    def call(
-        self, layer: str | int, direction: int, number: int, recurrent_for: str | None = None
-    ) -> Call:
-        """One of them; ``recurrent_for`` is the question that a layer without recurrence has not.
+    def call(self, layer: str | int, direction: int, number: int) -> Call:
+        """One of them.
 
         Raises:
             ValueError: if there is no such call.
@@ -71,7 +78,7 @@ class Updates:
             name = names[layer]
         for call in calls:
             if (call.layer, call.direction, call.number) == (name, direction, number):
-                return call if recurrent_for is None else _recurrent(call, recurrent_for)
+                return call
         raise ValueError(
             f"gradient_flow: no backward pass reached layer {layer!r}, direction {direction}, call "
             f"{number}; recorded are {', '.join(f'{c.name}' for c in calls[:8])}"
@@ -85,23 +92,33 @@ class Updates:
         """
         calls = self.calls()
         found = [call for call in calls if call.recurrent]
-        return found or [_recurrent(calls[0], question)]
+        if not found:
+            raise self._refusal(question, Parts, calls[0])
+        return found
 
     def parts(self, call: Call) -> Parts | KeyParts:
         """What follows from a call; of the one that was asked for last it is kept."""
-        if isinstance(call, AttentionCall):
-            return self._made(call, KeyParts)
-        return self.recurrent_parts(call)
+        if self._parts is None or self._parts.call is not call:
+            self._parts = _kind(call)(call)
+        return self._parts
 
-    def recurrent_parts(self, call: Call) -> Parts:
-        """The same of a call of a recurrent layer."""
-        return self._made(call, Parts if call.window_size is None else RelParts)
+    def ask(
+        self, question: str, kind: type[Kind], layer: str | int, direction: int, number: int
+    ) -> Kind:
+        """The parts of one call, of the kind that a question reads.
 
-    def _made(self, call: AnyCall, make: Callable[[AnyCall], Found]) -> Found:
-        if self._parts is None or self._parts[0] is not call:
-            self._parts = call, make(call)
-        found: Found = self._parts[1]
-        return found
+        Raises:
+            ValueError: if there is no such call, or it has parts of another kind.
+        """
+        call = self.call(layer, direction, number)
+        if not issubclass(_kind(call), kind):
+            raise self._refusal(question, kind, call)
+        return cast(Kind, self.parts(call))
+
+    def _refusal(self, question: str, kind: type, call: Call) -> ValueError:
+        return ValueError(
+            f"{question}: {call.name} {_OTHERWISE[kind].format(layers=self.layers())}"
+        )
 
     def history(self, call: Call) -> Tensor:
         """|dc| ``[updates, steps]`` of a call, as far as its number of steps is the same."""
@@ -119,15 +136,7 @@ class Updates:
         self._parts = None
 
 
-def _recurrent(call: Call, question: str) -> Call:
-    """A call of a recurrent layer.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if call.recurrent:
-        return call
-    raise ValueError(
-        f"{question}: {call.name} is one of a RelevancyAttention, which has no recurrence in time; "
-        "take flow.keys() or flow.table()"
-    )
+def _kind(call: Call) -> type[Any]:
+    if not call.recurrent:
+        return KeyParts
+    return Parts if call.window_size is None else RelParts

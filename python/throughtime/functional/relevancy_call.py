@@ -38,7 +38,7 @@ Retain = Literal["relevant", "first"]
 
 
 class Options(TypedDict, total=False):
-    """What both functions take by keyword, as their overloads say it; the defaults stand in the two."""
+    """What both functions take by keyword, for their overloads, which show no defaults."""
 
     score: Score
     score_weight: Tensor | None

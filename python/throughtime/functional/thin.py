@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from throughtime import _ext
 from throughtime.backends.selection import preferred
+from throughtime.ops.autograd import plain
 from throughtime.ops.lstm import LstmArguments, LstmResults
 from throughtime.ops.lstm.cpu import lstm as operation
-from throughtime.ops.operation import plain
 
 _PLAIN = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
@@ -13,20 +12,20 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime import functional, masks
 from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
-from throughtime.functional import thin
 from throughtime.functional.checks import check_flag, check_pair, check_sequence, check_weight_dtype
 from throughtime.functional.lstm import Weights
 from throughtime.init import forget_bias_
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Episodes, Sizes, episodes
-from throughtime.nn.stacked import States, run
+from throughtime.nn.h_detach import HDetach
+from throughtime.nn.stacked import States, run, run_thin
 from throughtime.packed import check_packed, repack, unpack
 
 _Layer = TypeVar("_Layer", bound=nn.RNNBase)
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
 
-class LSTM(BackendChoice, nn.RNNBase):
+class LSTM(BackendChoice, HDetach, nn.RNNBase):
     r"""A multi-layer LSTM with h-detach: at random steps no gradient passes through ``h``.
 
     Constructor, parameters, shapes, states, outputs, errors and ``state_dict`` are those of
@@ -132,15 +131,6 @@ class LSTM(BackendChoice, nn.RNNBase):
         if forget_bias is not None:
             self.forget_bias = forget_bias
             forget_bias_(self, forget_bias)
-
-    @property
-    def detach_prob(self) -> float:
-        """Probability in [0, 1] of detaching a step in training."""
-        return self._detach_prob
-
-    @detach_prob.setter
-    def detach_prob(self, p: float) -> None:
-        self._detach_prob = masks.check_probability(p, "detach_prob")
 
     def reset_parameters(self) -> None:
         """Draw new weights as ``nn.LSTM`` does, but with ``forget_bias`` where it is given."""
@@ -298,7 +288,7 @@ class LSTM(BackendChoice, nn.RNNBase):
         check_flag("return_cells", return_cells)
         cells: list[Tensor] | None = [] if return_cells else None
         if hx is not None and detach_mask is None and reset_hx is None and cells is None:
-            found = self._thin(input, hx, reset)
+            found = run_thin(self, input, hx, reset)
             if found is not None:
                 return found
         check_pair("LSTM", hx)
@@ -320,7 +310,10 @@ class LSTM(BackendChoice, nn.RNNBase):
         length, batch, _ = input.shape
         self._check_states(hx, batch)
         starts = self._episodes(reset, reset_hx, length, batch, batch_first=first, batched=batched)
-        detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
+        detach_masks = self._masks(
+            detach_mask, self._count, length, batch, training=self.training,
+            device=input.device, generator=generator, batch_first=first,
+        )  # fmt: skip
         output, (h_n, c_n) = run(self, input, hx, detach_masks, starts, None, cells)
         more = [] if cells is None else [torch.stack(cells)]
         if not batched:
@@ -332,36 +325,6 @@ class LSTM(BackendChoice, nn.RNNBase):
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
-
-    def _thin(
-        self, input: Tensor | PackedSequence, hx: States, reset: Tensor | None
-    ) -> tuple[Tensor, States] | None:
-        """The thin way, if everything is plain; masks mean nothing to it."""
-        if not isinstance(input, Tensor) or not thin.applies(input, self.backend):
-            return None
-        layers = self.num_layers
-        drops = self.training and self.dropout > 0 and layers > 1
-        if input.dim() != 3 or self.bidirectional or drops:
-            return None
-        pair = isinstance(hx, (tuple, list)) and len(hx) == 2
-        if not pair or not all(
-            type(x) is Tensor and x.dim() == 3 and x.size(0) == layers for x in hx
-        ):
-            return None
-        if reset is not None:
-            if type(reset) is not Tensor or reset.dim() != 2:
-                return None
-            reset = reset.t() if self.batch_first else reset
-        x = input.transpose(0, 1) if self.batch_first else input
-        states = []
-        for layer, (h, c) in enumerate(zip(*hx, strict=True)):
-            found = thin.run(x, h, c, self._weights(layer, 0), reset)
-            if found is None:
-                return None
-            x = found.output
-            states.append((found.h_n, found.c_n))
-        h_n, c_n = (torch.stack(each) for each in zip(*states, strict=True))
-        return x.transpose(0, 1) if self.batch_first else x, (h_n, c_n)
 
     def _forward_packed(
         self,
@@ -378,15 +341,14 @@ class LSTM(BackendChoice, nn.RNNBase):
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         self._check_states(hx, batch)
         starts = self._episodes(reset, reset_hx, length, batch)
-        detach_masks = self._masks(detach_mask, length, batch, False, packed.data.device, generator)
         order = packed.sorted_indices
+        detach_masks = self._masks(
+            detach_mask, self._count, length, batch, training=self.training,
+            device=packed.data.device, generator=generator, order=order,
+        )  # fmt: skip
         if order is not None:
             hx = None if hx is None else _permute(hx, order)
             starts = starts.index_select(order)
-            detach_masks = [
-                mask.index_select(1, order) if mask is not None and mask.dim() == 2 else mask
-                for mask in detach_masks
-            ]
         padded, lengths = unpack(packed)
         starts = starts.within(lengths)
         output, states = run(self, padded, hx, detach_masks, starts, lengths, cells)
@@ -395,6 +357,11 @@ class LSTM(BackendChoice, nn.RNNBase):
             states = _permute(states, packed.unsorted_indices)
             more = [x.index_select(2, packed.unsorted_indices) for x in more]
         return repack(output, lengths, like=packed), states, *more
+
+    @property
+    def _count(self) -> int:
+        """Layers times directions."""
+        return self.num_layers * (2 if self.bidirectional else 1)
 
     def _weights(self, layer: int, direction: int) -> Weights:
         """The weights of one layer and direction, in the order of ``functional.lstm``.
@@ -411,30 +378,6 @@ class LSTM(BackendChoice, nn.RNNBase):
             getattr(self, f"weight_hr_{suffix}") if self.proj_size > 0 else None,
         )
 
-    def _masks(
-        self,
-        mask: Tensor | None,
-        length: int,
-        batch: int,
-        batch_first: bool,
-        device: torch.device,
-        generator: torch.Generator | None,
-    ) -> Sequence[Tensor | None]:
-        """One mask, ``[T]`` or ``[T, B]``, per layer and direction: the given ones, or drawn."""
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        if mask is None:
-            if not (self.training and self.detach_prob > 0 and torch.is_grad_enabled()):
-                return [None] * count
-            return masks.drawn(
-                count,
-                length,
-                self.detach_prob,
-                shared=self.detach_shared,
-                device=device,
-                generator=generator,
-            )
-        return masks.per_layer(mask, count, length, batch, batch_first)
-
     def _episodes(
         self,
         reset: Tensor | None,
@@ -445,9 +388,8 @@ class LSTM(BackendChoice, nn.RNNBase):
         batch_first: bool = False,
         batched: bool = True,
     ) -> Episodes:
-        count = self.num_layers * (2 if self.bidirectional else 1)
         features = (self.proj_size or self.hidden_size, self.hidden_size)
-        sizes = Sizes("LSTM", count, length, batch, features)
+        sizes = Sizes("LSTM", self._count, length, batch, features)
         return episodes(reset, reset_hx, sizes, batch_first=batch_first, batched=batched)
 
     def _check_input(self, input: Tensor, dims: int) -> None:
@@ -465,10 +407,9 @@ class LSTM(BackendChoice, nn.RNNBase):
     def _check_states(self, hx: States | None, batch: int) -> None:
         if hx is None:
             return
-        count = self.num_layers * (2 if self.bidirectional else 1)
         for k, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
             self.check_hidden_size(
-                hx[k], (count, batch, size), f"Expected hidden[{k}] size {{}}, got {{}}"
+                hx[k], (self._count, batch, size), f"Expected hidden[{k}] size {{}}, got {{}}"
             )
 
     def extra_repr(self) -> str:

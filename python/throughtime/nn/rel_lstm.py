@@ -25,13 +25,14 @@ from throughtime.functional.rel_lstm import Cell
 from throughtime.functional.relevancy_call import Retain
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Sizes, episodes
+from throughtime.nn.h_detach import HDetach
 from throughtime.packed import check_packed, dropout, repack, unpack
 from throughtime.states import RelState
 
 States = tuple[Tensor, Tensor]
 
 
-class RelLSTM(BackendChoice, nn.Module):
+class RelLSTM(BackendChoice, HDetach, nn.Module):
     r"""A multi-layer LSTM whose state is mixed with attention over its own screened past.
 
     At every step the state that enters the gates is ``s_t = (h_{t-1} + o_{t-1}) / 2``. Here
@@ -163,15 +164,6 @@ class RelLSTM(BackendChoice, nn.Module):
             cell=self.cell,
         )
 
-    @property
-    def detach_prob(self) -> float:
-        """Probability in [0, 1] of detaching a step in training."""
-        return self._detach_prob
-
-    @detach_prob.setter
-    def detach_prob(self, p: float) -> None:
-        self._detach_prob = masks.check_probability(p, "detach_prob")
-
     def reset_parameters(self) -> None:
         """Draw new weights: Xavier-normal, with gain 2 for query and key; the score's are normal.
 
@@ -260,7 +252,10 @@ class RelLSTM(BackendChoice, nn.Module):
         self._check_input(input)
         length, batch, _ = input.shape
         self._check_states(hx, batch)
-        detach_masks = self._masks(detach_mask, length, batch, first, input.device, generator)
+        detach_masks = self._masks(
+            detach_mask, self.num_layers, length, batch, training=self.training,
+            device=input.device, generator=generator, batch_first=first,
+        )  # fmt: skip
         sizes = Sizes("RelLSTM", self.num_layers, length, batch, ())
         starts = episodes(reset, None, sizes, batch_first=first, batched=batched)
         output, state = self._run(input, self._per_layer(hx), detach_masks, starts.reset, None)
@@ -284,19 +279,18 @@ class RelLSTM(BackendChoice, nn.Module):
         length, batch = packed.batch_sizes.size(0), int(packed.batch_sizes[0])
         _check_kind(hx)
         self._check_states(hx, batch)  # before sorting, which would hide a batch that is too large
-        detach_masks = self._masks(detach_mask, length, batch, False, packed.data.device, generator)
-        starts = episodes(reset, None, Sizes("RelLSTM", self.num_layers, length, batch, ()))
         order = packed.sorted_indices
+        detach_masks = self._masks(
+            detach_mask, self.num_layers, length, batch, training=self.training,
+            device=packed.data.device, generator=generator, order=order,
+        )  # fmt: skip
+        starts = episodes(reset, None, Sizes("RelLSTM", self.num_layers, length, batch, ()))
         if order is not None:
             if isinstance(hx, RelState):
                 hx = hx.index_select(order)
             elif hx is not None:
                 hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
             starts = starts.index_select(order)
-            detach_masks = [
-                mask.index_select(1, order) if mask is not None and mask.dim() == 2 else mask
-                for mask in detach_masks
-            ]
         padded, lengths = unpack(packed)
         output, state = self._run(padded, self._per_layer(hx), detach_masks, starts.reset, lengths)
         if packed.unsorted_indices is not None:
@@ -354,28 +348,6 @@ class RelLSTM(BackendChoice, nn.Module):
             for k, x in enumerate(hx):
                 if tuple(x.shape) != wanted:
                     raise RuntimeError(f"Expected hidden[{k}] size {wanted}, got {list(x.shape)}")
-
-    def _masks(
-        self,
-        mask: Tensor | None,
-        length: int,
-        batch: int,
-        batch_first: bool,
-        device: torch.device,
-        generator: torch.Generator | None,
-    ) -> Sequence[Tensor | None]:
-        if mask is not None:
-            return masks.per_layer(mask, self.num_layers, length, batch, batch_first)
-        if not (self.training and self.detach_prob > 0 and torch.is_grad_enabled()):
-            return [None] * self.num_layers
-        return masks.drawn(
-            self.num_layers,
-            length,
-            self.detach_prob,
-            shared=self.detach_shared,
-            device=device,
-            generator=generator,
-        )
 
     def _check_input(self, input: Tensor) -> None:
         weight = self.weight_hh_l0

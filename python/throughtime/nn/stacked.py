@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import functional
 from throughtime.backends.backend import BackendName
+from throughtime.functional import thin
 from throughtime.functional.lstm import Weights
 from throughtime.nn.episodes import Episodes
 from throughtime.packed import dropout
+
+if TYPE_CHECKING:
+    from throughtime.nn.lstm import LSTM
 
 States = tuple[Tensor, Tensor]
 
@@ -57,6 +62,35 @@ def run(
     # A copy also for one layer: detach_() does not work on a view.
     join = torch.cat if layers.bidirectional else torch.stack
     return x, (join(h_n), join(c_n))
+
+
+def run_thin(
+    layers: LSTM, input: Tensor | PackedSequence, hx: States, reset: Tensor | None
+) -> tuple[Tensor, States] | None:
+    """The thin way of a layer's call, if everything is plain; masks mean nothing to it."""
+    if not isinstance(input, Tensor) or not thin.applies(input, layers.backend):
+        return None
+    count = layers.num_layers
+    drops = layers.training and layers.dropout > 0 and count > 1
+    if input.dim() != 3 or layers.bidirectional or drops:
+        return None
+    pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+    if not pair or not all(type(x) is Tensor and x.dim() == 3 and x.size(0) == count for x in hx):
+        return None
+    if reset is not None:
+        if type(reset) is not Tensor or reset.dim() != 2:
+            return None
+        reset = reset.t() if layers.batch_first else reset
+    x = input.transpose(0, 1) if layers.batch_first else input
+    states = []
+    for layer, (h, c) in enumerate(zip(*hx, strict=True)):
+        found = thin.run(x, h, c, layers._weights(layer, 0), reset)
+        if found is None:
+            return None
+        x = found.output
+        states.append((found.h_n, found.c_n))
+    h_n, c_n = (torch.stack(each) for each in zip(*states, strict=True))
+    return x.transpose(0, 1) if layers.batch_first else x, (h_n, c_n)
 
 
 def _one(

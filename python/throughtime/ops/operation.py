@@ -33,13 +33,19 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
-from torch.autograd import forward_ad
+from torch._functorch.utils import unwrap_dead_wrappers
 
-from throughtime.ops.autograd import SingleLevelFunction
+from throughtime.ops.autograd import (
+    SingleLevelFunction,
+    any_tangent,
+    apply,
+    below,
+    named,
+    plain,
+)
 from throughtime.ops.record import Checker, Derived, Field, Layout, fake, fields, spelled
 from throughtime.ops.registration import register
-from throughtime.ops.second_derivative import Definition, differentiable, once
+from throughtime.ops.second_derivative import Definition, differentiable, once, refusal
 from throughtime.ops.watching import backward_of
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
@@ -139,10 +145,10 @@ class Operation(Generic[Arguments, Results]):
             names[1], self.backward_takes, self.backward_gives, run_backward, fakes[1]
         )
         self._function = _function(self)
-        self._refusal = _refusal(self.backward_op, title)
+        self._refusal = refusal(self.backward_op, title)
         self._twice = differentiable(
             f"{title}Gradient",
-            lambda args: _below(self.backward_op, args),
+            lambda args: below(self.backward_op, args),
             Definition(
                 definition,
                 arguments,
@@ -162,14 +168,14 @@ class Operation(Generic[Arguments, Results]):
         if not plain():
             found = self.forward_op(*args, *self._not_saving)
         elif torch.is_grad_enabled() and self._requires_grad(args):
-            found = _apply(self._function, unwrap_dead_wrappers(args))
+            found = apply(self._function, unwrap_dead_wrappers(args))
         else:
             return self.without_gradient(args)
         return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
 
     def without_gradient(self, args: Arguments) -> Results:
         """Run the forward operator where :func:`plain` is true and no gradient is wanted."""
-        found = _below(self.forward_op, (*args, *self._not_saving))
+        found = below(self.forward_op, (*args, *self._not_saving))
         return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
 
     def _lay_out(self, needs: tuple[str, ...]) -> None:
@@ -228,21 +234,21 @@ class Operation(Generic[Arguments, Results]):
     def _autograd(self, *args: Any) -> tuple[Tensor, ...]:
         """The forward operator where derivatives may be wanted of it."""
         given = args[: len(self._inputs)]
-        if _any_tangent(given):
+        if any_tangent(given):
             results = self.definition(self.arguments._make(given))  # type: ignore[attr-defined]
             nothing = results[0].new_empty(0)
             return (*results, *[nothing] * (len(self._outputs) - len(results)))
         if torch.is_grad_enabled() and self._requires_grad(given):
-            return _apply(self._function, given)
-        return _below(self.forward_op, args)
+            return apply(self._function, given)
+        return below(self.forward_op, args)
 
     def _autograd_of_backward(self, *args: Any) -> tuple[Tensor, ...]:
         """The backward operator where derivatives may be wanted of it."""
-        if _any_tangent(args):
+        if any_tangent(args):
             raise RuntimeError(once(self.title))
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return _apply(self._refusal, args)
-        return _below(self.backward_op, args)
+            return apply(self._refusal, args)
+        return below(self.backward_op, args)
 
     def keep(self, ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
         """Save for the backward pass what the backward operator takes."""
@@ -277,9 +283,9 @@ class Operation(Generic[Arguments, Results]):
                     "operation since the forward pass, and create_graph=True needs it as it was; "
                     "modify a copy of it"
                 )
-            found = _apply(self._twice, (*args, *ctx.unread))
+            found = apply(self._twice, (*args, *ctx.unread))
         else:
-            found = _below(ctx.backward_op, args)
+            found = below(ctx.backward_op, args)
         return tuple(
             [
                 found[k] if need and k is not None else None
@@ -338,12 +344,12 @@ def part_of(name: str, whole: str) -> None:
 
     def autograd(*args: Any) -> tuple[Tensor, ...]:
         wanted = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-        if wanted or _any_tangent(args):
+        if wanted or any_tangent(args):
             raise RuntimeError(
                 f"throughtime::{name} has no gradient of its own; call throughtime::{whole}, which "
                 "has one, or detach the arguments"
             )
-        return _below(operator, args)
+        return below(operator, args)
 
     register(torch.library.impl, name, "Autograd", autograd)
 
@@ -370,51 +376,11 @@ def _need(name: str) -> str:
     return "weights" if name.startswith(("weight", "bias")) else name
 
 
-def plain() -> bool:
-    """Whether nothing but eager autograd watches, so that the dispatcher's detour can be saved."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
-def _apply(function: type[Any], args: Iterable[Any]) -> tuple[Tensor, ...]:
-    """``function.apply(*args)`` for the innermost level of differentiation alone.
-
-    That of ``torch.autograd.Function`` binds its arguments to the signature of forward at every
-    call, a third of a small call's time, and hands what torch.func transforms to all its levels:
-    the dispatcher has come down to one of them already where an Autograd kernel runs.
-    """
-    if not torch._C._are_functorch_transforms_active():
-        return function.apply(*args)  # type: ignore[no-any-return]
-    with enable_single_level_autograd_function():
-        return function.apply(*args)  # type: ignore[no-any-return]
-
-
-def _below(operator: Any, args: Iterable[Any]) -> tuple[Tensor, ...]:
-    """Run an operator below this level of autograd.
-
-    ``torch.autograd.Function`` turns differentiation off in its forward; the levels further out
-    have not been there yet.
-    """
-    if not torch._C._are_functorch_transforms_active():
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)  # type: ignore[no-any-return]
-    with (
-        torch.enable_grad(),
-        forward_ad._set_fwd_grad_enabled(True),
-        torch._C._AutoDispatchBelowAutograd(),
-    ):
-        return operator(*args)  # type: ignore[no-any-return]
-
-
 def _function(pair: Operation[Any, Any]) -> type[Any]:
     class Function(SingleLevelFunction):
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
-            return _below(pair.forward_op, (*args, *pair._saving))
+            return below(pair.forward_op, (*args, *pair._saving))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -424,50 +390,7 @@ def _function(pair: Operation[Any, Any]) -> type[Any]:
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return pair.gradients(ctx, grads)
 
-    return _named(Function, pair.title)
-
-
-def _refusal(operator: Any, title: str) -> type[Any]:
-    """The backward operator with an error as its own gradient."""
-
-    class Backward(SingleLevelFunction):
-        @staticmethod
-        def forward(*args: Any) -> tuple[Tensor, ...]:
-            return _below(operator, args)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*[x if isinstance(x, Tensor) else None for x in inputs])
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            # An operator, which fails when it runs: a compiler traces more gradients than are used.
-            grad = next((grad for grad in grads if grad is not None), None)
-            if grad is None:
-                return (None,) * len(ctx.needs_input_grad)
-            refuse = torch.ops.throughtime.second_derivative.default
-            return tuple(
-                refuse(grad, x, title) if need else None
-                for x, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-            )
-
-    return _named(Backward, f"{title}Gradient")
-
-
-def _named(function: type, name: str) -> type[Any]:
-    """``grad_fn`` shows the name of the class."""
-    return type(name, (function,), {})
-
-
-def _any_tangent(args: Iterable[Any]) -> bool:
-    """Whether forward-mode differentiation goes through one of the arguments."""
-    return any(
-        isinstance(x, Tensor)
-        and x.is_floating_point()
-        and torch._VF._unpack_dual(x, level=0)[1] is not None
-        for x in args
-    )
+    return named(Function, pair.title)
 
 
 def _picking(positions: Iterable[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

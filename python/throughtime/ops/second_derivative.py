@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.ops.autograd import SingleLevelFunction
+from throughtime.ops.autograd import SingleLevelFunction, below, named
 from throughtime.ops.record import Field
 from throughtime.ops.registration import register
 
@@ -86,7 +86,35 @@ def differentiable(
                 return (None,) * len(inputs)
             return _second(of, inputs, ctx.needs_input_grad, grads)
 
-    return type(name, (Backward,), {})  # grad_fn shows the name of the class
+    return named(Backward, name)
+
+
+def refusal(operator: Any, title: str) -> type[Any]:
+    """The backward operator with an error as its own gradient."""
+
+    class Backward(SingleLevelFunction):
+        @staticmethod
+        def forward(*args: Any) -> tuple[Tensor, ...]:
+            return below(operator, args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*[x if isinstance(x, Tensor) else None for x in inputs])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            # An operator, which fails when it runs: a compiler traces more gradients than are used.
+            grad = next((grad for grad in grads if grad is not None), None)
+            if grad is None:
+                return (None,) * len(ctx.needs_input_grad)
+            refuse = torch.ops.throughtime.second_derivative.default
+            return tuple(
+                refuse(grad, x, title) if need else None
+                for x, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+            )
+
+    return named(Backward, f"{title}Gradient")
 
 
 def _second(
