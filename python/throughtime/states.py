@@ -21,15 +21,16 @@ class RelevancyCache:
     it since the retained set last changed: empty slots first, newest key last.
 
     Attributes:
-        key: ``[B, heads, P, D]``, zeros in an empty slot; None before the first call.
-        value: ``[B, heads, P, Dv]``, like ``key``.
-        relevance: ``[B, heads, P]``, attention received in the window; -1 in an empty slot.
-        position: int64 ``[B, heads, P]``, counted from the sequence's first key; -1 in an empty
+        key: ``[B, key heads, P, D]``, zeros in an empty slot; None before the first call.
+        value: ``[B, key heads, P, Dv]``, like ``key``.
+        relevance: ``[B, key heads, P]``, attention received in the window, or what was given; -1 in
+            an empty slot.
+        position: int64 ``[B, key heads, P]``, counted from the sequence's first key; -1 in an empty
             slot.
         length: int64 ``[B]``, number of keys seen so far.
         retained: R, slots of the retained set.
-        options: (window_size, top_k, screen_every, score, scale, retain, normalize) of the first
-            call; later calls must have the same.
+        options: (window_size, top_k, screen_every, score, scale, retain, normalize, whether
+            relevance is given) of the first call; later calls must have the same.
 
     Example:
         >>> import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -286,6 +287,46 @@ def test_a_detached_cache_ends_the_graph() -> None:
             for c in (copy.copy(detached), copy.copy(cache))
         ]
         assert not gradients[0][:, :, :3].any() and gradients[1][:, :, :3].any()
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("score", ["dot", "additive"])
+@pytest.mark.parametrize("largest", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_size_may_be_the_largest_integer(name: Any, score: str, largest: tuple[int, ...]) -> None:
+    rows, weight = qkv(1, 2, 9, 3), random(2, 3, seed=5) if score == "additive" else None
+    found, wanted = [], []
+    for results, most in ((found, sys.maxsize), (wanted, 100)):
+        window_size, top_k, every = (most if k in largest else 2 for k in range(3))
+        call: dict[str, Any] = {"score": score, "score_weight": weight, "screen_every": every}
+        call |= {"return_retained": True, "backend": name}
+        output, last = relevancy_attention(*rows, window_size, top_k, **call)
+        results += [output, last, *torch.autograd.grad(output.square().sum(), rows)]
+        cache = RelevancyCache()
+        for at in ((0, 4), (4, 9)):
+            now = [x[:, :, slice(*at)] for x in rows]
+            results += relevancy_attention(*now, window_size, top_k, cache=cache, **call)
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_relevance_past_a_length_is_not_looked_at(backend: Any) -> None:
+    rows, gate = [x.detach() for x in qkv(2, 2, 9, 3)], random(2, 2, 9, seed=6).abs()
+    lengths = torch.tensor([4, 0])
+    call: dict[str, Any] = {"lengths": lengths, "return_relevance": True, "backend": backend}
+    found = []
+    for padding in (1.0, math.nan, -1.0):
+        gate[0, :, 4:], gate[1] = padding, padding
+        found.append(relevancy_attention(*rows, 2, 3, relevance=gate, **call))
+    for others in found[1:]:
+        assert all(map(torch.equal, others, found[0]))
+
+
+def test_a_compiler_may_leave_every_size_open() -> None:
+    call = torch.compile(relevancy_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    for heads, of_keys, *sizes in ((6, 3, 2, 3, 1), (8, 4, 3, 1, 2), (8, 2, 4, 5, sys.maxsize)):
+        query, key = random(2, heads, 9, 3, seed=0), random(2, of_keys, 9, 3, seed=1)
+        given, every = (query, key, key, *sizes[:2]), sizes[2]
+        options: dict[str, Any] = {"screen_every": every, "backend": "cpu"}
+        assert torch.equal(call(*given, **options), relevancy_attention(*given, **options))
 
 
 def test_empty_batch_and_no_steps(backend: Any) -> None:

@@ -190,6 +190,35 @@ def test_compiled_packed_samples(backend: str) -> None:
         compiled(*tensors, torch.tensor([0, 40, 20, 60]))
 
 
+def test_vmap_over_numbers_that_are_checked(backend: str) -> None:
+    """Relevance, lengths and bounds differ from call to call; the kernels check them then."""
+    q, k, v = (random(3, 2, 12, n, 4, seed=n) for n in (2, 1, 3))  # three calls of two samples
+    q, k, v = (x.transpose(2, 3) for x in (q, k, v[:, :, :, :1]))
+    gate, lengths = random(3, 2, 1, 12, seed=5).abs(), torch.tensor([[12, 3], [0, 7], [5, 5]])
+    bounds = torch.tensor([[0, 4, 12], [0, 12, 12], [0, 0, 12]])
+
+    def batch(*rows: Tensor) -> Tensor:
+        options: dict[str, Any] = {"relevance": rows[3], "lengths": rows[4], "backend": backend}
+        return relevancy_attention(*rows[:3], 2, 2, **options)
+
+    def one_behind_the_other(*rows: Tensor) -> Tensor:
+        one = (x[0].transpose(0, 1) for x in rows[:3])
+        return relevancy_attention_varlen(*one, rows[3], 2, 2, backend=backend)
+
+    for call, rows in (
+        (batch, (q, k, v, gate, lengths)),
+        (one_behind_the_other, (q, k, v, bounds)),
+    ):
+        each = torch.stack([call(*(x[n] for x in rows)) for n in range(3)])
+        if call is batch or backend == "cpu":  # the reference reads where samples begin
+            assert torch.equal(torch.func.vmap(call)(*rows), each)
+    if backend == "cpu":
+        with pytest.raises(RuntimeError, match="given should hold numbers from 0"):
+            torch.func.vmap(batch)(q, k, v, -gate, lengths)
+        with pytest.raises(RuntimeError, match="cu_seqlens should not fall"):
+            torch.func.vmap(one_behind_the_other)(q, k, v, bounds - torch.tensor([0, 1, 0]))
+
+
 def test_memory_follows_the_rows_and_not_the_longest_sample() -> None:
     if _ext.extension is None:
         pytest.skip("the compiled kernels are not in this installation")

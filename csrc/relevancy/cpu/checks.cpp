@@ -33,7 +33,7 @@ void LastCheck::operator()(const int64_t* last, int64_t stride, Steps steps) {
   ends_.assign(s.T, 0);
   int64_t first = s.R;  // of the window: slots before it are empty
   while (first < s.P && last[first * stride] < 0) ++first;
-  const int64_t window = least(s.window_size, kTooMany), every = s.screen_every;
+  const int64_t window = least(s.window_size, kTooMany), every = least(s.screen_every, kTooMany);
   const int64_t full = first - s.P + window - 1;  // after this query the first key leaves
   // Queries after `step` until the next border.
   const auto to_border = [&](int64_t step) {

@@ -36,8 +36,8 @@ struct Borders {
   TT_INLINE Borders(const ScreeningShape& shape, const Steps& steps)
       : P(shape.P),
         window_size(least(shape.window_size, kTooMany)),
-        every(shape.screen_every),
-        since(steps.seen % shape.screen_every) {}
+        every(least(shape.screen_every, kTooMany)),
+        since(steps.seen % every) {}
 
   // How many queries follow until the next border, the query itself not counted.
   TT_INLINE int64_t until(int64_t step) const { return every - 1 - phase(step); }

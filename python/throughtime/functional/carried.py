@@ -84,7 +84,7 @@ def check_cache(
         key: the call's own.
         value: the call's own.
         sizes: window_size, top_k and screen_every.
-        others: score, scale, retain and normalize.
+        others: score, scale, retain, normalize and whether relevance is given.
 
     Raises:
         RuntimeError, TypeError, ValueError: as :func:`throughtime.functional.relevancy_attention`
@@ -103,9 +103,11 @@ def check_cache(
     for name in names:
         _check_tensor(op, f"cache.{name}", getattr(cache, name))
     if cache.options != options:
-        listed = "(window_size, top_k, screen_every, score, scale, retain, normalize)"
+        listed = (
+            "window_size, top_k, screen_every, score, scale, retain, normalize, relevance given"
+        )
         raise ValueError(
-            f"{op}: cache was begun with {listed} = {cache.options}, got {options}; "
+            f"{op}: cache was begun with ({listed}) = {cache.options}, got {options}; "
             f"go on with the same, or {_NEW_CACHE}"
         )
     assert cache.key is not None and cache.value is not None

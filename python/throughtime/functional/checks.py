@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
@@ -175,8 +176,10 @@ def checked_lengths(
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether values may be looked at: it would stall a GPU and break a graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values may be looked at: it would stall a GPU, break a graph, and stop a vmap."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def wrong_shape(op: str, name: str, wanted: str, got: Tensor) -> NoReturn:
@@ -185,16 +188,21 @@ def wrong_shape(op: str, name: str, wanted: str, got: Tensor) -> NoReturn:
 
 
 def check_size(op: str, name: str, value: int, *, least: int) -> None:
-    """Check that ``value`` is a whole number of at least ``least``.
+    """Check that ``value`` is a whole number of at least ``least`` that 64 bits hold.
 
     Raises:
         TypeError: if it is no int.
-        ValueError: if it is smaller.
+        ValueError: if it is smaller, or larger than 2^63 - 1.
     """
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} should be of type int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{op}: {name} should be {least} or more, got {value}")
+    if value > sys.maxsize:
+        raise ValueError(
+            f"{op}: {name} should be at most 2^63 - 1, got {value}; no limit is needed: "
+            "sys.maxsize is more than any sequence has"
+        )
 
 
 def check_flag(name: str, value: bool) -> None:

@@ -91,13 +91,13 @@ def attend(
         check_flag(f"{op}: {name}", flag)
     layout = PACKED if packed else BATCH
     weight = check_tensors(op, layout, query, key, value, score, score_weight)
-    given = checked_relevance(op, layout, relevance, key, retain, normalize)
+    lengths = checked_lengths(op, lengths, query.size(0), query.size(-2), query.device)
+    given = checked_relevance(op, layout, relevance, key, retain, normalize, lengths)
     if packed:
         cu_seqlens = checked_bounds(op, cu_seqlens, query)
         query, key, value = (_batch_of_one(x) for x in (query, key, value))
         given = None if given is None else given.t().unsqueeze(0)
-    batch, heads, length, size = query.shape
-    lengths = checked_lengths(op, lengths, batch, length, query.device)
+    _, heads, length, size = query.shape
     if scale is None:
         scale = float(size) ** -0.5  # a size is a tensor in a trace, and its power one of float32
     elif isinstance(scale, bool) or not isinstance(scale, numbers.Real):
@@ -181,14 +181,19 @@ def beyond_paper(
         packed: whether the call gives cu_seqlens.
     """
     asked = {
-        f"screen_every={screen_every}": screen_every != 1,
+        f"screen_every={_spelled(screen_every)}": screen_every != 1,
         "normalize=True": normalize,
-        f"{group} query heads for one key head": group != 1,
+        f"{_spelled(group)} query heads for one key head": group != 1,
         "relevance": relevance,
         "return_relevance=True": return_relevance,
         "cu_seqlens": packed,
     }
     return tuple([name for name, is_asked in asked.items() if is_asked])
+
+
+def _spelled(number: int) -> str:
+    """A number in a message; one that is traced need not have a value yet."""
+    return "n" if torch.compiler.is_compiling() else str(number)
 
 
 def _batch_of_one(rows: Tensor) -> Tensor:
@@ -201,7 +206,8 @@ def _continued(
 ) -> RelevancyArguments:
     """The arguments of a call that goes on where the cache's last one ended."""
     sizes = (args.window_size, args.top_k, args.screen_every)
-    check_cache(op, cache, args.key, args.value, sizes, (score, args.scale, retain, args.normalize))
+    others = (score, args.scale, retain, args.normalize, args.given is not None)
+    check_cache(op, cache, args.key, args.value, sizes, others)
     if cache.key is None or cache.value is None:
         return args
     return args._replace(

@@ -103,8 +103,11 @@ def checked_relevance(
     key: Tensor,
     retain: str,
     normalize: bool,
+    lengths: Tensor | None,
 ) -> Tensor | None:
     """Check what is given in place of attention; return it in the dtype of relevance.
+
+    Past ``lengths``, which are checked, its numbers are not looked at.
 
     Raises:
         RuntimeError: if its shape or device does not fit.
@@ -132,11 +135,17 @@ def checked_relevance(
             f"{relevance.device}; move it: relevance.to({str(key.device)!r})"
         )
     relevance = relevance.detach()
-    if relevance.numel() and readable(relevance) and not relevance.min().item() >= 0:  # nor is NaN
-        raise ValueError(
-            f"{op}: relevance should hold numbers from 0, got {relevance.min().item()}; shift it: "
-            "only the order counts"
-        )
+    if relevance.numel() and readable(relevance):
+        seen = relevance
+        if lengths is not None:
+            steps = torch.arange(relevance.size(-1), device=relevance.device)
+            seen = torch.where(steps < lengths.view(-1, 1, 1), relevance, 0)
+        least = seen.min().item()
+        if not least >= 0:  # nor is NaN
+            raise ValueError(
+                f"{op}: relevance should hold numbers from 0, got {least}; shift it: only the "
+                "order counts"
+            )
     dtype = autocast_dtype(key) or key.dtype
     return relevance.to(torch.float32 if dtype in LOW_PRECISION else dtype)
 
