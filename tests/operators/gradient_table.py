@@ -328,10 +328,18 @@ def _attempt(case: Case, compiler: str, kernels: str) -> Outcome:
     except NotApplicable as error:
         return Outcome("n/a", str(error))
     except Exception as error:  # noqa: BLE001, it is what the case ends in
-        text = next(iter(str(error).splitlines()), "")  # torch's traces follow, with paths
-        kind = "refused" if any(words in text for words in WAY_OUT) else "fails"
-        return Outcome(kind, f"{type(error).__name__}: {text[:300]}")
+        said = list(_said(error))
+        refusals = [text for text in said if any(words in text for words in WAY_OUT)]
+        return Outcome("refused" if refusals else "fails", (refusals or said)[0][:300])
     return _compare(found, wanted)
+
+
+def _said(error: BaseException | None) -> Iterator[str]:
+    """The first line of an error and of its causes; torch's traces follow, with paths."""
+    while error is not None:
+        text = next(iter(str(error).splitlines()), "")
+        yield f"{type(error).__name__}: {text}"
+        error = error.__cause__ or error.__context__
 
 
 def _selected(case: Case, wanted: dict[str, Tensor], module: Layer) -> dict[str, Tensor]:

@@ -231,3 +231,23 @@ def test_memory_follows_the_rows_and_not_the_longest_sample() -> None:
         relevancy_attention_varlen(q, k, v, bounds, 8, 8, backend="cpu")
         peaks.append(kernels.cache_statistics()["peak_used_bytes"])
     assert peaks[1] <= 1.1 * peaks[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_forward_mode_of_packed_samples_in_a_graph(backend: str) -> None:
+    """The definition loops over samples, whose ends the graph of an operator does not know."""
+    query, key, value = (x.detach() for x in packed())
+
+    def tangent(query: Tensor, backend: str = "reference") -> Tensor:
+        def call(query: Tensor) -> Tensor:
+            return relevancy_attention_varlen(query, key, value, BOUNDS, 4, 3, backend=backend)
+
+        return torch.func.jvp(call, (query,), (torch.ones_like(query),))[1]
+
+    compiled = torch.compile(tangent, backend="aot_eager")
+    if backend == "reference":
+        assert_close(compiled(query), tangent(query))
+        return
+    assert_close(tangent(query, backend), tangent(query))
+    with pytest.raises(RuntimeError, match=r"the numbers of cu_seqlens.*use backend=.reference"):
+        compiled(query, backend)

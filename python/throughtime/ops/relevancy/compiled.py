@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from throughtime.backends import requirements
 from throughtime.backends.backend import Backend
@@ -20,13 +21,24 @@ from throughtime.ops.relevancy.arguments import ATTENTION, RelevancyArguments, R
 from throughtime.ops.triton import implementation
 
 
+def _definition(args: RelevancyArguments) -> RelevancyResults:
+    """What forward mode differentiates; a loop over packed samples, whose ends a graph hides."""
+    if args.cu_seqlens is not None and is_fake(args.cu_seqlens):
+        raise RuntimeError(
+            "throughtime: forward-mode differentiation of packed samples reads the numbers of "
+            'cu_seqlens, which a graph does not have; use backend="reference", or stay outside of '
+            "torch.compile"
+        )
+    return reference.run(args)
+
+
 def _operation(**options: Any) -> Operation[RelevancyArguments, RelevancyResults]:
     return Operation(
         "relevancy",
         "relevancy",
         RelevancyArguments,
         RelevancyResults,
-        reference.run,
+        _definition,
         derived=ATTENTION,
         **options,
     )
