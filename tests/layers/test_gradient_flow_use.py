@@ -244,6 +244,15 @@ def test_a_picture(tmp_path: Path) -> None:
         sizes.append(text.count('<g id="axes_'))
     assert sizes == [3, 4]  # with the bar of colours
     second.plot(tmp_path / "single.png", "rnn.l0")
+    attention = RelevancyAttention(4, 2, 2, 2)
+    with throughtime.gradient_flow(attention) as third:
+        attention(X).sum().backward()
+    with pytest.raises(
+        ValueError, match=r"others\['it'\] has a layer of another kind there, call 0"
+    ):
+        flow.plot(tmp_path / "x.svg", others={"it": third})
+    with pytest.raises(TypeError, match=r"others\['it'\] should be a GradientFlow, got int"):
+        flow.plot(tmp_path / "x.svg", others={"it": 3})  # type: ignore[dict-item]
     assert (tmp_path / "single.png").stat().st_size > 1000
 
 
@@ -364,9 +373,11 @@ def test_numbers_out_of_range() -> None:
     net = model()
     with throughtime.gradient_flow(net) as flow:
         net(X).sum().backward()
+    with pytest.raises(TypeError, match="scaler should be a GradScaler or None, got float"):
+        throughtime.gradient_flow(net, scaler=2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="fraction should be greater than 0, got 0"):
         flow.horizon(0)
-    with pytest.raises(ValueError, match="count should be at least 0, got -1"):
+    with pytest.raises(ValueError, match="hops: count should be 0 or more, got -1"):
         flow.hops(-1)
     with pytest.raises(ValueError, match="layer 3, direction 0, call 0; recorded are call 0 of"):
         flow.gradients(3)
@@ -374,7 +385,7 @@ def test_numbers_out_of_range() -> None:
 
 def test_a_gpu_backend_names_the_way_out() -> None:
     recorder = recording.Recorder({}, None, 1, lambda x: None)
-    call = recording._LayerCall(recorder, "rnn", LSTM(4, 5))
+    call = recording._LayerCall(recorder, "rnn", LSTM(4, 5), None)
     with pytest.raises(RuntimeError, match=r"layer 'rnn' runs on a GPU backend.*move the model"):
         call.kernels(object(), (), ())
 

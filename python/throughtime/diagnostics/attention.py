@@ -72,8 +72,8 @@ class AttentionCall(Call):
 
     @property
     def traced(self) -> bool:
-        """Whether a backward pass came through; a call without steps counts as none."""
-        return super().traced and self.length > 0
+        """Whether a backward pass has come through; a call without steps counts as none."""
+        return bool(self._grads) and self.length > 0
 
     @property
     def length(self) -> int:
@@ -178,9 +178,9 @@ class KeyParts:
     def keys(self) -> KeyFlow:
         """All that is said of the call."""
         grads = [self.call.gradient(f"grad_{name}") for name in _NAMES]
-        batch = len(self.call.needed("query"))
-        rows = (self._kappa, self._effective, self._last)
-        by_row = (x.t().reshape(batch, -1, len(x)) for x in rows)
+        query, key = (self.call.needed(name).shape[:2] for name in ("query", "key"))
+        rows = ((self._kappa, query), (self._effective, query), (self._last, key))
+        by_row = (x.t().reshape(*sizes, len(x)) for x, sizes in rows)
         return KeyFlow._make((*grads, *by_row, self.by_distance))
 
     def vectors(self) -> dict[str, Tensor]:
@@ -194,6 +194,7 @@ class KeyParts:
         means = {"kappa": flow.kappa.to(self.call.dtype), "effective": flow.effective}
         return {name: self.call.kept(x.mean(1).t()) for name, x in means.items()}
 
-    def attended(self) -> Tensor:
-        """The last step that attends each step of the first sample and head."""
-        return self.keys().last[0, 0]
+    def attended(self) -> Tensor | None:
+        """The last step that attends each of the first sample and head ``[T]``, if there is one."""
+        last = self.keys().last
+        return last[0, 0] if last[..., 0].numel() else None

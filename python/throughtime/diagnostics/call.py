@@ -115,8 +115,8 @@ class Call:
 
     @property
     def traced(self) -> bool:
-        """Whether a backward pass came through."""
-        return bool(self._read)
+        """Whether a backward pass has come through."""
+        return self.dc is not None
 
     def read(self, name: str) -> Tensor | None:
         """An argument, or a result, in the dtype of what is shown.

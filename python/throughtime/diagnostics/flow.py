@@ -35,7 +35,8 @@ def gradient_flow(
 
     The block holds forward and backward passes; any number of them. An ``nn.LSTM`` in it runs on
     our kernels (:func:`throughtime.accelerate`). Backends ``"cpu"`` and ``"reference"`` are
-    recorded.
+    recorded, and no call that ``torch.compile`` or ``torch.func`` traces. A layer is recorded by
+    one block at a time.
 
     Args:
         model: a model that holds :class:`throughtime.LSTM`, :class:`throughtime.LSTMCell`,
@@ -50,7 +51,7 @@ def gradient_flow(
         The record, to be used by ``with``.
 
     Raises:
-        TypeError: if ``model`` is no module, or ``stride`` no whole number.
+        TypeError: if ``model`` is no module, ``scaler`` no GradScaler, or ``stride`` no int.
         ValueError: if the model has no such layer, or ``stride`` is not positive.
 
     Example:
@@ -81,7 +82,7 @@ class GradientFlow:
         stride: as in :func:`throughtime.gradient_flow`.
 
     Raises:
-        TypeError: if ``model`` is no module, or ``stride`` no whole number.
+        TypeError: if ``model`` is no module, ``scaler`` no GradScaler, or ``stride`` no int.
         ValueError: if it has nothing to record, or ``stride`` is not positive.
 
     Example:
@@ -94,6 +95,9 @@ class GradientFlow:
 
     def __init__(self, model: nn.Module, scaler: GradScaler | None = None, stride: int = 1) -> None:
         check_size("gradient_flow", "stride", stride, least=1)
+        if scaler is not None and not isinstance(scaler, GradScaler):
+            got = type(scaler).__name__
+            raise TypeError(f"gradient_flow: scaler should be a GradScaler or None, got {got}")
         self._updates = Updates(model, scaler, stride)
 
     def __enter__(self) -> GradientFlow:
@@ -209,8 +213,7 @@ class GradientFlow:
             ValueError: if there is no such call, ``count`` is negative, the layer has a plain cell,
                 which has no c_t, or is a RelevancyAttention.
         """
-        if count < 0:
-            raise ValueError(f"hops: count should be at least 0, got {count}")
+        check_size("hops", "count", count, least=0)
         return self._updates.ask("hops", Parts, layer, direction, call).hops(count)
 
     def parameters(self) -> list[Row]:
@@ -282,8 +285,9 @@ class GradientFlow:
 
         Returns:
             A row for each recurrent layer, call and direction: ``dh`` and ``dc``, the steps before
-            the last after which the median norm is below the fraction (infinite if it never is),
-            and ``decades``, by which ``|dc|`` grows or falls in 100 steps backward.
+            the last after which the median norm is below the fraction (infinite if it never is, NaN
+            if that of the last step is not finite), and ``decades``, by which ``|dc|`` grows or
+            falls in 100 steps backward.
 
         Raises:
             RuntimeError: if no backward pass was recorded.
@@ -346,7 +350,8 @@ class GradientFlow:
         Raises:
             ModuleNotFoundError: if matplotlib is not installed.
             RuntimeError: if no backward pass was recorded, or an input was changed since.
-            ValueError: if there is no such call.
+            TypeError: if one of ``others`` is no GradientFlow.
+            ValueError: if there is no such call, or another flow has a layer of another kind there.
         """
         try:  # matplotlib comes with the first picture
             from throughtime.diagnostics import plotting
@@ -357,7 +362,12 @@ class GradientFlow:
         found = self._updates.call(layer, direction, call)
         compared = {}
         for name, other in (others or {}).items():
-            its = other._updates.call(layer, direction, call)
+            its = _compared(name, other)._updates.call(layer, direction, call)
+            if its.recurrent != found.recurrent:
+                raise ValueError(
+                    f"plot: others[{name!r}] has a layer of another kind there, {its.name}, than "
+                    f"{found.name}; compare recurrent layers, or those of RelevancyAttention"
+                )
             compared[name] = plotting.Lines(
                 its.steps, statistics.columns(its, other._updates.parts(its))
             )
@@ -386,6 +396,13 @@ class GradientFlow:
             RuntimeError: if no backward pass was recorded, or an input was changed since.
         """
         return sentence([(call, self._updates.parts(call)) for call in self._updates.calls()])
+
+
+def _compared(name: str, other: object) -> GradientFlow:
+    if not isinstance(other, GradientFlow):
+        got = type(other).__name__
+        raise TypeError(f"plot: others[{name!r}] should be a GradientFlow, got {got}")
+    return other
 
 
 def _place(call: Call) -> Row:

@@ -91,6 +91,7 @@ def _line(axis: Any, lines: Lines, name: str, label: str) -> Any:
 
 
 def _finish(axis: Any, title: str) -> None:
-    axis.set_yscale("log")
+    if any((line.get_ydata() > 0).any() for line in axis.lines):  # nor are all of them NaN
+        axis.set_yscale("log")
     axis.set(xlabel="step", ylabel="norm over the units, median of the batch", title=title)
     axis.legend()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ _TRACES: dict[Operation[Any, Any], Trace] = {
     lstm_on_cpu.lstm_cells: lstm_on_cpu.trace,
     rel_lstm_compiled.rel_lstm: rel_lstm_compiled.trace,
 }
+_recorded: WeakSet[nn.Module] = WeakSet()  # the layers of all recordings that go on
 # Of the arguments, what a backward operator may not get and questions read.
 _HELD = ("bias_ih", "bias_hh", "h_0", "context_0", "memory")
 
@@ -89,18 +91,28 @@ class Recorder:
         self.accelerated: Acceleration | None = None
         self._own: Acceleration | None = None
         self._hooks: list[RemovableHandle] = []
-        self._before: list[watching.Watcher | None] = []
 
     def start(self) -> None:
-        """Watch from now on; plain ``nn.LSTM`` runs on our kernels."""
+        """Watch from now on; plain ``nn.LSTM`` runs on our kernels.
+
+        Raises:
+            RuntimeError: if a layer is watched already.
+        """
+        for name, layer in self.layers.items():
+            if layer in _recorded:
+                raise RuntimeError(
+                    f"gradient_flow: layer {name or 'the model itself'!r} is recorded by another "
+                    "gradient_flow, whose block should end before this one begins"
+                )
         if any(isinstance(x, TorchLSTM) for x in self.layers.values()):
             if innermost() is None:
                 self._own = accelerate()
             self.accelerated = innermost()
+        _recorded.update(self.layers.values())
         for name, layer in self.layers.items():
             self._hooks += [
-                layer.register_forward_pre_hook(partial(self._enter, name)),
-                layer.register_forward_hook(self._leave, always_call=True),
+                layer.register_forward_pre_hook(_Hook(partial(self._enter, name))),
+                layer.register_forward_hook(_Hook(self._leave), always_call=True),
             ]
 
     def stop(self) -> None:
@@ -108,16 +120,22 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        _recorded.difference_update(self.layers.values())
         if self._own is not None:
             self._own.remove()
+        # torch runs no hook behind a KeyboardInterrupt.
+        while isinstance(call := watching.watcher(), _LayerCall) and call.recorder is self:
+            watching.watch(call.before)
 
     def _enter(self, name: str, layer: nn.Module, args: Any) -> None:
-        self._before.append(watching.watcher())
-        if torch._C._current_graph_task_id() == -1:  # else a checkpoint that runs again
-            watching.watch(_LayerCall(self, name, layer))
+        # Not what a compiler traces, nor a checkpoint that runs again.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            watching.watch(_LayerCall(self, name, layer, watching.watcher()))
 
     def _leave(self, layer: nn.Module, args: Any, results: Any) -> None:
-        watching.watch(self._before.pop())
+        call = watching.watcher()
+        if isinstance(call, _LayerCall) and call.layer is layer:
+            watching.watch(call.before)
 
     def follow(self) -> None:
         """Begin the next update, if a backward pass has come to this one."""
@@ -143,11 +161,35 @@ class Recorder:
         self._arrived = True
 
 
-class _LayerCall:
-    """The watcher of one call of a layer: its stacked layers and directions, in their order."""
+class _Hook:
+    """A hook of a layer. In a copy of the layer, and in what is saved of it, it does nothing."""
 
-    def __init__(self, recorder: Recorder, name: str, layer: nn.Module) -> None:
-        self._recorder, self._name = recorder, name
+    def __init__(self, run: Callable[..., None] | None = None) -> None:
+        self._run = run
+
+    def __call__(self, *args: Any) -> None:
+        if self._run is not None:
+            self._run(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
+class _LayerCall:
+    """The watcher of one call of a layer: its stacked layers and directions, in their order.
+
+    Args:
+        recorder: whose layer it is.
+        name: of the layer.
+        layer: the layer.
+        before: the watcher to go back to.
+    """
+
+    def __init__(
+        self, recorder: Recorder, name: str, layer: nn.Module, before: watching.Watcher | None
+    ) -> None:
+        self.recorder, self.layer, self.before = recorder, layer, before
+        self._name = name
         self._places = _places(name, layer)
         self._place = ("", 0)
         self._split: Split | None = None
@@ -155,7 +197,7 @@ class _LayerCall:
     def call(self, split: Split | None, gradient: bool) -> None:
         self._place, self._split = next(self._places), split
         if gradient:
-            self._recorder.follow()  # before the forward pass: it takes the memory that this frees
+            self.recorder.follow()  # before the forward pass: it takes the memory that this frees
 
     def kernels(
         self, operation: Any, args: Any, results: tuple[Tensor, ...]
@@ -180,14 +222,14 @@ class _LayerCall:
     def _trace(self, call: Call, operation: Any, trace: Trace, *args: Any) -> tuple[Tensor, ...]:
         """The backward operator with its trace."""
         named = operation.backward_call._make(args)._asdict()
-        self._recorder.arrive(call, named)
+        self.recorder.arrive(call, named)
         call.grads(named)
         gradients, call.dh, call.dc = trace(named, call.trace_stride)
         return gradients
 
     def _keys(self, call: AttentionCall, operation: Any, *args: Any) -> tuple[Tensor, ...]:
         """The backward operator of attention, whose gradients are kept."""
-        self._recorder.arrive(call, operation.backward_call._make(args)._asdict())
+        self.recorder.arrive(call, operation.backward_call._make(args)._asdict())
         found: tuple[Tensor, ...] = operation.backward_op(*args)
         names = [field.name for field in operation.backward_gives]
         call.keep(dict(zip(names, found, strict=True)))
@@ -195,17 +237,17 @@ class _LayerCall:
 
     def definition(self, args: Any) -> watching.Steps:
         if isinstance(args, RelevancyArguments):
-            return AttentionDefinition(self._begin_attention(args), args, self._recorder.arrive)
-        return _Definition(self._begin(args), args, self._recorder)
+            return AttentionDefinition(self._begin_attention(args), args, self.recorder.arrive)
+        return _Definition(self._begin(args), args, self.recorder)
 
     def _begin(self, args: LstmArguments | RelLstmArguments) -> Call:
-        call = self._recorder.begin(Call, *self._place, self._split)
+        call = self.recorder.begin(Call, *self._place, self._split)
         steps, batch, _ = args.input.shape
         _check_memory(call, steps, batch, args.h_0.size(1) + args.c_0.size(1), args.input)
         return call
 
     def _begin_attention(self, args: RelevancyArguments) -> AttentionCall:
-        call = self._recorder.begin(AttentionCall, *self._place, None)
+        call = self.recorder.begin(AttentionCall, *self._place, None)
         batch, heads, steps, size = args.query.shape
         _check_memory(call, steps, batch, heads * (2 * size + args.value.size(3)), args.query)
         return call

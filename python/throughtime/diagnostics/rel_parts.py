@@ -240,8 +240,9 @@ class RelParts(Parts):
         attention = torch.where(self.call.inside(), self.call.arranged(attention), torch.nan)
         return attention, self.call.arranged(cut)
 
-    def attended(self) -> Tensor:
-        return self.attention().last[:, 0]
+    def attended(self) -> Tensor | None:
+        last = self.attention().last
+        return last[:, 0] if last.size(1) else None
 
     def keeps_all(self) -> bool:
         """Whether no state is dropped."""

@@ -36,19 +36,20 @@ def columns(call: Call, parts: Parts | KeyParts) -> dict[str, Tensor]:
 
 def median(norms: Tensor) -> Tensor:
     """``[steps]`` of ``[steps, B]``, which is NaN where a sample has no such step."""
-    return (
-        norms.nanquantile(0.5, dim=1)
-        if norms.size(1)
-        else norms.new_full(norms.shape[:1], torch.nan)
-    )
+    return _quantiles(norms, 0.5)[0]
 
 
 def quantiles(name: str, norms: Tensor, inside: Tensor) -> dict[str, Tensor]:
     """Median and quantiles of 10 and 90 % ``[steps]`` of the samples that have the step."""
-    known = torch.where(inside, norms, torch.nan)
-    points = torch.tensor([0.5, 0.1, 0.9], dtype=norms.dtype, device=norms.device)
-    found = known.nanquantile(points, dim=1)
+    found = _quantiles(torch.where(inside, norms, torch.nan), 0.5, 0.1, 0.9)
     return {f"{name}{suffix}": x for suffix, x in zip(("", "_10", "_90"), found, strict=True)}
+
+
+def _quantiles(norms: Tensor, *points: float) -> Tensor:
+    """``[points, steps]`` of ``[steps, B]``."""
+    if norms.size(1) == 0:
+        return norms.new_full((len(points), len(norms)), torch.nan)
+    return norms.nanquantile(norms.new_tensor(points), dim=1)
 
 
 def shares(x: Tensor, inside: Tensor) -> dict[str, Tensor]:
@@ -69,7 +70,12 @@ def by_distance(x: Tensor, call: Call) -> Tensor:
 
 
 def reach(norms: Tensor, fraction: float, stride: int) -> float:
-    """Steps until the norms, by distance in strides, are below a fraction of the first."""
+    """Steps until the norms, by distance in strides, are below a fraction of the first.
+
+    NaN if that is infinite or NaN.
+    """
+    if not norms[0].isfinite():
+        return math.nan
     below = (norms < fraction * norms[0]).nonzero()
     return float(stride * below[0].item()) if len(below) else math.inf
 

@@ -61,7 +61,9 @@ class Updates:
             return found
         text = (
             "gradient_flow: no backward pass reached a recorded layer; compute the loss from its "
-            "output inside the with block, and call backward() without create_graph"
+            "output inside the with block, and call backward() without create_graph; call the "
+            "model itself, not what torch.compile or torch.func makes of it, and checkpoint with "
+            "use_reentrant=False"
         )
         handle = self.recorder.accelerated
         raise RuntimeError(text if handle is None else f"{text}; nn.LSTM ran so:\n{handle}")

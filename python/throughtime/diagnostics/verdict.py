@@ -20,13 +20,17 @@ VANISHES = -2.0  # less than this
 NEGLIGIBLE = -4.0  # a cell path that brings less than this of the gradient of the last step
 _KEEP_MORE = "try a larger top_k, or throughtime.init.chrono_"
 _NOTHING = "the loss asks for nothing that lies more than a step back: nothing travels"
+_ONE_STEP = (
+    "one step of each call is kept, and so no way back: flow.table() lists them; longer calls, or "
+    "a smaller stride, show one"
+)
 
 
 class _Way(NamedTuple):
     """From a sample's last step to its first."""
 
     steps: int
-    decades: float  # of what decides which call is spoken of
+    decades: float  # of what decides which call is spoken of; NaN comes first
     said: str
     advice: str
 
@@ -36,18 +40,21 @@ def sentence(calls: list[tuple[Call, Parts | KeyParts]]) -> str:
     ways = [_way(call, parts) for call, parts in calls]
     known = [k for k, way in enumerate(ways) if way is not None]
     if not known:
-        return _NOTHING
+        return _NOTHING if any(len(call.steps) > 1 for call, _ in calls) else _ONE_STEP
     worst = max(known, key=lambda k: _extent(ways[k]))
     call, way = calls[worst][0], ways[worst]
     assert way is not None
     where = f"{call.layer}, direction {call.direction}: " if len(calls) > 1 else ""
     everywhere = ""
-    if call.recurrent and _on_every_step(call):
+    if call.recurrent and not math.isnan(way.decades) and _on_every_step(call):
         everywhere = " (a loss on every step brings short paths everywhere)"
     return f"{where}{way.said}{everywhere}: {way.advice}"
 
 
 def _way(call: Call, parts: Parts | KeyParts) -> _Way | None:
+    ill = _not_finite(call, parts)
+    if ill is not None:
+        return ill
     if isinstance(parts, KeyParts):
         return _to_keys(call, parts)
     if isinstance(parts, RelParts):
@@ -55,8 +62,29 @@ def _way(call: Call, parts: Parts | KeyParts) -> _Way | None:
     return _through_h(call, parts)
 
 
+def _not_finite(call: Call, parts: Parts | KeyParts) -> _Way | None:
+    """Where the gradient is infinite or NaN, which no norm tells."""
+    found = parts.vectors().values() if isinstance(parts, KeyParts) else call.whole()
+    fine = torch.stack([x.isfinite().all(2) for x in found]).all(0)
+    samples = (call.kept(call.inside()) & ~fine).sum(1)
+    steps = [step for step, count in zip(call.steps, samples.tolist(), strict=True) if count]
+    if not steps:
+        return None
+    first = steps[0] if call.reverse else steps[-1]
+    said = (
+        f"the gradient is infinite or NaN at {len(steps)} of {len(samples)} steps, and on the way "
+        f"back first at step {first}"
+    )
+    advice = (
+        "look for it in the loss, the input and the weights, and try detach_prob 0.25 if it grew"
+    )
+    return _Way(len(samples), math.nan, said, advice)
+
+
 def _extent(way: _Way | None) -> float:
     assert way is not None
+    if math.isnan(way.decades):
+        return math.inf
     return abs(way.decades) if math.isfinite(way.decades) else 1e9
 
 
@@ -104,9 +132,11 @@ def _through_attention(call: Call, parts: RelParts) -> _Way | None:
     return _Way(steps, h, said, advice)
 
 
-def _to_keys(call: Call, parts: KeyParts) -> _Way:
+def _to_keys(call: Call, parts: KeyParts) -> _Way | None:
     """Over how many keys the weights of attention are spread."""
     flow = parts.keys()
+    if not flow.kappa.any():
+        return None
     kappa, effective = (
         x[flow.kappa > 0].to(call.dtype).mean().item() for x in (flow.kappa, flow.effective)
     )
