@@ -118,8 +118,10 @@ def _judge_copying(rows: pd.DataFrame) -> Finding:
         for kind, group in runs.groupby("kind")
     )
     middle = runs.groupby("p").validation_accuracy.median()
+    words = [f"p {p:g} {value:.1%}" for p, value in middle.items()]
     return Finding(
-        f"{len(runs)} runs ended; a verdict wants {LEAST_SEEDS} of p 0 and of p 0.5",
+        f"{len(runs)} runs ended, medians {', '.join(words)}; the verdict is on p 0.5, which the "
+        f"replication found best, and wants {LEAST_SEEDS} seeds of it and of p 0",
         _holds(middle[0.5] >= middle[0.0]) if _told(runs) else UNTOLD,
         table,
     )
