@@ -95,18 +95,7 @@ def replace(
     check_probability(detach_prob, "detach_prob")
     check_name(backend)
     check_flag("detach_shared", detach_shared)
-    found: dict[str, TorchLSTM] = {}
-    skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LSTM):
-            skipped[name] = "it is a throughtime.LSTM already"
-        elif isinstance(module, TorchLSTM):
-            reason = _why_not(module, TorchLSTM)
-            if reason is None:
-                found[name] = module
-            else:
-                skipped[name] = reason
-                _warn(f"replace: skipped {_shown(name)}: {reason}")
+    found, skipped = _layers(model, TorchLSTM, "replace")
     if backend != "auto":
         for name, module in found.items():
             reason = can_run(backend, Request("lstm", module.hidden_size, module.proj_size))
@@ -151,15 +140,7 @@ def restore(model: nn.Module) -> Replacement:
           restored 0
         >>> assert type(model[0]) is torch.nn.LSTM
     """
-    found, skipped = {}, {}
-    for name, module in model.named_modules():
-        if isinstance(module, LSTM):
-            reason = _why_not(module, LSTM)
-            if reason is None:
-                found[name] = module
-            else:
-                skipped[name] = reason
-                _warn(f"restore: skipped {_shown(name)}: {reason}")
+    found, skipped = _layers(model, LSTM, "restore")
     notes = {}
     for name, module in found.items():
         kind = vars(type(module)).get("_replaced", TorchLSTM)
@@ -170,6 +151,24 @@ def restore(model: nn.Module) -> Replacement:
         _convert(module, kind)
         module.flatten_parameters()
     return Replacement(tuple(found), skipped, notes, "restored")
+
+
+def _layers(
+    model: nn.Module, base: type[nn.Module], verb: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Layers that are a ``base``, by name: those to convert, and of the others why not."""
+    found, skipped = {}, {}
+    for name, module in model.named_modules():
+        if base is TorchLSTM and isinstance(module, LSTM):
+            skipped[name] = "it is a throughtime.LSTM already"
+        elif isinstance(module, base):
+            reason = _why_not(module, base)
+            if reason is None:
+                found[name] = module
+            else:
+                skipped[name] = reason
+                _warn(f"{verb}: skipped {_shown(name)}: {reason}")
+    return found, skipped
 
 
 # What a throughtime.LSTM has beside the attributes of an RNNBase.

@@ -1,7 +1,8 @@
 """Layers of the CPU kernels alone: each as a library of its own, one per instruction set.
 
 NAME.cpp includes the headers of one layer and nothing above them, and exports template functions by
-``EXPORT(function)`` (export.h), whose parameters are ``S*``, ``int64_t*`` and ``int64_t``.
+``EXPORT(function)`` (export.h), whose parameters are ``S*``, ``int64_t*``, ``int64_t``, or a list
+of tensors as ``void* const*`` (pointers.h).
 test_NAME.py has tests that take the fixture ``layer``, and call ``layer("function", tensor, 3)``.
 Nothing else is to be done: the pair is found by its name, and compiled with the flags of setup.py.
 """
@@ -47,19 +48,26 @@ class Layer:
         self.library = ctypes.CDLL(str(path))
         self.isa = isa
 
-    def __call__(self, function: str, *arguments: Tensor | int | None) -> Any:
+    def __call__(self, function: str, *arguments: Tensor | list[Tensor | None] | int | None) -> Any:
         """The first floating point tensor chooses the precision; tensors go by their address."""
-        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        every = [x for each in arguments for x in (each if isinstance(each, list) else [each])]
+        tensors = [x for x in every if isinstance(x, Tensor)]
         assert all(x.is_contiguous() for x in tensors)
         dtype = next((SUFFIX[x.dtype] for x in tensors if x.is_floating_point()), "_plain")
         kinds = [ctypes.c_int64 if isinstance(x, int) else ctypes.c_void_p for x in arguments]
         address = ctypes.c_void_p.in_dll(self.library, function + dtype).value
         call = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(address)
-        return call(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+        return call(*map(_passed, arguments))
 
     def lanes(self, dtype: torch.dtype) -> int:
         """Numbers in a vector."""
         return VECTOR_BYTES.get(self.isa, 64) // dtype.itemsize
+
+
+def _passed(argument: Tensor | list[Tensor | None] | int | None) -> Any:
+    if isinstance(argument, list):
+        return (ctypes.c_void_p * len(argument))(*map(_passed, argument))
+    return argument.data_ptr() if isinstance(argument, Tensor) else argument
 
 
 def of_setup(name: str) -> Any:

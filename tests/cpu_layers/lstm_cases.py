@@ -11,6 +11,7 @@ from torch import Tensor
 from throughtime.ops.lstm import reference
 from throughtime.ops.lstm.arguments import LstmArguments
 
+STATES = ("input", "h_0", "c_0")
 WEIGHTS = ("weight_ih", "weight_hh", "weight_hr", "bias")
 
 
@@ -63,19 +64,20 @@ def run(
     assert x is not None
     units, outputs = case.grads[2].size(1), y.size(2)
     sizes = torch.tensor([*x.shape, units, outputs, case.reverse, threads, recompute, *more])
-    call = (sizes, case.lengths, torch.arange(x.size(1)), case.reset, *given.values())
+    call = (*given.values(), case.lengths, torch.arange(x.size(1)), case.reset)
     saved = torch.full((layer("saved_size", x, sizes),), torch.nan)
     h_n, c_n = (torch.full_like(g, torch.nan, dtype=torch.float32) for g in case.grads[1:])
     # What is past the end of a sample is not written.
     cells, trace_h, trace_c = (torch.zeros(*x.shape[:2], n) for n in (units, outputs, units))
-    layer("forward", *call, y, h_n, c_n, saved, cells)
+    layer("forward", sizes, [*call, y, h_n, c_n, saved, cells])
     found = {
         name: None if v is None else torch.full_like(v, torch.nan, dtype=torch.float32)
         for name, v in case.tensors.items()
     }
     found["input"] = torch.zeros_like(x)
     grads = (case.grads[0], *(g.float() for g in case.grads[1:]))
-    layer("backward", *call, y, saved, case.detach, *grads, *found.values(), trace_h, trace_c)
+    into = [found[name] for name in (*STATES, "weight_ih", "weight_hh", "bias", "weight_hr")]
+    layer("backward", sizes, [*call, y, saved, *grads, case.detach, *into, trace_h, trace_c])
     results = {"y": y, "h_n": h_n, "c_n": c_n, "cells": cells, **found}
     results |= {"trace_h": trace_h, "trace_c": trace_c}
     return {name: x for name, x in results.items() if x is not None}

@@ -54,7 +54,7 @@ def run(layer: Any, case: Layer, given: Given, threads: int = 1) -> dict[str, Te
     lengths, order = given["lengths"], torch.arange(B)
     if lengths is not None:
         lengths, order = lengths.sort(descending=True)
-    call = (sizes, lengths, order, x, *(given[name] for name in WEIGHTS))
+    call = (x, *(given[name] for name in WEIGHTS), lengths, order)
     left = min(case.window_size - 1, P - given["retained"] + T) + min(
         case.top_k, given["retained"] + max(0, P - given["retained"] + T - case.window_size + 1)
     )
@@ -67,16 +67,15 @@ def run(layer: Any, case: Layer, given: Given, threads: int = 1) -> dict[str, Te
     last, index = torch.zeros(P + T, B, dtype=torch.int64), torch.zeros(left, B, dtype=torch.int64)
     saved = room(layer("saved_size", x, sizes))
     states = (given[name] for name in STATES)
-    layer("forward", *call, given["bias_ih"], *states, memory, given["relevance"],
-          *found.values(), last, index, room(left, B), saved)  # fmt: skip
+    layer("forward", sizes, [*call, *states, given["bias_ih"], memory, given["relevance"],
+                             *found.values(), last, index, room(left, B), saved])  # fmt: skip
     grads = {"input": torch.zeros_like(x), **{name: room(B, H) for name in STATES}}
     grads["memory"] = room(P, B, H)
     for name in ("weight_ih", "weight_hh", "bias_ih", "weight_query", "weight_key", "weight_score"):
         grads[name] = torch.full_like(given[name], torch.nan)
-    layer("backward", *call, given["c_0"], last, saved, given["detach_mask"],
-          given["grad_output"].bfloat16(),
-          *(given[f"grad_{name}"] for name in ("h_n", "c_n", "context_n")),
-          *grads.values())  # fmt: skip
+    layer("backward", sizes, [*call, given["c_0"], last, saved, given["grad_output"].bfloat16(),
+                              *(given[f"grad_{name}"] for name in ("h_n", "c_n", "context_n")),
+                              given["detach_mask"], *grads.values()])  # fmt: skip
     found |= {f"grad_{name}": grad for name, grad in grads.items() if grad.numel()}
     return found | {"last": last, "memory_index": index}
 

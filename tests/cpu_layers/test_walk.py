@@ -58,7 +58,7 @@ def run(layer: Any, given: Given, dtype: torch.dtype, threads: int) -> list[Tens
     (steps, batch, inputs), units = x.shape, h_0.size(1)
     columns = 1 if given.detach is None else given.detach.size(1)
     sizes = torch.tensor([steps, batch, inputs, units, int(given.reverse), threads, columns])
-    call = (sizes, given.lengths, torch.arange(batch), x, h_0, *weights)
+    call = (x, h_0, *weights, given.lengths, torch.arange(batch))
     dtypes = (dtype, sums, dtype, sums, sums, sums, sums)
     results = [
         torch.full_like(v, torch.nan, dtype=kind)
@@ -67,9 +67,9 @@ def run(layer: Any, given: Given, dtype: torch.dtype, threads: int) -> list[Tens
     if given.lengths is not None:
         results[2].zero_()  # what is past the end is not written
     saved = torch.full((layer("saved_size", x, sizes),), torch.nan, dtype=sums)
-    layer("forward", *call, *results[:2], saved)
+    layer("forward", sizes, [*call, *results[:2], saved])
     grads = [v.to(kind) for v, kind in zip(given.grads, dtypes, strict=False)]
-    layer("backward", *call, results[0], saved, given.detach, *grads, *results[2:])
+    layer("backward", sizes, [*call, results[0], saved, *grads, given.detach, *results[2:]])
     return results
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import throughtime
 from cases import plain_lstm, random, random_mask
 from closeness import assert_close
+from recorded import loss_of, row_of_weights
 from throughtime import LSTM, LSTMCell
 from throughtime.diagnostics import GradientFlow
 
@@ -65,12 +66,6 @@ def assert_equal(found: Tensor, wanted: Tensor, name: str) -> None:
     """Relative to the largest entry, however small that is."""
     scale = wanted.abs().max().clamp(min=1e-300)
     assert_close(found / scale, wanted / scale, name)
-
-
-def loss_of(output: Tensor, h_n: Tensor, c_n: Tensor) -> Tensor:
-    total = sum((x * random(*x.shape, seed=k)).sum() for k, x in enumerate((output, h_n, c_n)))
-    assert isinstance(total, Tensor)
-    return total
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -191,21 +186,12 @@ def test_the_mean_over_all_masks_follows_from_the_hops(backend: str) -> None:
 def test_the_cell_part_of_the_weights_gradient(backend: str, name: str, bias: bool) -> None:
     lstm = LSTM(I, H, bias=bias, backend=backend).double()
     x, given = random(T, B, I, seed=9), FORMS[name]
-    grads = []
-    for options in (given, given | {"detach_mask": torch.ones(T, dtype=torch.bool)}):
-        with throughtime.gradient_flow(lstm) as flow:
-            output, states = lstm(x, **options)
-            loss_of(output, *states).backward()
-        weights = list(lstm.parameters())[: 2 + bias]
-        grads.append(torch.cat([w.grad.flatten() for w in weights]))
-        lstm.zero_grad()
-        if options is given:
-            (row,) = flow.parameters()
-    whole, cell = grads
-    assert row["norm"] == pytest.approx(whole.norm().item(), rel=1e-12)
-    assert row["cell_share"] == pytest.approx((cell.norm() / whole.norm()).item(), rel=1e-12)
-    cosine = torch.nn.functional.cosine_similarity(whole, cell, dim=0).item()
-    assert row["cosine"] == pytest.approx(cosine, rel=1e-12)
+
+    def run(**options: Any) -> tuple[Tensor, ...]:
+        output, states = lstm(x, **options)
+        return output, *states
+
+    row = row_of_weights(lstm, run, given, T)
     assert 0.1 < row["cell_share"] != 1 and row["cosine"] < 0.9999
 
 

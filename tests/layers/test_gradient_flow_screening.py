@@ -16,6 +16,7 @@ import throughtime
 from by_hand import ByHand, additive
 from cases import random, random_mask
 from closeness import assert_close
+from recorded import loss_of, row_of_weights
 from throughtime import RelLSTM
 
 T, B, I, H = 9, 3, 2, 4  # noqa: E741
@@ -105,12 +106,6 @@ class Hand:
         return found
 
 
-def loss_of(results: tuple[Tensor, ...]) -> Tensor:
-    total = sum((x * random(*x.shape, seed=k)).sum() for k, x in enumerate(results))
-    assert isinstance(total, Tensor)
-    return total
-
-
 def assert_equal(found: Tensor, wanted: Tensor, name: str) -> None:
     """Relative to the largest entry, however small that is."""
     scale = wanted.abs().max().clamp(min=1e-300)
@@ -166,14 +161,14 @@ def test_every_step_and_every_part(backend: str, form: str) -> None:
     with throughtime.gradient_flow(layer) as flow:
         output, state = layer(packed, **given)
         output = output if lengths is None else torch.nn.utils.rnn.pad_packed_sequence(output)[0]
-        loss_of((output, state.h, state.c, state.context)).backward()
+        loss_of(output, state.h, state.c, state.context).backward()
 
     mask, reset = given.get("detach_mask"), given.get("reset")
     first = Hand(layer, 0, x, mask, reset, lengths)
     second = Hand(layer, 1, first.output, mask, reset, lengths)
     ends = [torch.stack([getattr(k, n) for k in (first, second)]) for n in ("h_n", "c_n")]
     contexts = torch.stack([first.context_n, second.context_n])
-    loss = loss_of((second.output, *ends, contexts))
+    loss = loss_of(second.output, *ends, contexts)
     # A packed batch is sorted: so are the rows of what is recorded.
     order = torch.arange(B) if lengths is None else torch.argsort(lengths, descending=True)
     assert flow.layers == ["l0", "l1"]
@@ -270,7 +265,7 @@ def test_the_mean_over_all_masks_follows_from_the_hops(backend: str) -> None:
     for detached in itertools.product([False, True], repeat=steps):
         with throughtime.gradient_flow(layer) as flow:
             output, state = layer(x, detach_mask=torch.tensor(detached))
-            loss_of((output, state.c, state.context)).backward()
+            loss_of(output, state.c, state.context).backward()
         share = p ** sum(detached) * (1 - p) ** (steps - sum(detached))
         mean += share * flow.gradients().dc
     hops = flow.hops(steps - 1)
@@ -286,21 +281,12 @@ def test_the_weights_gradient_with_every_step_detached(backend: str, form: str, 
     if options.get("cell") == "tanh" and backend != "reference":
         pytest.skip("a plain cell runs on the reference only")
     layer, x = layer_of(backend, bias=bias, **options), random(T, B, I, seed=9)
-    grads = []
-    for call in (given, given | {"detach_mask": torch.ones(T, dtype=torch.bool)}):
-        with throughtime.gradient_flow(layer) as flow:
-            output, state = layer(x, **call)
-            loss_of((output, state.h, state.c, state.context)).backward()
-        names = [name for name, _ in layer.named_parameters() if "bias_hh" not in name]
-        grads.append(torch.cat([layer.get_parameter(name).grad.flatten() for name in names]))
-        layer.zero_grad()
-        if call is given:
-            (row,) = flow.parameters()
-    whole, detached = grads
-    assert row["norm"] == pytest.approx(whole.norm().item(), rel=1e-12)
-    assert row["cell_share"] == pytest.approx((detached.norm() / whole.norm()).item(), rel=1e-12)
-    cosine = torch.nn.functional.cosine_similarity(whole, detached, dim=0).item()
-    assert row["cosine"] == pytest.approx(cosine, rel=1e-12)
+
+    def run(**options: Any) -> tuple[Tensor, ...]:
+        output, state = layer(x, **options)
+        return output, state.h, state.c, state.context
+
+    row_of_weights(layer, run, given, T)
 
 
 def test_the_table_has_the_parts(backend: str, tmp_path: Any) -> None:
