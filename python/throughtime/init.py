@@ -32,7 +32,7 @@ def forget_bias_(layer: _Layer, value: float) -> _Layer:
 
     Raises:
         TypeError: if ``layer`` is no LSTM.
-        ValueError: if ``layer`` has no biases, or ``value`` is not finite.
+        ValueError: if ``layer`` has no biases of its own, or ``value`` is not finite.
 
     Example:
         >>> import torch, throughtime
@@ -71,7 +71,7 @@ def chrono_(layer: _Layer, T_max: float, generator: torch.Generator | None = Non
 
     Raises:
         TypeError: if ``layer`` is no LSTM.
-        ValueError: if ``layer`` has no biases, or ``T_max`` is not above 2.
+        ValueError: if ``layer`` has no biases of its own, or ``T_max`` is not above 2.
 
     Example:
         >>> import throughtime
@@ -103,22 +103,28 @@ def _gate(bias: Tensor, number: int) -> Tensor:
 
 def _biases(name: str, layer: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """``bias_ih`` and ``bias_hh`` of every layer and direction."""
-    biases = {key: value for key, value in layer.named_parameters() if key.startswith("bias_")}
+    found = dict(layer.named_parameters()) if isinstance(layer, nn.Module) else {}
+    names = dict.fromkeys(key.removeprefix("parametrizations.").split(".")[0] for key in found)
     units = getattr(layer, "hidden_size", None)
-    four_gates = any(
-        key.startswith("weight_hh") and value.size(0) == 4 * units
-        for key, value in layer.named_parameters()
-        if isinstance(units, int)
+    four_gates = isinstance(units, int) and any(
+        key.startswith("weight_hh") and getattr(layer, key).size(0) == 4 * units for key in names
     )
     if not four_gates:
         raise TypeError(
             f"{name}: layer should be an LSTM, LSTMCell or RelLSTM, got {type(layer).__name__}; "
             "call it on each such layer of a model"
         )
+    biases = {key: found.get(key) for key in names if key.startswith("bias_")}
     if not biases:
         raise ValueError(f"{name}: layer should have biases, got one made with bias=False")
+    plain = {key: value for key, value in biases.items() if value is not None}
+    if len(plain) < len(biases):
+        raise ValueError(
+            f"{name}: layer should have biases of its own, got parametrized ones; call {name} "
+            "before register_parametrization"
+        )
     return [
-        (value, biases[key.replace("bias_ih", "bias_hh")])
-        for key, value in biases.items()
+        (value, plain[key.replace("bias_ih", "bias_hh")])
+        for key, value in plain.items()
         if key.startswith("bias_ih")
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_later_call_of_a_cache_is_a_call_of_its_own(backend: str) -> None:
     assert 0.1 < two.by_distance.sum() < 1
 
 
-@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("stride", [1, 4, sys.maxsize])
 def test_the_table(backend: str, stride: int, tmp_path: Path) -> None:
     layer = layer_of(backend)
     flow, whole = recorded(layer, stride, lengths=LENGTHS), recorded(layer, lengths=LENGTHS).keys()
@@ -192,13 +193,14 @@ def test_16_bits_and_autocast(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_gradients_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    layer = layer_of(backend)
     monkeypatch.setattr(recording, "_free_memory", lambda: 1000)
-    words = (
-        r"layer 'attention' takes 3,888 bytes for 9 steps of 3 samples, and 1,000 are free; keep"
-    )
-    with throughtime.gradient_flow(layer), pytest.raises(RuntimeError, match=words):
-        layer(X)
+    for of_keys, numbers in ((2, "3,888"), (1, "2,592")):
+        layer = layer_of(backend, num_key_value_heads=of_keys)
+        words = (
+            f"'attention' takes {numbers} bytes for 9 steps of 3 samples, and 1,000 are free; keep"
+        )
+        with throughtime.gradient_flow(layer), pytest.raises(RuntimeError, match=words):
+            layer(X)
 
 
 def test_heads_of_queries_that_share_keys(backend: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import throughtime
 from throughtime.init import chrono_, forget_bias_
@@ -66,6 +67,19 @@ def test_chrono_spreads_the_memory_evenly(kind: str) -> None:
         assert torch.equal(i, -f) and not hh[0].any() and not hh[1].any()
         assert all(torch.equal(ih[k], old_ih[k]) for k in (2, 3))
         assert all(torch.equal(hh[k], old_hh[k]) for k in (2, 3))
+
+
+def test_parametrized_weights_are_no_matter_and_parametrized_biases_an_error() -> None:
+    layer = parametrizations.weight_norm(nn.LSTM(3, 5), "weight_hh_l0")
+    forget_bias_(layer, 1.5)
+    assert (layer.bias_ih_l0[5:10] == 1.5).all()
+    parametrize.register_parametrization(layer, "bias_ih_l0", nn.Identity())
+    for call in (forget_bias_, chrono_):
+        name = call.__name__
+        with pytest.raises(
+            ValueError, match=f"{name}: .* got parametrized ones; call {name} before"
+        ):
+            call(layer, 10.0)
 
 
 def test_chrono_takes_a_generator() -> None:

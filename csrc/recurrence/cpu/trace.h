@@ -4,12 +4,12 @@
 #include <cstdint>
 
 #include "common/inline.h"
-#include "common/sizes.h"
 
 namespace throughtime {
 
-// Steps of T that a trace keeps: the last in the direction of travel, and every n-th before it.
-TT_INLINE int64_t traced_steps(int64_t T, int64_t every) { return divide_up(T, every); }
+// Steps of T that a trace keeps: the last in the direction of travel, and every n-th before it. n may be
+// the largest integer.
+TT_INLINE int64_t traced_steps(int64_t T, int64_t every) { return T > 0 ? (T - 1) / every + 1 : 0; }
 
 // [traced_steps, B, ...], both or none: the whole gradient of h_t (after a projection) and c_t. Not
 // written past the end of a sample.

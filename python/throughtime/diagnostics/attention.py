@@ -89,7 +89,7 @@ class AttentionCall(Call):
         """Keep the gradients by query, key and value: of this call's steps, by the stride."""
         found = {f"grad_{name}": grads[f"grad_{name}"][:, :, -self.length :] for name in _NAMES}
         if self.stride > 1:
-            found = {n: x[:, :, self.steps.start :: self.stride].clone() for n, x in found.items()}
+            found = {n: self.kept(x.movedim(2, 0)).movedim(0, 2).clone() for n, x in found.items()}
         self.grads(found)
 
 

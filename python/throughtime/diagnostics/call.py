@@ -162,7 +162,8 @@ class Call:
 
     def kept(self, x: Tensor) -> Tensor:
         """``[T, ...]`` at the steps that are kept."""
-        return x[self.steps.start :: self.stride]
+        every = min(self.stride, max(1, self.length))  # torch multiplies it by sizes
+        return x[self.steps.start :: every]
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """The gradients by h_t and c_t of the steps that are kept, unscaled."""

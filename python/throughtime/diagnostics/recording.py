@@ -248,8 +248,9 @@ class _LayerCall:
 
     def _begin_attention(self, args: RelevancyArguments) -> AttentionCall:
         call = self.recorder.begin(AttentionCall, *self._place, None)
-        batch, heads, steps, size = args.query.shape
-        _check_memory(call, steps, batch, heads * (2 * size + args.value.size(3)), args.query)
+        (batch, heads, steps, size), of_keys = args.query.shape, args.key.size(1)
+        width = heads * size + of_keys * (size + args.value.size(3))
+        _check_memory(call, steps, batch, width, args.query)
         return call
 
 
