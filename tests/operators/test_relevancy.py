@@ -301,10 +301,12 @@ def test_a_size_may_be_the_largest_integer(name: Any, score: str, largest: tuple
         call |= {"return_retained": True, "backend": name}
         output, last = relevancy_attention(*rows, window_size, top_k, **call)
         results += [output, last, *torch.autograd.grad(output.square().sum(), rows)]
+        results.append(retained_positions(last, window_size, top_k, every))
         cache = RelevancyCache()
-        for at in ((0, 4), (4, 9)):
+        for at in ((0, 4), (4, 4), (4, 9)):
             now = [x[:, :, slice(*at)] for x in rows]
             results += relevancy_attention(*now, window_size, top_k, cache=cache, **call)
+            assert results[-1].size(2) == at[1] - at[0]
     assert all(map(torch.equal, found, wanted))
 
 
@@ -318,6 +320,28 @@ def test_relevance_past_a_length_is_not_looked_at(backend: Any) -> None:
         found.append(relevancy_attention(*rows, 2, 3, relevance=gate, **call))
     for others in found[1:]:
         assert all(map(torch.equal, others, found[0]))
+
+
+@pytest.mark.parametrize("narrow", ["bfloat16", "autocast"])
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_relevance_of_16_bits_is_float32_and_has_no_gradient(
+    backend: Any, narrow: str, score: str
+) -> None:
+    """Numbers that bfloat16 does not tell apart choose keys."""
+    gate = (1 + torch.arange(9) / 1e4).requires_grad_()
+    rows = [x.detach().float().requires_grad_() for x in qkv(1, 1, 9, 3)]
+    weight = random(3, seed=5).float() if score == "additive" else None
+    if narrow == "bfloat16":
+        rows, weight = [x.bfloat16() for x in rows], None if weight is None else weight.bfloat16()
+    options: dict[str, Any] = {"return_retained": True, "return_relevance": True}
+    options |= {"score": score, "score_weight": weight, "backend": backend}
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow == "autocast"):
+        output, last, relevance = relevancy_attention(
+            *rows, 1, 1, relevance=gate.expand(1, 1, 9), **options
+        )
+    assert output.dtype == torch.bfloat16 and output.requires_grad
+    assert torch.equal(relevance, gate.detach().expand(1, 1, 9)) and not relevance.requires_grad
+    assert last[0, 0].tolist() == [*range(1, 9), 8]  # each replaces the one before
 
 
 def test_a_compiler_may_leave_every_size_open() -> None:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.functional.checks import autocast_dtype, readable, wrong_shape
-from throughtime.ops.precision import LOW_PRECISION
+from throughtime.functional.checks import readable, wrong_shape
 
 
 class Layout(NamedTuple):
@@ -146,8 +145,7 @@ def checked_relevance(
                 f"{op}: relevance should hold numbers from 0, got {least}; shift it: only the "
                 "order counts"
             )
-    dtype = autocast_dtype(key) or key.dtype
-    return relevance.to(torch.float32 if dtype in LOW_PRECISION else dtype)
+    return relevance.to(torch.float64 if key.dtype == torch.float64 else torch.float32)
 
 
 def checked_bounds(op: str, cu_seqlens: Tensor | None, query: Tensor) -> Tensor:
