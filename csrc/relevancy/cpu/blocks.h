@@ -26,34 +26,43 @@ struct BlockShape {
   TT_INLINE int64_t columns() const { return vectors * kLanes<S>; }
 };
 
-// Which lanes of a vector are columns: choose() takes theirs of x, and the others of `rest`.
+// Bits set in the lanes of the vector at column v that are columns of [begin, end).
 template <typename S>
-struct SomeLanes {
-  typename VecOf<S>::integers own;
-  TT_INLINE Vec<S> choose(Vec<S> x, Vec<S> rest) const { return own ? x : rest; }
-};
-template <typename S>
-struct AllLanes {
-  TT_INLINE Vec<S> choose(Vec<S> x, Vec<S>) const { return x; }
-};
+TT_INLINE typename VecOf<S>::integers lanes_between(int64_t v, int64_t begin, int64_t end) {
+  using Int = typename Traits<S>::Int;
+  typename VecOf<S>::integers lane;
+  for (int i = 0; i < kLanes<S>; ++i) lane[i] = i;
+  return (lane >= static_cast<Int>(begin - v)) & (lane < static_cast<Int>(end - v));
+}
 
-// Some columns of a row of scores, in whole vectors.
+// Whole vectors [begin, end) of a row of scores, of whose columns a query attends [first, last).
 template <typename S>
 struct Columns {
   S* at;
-  int64_t begin, end;
+  int64_t begin, end, first, last;
 
-  // Calls f(vector, SomeLanes or AllLanes).
+  // Of a row: the fewest vectors.
+  TT_INLINE static Columns around(S* at, int64_t first, int64_t last) {
+    return {at, first / kLanes<S> * kLanes<S>, round_up(last, kLanes<S>), first, last};
+  }
   template <typename F>
   TT_INLINE void each(const F& f) const {
+    for (int64_t v = begin; v < end; v += kLanes<S>) f(at + v);
+  }
+  // Calls f(vector, own): own(x, rest) has x in the lanes that are attended.
+  template <typename F>
+  TT_INLINE void each_own(const F& f) const {
     constexpr int64_t L = kLanes<S>;
-    int64_t v = begin / L * L;
-    if (v < begin && v < end) {
-      f(at + v, SomeLanes<S>{lanes_between<S>(v, begin, end)});
-      v += L;
-    }
-    for (; v + L <= end; v += L) f(at + v, AllLanes<S>{});
-    if (v < end) f(at + v, SomeLanes<S>{lanes_between<S>(v, begin, end)});
+    const int64_t whole = least(round_up(first, L), end), part = most(last / L * L, whole);
+    const auto some = [&](int64_t from, int64_t until) {
+      for (int64_t v = from; v < until; v += L) {
+        const auto lanes = lanes_between<S>(v, first, last);
+        f(at + v, [&](Vec<S> x, Vec<S> rest) { return lanes ? x : rest; });
+      }
+    };
+    some(begin, whole);
+    for (int64_t v = whole; v < part; v += L) f(at + v, [](Vec<S> x, Vec<S>) { return x; });
+    some(part, end);
   }
 };
 

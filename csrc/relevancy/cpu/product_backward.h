@@ -13,8 +13,10 @@
 
 #include "relevancy/cpu/blocks.h"
 #include "relevancy/cpu/products.h"
+#include "relevancy/cpu/rows.h"
 #include "relevancy/cpu/screening.h"
 #include "relevancy/cpu/sequence.h"
+#include "relevancy/cpu/weights.h"
 
 namespace throughtime {
 namespace {
@@ -81,7 +83,6 @@ class ProductBackwardPass : public SequencePass {
     Turned<S> keys, values, kept_keys, kept_values;
     int64_t* turned;     // positions of the retained keys that lie turned
     int64_t kept_count;  // how many
-    int64_t infinite;    // no key before this position, of those turned, is infinite or NaN
     int64_t from;        // vectors of keys from this one on have been turned
   };
 
@@ -94,11 +95,6 @@ class ProductBackwardPass : public SequencePass {
     S *since, *until;  // by column: queries of the block that attend it; none if since is `count`
     const S** rows;    // keys by column, and where their gradients go
     S **grad_keys, **grad_values;
-
-    // Columns of positions from `position` to the last one that a query attends, in whole vectors.
-    TT_INLINE Columns<S> columns(S* row, int64_t position, int64_t query, int64_t P) const {
-      return {row, (position + before) / L * L, round_up(P + first + query + 1 + before, L)};
-    }
   };
 
   // Some queries of a block, of one head of the group.
@@ -135,7 +131,6 @@ class ProductBackwardPass : public SequencePass {
                .kept_values = {kept_values_(own), Dv, block_.kept_vectors},
                .turned = turned_(own),
                .kept_count = 0,
-               .infinite = rows.positions(),
                .from = divide_up(rows.positions(), L)};
     const Share of_queries = share(member, length), of_keys = share(member, s.positions());
     w.query_rows.copy(of_queries, shape_.group);
@@ -205,22 +200,42 @@ class ProductBackwardPass : public SequencePass {
     list_columns(w, block, kept);
     timing.turn(kPack);
     turn_rows(w, block, kept);
-    block.finite = is_finite(w, block);
+    block.finite = true;
     for (int64_t head = 0; head < shape_.group; ++head) {
-      int64_t left =
-          block.begin;  // the first position after the retained keys that the tile attends
+      int64_t left = block.begin;  // of the keys side by side, the first that the tile attends
       for (int64_t query = 0; query < block.count; query += kRegisterRows) {
         const int64_t height = least(kRegisterRows, block.count - query);
+        const int64_t end = shape_.screening.P + block.first + query + height;
         while (w.last[left] < block.first + query) ++left;
-        const Columns<S> all = block.columns(nullptr, left, query + height - 1, shape_.screening.P);
+        const auto columns = Columns<S>::around(nullptr, left + block.before, end + block.before);
         const Rows tile{head, query, height};
         timing.turn(kScores);
-        multiply(w, block, tile, all);
-        for (int64_t q = query; q < query + height; ++q) weigh(block, head, q, all);
+        fetch_before(w, block, tile);
+        multiply(w, block, tile, columns);
+        const bool finite = weigh(block, tile, columns);
+        block.finite &= finite;
         timing.turn(kSums);
-        sum_keys(w, block, tile, left);
+        sum_keys(w, block, tile, columns, finite);
       }
     }
+  }
+
+  // Asks for rows of the block before. Keys and values are turned by whole vectors, so early.
+  TT_INLINE void fetch_before(const Sequence& w, const Block& block, const Rows& tile) const {
+    const auto of = [&](const S* rows, int64_t stride, int64_t end, int64_t features) {
+      fetch(rows, stride, most(0, end - tile.count), most(0, end), features);
+    };
+    if (tile.head == 0) {
+      const int64_t key = block.begin - tile.query;
+      of(w.rows.key, in_.key.stride_t, key - L, shape_.D);
+      of(w.rows.value, in_.value.stride_t, key - L, shape_.Dv);
+      of(w.grad_key.at, w.grad_key.stride, key, shape_.D);
+      of(w.grad_value.at, w.grad_value.stride, key, shape_.Dv);
+    }
+    const int64_t query = block.first - tile.query;
+    of(w.query_rows(0, tile.head), w.query_rows.stride, query, shape_.D);
+    of(w.output_rows(0, tile.head), w.output_rows.stride, query, shape_.Dv);
+    of(w.grad_query(0, tile.head), w.grad_query.stride, query, shape_.D);
   }
 
   void clear(const Sequence& w, int64_t position) const {
@@ -264,9 +279,6 @@ class ProductBackwardPass : public SequencePass {
       };
       put(w.keys, w.rows.key, of_key);
       put(w.values, w.rows.value, of_value);
-      const int64_t position = (w.from - 1) * L, rows = least(L, w.rows.positions() - position);
-      if (!all_finite(w.rows.key + position * of_key, of_key, rows, shape_.D))
-        w.infinite = position;
     }
     int64_t same = 0;
     while (same < least(w.kept_count, block.kept) && w.turned[same] == kept[same]) ++same;
@@ -284,82 +296,52 @@ class ProductBackwardPass : public SequencePass {
       w.turned[w.kept_count] = kept[w.kept_count];
   }
 
-  // Whether sums over the block may add products with zero.
-  bool is_finite(const Sequence& w, const Block& block) const {
-    bool finite = w.infinite >= block.end;
-    for (int64_t c = 0; c < block.kept; ++c) finite &= all_finite(block.rows[c], 0, 1, shape_.D);
-    const auto all = [&](const WholeRows<S>& rows) {
-      for (int64_t head = 0; head < shape_.group; ++head)
-        finite =
-            finite && all_finite(rows(block.first, head), rows.stride, block.count, rows.features);
-    };
-    all(w.query_rows);
-    all(w.output_rows);
-    return finite;
-  }
-
   // Products of queries with keys, and of gradients of outputs with values.
   void multiply(const Sequence& w, const Block& block, const Rows& tile,
-                const Columns<S>& all) const {
+                const Columns<S>& columns) const {
     const int64_t first = block.first + tile.query, kept = divide_up(block.kept, L);
     const int64_t row = row_of(tile.head, tile.query);
-    const int64_t begin = (all.begin - block.before) / L, end = (all.end - block.before) / L;
+    const int64_t begin = (columns.begin - block.before) / L;
+    const int64_t end = (columns.end - block.before) / L;
     const auto both = [&](const WholeRows<S>& rows, const Turned<S>& of_kept,
                           const Turned<S>& of_window, S* to) {
       const S* queries = rows(first, tile.head);
       multiply_turned(queries, rows.stride, tile.count, of_kept, 0, kept, to, row_);
-      multiply_turned(queries, rows.stride, tile.count, of_window, begin, end, to + all.begin,
+      multiply_turned(queries, rows.stride, tile.count, of_window, begin, end, to + columns.begin,
                       row_);
     };
     both(w.query_rows, w.kept_keys, w.keys, block.weights + row);
     both(w.output_rows, w.kept_values, w.values, block.grad + row);
   }
 
-  // Makes weights and the gradients of products of the row of a query; zero where it attends nothing.
-  void weigh(const Block& block, int64_t head, int64_t q, const Columns<S>& all) const {
-    S *weights = block.weights + row_of(head, q), *grad = block.grad + row_of(head, q);
-    const Vec<S> row = splat(static_cast<S>(q)), nothing = splat(-static_cast<S>(__builtin_inff()));
-    const auto each = [&](const auto& f) {
-      const auto part = [&](int64_t begin, int64_t end) {
-        for (int64_t v = begin; v < end; v += L)
-          f(weights + v, grad + v, (load(block.since + v) <= row) & (row <= load(block.until + v)));
-      };
-      part(0, block.kept);
-      part(all.begin, all.end);
+  // Makes weights and gradients of products. Returns whether all products are finite.
+  bool weigh(const Block& block, const Rows& tile, const Columns<S>& columns) const {
+    QueryGradients<S> queries[kRegisterRows];
+    for (int64_t q = 0; q < tile.count; ++q) {
+      const int64_t row = row_of(tile.head, tile.query + q);
+      queries[q] = {block.weights + row, block.grad + row, static_cast<S>(tile.query + q)};
+    }
+    const bool finite = softmax_backward(
+        in_.scale, {block.since, block.until, block.kept, columns.begin, columns.end}, queries,
+        tile.count);
+    // A tile of keys has some that none of these queries attends.
+    const int64_t begin = (most(block.begin + block.before, columns.first - kRegisterRows)) / L * L;
+    const int64_t end = round_up(least(block.end + block.before, columns.last + kRegisterRows), L);
+    const auto clear = [&](int64_t from, int64_t until) {
+      for (int64_t q = 0; q < tile.count; ++q)
+        for (int64_t v = from; v < until; v += L) {
+          store(queries[q].scores + v, Vec<S>{});
+          store(queries[q].grad + v, Vec<S>{});
+        }
     };
-    Vec<S> highest = nothing;
-    each([&](S* p, S*, auto own) {
-      const Vec<S> x = own ? load(p) * in_.scale : nothing;
-      store(p, x);
-      highest = x > highest ? x : highest;
-    });
-    const S top = highest_lane<S>(highest);
-    Vec<S> sums{}, means{};
-    each([&](S* p, S* dp, auto own) {
-      const Vec<S> e = own ? exp_nonpositive<S>(load(p) - splat(top)) : Vec<S>{};
-      store(p, e);
-      sums += e;
-      means += own ? e * load(dp) : Vec<S>{};
-    });
-    const S factor = S(1) / sum_of_lanes<S>(sums), mean = sum_of_lanes<S>(means) * factor;
-    each([&](S* p, S* dp, auto own) {
-      const Vec<S> weight = load(p) * factor;
-      store(p, own ? weight : Vec<S>{});
-      store(dp, own ? weight * (load(dp) - splat(mean)) * in_.scale : Vec<S>{});
-    });
-    const int64_t begin = (block.begin + block.before) / L * L;
-    for (int64_t v = begin; v < round_up(block.end + block.before, L); v += L)
-      if (v < all.begin || v >= all.end) {
-        store(weights + v, Vec<S>{});
-        store(grad + v, Vec<S>{});
-      }
+    clear(begin, columns.begin);
+    clear(columns.end, end);
+    return finite;
   }
 
   // Gradients of queries: sums over keys.
-  void sum_keys(const Sequence& w, const Block& block, const Rows& tile, int64_t left) const {
-    const int64_t begin = left + block.before;
-    const int64_t last = block.first + tile.query + tile.count;
-    const int64_t end = shape_.screening.P + last + block.before;
+  void sum_keys(const Sequence& w, const Block& block, const Rows& tile, const Columns<S>& columns,
+                bool finite) const {
     S* to[kRegisterRows];
     for (int64_t q = 0; q < tile.count; ++q)
       to[q] = w.grad_query(block.first + tile.query + q, tile.head);
@@ -368,9 +350,9 @@ class ProductBackwardPass : public SequencePass {
       sum_rows<S>({grad, row_, 1, block.rows, from, until, 0, to + q, begun}, rows, 0,
                   divide_up(shape_.D, L));
     };
-    if (block.finite) {
-      add(0, tile.count, 0, block.kept, false);
-      add(0, tile.count, begin, end, true);
+    if (finite) {
+      if (block.kept > 0) add(0, tile.count, 0, block.kept, false);
+      add(0, tile.count, columns.first, columns.last, block.kept > 0);
       return;
     }
     for (int64_t q = 0; q < tile.count; ++q) {  // one key after the other
@@ -381,7 +363,7 @@ class ProductBackwardPass : public SequencePass {
           if (block.since[c] <= row && row <= block.until[c]) add(q, 1, c, c + 1, true);
       };
       add_own(0, block.kept);
-      add_own(begin, end);
+      add_own(columns.first, columns.last);
     }
   }
 

@@ -23,42 +23,13 @@
 
 #include "relevancy/cpu/blocks.h"
 #include "relevancy/cpu/products.h"
+#include "relevancy/cpu/rows.h"
 #include "relevancy/cpu/screening.h"
 #include "relevancy/cpu/sequence.h"
+#include "relevancy/cpu/weights.h"
 
 namespace throughtime {
 namespace {
-
-// Turns the products of a query with its retained keys and with its window into weights, zero in the
-// other lanes. Lanes of the window are those of positions in the whole sequence.
-template <typename S>
-SumOfExponentials<S> softmax(S scale, const Columns<S>& kept, const Columns<S>& window) {
-  const Vec<S> nothing = splat(-static_cast<S>(__builtin_inff()));
-  Vec<S> highest = nothing;
-  const auto scaled = [&](S* at, auto own) {
-    const Vec<S> x = own.choose(load(at) * scale, nothing);
-    store(at, x);
-    highest = x > highest ? x : highest;
-  };
-  kept.each(scaled);
-  window.each(scaled);
-  const S top = highest_lane<S>(highest);
-  const auto exponentials = [&](const Columns<S>& columns) {
-    Vec<S> sum{};
-    columns.each([&](S* at, auto own) {
-      const Vec<S> e = exp_nonpositive<S>(load(at) - splat(top));
-      store(at, e);
-      sum += own.choose(e, Vec<S>{});
-    });
-    return sum;
-  };
-  const Vec<S> of_kept = exponentials(kept);
-  const S sum = sum_of_lanes<S>(of_kept + exponentials(window)), factor = S(1) / sum;
-  const auto weights = [&](S* at, auto own) { store(at, own.choose(load(at) * factor, Vec<S>{})); };
-  kept.each(weights);
-  window.each(weights);
-  return {top, sum};
-}
 
 template <typename S>
 class ProductForwardPass : public SequencePass {
@@ -277,8 +248,9 @@ class ProductForwardPass : public SequencePass {
   TT_INLINE Columns<S> columns_of(const Sequence& w, const Block& block, int64_t head,
                                   int64_t query, int64_t height) const {
     const int64_t before = w.shift - block.origin, step = block.first + query;
-    return {block.scores + (head * kQueries + query) * block_.columns(),
-            w.meeting->borders.begin(step) + before, shape_.screening.P + step + height + before};
+    return Columns<S>::around(block.scores + (head * kQueries + query) * block_.columns(),
+                              w.meeting->borders.begin(step) + before,
+                              shape_.screening.P + step + height + before);
   }
   TT_INLINE S* kept_of(const Block& block, int64_t head, int64_t query) const {
     return block.kept_scores + (head * kQueries + query) * block_.kept();
@@ -304,10 +276,9 @@ class ProductForwardPass : public SequencePass {
     const int64_t first = block.origin / L;
     for_tiles(block, kRegisterRows, [&](int64_t head, int64_t query, int64_t height) {
       const Columns<S> own = columns_of(w, block, head, query, height);
-      const int64_t begin = block.changes ? 0 : own.begin / L;
+      const int64_t begin = block.changes ? 0 : own.begin;
       multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.keys,
-                      first + begin, first + divide_up(own.end, L), own.at + begin * L,
-                      block_.columns());
+                      first + begin / L, first + own.end / L, own.at + begin, block_.columns());
     });
     timing.turn(kOther);
   }
@@ -341,34 +312,42 @@ class ProductForwardPass : public SequencePass {
                       divide_up(w.kept_count, L), kept_of(block, head, query), block_.kept());
     });
     for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
-      const int64_t height = least(kRegisterRows, block.count - tile);
-      const Columns<S> all = columns_of(w, block, 0, tile, height);
-      for (int64_t q = tile; q < tile + height; ++q) {
-        screening.candidates(block.first + q);
-        for (int64_t head = 0; head < shape_.group; ++head) {
-          timing.turn(kScores);
-          const S* attention = weigh_query(w, block, head, q, all);
-          timing.turn(kScreening);
-          screening.receive(attention);
-        }
-        screening.compete(block.first + q, [&](int64_t rank, int64_t position) {
-          replace(w, block, {q + 1, rank, position});
-        });
+      const int64_t end = least(tile + kRegisterRows, block.count);
+      for (int64_t q = tile, next; q < end; q = next) {
+        next = block.changes ? least(end, q + w.meeting->borders.until(block.first + q) + 1) : end;
+        timing.turn(kScores);
+        for (int64_t head = 0; head < shape_.group; ++head)
+          weigh_queries(w, block, head, q, next - q, columns_of(w, block, head, tile, end - tile));
+        timing.turn(kScreening);
+        for (int64_t step = q; step < next; ++step) screen(w, block, step, screening);
       }
     }
     timing.turn(kOther);
   }
 
-  // Makes the weights of a query, zeros where its tile attends more. Returns where that of a position
-  // would lie.
-  TT_INLINE const S* weigh_query(const Sequence& w, const Block& block, int64_t head, int64_t q,
-                                 const Columns<S>& tile) const {
-    const Columns<S> own = columns_of(w, block, head, q, 1);
-    for (int64_t v = tile.begin / L * L; v < own.begin / L * L; v += L) store(own.at + v, Vec<S>{});
-    for (int64_t v = round_up(own.end, L); v < tile.end; v += L) store(own.at + v, Vec<S>{});
-    S* lse = p_.lse + w.rows.first_query + head * w.rows.next_head + block.first;
-    lse[q] = softmax(in_.scale, {kept_of(block, head, q), 0, w.kept_count}, own).log();
-    return own.at - block.origin + w.shift;
+  // Makes the weights of queries that share the retained set, zeros where their tile attends more.
+  void weigh_queries(const Sequence& w, const Block& block, int64_t head, int64_t query,
+                     int64_t count, const Columns<S>& tile) const {
+    QueryScores<S> queries[kRegisterRows];
+    for (int64_t q = 0; q < count; ++q) {
+      const Columns<S> own = columns_of(w, block, head, query + q, 1);
+      queries[q].kept = Columns<S>::around(kept_of(block, head, query + q), 0, w.kept_count);
+      queries[q].window = {own.at, tile.begin, tile.end, own.first, own.last};
+    }
+    softmax(in_.scale, queries, count);
+    S* lse = p_.lse + w.rows.first_query + head * w.rows.next_head + block.first + query;
+    for (int64_t q = 0; q < count; ++q) lse[q] = queries[q].total.log();
+  }
+
+  // The retained set after a query.
+  void screen(Sequence& w, const Block& block, int64_t q, Screening<S>& screening) const {
+    screening.candidates(block.first + q);
+    for (int64_t head = 0; head < shape_.group; ++head)
+      screening.receive(block.scores + (head * kQueries + q) * block_.columns() - block.origin +
+                        w.shift);
+    screening.compete(block.first + q, [&](int64_t rank, int64_t position) {
+      replace(w, block, {q + 1, rank, position});
+    });
   }
 
   // Turns those keys of the retained set that have changed.
@@ -404,6 +383,7 @@ class ProductForwardPass : public SequencePass {
   void sum(const Sequence& w, const Block& block, Timing& timing) const {
     timing.turn(kSums);
     const State& state = *block.state;
+    const bool retains = state.kept_count + state.changes > 0;
     int64_t run = 0, kept = state.kept_count;  // first query of those that share the retained set
     for (int64_t i = 0; i < state.changes; ++i) {
       const auto [query, rank, position] = block.list[i];
@@ -412,7 +392,7 @@ class ProductForwardPass : public SequencePass {
       if (rank >= 0) --kept;
       renew(block.kept_rows, kept++, rank, w.value(position));
     }
-    sum_kept(w, block, run, block.count, kept);
+    if (retains) sum_kept(w, block, run, block.count, kept);
     for (int64_t number = block.begin; number < block.end; ++number)
       w.values[number - block.origin] = w.value(number - w.shift);
     // A tile has zeros where one of its queries attends what another does not.
@@ -420,8 +400,8 @@ class ProductForwardPass : public SequencePass {
               [&](int64_t head, int64_t query, int64_t height) {
                 const Columns<S> all = columns_of(w, block, head, query, height);
                 sum_tile(w, block, head, query, height,
-                         {all.at, block_.columns(), 1, w.values, all.begin, all.end, block.origin,
-                          nullptr, true});
+                         {all.at, block_.columns(), 1, w.values, all.first, all.last, block.origin,
+                          nullptr, retains});
               });
     timing.turn(kOther);
   }

@@ -15,16 +15,20 @@
 namespace throughtime {
 namespace {
 
-// Room for vectors of turned rows, [slot][feature][lane]; vector `index` is in slot index % slots.
+// A ring of vectors of turned rows, [slot][feature][lane]; vector `index` is in slot index % slots.
 template <typename S>
 struct Turned {
   S* at;
-  int64_t features, slots;
+  int64_t features, slots;  // a power of two: a division takes as long as many products
 
-  TT_INLINE static int64_t numbers(int64_t features, int64_t slots) {
-    return times(features, slots, kLanes<S>);
+  Turned(S* at, int64_t features, int64_t vectors)
+      : at(at), features(features), slots(power_of_two_at_least(vectors)) {}
+  static int64_t numbers(int64_t features, int64_t vectors) {
+    return times(features, power_of_two_at_least(vectors), kLanes<S>);
   }
-  TT_INLINE S* vector(int64_t index) const { return at + index % slots * features * kLanes<S>; }
+  TT_INLINE S* vector(int64_t index) const {
+    return at + (index & (slots - 1)) * features * kLanes<S>;
+  }
   // Lane l of the vector is row(l), zeros where that is null.
   template <typename F>
   void put(int64_t index, const F& row) const {
@@ -99,21 +103,26 @@ struct RowSums {
 template <int NV, int MR, typename S>
 TT_INLINE void sum_vectors(const RowSums<S>& p, int64_t column) {
   constexpr int64_t L = kLanes<S>;
+  S* to[MR];
+  for (int i = 0; i < MR; ++i) to[i] = p.to[i] + column;
+  const S* const a = p.a;
+  const int64_t a_row = p.a_row, a_k = p.a_k, last = p.end, phase = p.phase;
+  const S* const* const rows = p.rows;
   bool begun = p.begun;
   int64_t k = p.begin;
   do {  // once if there is no row
-    const int64_t end = least(p.end, (k + p.phase) / kLinks * kLinks + kLinks - p.phase);
+    const int64_t end = least(last, (k + phase) / kLinks * kLinks + kLinks - phase);
     Tile<S, MR, NV> chain;
     chain.clear();
     for (; k < end; ++k) {
-      const S* row = p.rows[k] + column;
-      const S* a = p.a + k * p.a_k;
+      const S* row = rows[k] + column;
+      const S* factors = a + k * a_k;
       Vec<S> b[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) b[j] = load(row + j * L);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
-        const S scalar = a[i * p.a_row];
+        const S scalar = factors[i * a_row];
 #pragma GCC unroll 4
         for (int j = 0; j < NV; ++j) chain.v[i][j] += b[j] * scalar;
       }
@@ -122,11 +131,12 @@ TT_INLINE void sum_vectors(const RowSums<S>& p, int64_t column) {
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
-        S* to = p.to[i] + column + j * L;
-        store(to, begun ? load(to) + chain.v[i][j] : chain.v[i][j]);
+        Vec<S> sum = chain.v[i][j];
+        if (begun) sum += load(to[i] + j * L);
+        store(to[i] + j * L, sum);
       }
     begun = true;
-  } while (k < p.end);
+  } while (k < last);
 }
 
 // In vectors [begin, end) of the rows.
@@ -148,91 +158,6 @@ template <typename S>
 TT_INLINE S highest_lane(Vec<S> v) {
   return over_lanes<S>(v, [](Vec<S> a, Vec<S> b) { return a > b ? a : b; });
 }
-
-// Bits set in the lanes of the vector at column v that are columns of [begin, end).
-template <typename S>
-TT_INLINE typename VecOf<S>::integers lanes_between(int64_t v, int64_t begin, int64_t end) {
-  using Int = typename Traits<S>::Int;
-  typename VecOf<S>::integers lane;
-  for (int i = 0; i < kLanes<S>; ++i) lane[i] = i;
-  return (lane >= static_cast<Int>(begin - v)) & (lane < static_cast<Int>(end - v));
-}
-
-// Whether no number is infinite or NaN.
-template <typename S>
-bool all_finite(const S* at, int64_t stride, int64_t rows, int64_t features) {
-  Vec<S> sum{};
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t d = 0; d < features; d += kLanes<S>)
-      sum += load_part(at + row * stride + d, features - d) * S(0);
-  return sum_of_lanes<S>(sum) == S(0);
-}
-
-// Rows of whole vectors, of one head or several: those in memory, or their copies with zeros behind, once
-// copy() has been called for all of them.
-template <typename S>
-struct WholeRows {
-  const S* from;
-  S* room;  // null if rows are whole as they are
-  const S* at;
-  int64_t features, stride, from_stride, next_head, from_next_head;
-
-  TT_INLINE static int64_t numbers(int64_t rows, int64_t features) {
-    return features % kLanes<S> ? times(rows, round_up(features, kLanes<S>)) : 0;
-  }
-  // Heads lie `apart` numbers from each other, and have `rows` rows.
-  WholeRows(const S* at, int64_t stride_t, int64_t features, S* copies, int64_t apart = 0,
-            int64_t rows = 0)
-      : from(at),
-        room(features % kLanes<S> ? copies : nullptr),
-        at(room ? room : at),
-        features(features),
-        stride(room ? round_up(features, kLanes<S>) : stride_t),
-        from_stride(stride_t),
-        next_head(room ? rows * stride : apart),
-        from_next_head(apart) {}
-  void copy(Share rows, int64_t heads = 1) const {
-    if (!room) return;
-    for (int64_t head = 0; head < heads; ++head)
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const S* source = from + head * from_next_head + row * from_stride;
-        for (int64_t d = 0; d < features; d += kLanes<S>)
-          store(room + head * next_head + row * stride + d, load_part(source + d, features - d));
-      }
-  }
-  TT_INLINE const S* operator()(int64_t row, int64_t head = 0) const {
-    return at + head * next_head + row * stride;
-  }
-};
-
-// The same of dense results: rows in memory, or room for them until copy() is called.
-template <typename S>
-struct WholeResults {
-  S *at, *to;
-  int64_t features, stride, next_head, to_next_head;
-
-  // Heads lie `apart` rows from each other in memory, and have `rows` rows.
-  WholeResults(S* to, int64_t features, S* room, int64_t apart = 0, int64_t rows = 0)
-      : at(features % kLanes<S> ? room : to),
-        to(to),
-        features(features),
-        stride(round_up(features, kLanes<S>)),
-        next_head((at == to ? apart : rows) * stride),
-        to_next_head(apart * features) {}
-  TT_INLINE S* operator()(int64_t row, int64_t head = 0) const {
-    return at + head * next_head + row * stride;
-  }
-  TT_INLINE void clear(int64_t row, int64_t head = 0) const {
-    for (int64_t d = 0; d < stride; d += kLanes<S>) store((*this)(row, head) + d, Vec<S>{});
-  }
-  void copy(Share rows, int64_t heads = 1) const {
-    if (at == to) return;
-    for (int64_t head = 0; head < heads; ++head)
-      for (int64_t row = rows.begin; row < rows.end; ++row)
-        std::memcpy(to + head * to_next_head + row * features, (*this)(row, head),
-                    features * sizeof(S));
-  }
-};
 
 }  // namespace
 }  // namespace throughtime

@@ -83,6 +83,7 @@ struct Relevance {
   bool keep_first;           // nothing, so that the first keys are retained
   const S* given = nullptr;  // numbers of this call's keys, or null
   bool normalize = false;    // attention counts as often as its query has candidates
+  bool returned = false;     // asked for by the caller, also where no key is retained
 
   TT_INLINE bool adds_up() const { return !keep_first && !given; }
 };
@@ -97,6 +98,8 @@ class Screening {
         borders_(shape, steps),
         length_(steps.length),
         kind_(kind),
+        needed_(shape.top_k > 0 || kind.returned ? 0
+                                                 : shape.P + steps.length - shape.window_after()),
         last_(last),
         relevance_(relevance) {
     candidates_.kept = kept;
@@ -125,8 +128,8 @@ class Screening {
     if (!kind_.adds_up()) return;
     const Candidates& now = candidates_;
     const S factor = kind_.normalize ? static_cast<S>(now.count()) : S(1);
-    for (int64_t p = most(now.window_begin, leaving()); p < now.window_end; ++p)
-      relevance_[p] += attention[p] * factor;
+    const int64_t begin = most(most(now.window_begin, leaving()), needed_);
+    for (int64_t p = begin; p < now.window_end; ++p) relevance_[p] += attention[p] * factor;
   }
 
   // Then, once. Before the retained set changes it calls change(rank, position): the rank in it of the
@@ -218,6 +221,7 @@ class Screening {
   Borders borders_;
   int64_t length_;
   Relevance<S> kind_;
+  int64_t needed_;  // from this position on: what the next call takes, if no key is retained
   Column<int64_t> last_;
   S* relevance_;
   Candidates candidates_;

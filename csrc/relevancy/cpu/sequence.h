@@ -36,7 +36,8 @@ int64_t most_retained(const RelevancyInput<S>& in, const int64_t* last) {
 template <typename S>
 TT_INLINE Relevance<S> relevance_of(const RelevancyForward<S>& args, const SequencePlace& place) {
   const int64_t first = place.first_position - place.number * place.screening.P;
-  return {args.keep_first, args.given ? args.given + first : nullptr, args.normalize};
+  return {args.keep_first, args.given ? args.given + first : nullptr, args.normalize,
+          args.received != nullptr};
 }
 
 // Writes what a sequence leaves when its last query is done.
