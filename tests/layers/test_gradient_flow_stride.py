@@ -147,3 +147,15 @@ def test_a_trace_that_does_not_fit_offers_a_stride(
         pytest.raises(RuntimeError, match=r"768 bytes for 4 steps .*; take a smaller batch or"),
     ):
         layer(X)
+
+
+def test_no_stride_is_offered_where_episodes_keep_every_step(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    layer = rel_lstm_of(backend)
+    monkeypatch.setattr(recording, "_free_memory", lambda: 3000)
+    words = r"and 3,000 are free; take a smaller batch or fewer steps, or trace one"
+    with throughtime.gradient_flow(layer), pytest.raises(RuntimeError, match=words):
+        layer(X, reset=MASK)
+    with throughtime.gradient_flow(layer), pytest.raises(RuntimeError, match=r"keep every n-th"):
+        layer(torch.cat([X] * 2, 1))
