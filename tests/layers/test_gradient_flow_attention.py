@@ -27,8 +27,8 @@ W = random(B, T, E, seed=2)
 
 def layer_of(backend: Any, **options: Any) -> RelevancyAttention:
     torch.manual_seed(1)
-    sizes = {"window_size": 2, "top_k": 2} | options
-    return RelevancyAttention(E, HEADS, **sizes, backend=backend).double()
+    sizes = {"num_heads": HEADS, "window_size": 2, "top_k": 2} | options
+    return RelevancyAttention(E, **sizes, backend=backend).double()
 
 
 def recorded(layer: RelevancyAttention, stride: int = 1, **given: Any) -> GradientFlow:
@@ -203,22 +203,27 @@ def test_gradients_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, backend: str
             layer(X)
 
 
-def test_heads_of_queries_that_share_keys(backend: str) -> None:
+@pytest.mark.parametrize(("heads", "of_keys"), [(2, 1), (6, 2)])
+def test_heads_of_queries_that_share_keys(backend: str, heads: int, of_keys: int) -> None:
     """The same as heads of their own with equal keys, whose gradients add up."""
-    shared = layer_of(backend, num_key_value_heads=1, window_size=T)
-    apart = layer_of(backend, window_size=T)
+    sizes, group = {"num_heads": heads, "window_size": T}, heads // of_keys
+    shared = layer_of(backend, num_key_value_heads=of_keys, **sizes)
+    apart = layer_of(backend, **sizes)
     with torch.no_grad():
-        query, *others = shared.in_proj_weight.split([E, D, D])
-        apart.in_proj_weight.copy_(torch.cat([query, *(x.repeat(HEADS, 1) for x in others)]))
+        size = E // heads
+        query, *others = shared.in_proj_weight.split([E, of_keys * size, of_keys * size])
+        others = [x.unflatten(0, (of_keys, size)).repeat_interleave(group, 0) for x in others]
+        apart.in_proj_weight.copy_(torch.cat([query, *(x.flatten(0, 1) for x in others)]))
         apart.out_proj.weight.copy_(shared.out_proj.weight)
     one, all_ = recorded(shared), recorded(apart)
     found, wanted = one.keys(), all_.keys()
     for name in ("query", "effective", "by_distance"):
         assert_close(getattr(found, name), getattr(wanted, name), name)
     for name in ("key", "value"):
-        assert_close(getattr(found, name), getattr(wanted, name).sum(1, keepdim=True), name)
+        each = getattr(wanted, name).unflatten(1, (of_keys, group))
+        assert_close(getattr(found, name), each.sum(2), name)
     assert torch.equal(found.kappa, wanted.kappa)
-    assert torch.equal(found.last, wanted.last[:, :1])
+    assert torch.equal(found.last, wanted.last[:, ::group])
     assert [row["query"] for row in one.table()] == pytest.approx(
         [row["query"] for row in all_.table()]
     )

@@ -147,3 +147,40 @@ def test_a_trace_that_does_not_fit_offers_a_stride(
         pytest.raises(RuntimeError, match=r"768 bytes for 4 steps .*; take a smaller batch or"),
     ):
         layer(X)
+
+
+def test_no_stride_is_offered_where_episodes_keep_every_step(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    layer = rel_lstm_of(backend)
+    monkeypatch.setattr(recording, "_free_memory", lambda: 3000)
+    words = r"and 3,000 are free; take a smaller batch or fewer steps, or trace one"
+    with throughtime.gradient_flow(layer), pytest.raises(RuntimeError, match=words):
+        layer(X, reset=MASK)
+    with throughtime.gradient_flow(layer), pytest.raises(RuntimeError, match=r"keep every n-th"):
+        layer(torch.cat([X] * 2, 1))
+
+
+def test_the_heat_map_has_the_numbers_of_the_table(backend: str) -> None:
+    for layer, given in (
+        (lstm_of(backend, bidirectional=True), {"lengths": True}),
+        (rel_lstm_of(backend), {"reset": MASK}),
+    ):
+        flow = recorded(layer, 3, **given)
+        for call in flow._updates.calls():
+            call.scale = 4.0
+            rows = [row["dc"] for row in flow.table() if row["direction"] == call.direction]
+            assert flow._updates.history(call).tolist() == [pytest.approx(rows, nan_ok=True)]
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_distances_of_the_other_direction(backend: str, stride: int) -> None:
+    both, one = lstm_of(backend, bidirectional=True), lstm_of(backend)
+    one.load_state_dict({name: getattr(both, f"{name}_reverse") for name in one.state_dict()})
+    with throughtime.gradient_flow(both, stride=stride) as backward:
+        both(X)[0][0, :, H:].sum().backward()
+    with throughtime.gradient_flow(one, stride=stride) as forward:
+        one(X.flip(0))[0][-1].sum().backward()
+    (wanted,) = forward.horizon(0.3)
+    (found,) = (row for row in backward.horizon(0.3) if row["direction"] == 1)
+    assert found == pytest.approx(wanted | {"direction": 1}) and 0 < found["dc"] < math.inf
