@@ -313,11 +313,14 @@ class ProductForwardPass : public SequencePass {
     });
     for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
       const int64_t end = least(tile + kRegisterRows, block.count);
+      const Columns<S> all = columns_of(w, block, 0, tile, end - tile);
       for (int64_t q = tile, next; q < end; q = next) {
         next = block.changes ? least(end, q + w.meeting->borders.until(block.first + q) + 1) : end;
         timing.turn(kScores);
-        for (int64_t head = 0; head < shape_.group; ++head)
-          weigh_queries(w, block, head, q, next - q, columns_of(w, block, head, tile, end - tile));
+        with_constant<kRegisterRows>(next - q, [&](auto count) {
+          for (int64_t head = 0; head < shape_.group; ++head)
+            weigh_queries<decltype(count)::value>(w, block, head, q, all);
+        });
         timing.turn(kScreening);
         for (int64_t step = q; step < next; ++step) screen(w, block, step, screening);
       }
@@ -325,18 +328,27 @@ class ProductForwardPass : public SequencePass {
     timing.turn(kOther);
   }
 
-  // Makes the weights of queries that share the retained set, zeros where their tile attends more.
-  void weigh_queries(const Sequence& w, const Block& block, int64_t head, int64_t query,
-                     int64_t count, const Columns<S>& tile) const {
-    QueryScores<S> queries[kRegisterRows];
-    for (int64_t q = 0; q < count; ++q) {
-      const Columns<S> own = columns_of(w, block, head, query + q, 1);
+  // Makes the weights of Count queries that share the retained set, zeros where their tile attends more.
+  template <int Count>
+  __attribute__((noinline)) void weigh_queries(const Sequence& w, const Block& block, int64_t head,
+                                               int64_t query, const Columns<S>& tile) const {
+    QueryScores<S> queries[Count];
+    for (int q = 0; q < Count; ++q) {
       queries[q].kept = Columns<S>::around(kept_of(block, head, query + q), 0, w.kept_count);
-      queries[q].window = {own.at, tile.begin, tile.end, own.first, own.last};
+      queries[q].window = columns_of(w, block, head, query + q, 1);
     }
-    softmax(in_.scale, queries, count);
+    const int64_t begin = queries[0].window.begin, end = queries[Count - 1].window.end;
+    for (auto& [kept, window, total] : queries) {
+      window.begin = begin;
+      window.end = end;
+      if constexpr (Count < kRegisterRows) {
+        for (int64_t v = tile.begin; v < begin; v += L) store(window.at + v, Vec<S>{});
+        for (int64_t v = end; v < tile.end; v += L) store(window.at + v, Vec<S>{});
+      }
+    }
+    softmax(in_.scale, queries);
     S* lse = p_.lse + w.rows.first_query + head * w.rows.next_head + block.first + query;
-    for (int64_t q = 0; q < count; ++q) lse[q] = queries[q].total.log();
+    for (int q = 0; q < Count; ++q) lse[q] = queries[q].total.log();
   }
 
   // The retained set after a query.
