@@ -13,9 +13,7 @@
 //   sum        tiles               outputs: of the retained set for runs of queries that share it, and
 //                                  of the window
 //
-// Only `weigh` needs what it left of the block before. So the first member of a team weighs a group of
-// blocks, the others multiply the next group and sum the one before, and the first helps them when it
-// has done; then all meet.
+// Only `weigh` needs what it left of the block before: see stages.h.
 //
 // Every sum of a query has one order, by rank or by position in the whole sequence: blocks may begin
 // anywhere, and a sequence split into calls has the bits of one call.
@@ -26,6 +24,7 @@
 #include "relevancy/cpu/rows.h"
 #include "relevancy/cpu/screening.h"
 #include "relevancy/cpu/sequence.h"
+#include "relevancy/cpu/stages.h"
 #include "relevancy/cpu/weights.h"
 
 namespace throughtime {
@@ -41,7 +40,7 @@ class ProductForwardPass : public SequencePass {
         shape_(args.in.shape),
         block_(shape_.screening, kQueries, shape_.screening.most_retained()) {
     const ScreeningShape& s = shape_.screening;
-    const int64_t slots = plan_.members() > 1 ? kSlots : 1;
+    const int64_t slots = Stages::slots(plan_.members());
     meeting_ = per_team<Meeting>(1);
     starts_ = per_team<int64_t>(s.T + 1);
     relevance_ = per_team<S>(s.positions());
@@ -68,15 +67,11 @@ class ProductForwardPass : public SequencePass {
  private:
   static constexpr int64_t L = kLanes<S>;
   static constexpr int64_t kQueries = 18;  // of a block; more would have more scores in vain
-  static constexpr int64_t kGroup = 8;     // blocks between two barriers
-  static constexpr int64_t kPiece = 4;     // blocks whose keys one member turns
-  static constexpr int64_t kSlots = 3 * kGroup;
 
   // What the members of a team tell each other.
   struct Meeting {
     Borders borders;
-    int64_t blocks;
-    alignas(64) int64_t jobs[2];  // taken, of this round and of the next
+    Stages stages;
   };
 
   // The key of a rank leaves the retained set (-1: none), another joins at its end: of the queries
@@ -171,14 +166,14 @@ class ProductForwardPass : public SequencePass {
       w.kept_rows[rank] = w.value(w.retained[rank]);
     Meeting& meeting = *w.meeting;
     meeting.borders = screening.borders();
-    meeting.blocks = 0;
-    meeting.jobs[0] = meeting.jobs[1] = 0;
-    for (int64_t first = 0; first < length; ++meeting.blocks) {
-      w.starts[meeting.blocks] = first;
+    int64_t blocks = 0;
+    for (int64_t first = 0; first < length; ++blocks) {
+      w.starts[blocks] = first;
       const int64_t to_border = meeting.borders.until(first) + 1;
       first += least(block_length(kQueries, s.screen_every, to_border), length - first);
     }
-    w.starts[meeting.blocks] = length;
+    w.starts[blocks] = length;
+    meeting.stages.begin(blocks);
     walk_blocks(member, w, timing, [&](const Block& block) { weigh(w, block, screening, timing); });
     finish_screening(p_, rows, screening, relevance_(w.team));
   }
@@ -187,50 +182,16 @@ class ProductForwardPass : public SequencePass {
   template <typename F>
   void walk_blocks(const Member& member, Sequence& w, Timing& timing, const F& weigh_block) {
     member.wait();  // for borders, blocks, and copies of values
-    Meeting& meeting = *w.meeting;
-    if (members() == 1) {
-      for (int64_t index = 0; index < meeting.blocks; ++index) {
-        const Block block = block_at(w, index, 1);
-        multiply(w, block, timing);
-        weigh_block(block);
-        sum(w, block, timing);
-      }
-      return;
-    }
-    const int64_t groups = divide_up(meeting.blocks, kGroup);
-    for (int64_t group = -1; group <= groups; ++group) {
-      if (member.begin == 0) {
-        meeting.jobs[group & 1] = 0;  // of the next round: this one's are those of group + 1
-        for_blocks(w, group, 0, kGroup, weigh_block);
-      }
-      constexpr int64_t kPieces = kGroup / kPiece;
-      for (;;) {
-        const int64_t job = __atomic_fetch_add(&meeting.jobs[(group + 1) & 1], 1, __ATOMIC_RELAXED);
-        if (job >= kPieces + kGroup) break;
-        if (job < kPieces)
-          for_blocks(w, group + 1, job * kPiece, kPiece,
-                     [&](const Block& block) { multiply(w, block, timing); });
-        else
-          for_blocks(w, group - 1, job - kPieces, 1,
-                     [&](const Block& block) { sum(w, block, timing); });
-      }
-      timing.turn(kOther);
-      member.wait();
-    }
+    w.meeting->stages.walk(
+        member, members(), [&](int64_t index) { multiply(w, block_at(w, index), timing); },
+        [&](int64_t index) { weigh_block(block_at(w, index)); },
+        [&](int64_t index) { sum(w, block_at(w, index), timing); });
   }
 
-  // Calls f(block) for `count` blocks of a group, as far as they are there.
-  template <typename F>
-  void for_blocks(const Sequence& w, int64_t group, int64_t from, int64_t count, const F& f) const {
-    const int64_t begin = most(0, group * kGroup + from);
-    for (int64_t index = begin; index < least(group * kGroup + from + count, w.meeting->blocks);
-         ++index)
-      f(block_at(w, index, kSlots));
-  }
-
-  Block block_at(const Sequence& w, int64_t index, int64_t slots) const {
+  Block block_at(const Sequence& w, int64_t index) const {
     const int64_t first = w.starts[index], count = w.starts[index + 1] - first;
-    const int64_t begin = w.meeting->borders.begin(first) + w.shift, slot = index % slots;
+    const int64_t begin = w.meeting->borders.begin(first) + w.shift;
+    const int64_t slot = index % Stages::slots(members());
     return {.first = first,
             .count = count,
             .begin = begin,
@@ -313,11 +274,14 @@ class ProductForwardPass : public SequencePass {
     });
     for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
       const int64_t end = least(tile + kRegisterRows, block.count);
+      const Columns<S> all = columns_of(w, block, 0, tile, end - tile);
       for (int64_t q = tile, next; q < end; q = next) {
         next = block.changes ? least(end, q + w.meeting->borders.until(block.first + q) + 1) : end;
         timing.turn(kScores);
-        for (int64_t head = 0; head < shape_.group; ++head)
-          weigh_queries(w, block, head, q, next - q, columns_of(w, block, head, tile, end - tile));
+        with_constant<kRegisterRows>(next - q, [&](auto count) {
+          for (int64_t head = 0; head < shape_.group; ++head)
+            weigh_queries<decltype(count)::value>(w, block, head, q, all);
+        });
         timing.turn(kScreening);
         for (int64_t step = q; step < next; ++step) screen(w, block, step, screening);
       }
@@ -325,18 +289,27 @@ class ProductForwardPass : public SequencePass {
     timing.turn(kOther);
   }
 
-  // Makes the weights of queries that share the retained set, zeros where their tile attends more.
-  void weigh_queries(const Sequence& w, const Block& block, int64_t head, int64_t query,
-                     int64_t count, const Columns<S>& tile) const {
-    QueryScores<S> queries[kRegisterRows];
-    for (int64_t q = 0; q < count; ++q) {
-      const Columns<S> own = columns_of(w, block, head, query + q, 1);
+  // Makes the weights of Count queries that share the retained set, zeros where their tile attends more.
+  template <int Count>
+  __attribute__((noinline)) void weigh_queries(const Sequence& w, const Block& block, int64_t head,
+                                               int64_t query, const Columns<S>& tile) const {
+    QueryScores<S> queries[Count];
+    for (int q = 0; q < Count; ++q) {
       queries[q].kept = Columns<S>::around(kept_of(block, head, query + q), 0, w.kept_count);
-      queries[q].window = {own.at, tile.begin, tile.end, own.first, own.last};
+      queries[q].window = columns_of(w, block, head, query + q, 1);
     }
-    softmax(in_.scale, queries, count);
+    const int64_t begin = queries[0].window.begin, end = queries[Count - 1].window.end;
+    for (auto& [kept, window, total] : queries) {
+      window.begin = begin;
+      window.end = end;
+      if constexpr (Count < kRegisterRows) {
+        for (int64_t v = tile.begin; v < begin; v += L) store(window.at + v, Vec<S>{});
+        for (int64_t v = end; v < tile.end; v += L) store(window.at + v, Vec<S>{});
+      }
+    }
+    softmax(in_.scale, queries);
     S* lse = p_.lse + w.rows.first_query + head * w.rows.next_head + block.first + query;
-    for (int64_t q = 0; q < count; ++q) lse[q] = queries[q].total.log();
+    for (int q = 0; q < Count; ++q) lse[q] = queries[q].total.log();
   }
 
   // The retained set after a query.

@@ -21,10 +21,10 @@ struct QueryScores {
 
 // Turns products of queries with keys into weights; those of lanes that are not attended become zero, or
 // NaN where the others are. Lanes of the window are those of positions in the whole sequence.
-template <typename S>
-void softmax(S scale, QueryScores<S>* queries, int64_t count) {
+template <int Count, typename S>
+void softmax(S scale, QueryScores<S> (&queries)[Count]) {
   const Vec<S> nothing = splat(-static_cast<S>(__builtin_inff()));
-  for (int64_t q = 0; q < count; ++q) {
+  for (int q = 0; q < Count; ++q) {
     Vec<S> highest = nothing;
     const auto scaled = [&](S* at, auto own) {
       const Vec<S> x = own(load(at) * scale, nothing);
@@ -35,7 +35,7 @@ void softmax(S scale, QueryScores<S>* queries, int64_t count) {
     queries[q].window.each_own(scaled);
     queries[q].total.top = highest_lane<S>(highest);
   }
-  for (int64_t q = 0; q < count; ++q) {
+  for (int q = 0; q < Count; ++q) {
     const S top = queries[q].total.top;
     const auto exponentials = [&](const Columns<S>& columns) {
       Vec<S> sum{};
@@ -49,7 +49,7 @@ void softmax(S scale, QueryScores<S>* queries, int64_t count) {
     const Vec<S> of_kept = exponentials(queries[q].kept);
     queries[q].total.sum = sum_of_lanes<S>(of_kept + exponentials(queries[q].window));
   }
-  for (int64_t q = 0; q < count; ++q) {
+  for (int q = 0; q < Count; ++q) {
     const S factor = S(1) / queries[q].total.sum;
     const auto weights = [&](S* at) { store(at, load(at) * factor); };
     queries[q].kept.each(weights);
