@@ -18,6 +18,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 from cases import runnable
 from throughtime import _ext
 
+# Fixtures that compile.
+COMPILED = {"kernels", "layer", "programs", "stand_in", "trace"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # torch finds compiled code by its graph, which does not tell what our fakes said when it was
@@ -31,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     # float32 is float32 here, nn.LSTM's too; TF32 has tests of its own.
     torch.backends.cudnn.allow_tf32 = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The time of a test does not count how long its fixtures wait for compilers."""
+    for item in items:
+        waits = COMPILED & set(getattr(item, "fixturenames", ()))
+        if waits and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(func_only=True))
 
 
 @pytest.fixture(autouse=True)
