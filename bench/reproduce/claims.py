@@ -103,8 +103,9 @@ def _judge_stability(rows: pd.DataFrame) -> Finding:
 
 
 def _judge_copying(rows: pd.DataFrame) -> Finding:
-    reached = rows[rows.validation_accuracy >= 0.9].groupby(["kind", "seed"]).updates.min()
     runs = ended(rows)
+    whole = rows.merge(runs[["kind", "seed"]])
+    reached = whole[whole.validation_accuracy >= 0.9].groupby(["kind", "seed"]).updates.min()
     table = pd.DataFrame(
         {
             "p": group.p.iloc[0],

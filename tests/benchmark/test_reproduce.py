@@ -279,5 +279,6 @@ def test_a_run_that_goes_on_counts_for_nothing() -> None:
     rows = copied(*SEEDS_0, *((0.5, seed, 30 - seed, 0.95) for seed in range(3)))
     found = BY_NAME["copying-100"].judge(rows)
     assert found.verdict == "cannot be told here" and "4 runs ended" in found.ours
+    assert found.table is not None and found.table["runs that reach 90 %"].tolist() == [3, 1]
     diverged = copied(*SEEDS_0, *((0.5, seed, 30 - seed, 0.95) for seed in range(3)), stopped="nan")
     assert "6 runs ended" in BY_NAME["copying-100"].judge(diverged).ours
