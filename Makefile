@@ -41,7 +41,7 @@ help:
 	@echo "              several GB; goes on where it was interrupted): python/docs/programs.csv"
 	@echo "make bench    install into $(VENV), measure every operation, write tables and plots"
 	@echo "make bench-compare   build BASE=$(BASE) too, tell whether the working tree is slower"
-	@echo "make reproduce  install into $(VENV), measure the claims of both papers again: half an hour;"
+	@echo "make reproduce  install into $(VENV), measure the claims of both papers again: 40 minutes;"
 	@echo "              make reproduce-full: also what takes hours. Both go on where they were interrupted"
 	@echo "make install  install into $(VENV) only"
 	@echo "make fuzz     install into $(VENV), call the package with what is right and wrong from random"
