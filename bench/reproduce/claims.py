@@ -17,7 +17,7 @@ from scipy import stats
 
 from bench import scaling
 from bench.reproduce import gradients
-from bench.reproduce.training import Setup, Sweep, ended, last
+from bench.reproduce.training import Setup, Sweep, last
 from bench.train.config import DEFAULTS, PRESET
 
 Verdict = Literal["holds", "does not hold here", "cannot be told here"]
@@ -78,7 +78,7 @@ def _judge_scale(rows: pd.DataFrame) -> Finding:
 
 
 def _judge_stability(rows: pd.DataFrame) -> Finding:
-    runs = ended(rows)
+    runs = last(rows)
     table = pd.DataFrame(
         {
             "lr": lr,
@@ -103,7 +103,7 @@ def _judge_stability(rows: pd.DataFrame) -> Finding:
 
 
 def _judge_copying(rows: pd.DataFrame) -> Finding:
-    runs = ended(rows)
+    runs = last(rows)
     whole = rows.merge(runs[["kind", "seed"]])
     reached = whole[whole.validation_accuracy >= 0.9].groupby(["kind", "seed"]).updates.min()
     table = pd.DataFrame(

@@ -71,19 +71,17 @@ def shortened(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def last(table: pd.DataFrame) -> pd.DataFrame:
-    """The last row of each run, with its largest gradient norm, its falls and its cost."""
+    """The last row of each run that went as far as any, or could not go on.
+
+    With its largest gradient norm, its falls and its cost.
+    """
     groups = table.groupby(["kind", "seed"], sort=False)
     found = groups.tail(1).set_index(["kind", "seed"])
     found["grad_norm_max"] = groups.grad_norm_max.max()
     found["falls"] = groups.validation_accuracy.agg(falls)
     found["cpu_seconds"] = groups.cpu_seconds.sum()
-    return found.reset_index()
-
-
-def ended(table: pd.DataFrame) -> pd.DataFrame:
-    """``last`` of the runs that went as far as any, or could not go on."""
-    runs = last(table)
-    return runs[(runs.updates == runs.updates.max()) | runs.stopped.replace("", None).notna()]
+    stopped = found.stopped.replace("", None).notna()
+    return found[(found.updates == found.updates.max()) | stopped].reset_index()
 
 
 def falls(accuracy: pd.Series) -> int:

@@ -189,7 +189,7 @@ def screened(**accuracies: list[float]) -> pd.DataFrame:
         {"kind": kind.replace("_", " "), "seed": seed, "validation_accuracy": accuracy}
         for kind, values in accuracies.items()
         for seed, accuracy in enumerate(values)
-    ).assign(grad_norm_max=1.0, cpu_seconds=60.0)
+    ).assign(grad_norm_max=1.0, cpu_seconds=60.0, updates=30, stopped="")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,16 @@ def test_chunked_screening_is_judged_by_its_lowest(m_64: list[float], verdict: s
     assert found.verdict == verdict
     assert ("m 64" in found.ours) == (verdict == "does not hold here")
     assert found.table is not None and found.table.layer.tolist()[-1] == "full"
+
+
+@pytest.mark.parametrize("name", ["screening-denoise", "normalize"])
+def test_no_claim_counts_a_run_that_goes_on(name: str) -> None:
+    values = [0.9] * 3
+    rows = screened(**{"m_1": values, "m_16": values, "m_32": values, "m_64": values,
+                       "m_1,_normalized": values})  # fmt: skip
+    begun = rows.assign(seed=3, updates=1)
+    found = BY_NAME[name].judge(pd.concat([rows, begun], ignore_index=True))
+    assert found.table is not None and set(found.table.seeds) == {3}
 
 
 @pytest.mark.parametrize(
