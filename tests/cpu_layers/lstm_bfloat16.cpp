@@ -1,7 +1,7 @@
 // lstm/cpu/bfloat16_kernels.cpp: the LSTM with bfloat16 operands, also on a stand-in for AMX.
 #include "export.h"
 #include "lstm/cpu/bfloat16_kernels.cpp"
-#include "lstm_calls.h"
+#include "walk_calls.h"
 
 using namespace throughtime;
 
@@ -16,8 +16,12 @@ struct BFloat16Kernels {
   }
 };
 
+int64_t saved_size(const BFloat16*, const int64_t* sizes) {
+  return saved_activations<BFloat16>(shape_of(sizes), sizes[7] != 0);
+}
+
 }  // namespace
 
-EXPORT_AS(saved_size_bf16, saved_size<BFloat16>)
+EXPORT_AS(saved_size_bf16, saved_size)
 EXPORT_AS(forward_bf16, run_forward<BFloat16, BFloat16Kernels>)
 EXPORT_AS(backward_bf16, run_backward<BFloat16, BFloat16Kernels>)

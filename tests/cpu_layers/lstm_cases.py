@@ -63,7 +63,8 @@ def run(
     x, y = case.tensors["input"], torch.full_like(case.grads[0], torch.nan)
     assert x is not None
     units, outputs = case.grads[2].size(1), y.size(2)
-    sizes = torch.tensor([*x.shape, units, outputs, case.reverse, threads, recompute, *more])
+    options = (case.reverse, threads, recompute, x.size(1))
+    sizes = torch.tensor([*x.shape, units, outputs, *options, *more])
     call = (*given.values(), case.lengths, torch.arange(x.size(1)), case.reset)
     saved = torch.full((layer("saved_size", x, sizes),), torch.nan)
     h_n, c_n = (torch.full_like(g, torch.nan, dtype=torch.float32) for g in case.grads[1:])

@@ -54,11 +54,15 @@ def run(layer: Any, given: Given, dtype: torch.dtype, threads: int) -> list[Tens
     """
     sums = torch.float32 if dtype == torch.bfloat16 else dtype
     x, h_0 = (v.to(dtype) for v in given.inputs[:2])
-    weights = [v.to(sums) for v in given.inputs[2:]]
+    weight_ih, weight_hh, bias = (v.to(sums) for v in given.inputs[2:])
     (steps, batch, inputs), units = x.shape, h_0.size(1)
     columns = 1 if given.detach is None else given.detach.size(1)
-    sizes = torch.tensor([steps, batch, inputs, units, int(given.reverse), threads, columns])
-    call = (x, h_0, *weights, given.lengths, torch.arange(batch))
+    sizes = torch.tensor(
+        [steps, batch, inputs, units, units, given.reverse, threads, False, columns]
+    )
+    # The cell has no c, and nothing is projected or traced.
+    order = torch.arange(batch)
+    call = (x, h_0, None, weight_ih, weight_hh, None, bias, given.lengths, order, None)
     dtypes = (dtype, sums, dtype, sums, sums, sums, sums)
     results = [
         torch.full_like(v, torch.nan, dtype=kind)
@@ -67,9 +71,11 @@ def run(layer: Any, given: Given, dtype: torch.dtype, threads: int) -> list[Tens
     if given.lengths is not None:
         results[2].zero_()  # what is past the end is not written
     saved = torch.full((layer("saved_size", x, sizes),), torch.nan, dtype=sums)
-    layer("forward", sizes, [*call, *results[:2], saved])
+    y, h_n, dx, dh_0, *dweights = results
+    layer("forward", sizes, [*call, y, h_n, None, saved, None])
     grads = [v.to(kind) for v, kind in zip(given.grads, dtypes, strict=False)]
-    layer("backward", sizes, [*call, results[0], saved, *grads, given.detach, *results[2:]])
+    into = [dx, dh_0, None, *dweights, None, None, None]
+    layer("backward", sizes, [*call, y, saved, *grads, None, given.detach, *into])
     return results
 
 

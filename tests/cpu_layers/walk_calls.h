@@ -1,25 +1,21 @@
-// One call of an LSTM's kernels, from a list of pointers: of inputs of type X by Kernels::run.
+// One call of a walk's kernels, from a list of addresses: of inputs of type X by Kernels::run.
 #pragma once
 
-#include "lstm/cpu/kernels.h"
 #include "pointers.h"
+#include "recurrence/cpu/params.h"
 #include "threads.h"
 
 namespace throughtime {
 namespace {
 
-// sizes: T, B, I, H, R, reverse, threads, cell_only, and what else Kernels take.
-TT_INLINE LstmShape shape_of(const int64_t* sizes) {
+// sizes: T, B, I, H, R, reverse, threads, cell_only, columns of the mask (1 or B), and what else Kernels
+// take.
+TT_INLINE WalkShape shape_of(const int64_t* sizes) {
   return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
 }
 
 template <typename X>
-int64_t saved_size(const X*, const int64_t* sizes) {
-  return saved_activations<X>(shape_of(sizes), sizes[7] != 0);
-}
-
-template <typename X>
-LstmInput<X> input(const int64_t* sizes, Pointers& next) {
+WalkInput<X> input(const int64_t* sizes, Pointers& next) {
   return {.shape = shape_of(sizes),
           .batch = sizes[1],
           .x = next,
@@ -40,7 +36,7 @@ LstmInput<X> input(const int64_t* sizes, Pointers& next) {
 template <typename X, typename Kernels>
 void run_forward(const int64_t* sizes, void* const* arguments) {
   Pointers next{arguments};
-  const LstmForward<X> pass{.in = input<X>(sizes, next),
+  const WalkForward<X> pass{.in = input<X>(sizes, next),
                             .y = next,
                             .h_n = next,
                             .c_n = next,
@@ -53,7 +49,7 @@ void run_forward(const int64_t* sizes, void* const* arguments) {
 template <typename X, typename Kernels>
 void run_backward(const int64_t* sizes, void* const* arguments) {
   Pointers next{arguments};
-  const LstmBackward<X> pass{.in = input<X>(sizes, next),
+  const WalkBackward<X> pass{.in = input<X>(sizes, next),
                              .y = next,
                              .saved = next,
                              .cell_only = sizes[7] != 0,
@@ -64,8 +60,8 @@ void run_backward(const int64_t* sizes, void* const* arguments) {
                              .dh_n = next,
                              .dc_n = next,
                              .detach = next,
-                             .detach_stride_t = sizes[1],
-                             .detach_stride_b = 1,
+                             .detach_stride_t = sizes[8],
+                             .detach_stride_b = sizes[8] > 1,
                              .dx = next,
                              .dh0 = next,
                              .dc0 = next,
