@@ -17,7 +17,7 @@ constexpr bool kPaired = Numbers<X>::kPair > 1;
 // Steps over rows: the rows themselves, or pairs of them, packed into a ring, where they stay while lists
 // name the same rows.
 template <typename X>
-class Steps {
+class RowSteps {
  public:
   // Memory for lists of `count` rows, of each worker.
   struct Room {
@@ -25,7 +25,7 @@ class Steps {
     Span<X> numbers;
     Span<const X*> pointers;
 
-    Steps operator()(int64_t worker) const {
+    RowSteps operator()(int64_t worker) const {
       return {numbers(worker), pointers(worker), ring(count), width(features)};
     }
   };
@@ -50,7 +50,7 @@ class Steps {
   }
 
  private:
-  Steps(X* at, const X** pointers, int64_t ring, int64_t width)
+  RowSteps(X* at, const X** pointers, int64_t ring, int64_t width)
       : at_(at), rows_(pointers), list_(pointers + ring), ring_(ring), width_(width) {
     for (int64_t slot = 0; slot < ring; ++slot) rows_[slot] = at + 1;  // no row's address
   }

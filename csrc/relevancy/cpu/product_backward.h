@@ -12,6 +12,7 @@
 #pragma once
 
 #include "relevancy/cpu/blocks.h"
+#include "relevancy/cpu/factor_matrix.h"
 #include "relevancy/cpu/products.h"
 #include "relevancy/cpu/rows.h"
 #include "relevancy/cpu/screening.h"
@@ -48,9 +49,6 @@ class ProductBackwardPass : public SequencePass {
     key_steps_ = steps_per_worker<X>(row_, shape_.D);
     query_steps_ = steps_per_worker<X>(kQueries, shape_.D);
     output_steps_ = steps_per_worker<X>(kQueries, shape_.Dv);
-    const int64_t narrow = kPaired<X> ? times(kQueries, row_) : 0;
-    narrow_weights_ = per_worker<X>(narrow);
-    narrow_grad_ = per_worker<X>(narrow);
     keys_ = per_worker<X>(Turned<X>::numbers(shape_.D, block_.vectors(block_.columns)));
     values_ = per_worker<X>(Turned<X>::numbers(shape_.Dv, block_.vectors(block_.columns)));
     kept_keys_ = per_worker<X>(Turned<X>::numbers(shape_.D, block_.vectors(block_.kept)));
@@ -66,11 +64,13 @@ class ProductBackwardPass : public SequencePass {
       return scratch_.template reserve<decltype(number)>(times(plan_.workers(), slots), count);
     };
     blocks_ = per_block(Block(), 1);
-    weights_ = per_block(S(), times(shape_.group, kQueries, row_));
-    grad_ = per_block(S(), times(shape_.group, kQueries, row_));
-    const int64_t turned = times(shape_.group, narrow) + kTileRows<X> * kQueries;
-    turned_weights_ = per_block(X(), turned);
-    turned_grad_ = per_block(X(), turned);
+    const auto matrix = [&]() -> typename Matrix::Room {
+      return {row_, per_block(S(), Matrix::numbers(shape_.group, row_)),
+              per_block(X(), Matrix::by_column(shape_.group, row_)),
+              per_worker<X>(Matrix::by_row(row_))};
+    };
+    weights_ = matrix();
+    grad_ = matrix();
     since_ = per_block(S(), row_);
     until_ = per_block(S(), row_);
     rows_ = per_block(static_cast<const X*>(nullptr), row_);
@@ -91,6 +91,7 @@ class ProductBackwardPass : public SequencePass {
   static constexpr int64_t kDepth = Numbers<X>::kDepth;
   static constexpr int64_t kGroup = 4;  // blocks of a member between two barriers
 
+  using Matrix = FactorMatrix<X, kQueries>;
   using TurnedRows = WholeRows<X, Numbers<X>::kDepth>;
 
   // A sequence as a member sees it.
@@ -103,11 +104,10 @@ class ProductBackwardPass : public SequencePass {
     TurnedRows value_rows;
     WholeResults<X> grad_query, grad_key, grad_value;
     Turned<X> keys, values, kept_keys, kept_values;
-    Steps<X> key_steps, query_steps, output_steps;
-    X *narrow_weights, *narrow_grad;  // of a head, [query][column]; only for an operand of pairs
-    int64_t* turned;                  // positions of the retained keys that lie turned
-    int64_t kept_count;               // how many
-    int64_t from;                     // vectors of keys from this one on have been turned
+    RowSteps<X> key_steps, query_steps, output_steps;
+    int64_t* turned;     // positions of the retained keys that lie turned
+    int64_t kept_count;  // how many
+    int64_t from;        // vectors of keys from this one on have been turned
   };
 
   // Queries [first, first + count). The retained keys have columns [0, kept), the others from `begin`
@@ -115,21 +115,16 @@ class ProductBackwardPass : public SequencePass {
   struct Block {
     int64_t first, count, kept, begin, end, before;
     bool finite;  // what is multiplied by zeros
-    S *weights, *grad;
+    Matrix weights, grad;
     S *since, *until;  // by column: queries of the block that attend it; none if since is `count`
     const X** rows;    // keys by column, and where their gradients go
     S **grad_keys, **grad_values;
-    X *turned_weights, *turned_grad;  // [head][column][query]; only for an operand of pairs
   };
 
   // Some queries of a block, of one head of the group.
   struct Rows {
     int64_t head, query, count;
   };
-  // Rows of a block's matrices: the queries of the first head of the group, of the second, ...
-  TT_INLINE int64_t row_of(int64_t head, int64_t query) const {
-    return (head * kQueries + query) * row_;
-  }
 
   void walk_sequence(const Member& member, int64_t n) {
     const int64_t own = worker(member), team = member.team, D = shape_.D, Dv = shape_.Dv;
@@ -158,8 +153,6 @@ class ProductBackwardPass : public SequencePass {
                .key_steps = key_steps_(own),
                .query_steps = query_steps_(own),
                .output_steps = output_steps_(own),
-               .narrow_weights = narrow_weights_(own),
-               .narrow_grad = narrow_grad_(own),
                .turned = turned_(own),
                .kept_count = 0,
                .from = group_end<X>(rows.positions()) / L};
@@ -198,7 +191,7 @@ class ProductBackwardPass : public SequencePass {
         for (int64_t step = end + queries - 1; step > end; --step) replay.candidates(step);
         const Candidates& keys = replay.candidates(end);
         if (count < first || count >= last) continue;
-        blocks[count] = block_at(member.team * round + count, end, queries, keys);
+        blocks[count] = block_at(member.team * round + count, worker(member), end, queries, keys);
         make(w, blocks[count], keys.kept, timing);
       }
       timing.turn(kOther);
@@ -210,7 +203,8 @@ class ProductBackwardPass : public SequencePass {
     }
   }
 
-  Block block_at(int64_t slot, int64_t first, int64_t count, const Candidates& keys) const {
+  Block block_at(int64_t slot, int64_t own, int64_t first, int64_t count,
+                 const Candidates& keys) const {
     return {.first = first,
             .count = count,
             .kept = keys.kept_count,
@@ -218,15 +212,13 @@ class ProductBackwardPass : public SequencePass {
             .end = shape_.screening.P + first + count,
             .before = block_.kept - group_begin<X>(keys.window_begin),
             .finite = false,
-            .weights = weights_(slot),
-            .grad = grad_(slot),
+            .weights = weights_(slot, own),
+            .grad = grad_(slot, own),
             .since = since_(slot),
             .until = until_(slot),
             .rows = rows_(slot),
             .grad_keys = grad_keys_(slot),
-            .grad_values = grad_values_(slot),
-            .turned_weights = turned_weights_(slot),
-            .turned_grad = turned_grad_(slot)};
+            .grad_values = grad_values_(slot)};
   }
 
   // Weights, their gradients, and the gradients of queries.
@@ -246,12 +238,17 @@ class ProductBackwardPass : public SequencePass {
         timing.turn(kScores);
         fetch_before(w, block, tile);
         multiply(w, block, tile, columns);
-        const bool finite = weigh(w, block, tile, columns);
+        const bool finite = weigh(block, tile, columns);
         block.finite &= finite;
         timing.turn(kSums);
         sum_keys(w, block, tile, columns, finite);
       }
-      if constexpr (kPaired<X>) turn_factors(w, block, head);
+      const auto turn = [&](int64_t begin, int64_t end) {
+        block.weights.turn(head, block.count, begin, end);
+        block.grad.turn(head, block.count, begin, end);
+      };
+      turn(0, group_end<X>(block.kept));
+      turn(group_begin<X>(block.begin + block.before), group_end<X>(block.end + block.before));
     }
   }
 
@@ -334,86 +331,56 @@ class ProductBackwardPass : public SequencePass {
   void multiply(const Sequence& w, const Block& block, const Rows& tile,
                 const Columns<X>& columns) const {
     const int64_t first = block.first + tile.query, kept = group_end<X>(block.kept) / L;
-    const int64_t row = row_of(tile.head, tile.query);
     const int64_t begin = (columns.begin - block.before) / L;
     const int64_t end = (columns.end - block.before) / L;
     const auto both = [&](const LeftRows<X>& rows, const Turned<X>& of_kept,
-                          const Turned<X>& of_window, S* to) {
+                          const Turned<X>& of_window, const Matrix& matrix) {
       const X* queries = rows(first, tile.head);
+      S* const to = matrix.row(tile.head, tile.query);
       multiply_turned(queries, rows.stride, tile.count, of_kept, 0, kept, to, row_);
       multiply_turned(queries, rows.stride, tile.count, of_window, begin, end, to + columns.begin,
                       row_);
     };
-    both(w.query_rows, w.kept_keys, w.keys, block.weights + row);
-    both(w.output_rows, w.kept_values, w.values, block.grad + row);
+    both(w.query_rows, w.kept_keys, w.keys, block.weights);
+    both(w.output_rows, w.kept_values, w.values, block.grad);
   }
 
   // Makes weights and gradients of products. Returns whether all products are finite.
-  bool weigh(const Sequence& w, const Block& block, const Rows& tile,
-             const Columns<X>& columns) const {
+  bool weigh(const Block& block, const Rows& tile, const Columns<X>& columns) const {
     QueryGradients<S> queries[kTileRows<X>];
+    X *weights[kTileRows<X>], *grad[kTileRows<X>];
     for (int64_t q = 0; q < tile.count; ++q) {
-      const int64_t row = row_of(tile.head, tile.query + q);
-      queries[q] = {block.weights + row, block.grad + row, static_cast<S>(tile.query + q)};
+      const int64_t query = tile.query + q;
+      queries[q] = {block.weights.row(tile.head, query), block.grad.row(tile.head, query),
+                    static_cast<S>(query)};
+      weights[q] = block.weights.factors(tile.head, query);
+      grad[q] = block.grad.factors(tile.head, query);
     }
     const AttendedColumns<S> own{block.since, block.until, group_end<X>(block.kept), columns.begin,
                                  columns.end};
-    const auto put = [&](int64_t q, int64_t column, const auto& attended, Vec<S> p, Vec<S> dp) {
-      if constexpr (kPaired<X>) {
-        const int64_t at = (tile.query + q) * row_ + column;
-        Numbers<X>::put(w.narrow_weights, at, attended ? p : Vec<S>{});
-        Numbers<X>::put(w.narrow_grad, at, attended ? dp : Vec<S>{});
+    const auto put = [&](int64_t q, int64_t column, Vec<S> p, Vec<S> dp) {
+      Numbers<X>::put(weights[q], column, p);
+      Numbers<X>::put(grad[q], column, dp);
+    };
+    const auto put_own = [&](int64_t q, int64_t column, const auto& lanes, Vec<S> p, Vec<S> dp) {
+      if constexpr (kPaired<X>) {  // the other row of a pair may be zero, but a factor not finite
+        put(q, column, lanes ? p : Vec<S>{}, lanes ? dp : Vec<S>{});
       } else {
-        store(queries[q].scores + column, p);
-        store(queries[q].grad + column, dp);
+        put(q, column, p, dp);
       }
     };
-    const bool finite = softmax_backward(in_.scale, own, queries, tile.count, put);
+    const bool finite = softmax_backward(in_.scale, own, queries, tile.count, put_own);
     // A tile of keys has some that none of these queries attends.
     const int64_t reach = kPaired<X> ? kQueries : kTileRows<X>;
     const int64_t begin = group_begin<X>(most(block.begin + block.before, columns.first - reach));
     const int64_t end = group_end<X>(least(block.end + block.before, columns.last + reach));
     const auto clear = [&](int64_t from, int64_t until) {
       for (int64_t q = 0; q < tile.count; ++q)
-        for (int64_t v = from; v < until; v += L) put(q, v, true, Vec<S>{}, Vec<S>{});
+        for (int64_t v = from; v < until; v += L) put(q, v, Vec<S>{}, Vec<S>{});
     };
     clear(begin, columns.begin);
     clear(columns.end, end);
     return finite;
-  }
-
-  // Of a matrix of a block, or its copy as an operand of pairs, a column's factors of queries.
-  TT_INLINE Factors<X> along_queries(const X* turned, const S* matrix, int64_t head,
-                                     int64_t column) const {
-    if constexpr (kPaired<X>)
-      return {turned + (head * row_ + column) * kQueries, kQueries, 1};
-    else
-      return {matrix + row_of(head, 0) + column, 1, row_};
-  }
-  // The same of a query's factors of keys.
-  TT_INLINE Factors<X> along_keys(const X* narrow, const S* matrix, int64_t head,
-                                  int64_t query) const {
-    if constexpr (kPaired<X>)
-      return {narrow + query * row_, row_, 1};
-    else
-      return {matrix + row_of(head, query), row_, 1};
-  }
-
-  // Weights of a head and their gradients, a row for each column.
-  void turn_factors(const Sequence& w, const Block& block, int64_t head) const {
-    const auto turn = [&](const X* from, X* to, int64_t begin, int64_t end) {
-      const X* rows[kQueries];
-      for (int64_t q = 0; q < kQueries; ++q)
-        rows[q] = q < block.count ? from + q * row_ + begin : nullptr;
-      Numbers<X>::put_transposed(to + (head * row_ + begin) * kQueries, kQueries, 0, rows,
-                                 end - begin);
-    };
-    const auto both = [&](int64_t begin, int64_t end) {
-      turn(w.narrow_weights, block.turned_weights, begin, end);
-      turn(w.narrow_grad, block.turned_grad, begin, end);
-    };
-    both(0, group_end<X>(block.kept));
-    both(group_begin<X>(block.begin + block.before), group_end<X>(block.end + block.before));
   }
 
   // Gradients of queries: sums over keys.
@@ -423,7 +390,7 @@ class ProductBackwardPass : public SequencePass {
     for (int64_t q = 0; q < tile.count; ++q)
       to[q] = w.grad_query(block.first + tile.query + q, tile.head);
     const auto add = [&](int64_t q, int64_t rows, int64_t from, int64_t until, bool begun) {
-      const Factors<X> grad = along_keys(w.narrow_grad, block.grad, tile.head, tile.query + q);
+      const Factors<X> grad = block.grad.along_row(tile.head, tile.query + q);
       sum_rows<X>({grad.at, grad.row, grad.step, w.key_steps(block.rows, from, until),
                    from / kDepth * kDepth, round_up(until, kDepth), 0, to + q, begun},
                   rows, 0, divide_up(shape_.D, L));
@@ -473,10 +440,10 @@ class ProductBackwardPass : public SequencePass {
                        round_up(until, kDepth), 0, to, true},
                       height, first, last);
         };
-        sum(along_queries(block.turned_weights, block.weights, head, column), output_steps,
-            block.grad_values + column, own.begin, least(own.end, of_values));
-        sum(along_queries(block.turned_grad, block.grad, head, column), query_steps,
-            block.grad_keys + column, most(own.begin - of_values, 0), own.end - of_values);
+        sum(block.weights.along_column(head, column), output_steps, block.grad_values + column,
+            own.begin, least(own.end, of_values));
+        sum(block.grad.along_column(head, column), query_steps, block.grad_keys + column,
+            most(own.begin - of_values, 0), own.end - of_values);
       };
       const auto add_all = [&](int64_t begin, int64_t end) {
         if (block.finite) {
@@ -497,9 +464,10 @@ class ProductBackwardPass : public SequencePass {
   const int64_t row_;  // columns of a block
   Span<Block> blocks_;
   Span<X> keys_, values_, kept_keys_, kept_values_, query_rows_, key_rows_, output_rows_,
-      value_rows_, narrow_weights_, narrow_grad_, turned_weights_, turned_grad_;
-  Span<S> grad_query_, grad_key_, grad_value_, weights_, grad_, since_, until_;
-  typename Steps<X>::Room key_steps_, query_steps_, output_steps_;
+      value_rows_;
+  Span<S> grad_query_, grad_key_, grad_value_, since_, until_;
+  typename Matrix::Room weights_, grad_;
+  typename RowSteps<X>::Room key_steps_, query_steps_, output_steps_;
   Span<int64_t> ended_, next_, retained_, turned_;
   Span<const X*> rows_;
   Span<S*> grad_keys_, grad_values_;

@@ -115,7 +115,7 @@ class ProductForwardPass : public SequencePass {
     WholeRows<X> value;
     WholeResults<X> output;
     Turned<X> keys, kept_keys;
-    Steps<X> steps, kept_steps;
+    RowSteps<X> steps, kept_steps;
     const X **values, **kept_rows;
     X* factors;
     int64_t team;
@@ -436,7 +436,7 @@ class ProductForwardPass : public SequencePass {
   Span<S> relevance_, outputs_, scores_, kept_scores_;
   Span<X> kept_keys_, query_rows_, key_rows_, values_, keys_, factors_;
   Span<const X*> kept_rows_, lists_, rows_;
-  typename Steps<X>::Room steps_, kept_steps_;
+  typename RowSteps<X>::Room steps_, kept_steps_;
   Span<State> states_;
   Span<Change> changes_;
 };

@@ -77,9 +77,9 @@ class SequencePass {
 
   // Steps over lists of `count` rows.
   template <typename X>
-  typename Steps<X>::Room steps_per_worker(int64_t count, int64_t features) {
-    return {count, features, per_worker<X>(Steps<X>::numbers(count, features)),
-            per_worker<const X*>(Steps<X>::pointers(count))};
+  typename RowSteps<X>::Room steps_per_worker(int64_t count, int64_t features) {
+    return {count, features, per_worker<X>(RowSteps<X>::numbers(count, features)),
+            per_worker<const X*>(RowSteps<X>::pointers(count))};
   }
 
   // Runs the pass, one part of the plan after the other.

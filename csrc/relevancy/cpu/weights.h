@@ -119,8 +119,8 @@ bool softmax_backward(S scale, const AttendedColumns<S>& columns, QueryGradients
   for (int64_t q = 0; q < count; ++q)
     columns.each(queries[q], [&](S* p, S* dp, auto own) {
       const Vec<S> weight = load(p) * queries[q].factor;
-      put(q, p - queries[q].scores, own, weight,
-          weight * (load(dp) - splat(queries[q].mean)) * scale);
+      const Vec<S> grad = weight * (load(dp) - splat(queries[q].mean)) * scale;
+      put(q, p - queries[q].scores, own, weight, grad);
     });
   return sum_of_lanes<S>(zero) == S(0);
 }
