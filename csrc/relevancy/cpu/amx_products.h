@@ -65,13 +65,15 @@ void multiply_turned(const BFloat16* q, int64_t q_stride, int64_t rows, const Ke
 
 template <typename Sums>
 void sum_rows(const Sums& p, int64_t height, int64_t begin, int64_t end) {
-  const int64_t first_step = p.begin / kDepth;
+  const int64_t first_step = p.begin / kDepth, last_step = divide_up(p.end, kDepth);
   for_vector_groups(begin, end, [&](auto width, int64_t first) {
     TileBuffer<float, kRows> sums;
     constexpr int64_t kWidth = decltype(width)::value * kColumns;
     sum_steps<decltype(width)::value>(
-        p.end / kDepth - first_step,
-        [&](int64_t step) { return InMemory{p.a + (first_step + step) * kDepth, p.a_row}; },
+        last_step - first_step,
+        [&](int64_t step) {
+          return InMemory{p.factors.at + (first_step + step) * kDepth, p.factors.row};
+        },
         [&](int64_t step, int column) {
           const auto* pairs = p.steps + (first_step + step) * (kDepth / 2);
           return InMemory{pairs[0] + 2 * (first + column) * kColumns, pairs[1] - pairs[0]};

@@ -75,13 +75,6 @@ class RowSteps {
   int64_t ring_, width_;
 };
 
-// A matrix of weights as the left operand: number k of row i lies at at[i row + k step].
-template <typename X>
-struct Factors {
-  const X* at;
-  int64_t row, step;
-};
-
 // Columns [begin, end) of `rows` rows of weights, whole vectors, for sums over columns; `room` takes copies.
 template <typename X>
 TT_INLINE Factors<X> factors(const SumOf<X>* from, int64_t from_row, int64_t rows, int64_t begin,

@@ -88,7 +88,6 @@ class ProductBackwardPass : public SequencePass {
   static constexpr int64_t L = kLanes<S>;
   // Of a block, over which gradients of keys are summed.
   static constexpr int64_t kQueries = kPaired<X> ? 2 * L : 36;
-  static constexpr int64_t kDepth = Numbers<X>::kDepth;
   static constexpr int64_t kGroup = 4;  // blocks of a member between two barriers
 
   using Matrix = FactorMatrix<X, kQueries>;
@@ -390,9 +389,8 @@ class ProductBackwardPass : public SequencePass {
     for (int64_t q = 0; q < tile.count; ++q)
       to[q] = w.grad_query(block.first + tile.query + q, tile.head);
     const auto add = [&](int64_t q, int64_t rows, int64_t from, int64_t until, bool begun) {
-      const Factors<X> grad = block.grad.along_row(tile.head, tile.query + q);
-      sum_rows<X>({grad.at, grad.row, grad.step, w.key_steps(block.rows, from, until),
-                   from / kDepth * kDepth, round_up(until, kDepth), 0, to + q, begun},
+      sum_rows<X>({block.grad.along_row(tile.head, tile.query + q),
+                   w.key_steps(block.rows, from, until), from, until, 0, to + q, begun},
                   rows, 0, divide_up(shape_.D, L));
     };
     if (finite) {
@@ -434,16 +432,12 @@ class ProductBackwardPass : public SequencePass {
           query_steps = w.query_steps(queries, since, until);
           output_steps = w.output_steps(outputs, since, until);
         }
-        const auto sum = [&](const Factors<X>& from, const X* const* steps, S* const* to,
-                             int64_t first, int64_t last) {
-          sum_rows<X>({from.at, from.row, from.step, steps, since / kDepth * kDepth,
-                       round_up(until, kDepth), 0, to, true},
-                      height, first, last);
-        };
-        sum(block.weights.along_column(head, column), output_steps, block.grad_values + column,
-            own.begin, least(own.end, of_values));
-        sum(block.grad.along_column(head, column), query_steps, block.grad_keys + column,
-            most(own.begin - of_values, 0), own.end - of_values);
+        sum_rows<X>({block.weights.along_column(head, column), output_steps, since, until, 0,
+                     block.grad_values + column, true},
+                    height, own.begin, least(own.end, of_values));
+        sum_rows<X>({block.grad.along_column(head, column), query_steps, since, until, 0,
+                     block.grad_keys + column, true},
+                    height, most(own.begin - of_values, 0), own.end - of_values);
       };
       const auto add_all = [&](int64_t begin, int64_t end) {
         if (block.finite) {

@@ -421,10 +421,8 @@ class ProductForwardPass : public SequencePass {
     for (int64_t q = 0; q < height; ++q) to[q] = w.output(block.first + query + q, head);
     const Factors<X> weights =
         factors<X>(own.at, apart, height, own.begin, own.end, w.factors, most_columns());
-    constexpr int64_t kDepth = Numbers<X>::kDepth;
-    sum_rows<X>({weights.at, weights.row, weights.step, steps, own.first / kDepth * kDepth,
-                 round_up(own.last, kDepth), phase, to, begun},
-                height, 0, divide_up(shape_.Dv, L));
+    sum_rows<X>({weights, steps, own.first, own.last, phase, to, begun}, height, 0,
+                divide_up(shape_.Dv, L));
   }
 
   const RelevancyForward<X>& p_;

@@ -111,14 +111,20 @@ __attribute__((noinline)) void multiply_turned(const X* q, int64_t q_stride, int
 
 constexpr int64_t kLinks = 64;  // of a chain; weights are positive, and its error grows with it
 
-// to[i] = sum over k in [begin, end) of a[i a_row + k a_k] rows[k], or is added to, for `height` <=
+// The left operand of sums: number k of row i lies at at[i row + k step].
+template <typename X>
+struct Factors {
+  const X* at;
+  int64_t row, step;
+};
+
+// to[i] = sum over k in [begin, end) of number k of row i times rows[k], or is added to, for `height` <=
 // kTileRows rows of whole vectors. A chain ends before every k with (k + phase) % kLinks == 0.
-// Operands of pairs: begin and end are multiples of kDepth, a_k is 1, and steps[k / kPair] is
-// [feature][kPair]. kPadding of Tiling rows of `a` are in memory.
+// Operands of pairs: a step of the factors is 1, steps[k / kPair] is [feature][kPair], and factors and rows
+// up to multiples of kDepth on both sides are in memory, one of a factor and its row zero.
 template <typename X>
 struct RowSums {
-  const X* a;
-  int64_t a_row, a_k;
+  Factors<X> factors;
   const X* const* steps;
   int64_t begin, end, phase;
   SumOf<X>* const* to;
@@ -132,24 +138,24 @@ TT_INLINE void sum_vectors(const RowSums<X>& p, int64_t column) {
   constexpr int64_t L = kLanes<S>, kPair = Step::kPair;
   S* to[MR];
   for (int i = 0; i < MR; ++i) to[i] = p.to[i] + column;
-  const X* const a = p.a;
-  const int64_t a_row = p.a_row, a_k = p.a_k, last = p.end, phase = p.phase;
+  const auto [at, row, next] = p.factors;
+  const int64_t last = round_up(p.end, Step::kDepth), phase = p.phase;
   const X* const* const steps = p.steps;
   bool begun = p.begun;
-  int64_t k = p.begin;
+  int64_t k = p.begin / Step::kDepth * Step::kDepth;
   do {  // once if there is no row
     const int64_t end = least(last, (k + phase) / kLinks * kLinks + kLinks - phase);
     Tile<S, MR, NV> chain;
     chain.clear();
     for (; k < end; k += kPair) {
       const X* step = steps[static_cast<uint64_t>(k) / kPair] + column * kPair;
-      const X* factors = a + k * a_k;
+      const X* factors = at + k * next;
       decltype(Step::step(step)) b[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) b[j] = Step::step(step + j * L * kPair);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
-        const auto factor = Step::factor(factors + i * a_row);
+        const auto factor = Step::factor(factors + i * row);
 #pragma GCC unroll 4
         for (int j = 0; j < NV; ++j)
           chain.v[i][j] = Step::multiply_add(chain.v[i][j], factor, b[j]);
