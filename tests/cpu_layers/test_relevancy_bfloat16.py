@@ -71,8 +71,9 @@ def _call(given: Given, threads: int) -> tuple[Tensor, list[Tensor | None]]:
     sizes = [samples, key.size(1), heads // key.size(1), D, value.size(3), longest,
              key.size(2) - T, given["retained"], given["window_size"], given["top_k"],
              given["screen_every"], T, given["keep_first"], given["normalize"], threads]  # fmt: skip
+    steps = (given["lengths"], given["seen"], starts)
     scale = torch.tensor(given["scale"], dtype=torch.float32)
-    return torch.tensor(sizes), [query, key, value, given["lengths"], given["seen"], starts, scale]
+    return torch.tensor(sizes), [query, key, value, *steps, scale]
 
 
 @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
