@@ -68,9 +68,11 @@ def _call(given: Given, threads: int) -> tuple[Tensor, list[Tensor | None]]:
     starts, (B, heads, T, D) = given.get("cu_seqlens"), query.shape
     samples = B if starts is None else len(starts) - 1
     longest = T if starts is None else int(starts.diff().max())
-    sizes = [samples, key.size(1), heads // key.size(1), D, value.size(3), longest,
-             key.size(2) - T, given["retained"], given["window_size"], given["top_k"],
-             given["screen_every"], T, given["keep_first"], given["normalize"], threads]  # fmt: skip
+    options = ("window_size", "top_k", "screen_every", "keep_first", "normalize")
+    window_size, top_k, screen_every, keep_first, normalize = (given[name] for name in options)
+    sizes = [samples, key.size(1), heads // key.size(1), D, value.size(3), longest]
+    sizes += [key.size(2) - T, given["retained"], window_size, top_k, screen_every]
+    sizes += [T, keep_first, normalize, threads]
     steps = (given["lengths"], given["seen"], starts)
     scale = torch.tensor(given["scale"], dtype=torch.float32)
     return torch.tensor(sizes), [query, key, value, *steps, scale]
