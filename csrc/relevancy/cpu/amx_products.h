@@ -44,22 +44,15 @@ TT_INLINE void sum_steps(int64_t steps, const F& left, const G& right, float* to
 }
 
 template <typename Keys>
-void multiply_turned(const BFloat16* q, int64_t q_stride, int64_t rows, const Keys& keys,
-                     int64_t begin, int64_t end, float* to, int64_t to_stride) {
+void multiply_turned(const BFloat16* q, int64_t q_stride, const Keys& keys, int64_t begin,
+                     int64_t end, float* to, int64_t to_stride) {
   for_vector_groups(begin, end, [&](auto width, int64_t first) {
-    TileBuffer<float, kRows> part;
-    constexpr int64_t kWidth = decltype(width)::value * kColumns;
-    float* const at = to + (first - begin) * kColumns;
-    const bool whole = rows == kRows;
     sum_steps<decltype(width)::value>(
         keys.features / kDepth, [&](int64_t step) { return InMemory{q + step * kDepth, q_stride}; },
         [&](int64_t step, int column) {
           return InMemory{keys.vector(first + column) + step * kTile, 2 * kColumns};
         },
-        whole ? at : part.numbers, whole ? to_stride : kWidth);
-    if (whole) return;
-    for (int64_t row = 0; row < rows; ++row)
-      std::memcpy(at + row * to_stride, part.numbers + row * kWidth, kWidth * sizeof(float));
+        to + (first - begin) * kColumns, to_stride);
   });
 }
 
@@ -95,7 +88,7 @@ void sum_rows(const Sums& p, int64_t height, int64_t begin, int64_t end) {
 // Only kernels for AMX have these products.
 namespace amx {
 template <typename X, typename Keys, typename S>
-void multiply_turned(const X*, int64_t, int64_t, const Keys&, int64_t, int64_t, S*, int64_t);
+void multiply_turned(const X*, int64_t, const Keys&, int64_t, int64_t, S*, int64_t);
 template <typename Sums>
 void sum_rows(const Sums&, int64_t, int64_t, int64_t);
 }  // namespace amx

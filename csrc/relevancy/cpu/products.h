@@ -91,14 +91,14 @@ TT_INLINE void multiply_vectors(const X* q, int64_t q_stride, const Turned<X>& k
   }
 }
 
-// to [rows, vectors [begin, end)] = q times turned keys; at most kTileRows rows of keys.features numbers,
-// and kPadding of Tiling in memory.
+// to [rows, vectors [begin, end)] = q times turned keys; at most kTileRows rows of keys.features numbers.
+// Both have kPadding of Tiling rows in memory.
 template <typename X>
 __attribute__((noinline)) void multiply_turned(const X* q, int64_t q_stride, int64_t rows,
                                                const Turned<X>& keys, int64_t begin, int64_t end,
                                                SumOf<X>* to, int64_t to_stride) {
   if constexpr (Tiling<X>::kMatrixUnit) {
-    amx::multiply_turned(q, q_stride, rows, keys, begin, end, to, to_stride);
+    amx::multiply_turned(q, q_stride, keys, begin, end, to, to_stride);
   } else {
     with_constant<kRegisterRows>(rows, [&](auto height) {
       for_vector_groups(begin, end, [&](auto width, int64_t first) {
