@@ -88,6 +88,7 @@ BFLOAT16_SETS = ["avx512_bf16", "amx"]
 BFLOAT16_KERNEL_SOURCES = [
     "csrc/lstm/cpu/bfloat16_kernels.cpp",
     "csrc/rel_lstm/cpu/bfloat16_kernels.cpp",
+    "csrc/relevancy/cpu/bfloat16_kernels.cpp",
 ]
 # For those that have a matrix unit.
 MATRIX_SETS = ["amx"]

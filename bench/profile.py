@@ -30,6 +30,7 @@ from bench.operations.operation import (
 )
 from throughtime import _ext
 from throughtime.ops import cpu_plan
+from throughtime.ops.precision import multiplies_bfloat16
 
 COLUMNS = [
     "op", "shape", "dtype", "threads", "where", "phase", "ms", "share", "gflops",
@@ -94,7 +95,8 @@ class Rates:
 def parts_of(case: Case) -> int:
     """bfloat16 numbers that an operand of a case's products is made of; 0: vectors multiply."""
     if case.op != "lstm":
-        return 0
+        multiplied = case.op == "rel-lstm" or case.score == "dot"
+        return int(multiplied and case.operands == torch.bfloat16 and multiplies_bfloat16())
     inputs, units = case.I or 1, case.H or 1
     return cpu_plan.parts_of(case.operands, (case.T, case.B, inputs, units, units))
 

@@ -37,6 +37,7 @@ SETS = {
     "walk": [isa for isa in RUNNABLE if isa != "amx"],
     "lstm_bfloat16": BFLOAT16,
     "rel_lstm_bfloat16": BFLOAT16,
+    "relevancy_bfloat16": BFLOAT16,
     "lstm_split": [*(isa for isa in RUNNABLE if isa == "amx"), *STAND_IN],
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -23,7 +24,11 @@ inline Runtime on_threads(int64_t threads) {
     work(0);
     for (std::thread& other : others) other.join();
   };
-  made.acquire = [](size_t bytes) { return std::aligned_alloc(64, bytes); };
+  // NaN, wherever a kernel reads what it has not written.
+  made.acquire = [](size_t bytes) {
+    void* const memory = std::aligned_alloc(64, bytes);
+    return std::memset(memory, 0xff, bytes);
+  };
   made.release = std::free;
   return made;
 }

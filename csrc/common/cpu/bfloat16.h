@@ -120,6 +120,13 @@ struct Numbers<BFloat16> {
     return words;
   }
 
+  // The pair that a step is multiplied by.
+  TT_INLINE static uint32_t factor(const BFloat16* from) {
+    uint32_t pair;
+    std::memcpy(&pair, from, sizeof pair);
+    return pair;
+  }
+
   // sum + a[0] b[.][0] + a[1] b[.][1] in every element, for the pair a and a vector of pairs b.
   TT_INLINE static Vec<float> multiply_add(Vec<float> sum, uint32_t pair, Words b) {
 #if defined(__AVX512BF16__)

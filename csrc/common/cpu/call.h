@@ -66,8 +66,8 @@ OptionalTensor converted(const OptionalTensor& tensor, ScalarType dtype);
 // The dtype in which numbers of a dtype are added up.
 ScalarType sums_of(ScalarType dtype);
 
-// `input` has a dtype that operators take; bfloat16 only where kernels multiply it.
-void check_dtype(const Tensor& input, bool bfloat16);
+// The argument has a dtype that operators take; bfloat16 only where kernels multiply it.
+void check_dtype(const char* argument, const Tensor& tensor, bool bfloat16);
 
 // The dtype that weights should have: of the input, or that of the sums, as autocast has them.
 ScalarType weight_dtype(const Tensor& input, const Tensor& weight);

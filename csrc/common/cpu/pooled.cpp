@@ -102,10 +102,10 @@ ScalarType sums_of(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
 }
 
-void check_dtype(const Tensor& input, bool bfloat16) {
-  if (input.scalar_type() != ScalarType::BFloat16) return check_real("input", input);
+void check_dtype(const char* argument, const Tensor& tensor, bool bfloat16) {
+  if (tensor.scalar_type() != ScalarType::BFloat16) return check_real(argument, tensor);
   TT_CHECK_CALL(bfloat16, "bfloat16 needs AVX512-BF16 or AMX, and ", isa().name,
-                " runs here; convert input and weights to float32, or trace or export the program "
+                " runs here; convert the tensors to float32, or trace or export the program "
                 "again on this machine");
 }
 

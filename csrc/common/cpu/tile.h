@@ -55,41 +55,24 @@ struct Tile {
       for (int j = 0; j < NV; ++j) store(to + i * row_stride + j * kLanes<S>, v[i][j]);
   }
 
-  // A is addressed as a[i * row_stride + k * k_stride].
-  TT_INLINE void multiply(const S* a, int64_t row_stride, int64_t k_stride, const S* panel,
-                          int64_t k_count, int64_t panel_stride) {
-    for (int64_t k = 0; k < k_count; ++k) {
-      Vec<S> b[NV];
+  // A is addressed as a[i * row_stride + k * k_stride]; pairs have a k_stride of 1.
+  template <typename Operand>
+  TT_INLINE void multiply(const Operand* a, int64_t row_stride, int64_t k_stride,
+                          const Operand* panel, int64_t k_count, int64_t panel_stride) {
+    using Step = Numbers<Operand>;
+    constexpr int64_t kPair = Step::kPair;
+    for (int64_t k = 0; k < k_count; k += kPair) {
+      decltype(Step::step(panel)) b[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) b[j] = load(panel + j * kLanes<S>);
-#pragma GCC unroll 8
-      for (int i = 0; i < MR; ++i) {
-        const S scalar = a[i * row_stride];
-#pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) v[i][j] += b[j] * scalar;
-      }
-      a += k_stride;
-      panel += panel_stride;
-    }
-  }
-
-  // The same for pairs; k_stride is 1.
-  TT_INLINE void multiply(const BFloat16* a, int64_t row_stride, int64_t, const BFloat16* panel,
-                          int64_t k_count, int64_t panel_stride) {
-    using Pairs = Numbers<BFloat16>;
-    for (int64_t k = 0; k < k_count; k += 2) {
-      typename Pairs::Words b[NV];
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) b[j] = Pairs::step(panel + j * 2 * kLanes<S>);
+      for (int j = 0; j < NV; ++j) b[j] = Step::step(panel + j * kPair * kLanes<S>);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
-        uint32_t pair;
-        std::memcpy(&pair, a + i * row_stride, sizeof pair);
+        const auto factor = Step::factor(a + i * row_stride);
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) v[i][j] = Pairs::multiply_add(v[i][j], pair, b[j]);
+        for (int j = 0; j < NV; ++j) v[i][j] = Step::multiply_add(v[i][j], factor, b[j]);
       }
-      a += 2;
-      panel += 2 * panel_stride;
+      a += kPair * k_stride;
+      panel += kPair * panel_stride;
     }
   }
 };

@@ -214,6 +214,12 @@ struct Numbers {
   }
   // Step k of kDepth of a panel.
   TT_INLINE static void put_step(Storage* to, int64_t, const Vec<Storage>* v) { store(to, *v); }
+  // A step of a panel, what it is multiplied by, and the sum with their product.
+  TT_INLINE static Vec<Storage> step(const Storage* from) { return load(from); }
+  TT_INLINE static Storage factor(const Storage* from) { return *from; }
+  TT_INLINE static Vec<Storage> multiply_add(Vec<Storage> sum, Storage factor, Vec<Storage> b) {
+    return sum + b * factor;
+  }
 };
 
 template <int Count, typename Storage>

@@ -64,7 +64,7 @@ LstmShape checked(const LstmArguments& a) {
   check_dims("weight_hh", a.weight_hh, "[4H, H or P]");
   const int64_t H = a.weight_hh.size(0) / 4, R = a.weight_hr ? a.weight_hh.size(1) : H;
   const LstmShape s{a.input.size(0), a.input.size(1), a.input.size(2), H, R};
-  check_dtype(a.input, lstm_bfloat16_kernels());
+  check_dtype("input", a.input, lstm_bfloat16_kernels());
   TT_CHECK(s.T > 0, "Expected sequence length to be larger than 0 in RNN");
   TT_CHECK_CALL(H > 0 && R > 0, "weight_hh should be [4H, H or P] of at least one unit");
   const ScalarType dtype = a.input.scalar_type(), weights = weight_dtype(a.input, a.weight_ih);

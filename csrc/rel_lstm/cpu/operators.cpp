@@ -58,7 +58,7 @@ RelLstmShape checked(const RelLstmArguments<Initial>& a, int64_t earlier) {
   check_dims("input", a.input, "[T, B, I]");
   check_dims("weight_hh", a.weight_hh, "[4H, H]");
   check_dims("weight_score", a.weight_score, "[A]");
-  check_dtype(a.input, rel_lstm_bfloat16_kernels());
+  check_dtype("input", a.input, rel_lstm_bfloat16_kernels());
   const int64_t T = a.input.size(0);
   TT_CHECK(T > 0, "Expected sequence length to be larger than 0 in RNN");
   const ScreeningShape screening{T, earlier, a.retained, a.window_size, a.top_k};

@@ -12,18 +12,26 @@ TT_INLINE int64_t block_length(int64_t most, int64_t every, int64_t to_border) {
   return every < most ? most : divide_up(to_border, divide_up(to_border, most));
 }
 
+// Columns lie in groups of kWhole.
+template <typename X>
+TT_INLINE int64_t group_begin(int64_t column) {
+  return column / kWhole<X> * kWhole<X>;
+}
+template <typename X>
+TT_INLINE int64_t group_end(int64_t column) {
+  return round_up(column, kWhole<X>);
+}
+
 // Sizes of the matrices of a block.
-template <typename S>
+template <typename X>
 struct BlockShape {
-  int64_t kept_vectors, vectors;
+  int64_t kept, columns;
 
   TT_INLINE BlockShape(const ScreeningShape& shape, int64_t queries, int64_t most_retained)
-      : kept_vectors(most(1, divide_up(most_retained, kLanes<S>))),
-        vectors(
-            divide_up(least(shape.most_in_window() + queries - 1, shape.positions()), kLanes<S>) +
-            1) {}
-  TT_INLINE int64_t kept() const { return kept_vectors * kLanes<S>; }
-  TT_INLINE int64_t columns() const { return vectors * kLanes<S>; }
+      : kept(group_end<X>(most(1, most_retained))),
+        columns(group_end<X>(least(shape.most_in_window() + queries - 1, shape.positions())) +
+                kWhole<X>) {}
+  TT_INLINE static int64_t vectors(int64_t columns) { return columns / kLanes<SumOf<X>>; }
 };
 
 // Bits set in the lanes of the vector at column v that are columns of [begin, end).
@@ -35,15 +43,17 @@ TT_INLINE typename VecOf<S>::integers lanes_between(int64_t v, int64_t begin, in
   return (lane >= static_cast<Int>(begin - v)) & (lane < static_cast<Int>(end - v));
 }
 
-// Whole vectors [begin, end) of a row of scores, of whose columns a query attends [first, last).
-template <typename S>
+// Groups of columns [begin, end) of a row of scores, of which a query attends [first, last).
+template <typename X>
 struct Columns {
+  using S = SumOf<X>;
+
   S* at;
   int64_t begin, end, first, last;
 
-  // Of a row: the fewest vectors.
+  // Of a row: the fewest groups.
   TT_INLINE static Columns around(S* at, int64_t first, int64_t last) {
-    return {at, first / kLanes<S> * kLanes<S>, round_up(last, kLanes<S>), first, last};
+    return {at, group_begin<X>(first), group_end<X>(last), first, last};
   }
   template <typename F>
   TT_INLINE void each(const F& f) const {

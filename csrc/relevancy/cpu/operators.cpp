@@ -12,6 +12,7 @@
 namespace throughtime {
 
 TT_KERNEL_TABLES(RelevancyKernels, relevancy)
+TT_BFLOAT16_TABLES(RelevancyBFloat16Kernels, relevancy_bfloat16)
 
 namespace {
 
@@ -41,9 +42,9 @@ Tensor with_dense_rows(const Tensor& tensor) {
   return tensor.stride(3) == 1 ? tensor : dense(tensor);
 }
 
-template <typename S>
-Sequences<S> sequences(const Tensor& tensor) {
-  return {data<S>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+template <typename X>
+Sequences<X> sequences(const Tensor& tensor) {
+  return {data<X>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
 // Sizes of a call whose arguments fit, but for those of packed samples.
@@ -51,7 +52,7 @@ RelevancyShape checked(const RelevancyArguments& a) {
   check_dims("query", a.query, "[B, heads, T, D]");
   check_dims("key", a.key, "[B, key heads, P + T, D]");
   check_dims("value", a.value, "[B, key heads, P + T, Dv]");
-  check_real("query", a.query);
+  check_dtype("query", a.query, relevancy_bfloat16_kernels() && !a.score_weight);
   const int64_t B = a.query.size(0), heads = a.query.size(1), of_keys = a.key.size(1);
   const int64_t T = a.query.size(2), P = a.key.size(2) - T;
   TT_CHECK_CALL(P >= 0 && a.retained <= P, "key should have the T = ", T,
@@ -73,8 +74,8 @@ RelevancyShape checked(const RelevancyArguments& a) {
   check_argument("key", a.key, {B, of_keys, P + T, s.D}, dtype);
   check_argument("value", a.value, {B, of_keys, P + T, s.Dv}, dtype);
   check_argument("score_weight", a.score_weight, {heads, s.D}, dtype);
-  check_argument("relevance", a.relevance, {B, of_keys, P}, dtype);
-  check_argument("given", a.given, {B, of_keys, T}, dtype);
+  check_argument("relevance", a.relevance, {B, of_keys, P}, sums_of(dtype));
+  check_argument("given", a.given, {B, of_keys, T}, sums_of(dtype));
   return s;
 }
 
@@ -124,6 +125,7 @@ class Attention {
   explicit Attention(const RelevancyArguments& args)
       : tensors(checked(args)),
         dtype(args.query.scalar_type()),
+        sums(sums_of(dtype)),
         args_(args),
         lengths_(checked_lengths(args.lengths, tensors.B, tensors.T())),
         seen_(checked_seen(args.seen, tensors.B)),
@@ -146,6 +148,7 @@ class Attention {
   Tensor make(std::initializer_list<int64_t> sizes, bool wanted = true) const {
     return wanted ? pooled(sizes, dtype) : pooled({0}, dtype);
   }
+  Tensor make_sums(std::initializer_list<int64_t> sizes) const { return pooled(sizes, sums); }
 
   // Relevance in place of attention, [B, key heads, T], dense.
   template <typename S>
@@ -161,20 +164,20 @@ class Attention {
 
   bool empty() const { return shape.sequences() == 0 || shape.screening.positions() == 0; }
 
-  template <typename S>
-  RelevancyInput<S> as() const {
+  template <typename X>
+  RelevancyInput<X> as() const {
     return {.shape = shape,
-            .query = sequences<S>(args_.query),
-            .key = sequences<S>(args_.key),
-            .value = sequences<S>(args_.value),
+            .query = sequences<X>(args_.query),
+            .key = sequences<X>(args_.key),
+            .value = sequences<X>(args_.value),
             .score = args_.score_weight ? ScoreKind::kAdditive : ScoreKind::kDot,
-            .score_weight = data<S>(args_.score_weight),
+            .score_weight = data<X>(args_.score_weight),
             .steps = steps(),
-            .scale = static_cast<S>(args_.scale)};
+            .scale = static_cast<SumOf<X>>(args_.scale)};
   }
 
   const RelevancyShape tensors;  // of the tensors, whose batch packed samples share
-  const ScalarType dtype;
+  const ScalarType dtype, sums;
 
  private:
   SampleSteps steps() const {
@@ -188,6 +191,21 @@ class Attention {
  public:
   const RelevancyShape shape;
 };
+
+void run(const RelevancyForward<BFloat16>& pass, const Runtime& runtime) {
+  relevancy_bfloat16_kernels()->forward(pass, runtime);
+}
+void run(const RelevancyBackward<BFloat16>& pass, const Runtime& runtime) {
+  relevancy_bfloat16_kernels()->backward(pass, runtime);
+}
+template <typename S>
+void run(const RelevancyForward<S>& pass, const Runtime& runtime) {
+  relevancy_kernels().forward(pass, runtime);
+}
+template <typename S>
+void run(const RelevancyBackward<S>& pass, const Runtime& runtime) {
+  relevancy_kernels().backward(pass, runtime);
+}
 
 Operator forward_operator("relevancy_forward"), backward_operator("relevancy_backward");
 
@@ -203,30 +221,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(ForwardCall& 
   const int64_t left = packed ? 0 : s.screening.memory_after(), heads = s.heads * s.group;
   operation.checked();
   const Tensor output = attention.make({s.B, heads, s.T(), s.Dv}),
-               lse = attention.make({s.B, heads, s.T()}),
+               lse = attention.make_sums({s.B, heads, s.T()}),
                last = pooled({s.B, s.heads, s.screening.positions()}, ScalarType::Long),
                memory_index = pooled({s.B, s.heads, left}, ScalarType::Long),
-               memory_relevance = attention.make({s.B, s.heads, left}),
-               received = attention.make(
+               memory_relevance = attention.make_sums({s.B, s.heads, left}),
+               received = attention.make_sums(
                    {s.B, s.heads, call.args.return_relevance ? s.screening.positions() : 0});
   operation.allocated();
   if (!attention.empty()) {
-    with_real(attention.dtype, [&](auto zero) {
-      using S = decltype(zero);
+    with_number(attention.dtype, [&](auto zero) {
+      using X = decltype(zero);
+      using S = SumOf<X>;
       attention.check_given(data<S>(given));
-      const RelevancyForward<S> pass{
-          .in = attention.as<S>(),
+      const RelevancyForward<X> pass{
+          .in = attention.as<X>(),
           .relevance = data<S>(before),
           .keep_first = call.args.keep_first,
           .given = data<S>(given),
           .normalize = call.args.normalize,
-          .output = mutable_data<S>(output),
+          .output = mutable_data<X>(output),
           .lse = mutable_data<S>(lse),
           .last = mutable_data<int64_t>(last),
           .memory_index = packed ? nullptr : mutable_data<int64_t>(memory_index),
           .memory_relevance = mutable_data<S>(memory_relevance),
           .received = call.args.return_relevance ? mutable_data<S>(received) : nullptr};
-      relevancy_kernels().forward(pass, operation.runtime());
+      run(pass, operation.runtime());
     });
   }
   return {output, lse, last, memory_index, memory_relevance, received};
@@ -241,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(BackwardCall& call) {
   const int64_t heads = s.heads * s.group;
   check_argument("grad_output", call.grad_output, {s.B, heads, s.T(), s.Dv}, attention.dtype);
   check_argument("output", call.output, {s.B, heads, s.T(), s.Dv}, attention.dtype);
-  check_argument("lse", call.lse, {s.B, heads, s.T()}, attention.dtype);
+  check_argument("lse", call.lse, {s.B, heads, s.T()}, attention.sums);
   check_argument("last", call.last, {s.B, s.heads, s.screening.positions()}, ScalarType::Long);
   attention.lay_out();
   operation.checked();
@@ -255,16 +274,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(BackwardCall& call) {
   } else {
     const Tensor grad = with_dense_rows(call.grad_output), last = dense(call.last);
     attention.check_last(last);
-    with_real(attention.dtype, [&](auto zero) {
-      using S = decltype(zero);
-      const RelevancyBackward<S> pass{.in = attention.as<S>(),
-                                      .grad_output = sequences<S>(grad),
+    with_number(attention.dtype, [&](auto zero) {
+      using X = decltype(zero);
+      const RelevancyBackward<X> pass{.in = attention.as<X>(),
+                                      .grad_output = sequences<X>(grad),
                                       .last = data<int64_t>(last),
-                                      .grad_query = mutable_data<S>(grad_query),
-                                      .grad_key = mutable_data<S>(grad_key),
-                                      .grad_value = mutable_data<S>(grad_value),
-                                      .grad_score_weight = mutable_data<S>(grad_score_weight)};
-      relevancy_kernels().backward(pass, operation.runtime());
+                                      .grad_query = mutable_data<X>(grad_query),
+                                      .grad_key = mutable_data<X>(grad_key),
+                                      .grad_value = mutable_data<X>(grad_value),
+                                      .grad_score_weight = mutable_data<X>(grad_score_weight)};
+      run(pass, operation.runtime());
     });
   }
   return {grad_query, grad_key, grad_value, grad_score_weight};

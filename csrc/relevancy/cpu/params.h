@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "common/inline.h"
+#include "common/scalars.h"
 #include "common/sizes.h"
 
 namespace throughtime {
@@ -108,26 +109,31 @@ struct Sequences {
 
 enum class ScoreKind { kDot, kAdditive };  // see scores.h
 
-template <typename S>
+// X is the type of what has features; all else has the type of the sums.
+template <typename X>
 struct RelevancyInput {
+  using S = SumOf<X>;
+
   RelevancyShape shape;
-  Sequences<S> query, key, value;
+  Sequences<X> query, key, value;
   ScoreKind score;
-  const S* score_weight;  // [heads group, D], or null for a score without
+  const X* score_weight;  // [heads group, D], or null for a score without
   SampleSteps steps;
   S scale;  // of the dot product
 
   TT_INLINE SequencePlace place(int64_t n) const { return {shape, steps, n}; }
 };
 
-template <typename S>
+template <typename X>
 struct RelevancyForward {
-  RelevancyInput<S> in;
+  using S = SumOf<X>;
+
+  RelevancyInput<X> in;
   const S* relevance;     // [B, heads, P], negative where a slot is empty; null if P = 0
   bool keep_first;        // relevance stays zero, so the first keys are retained
   const S* given;         // [B, heads, T], relevance of this call's keys, or null
   bool normalize;         // attention counts as often as its query has candidates
-  S* output;              // [B, heads group, T, Dv]
+  X* output;              // [B, heads group, T, Dv]
   S* lse;                 // [B, heads group, T]
   int64_t* last;          // [B, heads, P + T]
   int64_t* memory_index;  // [B, heads, memory_after], or null: no call follows
@@ -135,15 +141,15 @@ struct RelevancyForward {
   S* received;            // [B, heads, P + T], relevance after the last query, or null
 };
 
-template <typename S>
+template <typename X>
 struct RelevancyBackward {
-  RelevancyInput<S> in;
-  Sequences<S> grad_output;
+  RelevancyInput<X> in;
+  Sequences<X> grad_output;
   const int64_t* last;   // [B, heads, P + T]
-  S* grad_query;         // [B, heads group, T, D]
-  S* grad_key;           // [B, heads, P + T, D]
-  S* grad_value;         // [B, heads, P + T, Dv]
-  S* grad_score_weight;  // [heads group, D] or null
+  X* grad_query;         // [B, heads group, T, D]
+  X* grad_key;           // [B, heads, P + T, D]
+  X* grad_value;         // [B, heads, P + T, Dv]
+  X* grad_score_weight;  // [heads group, D] or null
 };
 
 }  // namespace throughtime

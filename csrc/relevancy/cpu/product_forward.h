@@ -30,10 +30,12 @@
 namespace throughtime {
 namespace {
 
-template <typename S>
+template <typename X>
 class ProductForwardPass : public SequencePass {
+  using S = SumOf<X>;
+
  public:
-  ProductForwardPass(const RelevancyForward<S>& args, const Runtime& runtime)
+  ProductForwardPass(const RelevancyForward<X>& args, const Runtime& runtime)
       : SequencePass(plan_relevancy(args.in.shape, runtime.threads, true), runtime),
         p_(args),
         in_(args.in),
@@ -45,17 +47,22 @@ class ProductForwardPass : public SequencePass {
     starts_ = per_team<int64_t>(s.T + 1);
     relevance_ = per_team<S>(s.positions());
     retained_ = per_team<int64_t>(s.most_retained() + 1);
-    kept_keys_ = per_team<S>(Turned<S>::numbers(shape_.D, block_.kept_vectors));
-    kept_rows_ = per_team<const S*>(block_.kept());
-    values_ = per_team<S>(WholeRows<S>::numbers(s.positions(), shape_.Dv));
-    outputs_ = per_team<S>(WholeRows<S>::numbers(times(shape_.group, s.T), shape_.Dv));
+    kept_keys_ = per_team<X>(Turned<X>::numbers(shape_.D, block_.vectors(block_.kept)));
+    kept_rows_ = per_team<const X*>(block_.kept);
+    query_rows_ = per_team<X>(QueryRows::numbers(times(shape_.group, s.T), shape_.D));
+    key_rows_ = per_team<X>(KeyRows::numbers(s.positions(), shape_.D));
+    values_ = per_team<X>(WholeRows<X>::numbers(s.positions(), shape_.Dv));
+    outputs_ = per_team<S>(WholeResults<X>::numbers(times(shape_.group, s.T), shape_.Dv));
     states_ = per_team<State>(slots);
-    scores_ = per_team<S>(times(slots, rows_of_block(), block_.columns()));
-    kept_scores_ = per_team<S>(times(slots, rows_of_block(), block_.kept()));
-    lists_ = per_team<const S*>(times(slots, block_.kept()));
-    changes_ = per_team<Change>(times(slots, block_.columns()));
-    keys_ = per_worker<S>(Turned<S>::numbers(shape_.D, block_.vectors));
-    rows_ = per_worker<const S*>(block_.columns());
+    scores_ = per_team<S>(times(slots, rows_of_block(), block_.columns));
+    kept_scores_ = per_team<S>(times(slots, rows_of_block(), block_.kept));
+    lists_ = per_team<const X*>(times(slots, block_.kept));
+    changes_ = per_team<Change>(times(slots, block_.columns));
+    keys_ = per_worker<X>(Turned<X>::numbers(shape_.D, block_.vectors(block_.columns)));
+    rows_ = per_worker<const X*>(block_.columns);
+    steps_ = steps_per_worker<X>(block_.columns, shape_.Dv);
+    kept_steps_ = steps_per_worker<X>(block_.kept, shape_.Dv);
+    factors_ = per_worker<X>(kPaired<X> ? times(kTileRows<X>, most_columns()) : 0);
   }
 
   void run(const Runtime& runtime) { run_parts(runtime, *this); }
@@ -66,7 +73,10 @@ class ProductForwardPass : public SequencePass {
 
  private:
   static constexpr int64_t L = kLanes<S>;
-  static constexpr int64_t kQueries = 18;  // of a block; more would have more scores in vain
+  using QueryRows = LeftRows<X, Numbers<X>::kDepth>;
+  using KeyRows = WholeRows<X, Numbers<X>::kDepth>;
+  // Of a block; more would have more scores in vain.
+  static constexpr int64_t kQueries = Tiling<X>::kMatrixUnit ? 32 : 18;
 
   // What the members of a team tell each other.
   struct Meeting {
@@ -87,20 +97,27 @@ class ProductForwardPass : public SequencePass {
     int64_t changes;
   };
 
+  // Of a row of weights.
+  TT_INLINE int64_t most_columns() const { return most(block_.columns, block_.kept); }
+
   // Rows of scores: the queries of the first head of the group, of the second, ...
   TT_INLINE int64_t rows_of_block() const { return times(shape_.group, kQueries); }
 
   // A sequence as a member sees it.
   struct Sequence {
-    SequenceRows<S> rows;
+    SequenceRows<X> rows;
     Meeting* meeting;
     int64_t* starts;  // first queries of blocks
     int64_t shift;    // position p has number p + shift, but for a multiple of kLinks
     const int64_t* retained;
-    WholeRows<S> value;
-    WholeResults<S> output;
-    Turned<S> keys, kept_keys;
-    const S **values, **kept_rows;
+    QueryRows query;
+    KeyRows key;
+    WholeRows<X> value;
+    WholeResults<X> output;
+    Turned<X> keys, kept_keys;
+    RowSteps<X> steps, kept_steps;
+    const X **values, **kept_rows;
+    X* factors;
     int64_t team;
     int64_t turned = -1;      // vectors of keys up to this one have been turned
     int64_t checked = 0;      // values before this position have been looked at
@@ -115,28 +132,36 @@ class ProductForwardPass : public SequencePass {
     bool changes;  // the retained set may change before the last query
     State* state;
     S *scores, *kept_scores;
-    const S** kept_rows;
+    const X** kept_rows;
     Change* list;
   };
 
   void walk_sequence(const Member& member, int64_t n) {
-    const SequenceRows<S> rows(in_, n);
+    const SequenceRows<X> rows(in_, n);
     const ScreeningShape& s = rows.screening;
-    const int64_t team = member.team, length = rows.steps.length;
+    const int64_t own = worker(member), team = member.team, length = rows.steps.length;
     Timing timing(member.watch, kGather);
     Sequence w{.rows = rows,
                .meeting = meeting_(team),
                .starts = starts_(team),
                .shift = (rows.steps.seen % kLinks - s.P % kLinks + kLinks) % kLinks,
                .retained = retained_(team),
+               .query = {rows.query, in_.query.stride_t, shape_.D, query_rows_(team),
+                         in_.query.stride_h, s.T},
+               .key = {rows.key, in_.key.stride_t, shape_.D, key_rows_(team)},
                .value = {rows.value, in_.value.stride_t, shape_.Dv, values_(team)},
                .output = {p_.output + rows.first_query * shape_.Dv, shape_.Dv, outputs_(team),
                           rows.next_head, s.T},
-               .keys = {keys_(worker(member)), shape_.D, block_.vectors},
-               .kept_keys = {kept_keys_(team), shape_.D, block_.kept_vectors},
-               .values = rows_(worker(member)),
+               .keys = {keys_(own), shape_.D, block_.vectors(block_.columns)},
+               .kept_keys = {kept_keys_(team), shape_.D, block_.vectors(block_.kept)},
+               .steps = steps_(own),
+               .kept_steps = kept_steps_(own),
+               .values = rows_(own),
                .kept_rows = kept_rows_(team),
+               .factors = factors_(own),
                .team = team};
+    w.query.copy(share(member, length), shape_.group);
+    w.key.copy(share(member, rows.positions()));
     w.value.copy(share(member, rows.positions()));
     if (member.begin == 0) {
       lead(member, w, timing);
@@ -148,14 +173,14 @@ class ProductForwardPass : public SequencePass {
     const int64_t count = past.end - past.begin;
     for (int64_t head = 0; head < shape_.group; ++head) {
       const int64_t first = rows.first_query + head * rows.next_head + length + past.begin;
-      std::memset(p_.output + first * shape_.Dv, 0, count * shape_.Dv * sizeof(S));
+      std::memset(p_.output + first * shape_.Dv, 0, count * shape_.Dv * sizeof(X));
       std::memset(p_.lse + first, 0, count * sizeof(S));
     }
   }
 
   // The first member's walk: it chooses the keys.
   void lead(const Member& member, Sequence& w, Timing& timing) {
-    const SequenceRows<S>& rows = w.rows;
+    const SequenceRows<X>& rows = w.rows;
     const ScreeningShape& s = rows.screening;
     const int64_t n = rows.number, length = rows.steps.length;
     Screening<S> screening(s, rows.steps, relevance_of(p_, rows), {p_.relevance + n * s.P, 1},
@@ -195,26 +220,26 @@ class ProductForwardPass : public SequencePass {
     return {.first = first,
             .count = count,
             .begin = begin,
-            .origin = begin / L * L,
+            .origin = group_begin<X>(begin),
             .end = shape_.screening.P + first + count + w.shift,
             .changes = w.meeting->borders.until(first) + 1 < count && shape_.screening.top_k > 0,
             .state = states_(w.team) + slot,
-            .scores = scores_(w.team) + slot * rows_of_block() * block_.columns(),
-            .kept_scores = kept_scores_(w.team) + slot * rows_of_block() * block_.kept(),
-            .kept_rows = lists_(w.team) + slot * block_.kept(),
-            .list = changes_(w.team) + slot * block_.columns()};
+            .scores = scores_(w.team) + slot * rows_of_block() * block_.columns,
+            .kept_scores = kept_scores_(w.team) + slot * rows_of_block() * block_.kept,
+            .kept_rows = lists_(w.team) + slot * block_.kept,
+            .list = changes_(w.team) + slot * block_.columns};
   }
 
   // Columns that `height` queries of a head attend of their windows; `at` is the first query's row.
-  TT_INLINE Columns<S> columns_of(const Sequence& w, const Block& block, int64_t head,
+  TT_INLINE Columns<X> columns_of(const Sequence& w, const Block& block, int64_t head,
                                   int64_t query, int64_t height) const {
     const int64_t before = w.shift - block.origin, step = block.first + query;
-    return Columns<S>::around(block.scores + (head * kQueries + query) * block_.columns(),
+    return Columns<X>::around(block.scores + (head * kQueries + query) * block_.columns,
                               w.meeting->borders.begin(step) + before,
                               shape_.screening.P + step + height + before);
   }
   TT_INLINE S* kept_of(const Block& block, int64_t head, int64_t query) const {
-    return block.kept_scores + (head * kQueries + query) * block_.kept();
+    return block.kept_scores + (head * kQueries + query) * block_.kept;
   }
 
   // Calls f(head, query, height) for tiles of at most `tallest` queries of a head.
@@ -225,33 +250,27 @@ class ProductForwardPass : public SequencePass {
         f(head, query, least(tallest, block.count - query));
   }
 
-  TT_INLINE const S* query_of(const Sequence& w, const Block& block, int64_t head,
-                              int64_t query) const {
-    return w.rows.query + head * in_.query.stride_h + (block.first + query) * in_.query.stride_t;
-  }
-
   void multiply(Sequence& w, const Block& block, Timing& timing) const {
     timing.turn(kPack);
     turn_keys(w, block);
     timing.turn(kScores);
     const int64_t first = block.origin / L;
-    for_tiles(block, kRegisterRows, [&](int64_t head, int64_t query, int64_t height) {
-      const Columns<S> own = columns_of(w, block, head, query, height);
+    for_tiles(block, kTileRows<X>, [&](int64_t head, int64_t query, int64_t height) {
+      const Columns<X> own = columns_of(w, block, head, query, height);
       const int64_t begin = block.changes ? 0 : own.begin;
-      multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.keys,
-                      first + begin / L, first + own.end / L, own.at + begin, block_.columns());
+      multiply_turned(w.query(block.first + query, head), w.query.stride, height, w.keys,
+                      first + begin / L, first + own.end / L, own.at + begin, block_.columns);
     });
     timing.turn(kOther);
   }
 
   // Turns the keys that the block brings.
   void turn_keys(Sequence& w, const Block& block) const {
-    const int64_t stride = in_.key.stride_t;
-    for (int64_t v = most(w.turned + 1, block.origin / L); v * L < block.end; ++v) {
+    for (int64_t v = most(w.turned + 1, block.origin / L); v * L < group_end<X>(block.end); ++v) {
       w.keys.put(v, [&](int64_t lane) {
         const int64_t position = v * L + lane - w.shift;
         const bool known = v * L + lane >= block.begin && position < w.rows.positions();
-        return known ? w.rows.key + position * stride : nullptr;
+        return known ? w.key(position) : nullptr;
       });
       w.turned = v;
     }
@@ -268,15 +287,16 @@ class ProductForwardPass : public SequencePass {
     block.state->changes = 0;
     std::memcpy(block.kept_rows, w.kept_rows, w.kept_count * sizeof(*w.kept_rows));
     timing.turn(kScores);
-    for_tiles(block, kRegisterRows, [&](int64_t head, int64_t query, int64_t height) {
-      multiply_turned(query_of(w, block, head, query), in_.query.stride_t, height, w.kept_keys, 0,
-                      divide_up(w.kept_count, L), kept_of(block, head, query), block_.kept());
+    for_tiles(block, kTileRows<X>, [&](int64_t head, int64_t query, int64_t height) {
+      multiply_turned(w.query(block.first + query, head), w.query.stride, height, w.kept_keys, 0,
+                      group_end<X>(w.kept_count) / L, kept_of(block, head, query), block_.kept);
     });
-    for (int64_t tile = 0; tile < block.count; tile += kRegisterRows) {
-      const int64_t end = least(tile + kRegisterRows, block.count);
-      const Columns<S> all = columns_of(w, block, 0, tile, end - tile);
+    for (int64_t tile = 0; tile < block.count; tile += kTileRows<X>) {
+      const int64_t end = least(tile + kTileRows<X>, block.count);
+      const Columns<X> all = columns_of(w, block, 0, tile, end - tile);
       for (int64_t q = tile, next; q < end; q = next) {
-        next = block.changes ? least(end, q + w.meeting->borders.until(block.first + q) + 1) : end;
+        next = least(end, q + kRegisterRows);
+        if (block.changes) next = least(next, q + w.meeting->borders.until(block.first + q) + 1);
         timing.turn(kScores);
         with_constant<kRegisterRows>(next - q, [&](auto count) {
           for (int64_t head = 0; head < shape_.group; ++head)
@@ -292,17 +312,17 @@ class ProductForwardPass : public SequencePass {
   // Makes the weights of Count queries that share the retained set, zeros where their tile attends more.
   template <int Count>
   __attribute__((noinline)) void weigh_queries(const Sequence& w, const Block& block, int64_t head,
-                                               int64_t query, const Columns<S>& tile) const {
-    QueryScores<S> queries[Count];
+                                               int64_t query, const Columns<X>& tile) const {
+    QueryScores<X> queries[Count];
     for (int q = 0; q < Count; ++q) {
-      queries[q].kept = Columns<S>::around(kept_of(block, head, query + q), 0, w.kept_count);
+      queries[q].kept = Columns<X>::around(kept_of(block, head, query + q), 0, w.kept_count);
       queries[q].window = columns_of(w, block, head, query + q, 1);
     }
     const int64_t begin = queries[0].window.begin, end = queries[Count - 1].window.end;
     for (auto& [kept, window, total] : queries) {
       window.begin = begin;
       window.end = end;
-      if constexpr (Count < kRegisterRows) {
+      if constexpr (Count < kTileRows<X>) {
         for (int64_t v = tile.begin; v < begin; v += L) store(window.at + v, Vec<S>{});
         for (int64_t v = end; v < tile.end; v += L) store(window.at + v, Vec<S>{});
       }
@@ -316,7 +336,7 @@ class ProductForwardPass : public SequencePass {
   void screen(Sequence& w, const Block& block, int64_t q, Screening<S>& screening) const {
     screening.candidates(block.first + q);
     for (int64_t head = 0; head < shape_.group; ++head)
-      screening.receive(block.scores + (head * kQueries + q) * block_.columns() - block.origin +
+      screening.receive(block.scores + (head * kQueries + q) * block_.columns - block.origin +
                         w.shift);
     screening.compete(block.first + q, [&](int64_t rank, int64_t position) {
       replace(w, block, {q + 1, rank, position});
@@ -325,12 +345,12 @@ class ProductForwardPass : public SequencePass {
 
   // Turns those keys of the retained set that have changed.
   void turn_kept(Sequence& w) const {
-    for (int64_t v = w.kept_turned / L; v * L < w.kept_count; ++v)
+    for (int64_t v = w.kept_turned / L; v * L < group_end<X>(w.kept_count); ++v)
       w.kept_keys.put(v, [&](int64_t lane) {
         const int64_t rank = v * L + lane;
-        return rank < w.kept_count ? w.rows.key + w.retained[rank] * in_.key.stride_t : nullptr;
+        return rank < w.kept_count ? w.key(w.retained[rank]) : nullptr;
       });
-    w.kept_turned = round_up(w.kept_count, L);
+    w.kept_turned = group_end<X>(w.kept_count);
   }
 
   template <typename N>
@@ -346,7 +366,7 @@ class ProductForwardPass : public SequencePass {
     for (int64_t head = 0; head < shape_.group; ++head)
       for (int64_t q = query; q < block.count; ++q)
         renew(kept_of(block, head, q), count, rank,
-              block.scores[(head * kQueries + q) * block_.columns() + column]);
+              block.scores[(head * kQueries + q) * block_.columns + column]);
     renew(w.kept_rows, count, rank, w.value(position));
     w.kept_count = count + 1;
     w.kept_turned = least(w.kept_turned, rank < 0 ? count : rank);
@@ -369,44 +389,52 @@ class ProductForwardPass : public SequencePass {
     for (int64_t number = block.begin; number < block.end; ++number)
       w.values[number - block.origin] = w.value(number - w.shift);
     // A tile has zeros where one of its queries attends what another does not.
-    for_tiles(block, state.finite ? kRegisterRows : 1,
-              [&](int64_t head, int64_t query, int64_t height) {
-                const Columns<S> all = columns_of(w, block, head, query, height);
-                sum_tile(w, block, head, query, height,
-                         {all.at, block_.columns(), 1, w.values, all.first, all.last, block.origin,
-                          nullptr, retains});
-              });
+    const int64_t tallest = state.finite ? kTileRows<X> : 1;
+    const X* const* steps =
+        w.steps(w.values, block.begin - block.origin, block.end - block.origin, block.origin);
+    for_tiles(block, tallest, [&](int64_t head, int64_t query, int64_t height) {
+      const Columns<X> all = columns_of(w, block, head, query, height);
+      if (!state.finite) steps = w.steps(w.values, all.first, all.last, block.origin);
+      sum_tile(w, block, head, query, height, all, block_.columns, steps, block.origin, retains);
+    });
     timing.turn(kOther);
   }
 
   // The part of the retained set in the outputs of queries [begin, end), which share it.
   void sum_kept(const Sequence& w, const Block& block, int64_t begin, int64_t end,
                 int64_t kept) const {
+    const X* const* steps = w.kept_steps(block.kept_rows, 0, kept);
     for (int64_t head = 0; head < shape_.group; ++head)
-      for_row_tiles(begin, end, [&](int64_t query, int64_t height) {
-        sum_tile(w, block, head, query, height,
-                 {kept_of(block, head, query), block_.kept(), 1, block.kept_rows, 0, kept, 0,
-                  nullptr, false});
+      for_row_tiles<kTileRows<X>>(begin, end, [&](int64_t query, int64_t height) {
+        S* const at = kept_of(block, head, query);
+        sum_tile(w, block, head, query, height, Columns<X>::around(at, 0, kept), block_.kept, steps,
+                 0, false);
       });
   }
 
-  // Sums for the outputs of some queries of a head.
+  // Sums for the outputs of some queries of a head: columns of rows of weights, `apart` numbers from each
+  // other, whose chains end as `phase` says.
   TT_INLINE void sum_tile(const Sequence& w, const Block& block, int64_t head, int64_t query,
-                          int64_t height, RowSums<S> sums) const {
-    S* to[kRegisterRows];
+                          int64_t height, const Columns<X>& own, int64_t apart,
+                          const X* const* steps, int64_t phase, bool begun) const {
+    S* to[kTileRows<X>];
     for (int64_t q = 0; q < height; ++q) to[q] = w.output(block.first + query + q, head);
-    sums.to = to;
-    sum_rows<S>(sums, height, 0, divide_up(shape_.Dv, L));
+    const Factors<X> weights =
+        factors<X>(own.at, apart, height, own.begin, own.end, w.factors, most_columns());
+    sum_rows<X>({weights, steps, own.first, own.last, phase, to, begun}, height, 0,
+                divide_up(shape_.Dv, L));
   }
 
-  const RelevancyForward<S>& p_;
-  const RelevancyInput<S>& in_;
+  const RelevancyForward<X>& p_;
+  const RelevancyInput<X>& in_;
   const RelevancyShape shape_;
-  const BlockShape<S> block_;
+  const BlockShape<X> block_;
   Span<Meeting> meeting_;
   Span<int64_t> starts_, retained_;
-  Span<S> relevance_, kept_keys_, values_, outputs_, scores_, kept_scores_, keys_;
-  Span<const S*> kept_rows_, lists_, rows_;
+  Span<S> relevance_, outputs_, scores_, kept_scores_;
+  Span<X> kept_keys_, query_rows_, key_rows_, values_, keys_, factors_;
+  Span<const X*> kept_rows_, lists_, rows_;
+  typename RowSteps<X>::Room steps_, kept_steps_;
   Span<State> states_;
   Span<Change> changes_;
 };

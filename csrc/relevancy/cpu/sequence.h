@@ -3,17 +3,18 @@
 #pragma once
 
 #include "common/cpu/team.h"
+#include "relevancy/cpu/operands.h"
 #include "relevancy/cpu/plan.h"
 #include "relevancy/cpu/screening.h"
 
 namespace throughtime {
 namespace {
 
-template <typename S>
+template <typename X>
 struct SequenceRows : SequencePlace {
-  const S *query, *key, *value;  // rows as far apart as the input's strides say
+  const X *query, *key, *value;  // rows as far apart as the input's strides say
 
-  TT_INLINE SequenceRows(const RelevancyInput<S>& in, int64_t n)
+  TT_INLINE SequenceRows(const RelevancyInput<X>& in, int64_t n)
       : SequencePlace(in.place(n)),
         query(in.query.of(*this, in.shape.group)),
         key(in.key.of(*this)),
@@ -21,11 +22,11 @@ struct SequenceRows : SequencePlace {
 };
 
 // The most keys that a query attends as retained ones.
-template <typename S>
-int64_t most_retained(const RelevancyInput<S>& in, const int64_t* last) {
+template <typename X>
+int64_t most_retained(const RelevancyInput<X>& in, const int64_t* last) {
   int64_t retained = 0;
   for (int64_t n = 0; n < in.shape.sequences(); ++n) {
-    const SequenceRows<S> rows(in, n);
+    const SequenceRows<X> rows(in, n);
     retained = most(retained,
                     retained_at_end(rows.screening, rows.steps, {last + rows.first_position, 1}));
   }
@@ -33,16 +34,17 @@ int64_t most_retained(const RelevancyInput<S>& in, const int64_t* last) {
 }
 
 // What keys of a sequence compete with.
-template <typename S>
-TT_INLINE Relevance<S> relevance_of(const RelevancyForward<S>& args, const SequencePlace& place) {
+template <typename X>
+TT_INLINE Relevance<SumOf<X>> relevance_of(const RelevancyForward<X>& args,
+                                           const SequencePlace& place) {
   const int64_t first = place.first_position - place.number * place.screening.P;
   return {args.keep_first, args.given ? args.given + first : nullptr, args.normalize,
           args.received != nullptr};
 }
 
 // Writes what a sequence leaves when its last query is done.
-template <typename S>
-void finish_screening(const RelevancyForward<S>& args, const SequencePlace& place,
+template <typename X, typename S = SumOf<X>>
+void finish_screening(const RelevancyForward<X>& args, const SequencePlace& place,
                       Screening<S>& screening, const S* relevance) {
   const ScreeningShape& s = place.screening;
   screening.finish();
@@ -71,6 +73,13 @@ class SequencePass {
   template <typename N>
   Span<N> per_team(int64_t count) {
     return scratch_.reserve<N>(plan_.teams(), count);
+  }
+
+  // Steps over lists of `count` rows.
+  template <typename X>
+  typename RowSteps<X>::Room steps_per_worker(int64_t count, int64_t features) {
+    return {count, features, per_worker<X>(RowSteps<X>::numbers(count, features)),
+            per_worker<const X*>(RowSteps<X>::pointers(count))};
   }
 
   // Runs the pass, one part of the plan after the other.

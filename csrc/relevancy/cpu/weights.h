@@ -13,16 +13,16 @@ namespace throughtime {
 namespace {
 
 // What a query attends: its retained keys, and those that lie side by side.
-template <typename S>
+template <typename X>
 struct QueryScores {
-  Columns<S> kept, window;
-  SumOfExponentials<S> total;
+  Columns<X> kept, window;
+  SumOfExponentials<SumOf<X>> total;
 };
 
 // Turns products of queries with keys into weights; those of lanes that are not attended become zero, or
 // NaN where the others are. Lanes of the window are those of positions in the whole sequence.
-template <int Count, typename S>
-void softmax(S scale, QueryScores<S> (&queries)[Count]) {
+template <int Count, typename X, typename S = SumOf<X>>
+void softmax(S scale, QueryScores<X> (&queries)[Count]) {
   const Vec<S> nothing = splat(-static_cast<S>(__builtin_inff()));
   for (int q = 0; q < Count; ++q) {
     Vec<S> highest = nothing;
@@ -37,7 +37,7 @@ void softmax(S scale, QueryScores<S> (&queries)[Count]) {
   }
   for (int q = 0; q < Count; ++q) {
     const S top = queries[q].total.top;
-    const auto exponentials = [&](const Columns<S>& columns) {
+    const auto exponentials = [&](const Columns<X>& columns) {
       Vec<S> sum{};
       columns.each([&](S* at) {
         const Vec<S> e = exp_nonpositive<S>(load(at) - splat(top));
@@ -65,7 +65,7 @@ struct QueryGradients {
   S top = 0, factor = 0, mean = 0;
 };
 
-// Columns of these matrices, in whole vectors: [0, kept) and [begin, end). Query i of the block attends
+// Columns of these matrices, in groups: [0, kept) and [begin, end). Query i of the block attends
 // a column from since[column] to until[column].
 template <typename S>
 struct AttendedColumns {
@@ -86,12 +86,12 @@ struct AttendedColumns {
   }
 };
 
-// Turns products of queries with keys into weights, and gradients of weights into those of products;
-// those of lanes that are not attended become zero. Returns whether that is so: some may be NaN where
-// a product is not finite.
-template <typename S>
+// Makes weights of products of queries with keys, and gradients of products of those of weights, and calls
+// put(query, column, lanes that it attends, weights, gradients) with vectors of them. Those of other
+// lanes are zero. Returns whether that is so: some may be NaN where a product is not finite.
+template <typename S, typename F>
 bool softmax_backward(S scale, const AttendedColumns<S>& columns, QueryGradients<S>* queries,
-                      int64_t count) {
+                      int64_t count, const F& put) {
   const Vec<S> nothing = splat(-static_cast<S>(__builtin_inff()));
   Vec<S> zero{};  // NaN where a number is not finite
   for (int64_t q = 0; q < count; ++q) {
@@ -117,10 +117,10 @@ bool softmax_backward(S scale, const AttendedColumns<S>& columns, QueryGradients
     zero += splat(queries[q].mean) * S(0);
   }
   for (int64_t q = 0; q < count; ++q)
-    columns.each(queries[q], [&](S* p, S* dp, auto) {
+    columns.each(queries[q], [&](S* p, S* dp, auto own) {
       const Vec<S> weight = load(p) * queries[q].factor;
-      store(p, weight);
-      store(dp, weight * (load(dp) - splat(queries[q].mean)) * scale);
+      const Vec<S> grad = weight * (load(dp) - splat(queries[q].mean)) * scale;
+      put(q, p - queries[q].scores, own, weight, grad);
     });
   return sum_of_lanes<S>(zero) == S(0);
 }

@@ -42,20 +42,21 @@ def sums(dtype: torch.dtype) -> torch.dtype:
 
 
 def in_float32(
-    run: Callable[[Arguments], Results], bfloat16: bool = False
+    run: Callable[[Arguments], Results],
+    bfloat16: Callable[[Arguments], bool] = lambda args: False,
 ) -> Callable[[Arguments], Results]:
     """Make ``run``, which knows float32 and float64, take and give 16-bit numbers too.
 
     Args:
         run: a backend.
-        bfloat16: whether it knows bfloat16 where the instruction set does.
+        bfloat16: whether it knows bfloat16 for a call, where the instruction set does.
     """
 
     def wrapped(args: Arguments) -> Results:
         dtype: torch.dtype = args[0].dtype
         if dtype not in LOW_PRECISION:
             return run(args)
-        if bfloat16 and dtype == torch.bfloat16 and multiplies_bfloat16():
+        if dtype == torch.bfloat16 and multiplies_bfloat16() and bfloat16(args):
             return run(args)
         return cast(run(cast(args, torch.float32)), dtype)
 

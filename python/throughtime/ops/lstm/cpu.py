@@ -53,14 +53,14 @@ def _kept(results: Any, args: LstmArguments) -> Any:
     return results
 
 
-@partial(in_float32, bfloat16=True)
+@partial(in_float32, bfloat16=lambda args: True)
 def run(args: LstmArguments) -> LstmResults:
     """The compiled kernels."""
     found: LstmResults = _kept(lstm(args), args)
     return found
 
 
-@partial(in_float32, bfloat16=True)
+@partial(in_float32, bfloat16=lambda args: True)
 def run_cells(args: LstmArguments) -> LstmCellsResults:
     """The compiled kernels, with every c_t."""
     found: LstmCellsResults = _kept(lstm_cells(args), args)

@@ -24,18 +24,26 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from throughtime.ops.precision import sums
 from throughtime.ops.record import Derived, Real, Size, Sizes, Whole
 
 
+def dtype_of_sums(args: Any) -> torch.dtype:
+    """The dtype of relevance and of the logsumexp."""
+    return sums(args.query.dtype)
+
+
 class RelevancyArguments(NamedTuple):
-    """Arguments; floating point tensors have one dtype."""
+    """Arguments; floating point tensors have one dtype, but for the relevance."""
 
     query: Annotated[Tensor, Real("B, N, T, D")]
     key: Annotated[Tensor, Real("B, K, P + T, D")]
     value: Annotated[Tensor, Real("B, K, P + T, V")]
     score_weight: Annotated[Tensor | None, Real("N, D")]  # of the additive score
     lengths: Annotated[Tensor | None, Whole("B")]
-    relevance: Annotated[Tensor | None, Real("B, K, P", differentiable=False, backward=False)]
+    relevance: Annotated[
+        Tensor | None, Real("B, K, P", dtype=dtype_of_sums, differentiable=False, backward=False)
+    ]
     retained: int
     window_size: int
     top_k: int
@@ -44,7 +52,9 @@ class RelevancyArguments(NamedTuple):
     screen_every: int  # queries from one change of the retained set to the next
     seen: Annotated[Tensor | None, Whole("B")]  # queries of earlier calls; None: none
     # relevance of the T keys in place of attention
-    given: Annotated[Tensor | None, Real("B, K, T", differentiable=False, backward=False)]
+    given: Annotated[
+        Tensor | None, Real("B, K, T", dtype=dtype_of_sums, differentiable=False, backward=False)
+    ]
     normalize: bool  # what a query pays to a key counts as often as the query has candidates
     return_relevance: bool
     cu_seqlens: Annotated[Tensor | None, Whole("starts")]
@@ -54,12 +64,16 @@ class RelevancyResults(NamedTuple):
     """Results of every backend; ``lse``, the logsumexp of the scores, is for the backward pass."""
 
     output: Annotated[Tensor, Real("B, N, T, V")]
-    lse: Annotated[Tensor, Real("B, N, T", differentiable=False)]
+    lse: Annotated[Tensor, Real("B, N, T", dtype=dtype_of_sums, differentiable=False)]
     last: Annotated[Tensor, Whole("B, K, P + T")]
     memory_index: Annotated[Tensor, Whole("B, K, left", backward=False)]
-    memory_relevance: Annotated[Tensor, Real("B, K, left", differentiable=False, backward=False)]
+    memory_relevance: Annotated[
+        Tensor, Real("B, K, left", dtype=dtype_of_sums, differentiable=False, backward=False)
+    ]
     # relevance of every position after the last query; empty unless return_relevance
-    received: Annotated[Tensor, Real("B, K, positions", differentiable=False, backward=False)]
+    received: Annotated[
+        Tensor, Real("B, K, positions", dtype=dtype_of_sums, differentiable=False, backward=False)
+    ]
 
 
 def memory_sizes(

@@ -76,7 +76,7 @@ cpu = Backend(
         requirements.dtypes("compiled CPU kernels"),
         requirements.cpu_kernels,
     ),
-    in_float32(relevancy),
+    in_float32(relevancy, bfloat16=lambda args: args.score_weight is None),
     describe=cpu_plan.relevancy,
 )
 
