@@ -20,7 +20,7 @@ LARGE = (
     Attention(1, 2, 300, 64, 64, 64, 64),
     Attention(1, 1, 300, 33, 70, 30, 20, screen_every=32, group=2),
     Attention(2, 1, 530, 20, 16, 70, 80, lengths=True),
-    Attention(1, 1, 130, 16, 16, 3, 5, screen_every=20),  # a block's queries have no key in common
+    Attention(1, 1, 150, 16, 16, 3, 5, screen_every=31),  # a block's queries have no key in common
 )
 
 
