@@ -43,7 +43,7 @@ def sums(dtype: torch.dtype) -> torch.dtype:
 
 def in_float32(
     run: Callable[[Arguments], Results],
-    bfloat16: Callable[[Arguments], bool] = lambda args: False,
+    bfloat16: Callable[[Any], bool] = lambda args: False,
 ) -> Callable[[Arguments], Results]:
     """Make ``run``, which knows float32 and float64, take and give 16-bit numbers too.
 
