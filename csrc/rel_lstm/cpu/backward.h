@@ -8,9 +8,8 @@
 //   cell: da_t before the nonlinearities, dc_{t-1}    ds_t = [da_t, dq_t] [W_hh; V_a]
 //   [dW_hh; dV_a] = sum [da, dq]^T s      dW_ih, db = sum da^T [x, 1]      dU_a = sum du^T h
 //
-// du_j and dh_j of a key lie in a slot from the last query that attends it until its own step: as many
-// slots as candidates. Weight gradients are summed over chunks of rows per group, then over groups:
-// bit-equal for every number of threads.
+// du_j and dh_j of a key lie in a slot (candidates.h). Weight gradients are summed over chunks of rows per
+// group, then over groups (weight_sums.h): bit-equal for every number of threads.
 //
 // The phases of a step, with a barrier between them, for the members of a team:
 //
@@ -22,21 +21,12 @@
 // The first two take as many rows at a time as there are members.
 #pragma once
 
-#include "common/cpu/outer.h"
-#include "rel_lstm/cpu/weights.h"
+#include "rel_lstm/cpu/candidates.h"
+#include "rel_lstm/cpu/weight_sums.h"
 #include "relevancy/cpu/scores.h"
-#include "relevancy/cpu/screening.h"
 
 namespace throughtime {
 namespace {
-
-// Slots for the gradients of the keys of one row that are attended.
-struct Slots {
-  int64_t* of;    // by position, -1 without
-  int64_t* free;  // a stack
-  int64_t free_count;
-  int64_t candidates;  // of the query of this step
-};
 
 // Operand is the type of the gradients and weights in products, X what x, y and their gradients have in
 // memory; all else is S.
@@ -59,15 +49,14 @@ class RelLstmBackwardPass {
         width_(panel_width(blocks_, schedule_.members)),
         most_rows_(divide_up(shape_.B, plan_.groups)),
         together_(least(most_rows_, schedule_.members)),
-        slots_(count_slots()),
-        most_(padded<S>(slots_)),
+        candidates_(args, at_),
+        most_(candidates_.most_numbers()),
         rows_(least(plan_.chunk_rows, times(screen_.T, most_rows_))),
         ld_da_(round_up(at_.stacked, Numbers<Operand>::kDepth)),
         ld_sx_(at_.units + at_.inputs),
         ld_keys_(leading_dimension<Operand>(at_.units + at_.attention)),
         scratch_(runtime),
-        outer_(p_.dweight_hh ? schedule_.teams : 0, schedule_.members, most(rows_, most_rows_),
-               at_.stacked, most(at_.units, at_.inputs) / L, &scratch_) {
+        sums_(args, at_, plan_, schedule_, most(rows_, most_rows_), &scratch_) {
     const auto per_row = [&](auto number, int64_t count) {
       return scratch_.template reserve<decltype(number)>(schedule_.teams, most_rows_, count);
     };
@@ -77,9 +66,6 @@ class RelLstmBackwardPass {
     };
     const auto per_worker = [&](int64_t count) {
       return scratch_.template reserve<S>(schedule_.workers(), count);
-    };
-    const auto per_group = [&](int64_t count) {
-      return scratch_.template reserve<S>(p_.dweight_hh ? plan_.groups : 0, count);
     };
     stacked_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(at_.stacked, blocks_));
     key_ = scratch_.template reserve<Operand>(Panels<Operand>::numbers(shape_.A, blocks_));
@@ -99,32 +85,17 @@ class RelLstmBackwardPass {
     direct_ = own(S(), at_.units);
     dc_ = own(S(), at_.units);
     dq_ = own(S(), at_.attention);
-    slot_ = own(S(), times(slots_, at_.key));
     weights_ = per_worker(most_);
     grad_ = per_worker(most_);
     query_ = per_worker(score().query_numbers());
-    tanh_ = per_worker(times(slots_, at_.attention));
+    tanh_ = per_worker(times(candidates_.slots(), at_.attention));
     const auto together = [&](int64_t count) {
       return scratch_.template reserve<S>(schedule_.teams, together_, count);
     };
     scores_ = together(most_);
     products_ = together(most_);
     lost_score_ = scratch_.template reserve<S>(schedule_.teams, at_.attention);
-    sum_s_ = per_group(times(at_.stacked, at_.units));
-    sum_x_ = per_group(times(at_.gates, at_.inputs));
-    sum_key_ = per_group(times(at_.attention, at_.units));
-    sum_score_ = scratch_.template reserve<S>(plan_.groups, at_.attention);
-    ended_ = own(int64_t(), screen_.T);
-    next_ = own(int64_t(), screen_.positions());
-    kept_ = own(int64_t(), screen_.positions());
-    slot_of_ = own(int64_t(), screen_.positions());
-    free_ = own(int64_t(), slots_);
-    slots_of_row_ = scratch_.template reserve<Slots>(schedule_.workers(), most_rows_);
-    replay_ = scratch_.template reserve<Replay>(schedule_.workers(), most_rows_);
-    keys_of_ = own(static_cast<const S*>(nullptr), most_);
-    hidden_of_ = own(static_cast<const S*>(nullptr), most_);
-    dkeys_of_ = own(static_cast<S*>(nullptr), most_);
-    dhidden_of_ = own(static_cast<S*>(nullptr), most_);
+    candidates_.reserve(schedule_.workers(), most_rows_, &scratch_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
@@ -156,44 +127,24 @@ class RelLstmBackwardPass {
   }
 
   // Adds up the groups and puts the sums into PyTorch's order.
-  void finish(Share rows) {
-    if (!p_.dweight_hh) return;
-    for (int64_t n = rows.begin; n < rows.end; ++n) {
-      const int64_t q = n - at_.gates, unit = n % at_.units;
-      if (n < at_.gates && unit < shape_.H) {
-        const int64_t row = n / at_.units * shape_.H + unit;
-        total(sum_s_(), at_.stacked, n, at_.units, shape_.H, p_.dweight_hh + row * shape_.H);
-        total(sum_x_(), at_.gates, n, at_.inputs, shape_.I, p_.dweight_ih + row * shape_.I);
-        total(sum_x_() + shape_.I, at_.gates, n, at_.inputs, 1, p_.dbias + row);
-      } else if (q >= 0 && q < shape_.A) {
-        total(sum_s_(), at_.stacked, n, at_.units, shape_.H, p_.dweight_query + q * shape_.H);
-        total(sum_key_(), at_.attention, q, at_.units, shape_.H, p_.dweight_key + q * shape_.H);
-        total(sum_score_() + q, 1, 0, at_.attention, 1, p_.dweight_score + q);
-      }
-    }
-  }
+  void finish(Share rows) { sums_.finish(rows); }
 
  private:
   struct Group {
     const Member& member;
     int64_t group, row0, rows;
-    Share panels, blocks;       // own panels of units, and their blocks
-    Share attention;            // own blocks of attention units
-    Share inputs;               // own panels of inputs
-    Share own;                  // own rows
-    Operand *da, *sx, *keys;    // [chunk, ld]
-    S* context;                 // [rows, units]
-    S *scores, *products;       // of the rows that are taken together
-    S *sum_score, *lost_score;  // the latter: by rounding the former
+    Share panels, blocks;     // own panels of units, and their blocks
+    Share attention;          // own blocks of attention units
+    Share inputs;             // own panels of inputs
+    Share own;                // own rows
+    Operand *da, *sx, *keys;  // [chunk, ld]
+    S* context;               // [rows, units]
+    S *scores, *products;     // of the rows that are taken together
+    S* lost_score;            // by rounding the sum of the score's gradients
     // The member's own, of which it uses its own columns.
     int64_t worker;
     S *dh, *ds, *direct, *dc;  // [rows, units]
-    S *dq, *slot;              // [rows, attention], [rows, slots, key]
-    // Every member replays all rows for itself: to share lists takes longer than to make them.
-    Slots* slots;
-    Replay* replay;
-    const S **keys_of, **hidden_of;  // [rows, most]
-    S **dkeys_of, **dhidden_of;      // the same
+    S* dq;                     // [rows, attention]
     S *weights, *grad, *query, *tanh;
     Stopwatch* watch;
   };
@@ -204,16 +155,8 @@ class RelLstmBackwardPass {
 
   ScoreAdditive<S> score() const { return {at_.attention, score_()}; }
 
-  int64_t count_slots() const {
-    int64_t retained = 0;
-    for (int64_t row = 0; row < shape_.B; ++row)
-      retained = most(retained, retained_at_end(screen_, {in_.length(row)},
-                                                {p_.last + in_.order[row], shape_.B}));
-    return screen_.most_in_window() + retained + 1;
-  }
-
   const S* key_row(int64_t position, int64_t row) const {
-    return p_.saved + (position * shape_.B + row) * at_.key;
+    return candidates_.key_row(position, row);
   }
   const S* step_row(int64_t t, int64_t row) const {
     return p_.saved + screen_.positions() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
@@ -247,7 +190,6 @@ class RelLstmBackwardPass {
         .context = context_(team),
         .scores = scores_(team),
         .products = products_(team),
-        .sum_score = sum_score_(group),
         .lost_score = lost_score_(team),
         .worker = worker,
         .dh = dh_(worker),
@@ -255,13 +197,6 @@ class RelLstmBackwardPass {
         .direct = direct_(worker),
         .dc = dc_(worker),
         .dq = dq_(worker),
-        .slot = slot_(worker),
-        .slots = slots_of_row_(worker),
-        .replay = replay_(worker),
-        .keys_of = keys_of_(worker),
-        .hidden_of = hidden_of_(worker),
-        .dkeys_of = dkeys_of_(worker),
-        .dhidden_of = dhidden_of_(worker),
         .weights = weights_(worker),
         .grad = grad_(worker),
         .query = query_(worker),
@@ -272,7 +207,11 @@ class RelLstmBackwardPass {
     for (int64_t t = screen_.T - 1; t >= 0; --t) {
       for (; active < w.rows && in_.length(w.row0 + active) > t; ++active) enter(w, active);
       if (active == 0) continue;
-      for (int64_t row = 0; row < active; ++row) list(w, t, row);
+      {
+        const Timing timing(w.watch, kScreening);
+        for (int64_t row = 0; row < active; ++row)
+          candidates_.list(w.worker, row, w.row0 + row, t, w.blocks, w.attention);
+      }
       member.wait();
       if (filled + active > rows_) {
         add_weights(w, filled);
@@ -290,32 +229,14 @@ class RelLstmBackwardPass {
 
   void begin(const Group& w) {
     const int64_t members = schedule_.members;
-    for (int64_t row = 0; row < w.rows; ++row) {
-      const int64_t at = w.row0 + row, sample = in_.order[at],
-                    positions = row * screen_.positions();
-      w.replay[row] = Replay(screen_, {in_.length(at)}, {p_.last + sample, shape_.B},
-                             ended_(w.worker) + row * screen_.T, next_(w.worker) + positions,
-                             kept_(w.worker) + positions);
-      w.slots[row] = {slot_of_(w.worker) + positions, free_(w.worker) + row * slots_, slots_, 0};
-      for (int64_t j = 0; j < screen_.positions(); ++j) w.slots[row].of[j] = -1;
-      for (int64_t k = 0; k < slots_; ++k) w.slots[row].free[k] = k;
-    }
-    const auto clear = [&](S* sums, int64_t count, int64_t size) {
-      const Share own(count, w.member.begin, w.member.end, members);
-      std::memset(sums + own.begin * size, 0, (own.end - own.begin) * size * sizeof(S));
-    };
-    clear(w.sum_score, at_.attention / L, L);
-    clear(w.lost_score, at_.attention / L, L);
+    for (int64_t row = 0; row < w.rows; ++row) candidates_.begin(w.worker, row, w.row0 + row);
+    sums_.clear(w.member, w.group);
+    clear_operands(w.lost_score, at_.attention / L, L, w.member, members);
     // A product of the chunk's last rows reads a whole tile of them.
     const int64_t rows = most(rows_, w.rows) + Tiling<Operand>::kPadding - 1;
     clear_operands(w.da, rows, ld_da_, w.member, members);
     clear_operands(w.sx, rows, ld_sx_, w.member, members);
     clear_operands(w.keys, rows, ld_keys_, w.member, members);
-    if (p_.dweight_hh) {
-      clear(sum_s_(w.group), at_.stacked, at_.units);
-      clear(sum_x_(w.group), at_.gates, at_.inputs);
-      clear(sum_key_(w.group), at_.attention, at_.units);
-    }
     w.member.wait();
   }
 
@@ -330,20 +251,6 @@ class RelLstmBackwardPass {
       load_or_zero(w.dc, p_.dc_n);
       load_or_zero(w.context, p_.dcontext_n);
     });
-  }
-
-  // The candidates of a row's query, and where their gradients lie.
-  void list(const Group& w, int64_t t, int64_t row) {
-    const Timing timing(w.watch, kScreening);
-    const int64_t first = row * most_;
-    const Candidates& candidates = w.replay[row].candidates(t);
-    candidates.each([&](int64_t c, int64_t position) {
-      w.hidden_of[first + c] = key_row(position, w.row0 + row);
-      w.keys_of[first + c] = w.hidden_of[first + c] + at_.units;
-      w.dhidden_of[first + c] = slot_of(w, position, row);
-      w.dkeys_of[first + c] = w.dhidden_of[first + c] + at_.units;
-    });
-    w.slots[row].candidates = candidates.count();
   }
 
   void retreat(const Group& w, int64_t t, int64_t active, int64_t filled) {
@@ -372,16 +279,19 @@ class RelLstmBackwardPass {
   // Scores of own candidates, and the gradients of their weights.
   void scores(const Group& w, int64_t t, int64_t first, int64_t rows) {
     const Timing timing(w.watch, kScores);
-    const auto count = [&](int64_t row) { return w.slots[first + row].candidates; };
+    const auto candidates = [&](int64_t row) -> const RowCandidates<S>& {
+      return candidates_.of(w.worker, first + row);
+    };
+    const auto count = [&](int64_t row) { return candidates(row).count; };
     for_own_candidates<S>(
         w.member, schedule_.members, rows, count, [&](int64_t n, int64_t begin, int64_t end) {
-          const int64_t row = first + n, at = w.row0 + row, list = row * most_ + begin;
+          const int64_t row = first + n, at = w.row0 + row;
           if (begin == 0) read_ahead(t, at);
           const S* query = score().query(step_row(t, at) + 6 * at_.units, w.query);
-          score().scores(query, w.keys_of + list, end - begin, w.scores + n * most_ + begin,
-                         alone() ? w.tanh : nullptr);
-          dot_products(w.context + row * at_.units, at_.units, w.hidden_of + list, end - begin,
-                       w.products + n * most_ + begin);
+          score().scores(query, candidates(n).keys + begin, end - begin,
+                         w.scores + n * most_ + begin, alone() ? w.tanh : nullptr);
+          dot_products(w.context + row * at_.units, at_.units, candidates(n).hidden + begin,
+                       end - begin, w.products + n * most_ + begin);
         });
   }
 
@@ -389,9 +299,8 @@ class RelLstmBackwardPass {
   // its place among the rows that are taken together; `place`: in the chunk.
   void attention(const Group& w, int64_t t, int64_t row, int64_t n, int64_t place) {
     Timing timing(w.watch, kScores);
-    const int64_t count = w.slots[row].candidates, list = row * most_, units = at_.units;
-    S* const* dhidden = w.dhidden_of + list;
-    S* const* dkeys = w.dkeys_of + list;
+    const auto& [hidden, keys, dhidden, dkeys, count] = candidates_.of(w.worker, row);
+    const int64_t units = at_.units;
     std::memcpy(w.weights, w.scores + n * most_, padded<S>(count) * sizeof(S));
     std::memcpy(w.grad, w.products + n * most_, padded<S>(count) * sizeof(S));
     softmax(w.weights, count);
@@ -404,10 +313,11 @@ class RelLstmBackwardPass {
     const int64_t begin = w.attention.begin * L, end = w.attention.end * L;
     if (!alone()) {  // others have made the scores of some candidates
       const S* query = score().query(step_row(t, w.row0 + row) + 6 * units, w.query);
-      score().keep(begin, end, query, w.keys_of + list, count, w.tanh);
+      score().keep(begin, end, query, keys, count, w.tanh);
     }
     std::memset(dq + begin, 0, (end - begin) * sizeof(S));
-    score().gradients_of(begin, end, w.tanh, count, w.grad, {dq, dkeys, w.sum_score, w.lost_score});
+    score().gradients_of(begin, end, w.tanh, count, w.grad,
+                         {dq, dkeys, sums_.score(w.group), w.lost_score});
     timing.turn(kGather);
     Operand* key = w.keys + place * ld_keys_;
     const S* h = key_row(screen_.P + t, w.row0 + row);
@@ -426,28 +336,6 @@ class RelLstmBackwardPass {
   }
 
   bool alone() const { return schedule_.members == 1; }
-
-  // The slot of a key, own columns of which are cleared when the key first needs one.
-  S* slot_of(const Group& w, int64_t position, int64_t row) {
-    Slots& slots = w.slots[row];
-    int64_t slot = slots.of[position];
-    S* base = w.slot + row * slots_ * at_.key;
-    if (slot < 0) {
-      slot = slots.of[position] = slots.free[--slots.free_count];
-      const auto clear = [&](int64_t first, Share own) {
-        std::memset(base + slot * at_.key + first + own.begin * L, 0,
-                    (own.end - own.begin) * L * sizeof(S));
-      };
-      clear(0, w.blocks);
-      clear(at_.units, w.attention);
-    }
-    return base + slot * at_.key;
-  }
-
-  void give_slot_back(const Group& w, int64_t position, int64_t row) {
-    Slots& slots = w.slots[row];
-    slots.free[slots.free_count++] = slots.of[position];
-  }
 
   // dh += du U_a in own units.
   void add_key_gradients(const Group& w, const Operand* keys, int64_t rows) {
@@ -503,7 +391,7 @@ class RelLstmBackwardPass {
         store(w.direct + row * n + k, detached ? Vec<S>{} : half);
       });
     }
-    for (int64_t row = 0; row < active; ++row) give_slot_back(w, screen_.P + t, row);
+    for (int64_t row = 0; row < active; ++row) candidates_.give_back(w.worker, row, screen_.P + t);
     for (int64_t row = w.own.begin; row < least(w.own.end, active); ++row)
       gather(t, w.row0 + row, w.sx + (filled + row) * ld_sx_);
     timing.turn(kInputGradients);
@@ -512,7 +400,7 @@ class RelLstmBackwardPass {
 
   // [s, x, 1] of one row.
   void gather(int64_t t, int64_t at, Operand* to) {
-    if (!p_.dweight_hh) return;
+    if (!sums_.wanted()) return;
     const S* s = step_row(t, at) + 5 * at_.units;
     for (int64_t k = 0; k < at_.units; k += L) put(to, k, load(s + k), shape_.H - k);
     to += at_.units;
@@ -539,19 +427,10 @@ class RelLstmBackwardPass {
 
   // Adds the products of the rows collected so far to the group's own sums.
   void add_weights(const Group& w, int64_t rows) {
-    if (!p_.dweight_hh) return;
+    if (!sums_.wanted()) return;
     const Timing timing(w.watch, kWeights);
-    const int64_t n = at_.units;
-    outer_.add(w.member, w.da, ld_da_, at_.stacked, w.sx, ld_sx_, n / L, rows, sum_s_(w.group), n);
-    outer_.add(w.member, w.da, ld_da_, at_.gates, w.sx + n, ld_sx_, at_.inputs / L, rows,
-               sum_x_(w.group), at_.inputs);
-    add_key_weights(w, rows);
-  }
-
-  void add_key_weights(const Group& w, int64_t rows) {
-    const int64_t n = at_.units;
-    outer_.add(w.member, w.keys + n, ld_keys_, at_.attention, w.keys, ld_keys_, n / L, rows,
-               sum_key_(w.group), n);
+    sums_.add(w.member, w.group, w.da, ld_da_, w.sx, ld_sx_, rows);
+    sums_.add_keys(w.member, w.group, w.keys, ld_keys_, rows);
   }
 
   // What is left before the first step goes to the initial state; a row without any step hands
@@ -572,8 +451,7 @@ class RelLstmBackwardPass {
     const int64_t n = at_.units;
     w.member.wait();  // for others that are still at the position before
     for (int64_t row = 0; row < w.rows; ++row) {
-      const int64_t slot = w.slots[row].of[position];
-      const S* from = slot >= 0 ? w.slot + (row * slots_ + slot) * at_.key : nullptr;
+      const S* from = candidates_.slot_of(w.worker, row, position);
       const S* h = from ? key_row(position, w.row0 + row) : nullptr;
       const auto at = [&](const S* numbers, int64_t k) {
         return numbers ? load(numbers + k) : Vec<S>{};
@@ -593,17 +471,7 @@ class RelLstmBackwardPass {
         store_part(p_.dmemory + (position * shape_.B + in_.order[w.row0 + row]) * shape_.H + k,
                    load(w.dh + row * n + k), shape_.H - k);
       });
-    if (p_.dweight_hh) add_key_weights(w, w.rows);
-  }
-
-  // to [count] = row n of the sums [groups][rows][columns], added over the groups.
-  void total(const S* sums, int64_t rows, int64_t n, int64_t columns, int64_t count, S* to) const {
-    for (int64_t k = 0; k < count; k += L) {
-      Vec<S> sum = load_part(sums + n * columns + k, count - k);
-      for (int64_t group = 1; group < plan_.groups; ++group)
-        sum += load_part(sums + (group * rows + n) * columns + k, count - k);
-      store_part(to + k, sum, count - k);
-    }
+    if (sums_.wanted()) sums_.add_keys(w.member, w.group, w.keys, ld_keys_, w.rows);
   }
 
   const RelLstmBackward<X>& p_;
@@ -615,21 +483,16 @@ class RelLstmBackwardPass {
   const WalkSchedule schedule_;
   const int64_t blocks_, width_, most_rows_;
   const int64_t together_;  // rows whose scores are in memory at a time
-  const int64_t slots_, most_;
+  RelLstmCandidates<X> candidates_;
+  const int64_t most_;
   const int64_t rows_;  // of a chunk
   const int64_t ld_da_, ld_sx_, ld_keys_;
   Scratch scratch_;
-  OuterProducts<Operand> outer_;
+  RelLstmWeightSums<S, Operand> sums_;
   Span<Operand> stacked_, key_, inputs_, da_, sx_, keys_;
-  Span<S> score_, dh_, ds_, direct_, context_, dc_, dq_, slot_;
+  Span<S> score_, dh_, ds_, direct_, context_, dc_, dq_;
   Span<S> scores_, products_, lost_score_;
-  Span<S> weights_, grad_, query_, tanh_;        // per worker
-  Span<S> sum_s_, sum_x_, sum_key_, sum_score_;  // per group
-  Span<int64_t> ended_, next_, kept_, slot_of_, free_;
-  Span<Slots> slots_of_row_;
-  Span<Replay> replay_;
-  Span<const S*> keys_of_, hidden_of_;
-  Span<S*> dkeys_of_, dhidden_of_;
+  Span<S> weights_, grad_, query_, tanh_;  // per worker
   Span<Barrier> barriers_;
 };
 
