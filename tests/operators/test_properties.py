@@ -182,7 +182,7 @@ def test_low_precision_is_float32_rounded_once(name: str, dtype: torch.dtype, ba
     assert found[0][0].dtype == dtype and {x.dtype for x in found[1]} == {dtype}
     others = {x.dtype for x in found[0] if isinstance(x, Tensor)} - {dtype}
     assert others <= {torch.int64, torch.float32}
-    if backend == "cpu" and "lstm" in name and dtype == torch.bfloat16 and multiplies_bfloat16():
+    if backend == "cpu" and dtype == torch.bfloat16 and multiplies_bfloat16():
         pairs = zip(*map(pytree.tree_leaves, (found, exact)), strict=True)
         tensors = [pair for pair in pairs if isinstance(pair[0], Tensor)]
         numbers = [pair for pair in tensors if pair[0].is_floating_point()]
