@@ -19,6 +19,7 @@ VARIABLES = {
     "THROUGHTIME_ACCELERATE": "0",
     "THROUGHTIME_BACKEND": "auto",
     "THROUGHTIME_BUILD": "auto",
+    "THROUGHTIME_CPU_ISA": "the best",
     "THROUGHTIME_CUDA_TIER": "the plan's",
     "THROUGHTIME_LOG_LEVEL": "WARNING",
     "TORCH_CUDA_ARCH_LIST": "the GPUs here, or 8.0;9.0a;10.0+PTX",

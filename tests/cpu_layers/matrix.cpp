@@ -1,6 +1,7 @@
 // common/cpu/tile.h and matrix.h: packing, products and outer products, also of 16-bit operands.
 #include "common/cpu/matrix.h"
 
+#include "common/cpu/subnormals.h"
 #include "export.h"
 
 namespace throughtime {
@@ -40,12 +41,24 @@ template <typename Operand>
 void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
                 const Operand* panels, int64_t vectors, int64_t width, int64_t begun,
                 const SumOf<Operand>* bias, SumOf<Operand>* out) {
+  const FlushSubnormals flush;
   const MatrixUnit unit;
   const int64_t row_stride = round_up(k_count, Numbers<Operand>::kDepth) + 3;
   const Panels<Operand> weight{const_cast<Operand*>(panels), k_count * blocks, vectors, width};
   multiply<Operand>(
       {a, row_stride, k_count, blocks, round_up(rows, Tiling<Operand>::kPadding) * row_stride},
       rows, weight, {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
+}
+
+// Whether this thread holds tiles of AMX: the processor's own word (XINUSE).
+int64_t tiles_in_use() {
+#if defined(TT_AMX) && !defined(TT_AMX_STAND_IN)
+  uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+  return low >> 17 & 3;  // their configuration, their numbers
+#else
+  return 0;
+#endif
 }
 
 template <typename Operand>
@@ -74,3 +87,4 @@ EXPORT_AS(product_f64, product_as<double>)
 EXPORT_AS(product_narrow_f32, product_as<BFloat16>)
 EXPORT_AS(outer_products_f32, outer_products_as<float>)
 EXPORT_AS(outer_products_f64, outer_products_as<double>)
+EXPORT_PLAIN(tiles_in_use)

@@ -135,6 +135,32 @@ def test_bits_do_not_depend_on_the_tile(layer: Any, kind: str) -> None:
     assert all(torch.equal(x, found[4, 40][: len(x)]) for x in found.values())
 
 
+@pytest.mark.parametrize("size", [1, 1e-34, 1e-37, 1e-39, 1e36, torch.inf, torch.nan], ids=str)
+def test_the_stand_in_has_the_bits_of_amx(layer: Any, stand_in: Any, size: float) -> None:
+    """Also where products or operands are subnormal, which is zero, or overflow, and of NaN."""
+    if layer.isa != "amx":
+        pytest.skip("this processor has no AMX, or this is another instruction set's turn")
+    of = Kind(layer, "narrow")
+    for rows, k_count, vectors in ((1, 1, 1), (16, 32, 2), (17, 70, 3), (32, 300, 7)):
+        a, weight = of.left(1, rows, k_count), of.randn(k_count, vectors * of.lanes)
+        if 0 < size < torch.inf:
+            a[..., :k_count] *= size
+        else:
+            a[0, rows // 2, k_count // 2] = size
+        numbers = (a, rows, k_count, 1, of.panels(weight, vectors, 4), vectors, 4, 1, None)
+        before = torch.randn(rows, vectors * of.lanes + 1) * (size if size < 1 else 1)
+        one, other = before.clone(), before.clone()
+        of.call("product", *numbers, one)
+        Kind(stand_in, "narrow").call("product", *numbers, other)
+        assert torch.equal(bits(one), bits(other))
+        assert layer("tiles_in_use") == 0, "torch's own kernels may need the unit next"
+
+
+def bits(numbers: Tensor) -> Tensor:
+    """One of all NaN."""
+    return numbers.nan_to_num(torch.nan, torch.inf, -torch.inf).view(torch.int32)
+
+
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_outer_products(layer: Any, kind: str) -> None:
     of = Kind(layer, kind)
