@@ -34,8 +34,8 @@ class RowSteps {
   }
   static int64_t pointers(int64_t count) { return 2 * ring(count); }
 
-  // Of rows [begin, end) of a list, up to whole steps; those around them are zeros. Row k has number
-  // origin + k, which lists may differ in.
+  // Of rows [begin, end) of a list, up to whole steps; those around them are zeros. Row k has place
+  // origin + k in the ring.
   TT_INLINE const X* const* operator()(const X* const* rows, int64_t begin, int64_t end,
                                        int64_t origin = 0) const {
     if constexpr (!kPaired<X>) {
