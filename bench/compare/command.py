@@ -170,7 +170,8 @@ def compare(places: Mapping[str, Path], cases: Cases, threads: int) -> Outcome:
             )
     counts = Counter(verdict.word for verdict in verdicts.values())
     text = f"{', '.join(f'{count} {word}' for word, count in counts.items())}. Limit: {limit:.1%}, "
-    text += "within which processes of equal code lie here (see base / base); at least 3 %."
+    text += "within which processes of equal code lie here (see base / base); at least 3 %, and "
+    text += "twice what a case's own base / base is off."
     notes.insert(0, text)
     return outcome
 

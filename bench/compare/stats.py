@@ -7,7 +7,7 @@ things make a ratio of equal code differ from 1:
   because a shared machine's noise has a long tail;
 - the process: where memory happens to lie makes one process of the same code faster than another
   for as long as it lives. A twin, a second process of the base, shows how much: a median counts
-  only beyond ``noise_limit``;
+  only beyond ``noise_limit``, and beyond twice what the case's own twin shows;
 - many cases: limit and p-values are corrected for their number.
 """
 
@@ -22,6 +22,7 @@ from scipy import stats
 
 ALPHA = 0.05
 LEAST_LIMIT = 0.03
+ODD = 5.0  # times the root mean square of the other twins
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,18 @@ def noise_limit(twins: Sequence[float], cases: int) -> float:
     """How far from 1 the ratio of equal code may lie: ``LEAST_LIMIT``, or more if the twins differ.
 
     Taking the log ratios of processes of equal code as normal around 0, those of ``cases`` further
-    cases stay within the limit, all of them together, with a probability of 95 % or more.
+    cases stay within the limit, all of them together, with a probability of 95 % or more. A twin
+    that is ``ODD`` speaks for its own case alone: it would hide what is slower in all others.
     """
-    spread = math.sqrt(np.mean(np.log(twins) ** 2))
-    quantile = float(stats.t.ppf(1 - ALPHA / cases, df=len(twins)))
-    return max(LEAST_LIMIT, math.expm1(quantile * spread))
+    sizes = sorted(np.abs(np.log(twins)).tolist())
+    while len(sizes) > 2 and sizes[-1] > max(LEAST_LIMIT, ODD * _root_mean_square(sizes[:-1])):
+        sizes.pop()
+    quantile = float(stats.t.ppf(1 - ALPHA / cases, df=len(sizes)))
+    return max(LEAST_LIMIT, math.expm1(quantile * _root_mean_square(sizes)))
+
+
+def _root_mean_square(numbers: Sequence[float]) -> float:
+    return math.sqrt(np.mean(np.square(numbers)))
 
 
 def judge(
@@ -83,10 +91,11 @@ def judge(
         ratio = float(np.median(values))
         p, low, high = sign_test(values)
         p = min(1.0, p * len(ratios))
-        if p < ALPHA and not 1 / (1 + limit) <= ratio <= 1 + limit:
+        most = max(1 + limit, math.exp(2 * abs(math.log(middle[case]))))
+        if p < ALPHA and not 1 / most <= ratio <= most:
             word = "slower" if ratio > 1 else "faster"
         else:
-            within = 1 / (1 + limit) <= low and high <= 1 + limit
+            within = 1 / most <= low and high <= most
             word = "same" if within else "unclear"
         verdicts[case] = Verdict(ratio, low, high, p, middle[case], word)
     return limit, verdicts

@@ -69,6 +69,15 @@ def test_noise_between_processes_hides_a_tenth_and_the_limit_says_so() -> None:
     assert sum(limit > 0.1 for limit, _ in runs) >= 95
 
 
+def test_an_odd_case_hides_no_other() -> None:
+    """Where the processes of one case lie far apart, it alone is unclear."""
+    twins = {case: [1.01] * 31 for case in CASES} | {"odd": [0.6] * 31, "odder": [0.8] * 31}
+    ratios = {case: [1.0] * 31 for case in CASES} | {"odd": [1.5] * 31, "odder": [1.5] * 31}
+    ratios[CASES[0]] = [1.1] * 31
+    limit, verdicts = stats.judge(ratios, twins)
+    assert limit < 0.05 and red(verdicts) == CASES[:1]
+
+
 def test_few_rounds_prove_nothing() -> None:
     _, verdicts = stats.judge({"a": [2.0] * 4}, {"a": [1.0] * 4})
     assert verdicts["a"].word == "unclear"
