@@ -22,7 +22,7 @@ from scipy import stats
 
 ALPHA = 0.05
 LEAST_LIMIT = 0.03
-ODD = 5.0  # times the root mean square of the other twins
+ODD = 8.0  # times the median difference between twins
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,11 @@ def noise_limit(twins: Sequence[float], cases: int) -> float:
     cases stay within the limit, all of them together, with a probability of 95 % or more. A twin
     that is ``ODD`` speaks for its own case alone: it would hide what is slower in all others.
     """
-    sizes = sorted(np.abs(np.log(twins)).tolist())
-    while len(sizes) > 2 and sizes[-1] > max(LEAST_LIMIT, ODD * _root_mean_square(sizes[:-1])):
-        sizes.pop()
+    sizes = np.abs(np.log(twins))
+    sizes = sizes[sizes <= max(LEAST_LIMIT, ODD * float(np.median(sizes)))]
+    spread = math.sqrt(np.mean(sizes**2))
     quantile = float(stats.t.ppf(1 - ALPHA / cases, df=len(sizes)))
-    return max(LEAST_LIMIT, math.expm1(quantile * _root_mean_square(sizes)))
-
-
-def _root_mean_square(numbers: Sequence[float]) -> float:
-    return math.sqrt(np.mean(np.square(numbers)))
+    return max(LEAST_LIMIT, math.expm1(quantile * spread))
 
 
 def judge(

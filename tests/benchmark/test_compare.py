@@ -71,7 +71,7 @@ def test_noise_between_processes_hides_a_tenth_and_the_limit_says_so() -> None:
 
 def test_an_odd_case_hides_no_other() -> None:
     """Where the processes of one case lie far apart, it alone is unclear."""
-    twins = {case: [1.01] * 31 for case in CASES} | {"odd": [0.6] * 31, "odder": [0.8] * 31}
+    twins = {case: [1.01] * 31 for case in CASES} | {"odd": [0.7] * 31, "odder": [0.69] * 31}
     ratios = {case: [1.0] * 31 for case in CASES} | {"odd": [1.5] * 31, "odder": [1.5] * 31}
     ratios[CASES[0]] = [1.1] * 31
     limit, verdicts = stats.judge(ratios, twins)
