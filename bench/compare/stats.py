@@ -22,7 +22,7 @@ from scipy import stats
 
 ALPHA = 0.05
 LEAST_LIMIT = 0.03
-ODD = 8.0  # times the median difference between twins
+ODD = 20.0  # times the median difference between twins
 
 
 @dataclass(frozen=True)
