@@ -143,6 +143,21 @@ def test_bfloat16_has_tiles_of_its_own_where_the_kernels_multiply_it() -> None:
     assert (other > one) == multiplies_bfloat16() and other >= one
 
 
+@pytest.mark.parametrize(
+    ("operation", "score"),
+    [(LSTM, None), (REL_LSTM, None), (RELEVANCY, "dot"), (RELEVANCY, "additive")],
+    ids=str,
+)
+def test_rate_is_that_of_the_operands(operation: Any, score: str | None) -> None:
+    """bfloat16's where kernels multiply it: the additive score is computed in float32."""
+    sizes = ATTENTION if operation is RELEVANCY else {"T": 4, "B": 2, "H": 8}
+    parts = [
+        profile.parts_of(operation.case(**sizes, score=score, dtype=dtype))
+        for dtype in ("bfloat16", "float32")
+    ]
+    assert parts == [int(multiplies_bfloat16() and score != "additive"), 0]
+
+
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "deep" / "profile.csv"
     sizes = ["--T", "6", "9", "--B", "3", "--I", "2", "--H", "5", "--p", "0.5"]

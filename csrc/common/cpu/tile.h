@@ -170,5 +170,14 @@ TT_INLINE void for_row_tiles(int64_t begin, int64_t end, const F& f) {
   }
 }
 
+// Calls f(Constant<width>, first) for groups of at most kPanelVectors vectors of [begin, end), of
+// nearly equal width.
+template <typename F>
+TT_INLINE void for_vector_groups(int64_t begin, int64_t end, const F& f) {
+  for_row_tiles<kPanelVectors>(begin, end, [&](int64_t first, int64_t width) {
+    with_constant<kPanelVectors>(width, [&](auto count) { f(count, first); });
+  });
+}
+
 }  // namespace
 }  // namespace throughtime

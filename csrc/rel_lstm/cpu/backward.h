@@ -155,9 +155,6 @@ class RelLstmBackwardPass {
 
   ScoreAdditive<S> score() const { return {at_.attention, score_()}; }
 
-  const S* key_row(int64_t position, int64_t row) const {
-    return candidates_.key_row(position, row);
-  }
   const S* step_row(int64_t t, int64_t row) const {
     return p_.saved + screen_.positions() * shape_.B * at_.key + (t * shape_.B + row) * at_.step;
   }
@@ -273,7 +270,7 @@ class RelLstmBackwardPass {
   TT_INLINE void read_ahead(int64_t t, int64_t row) const {
     const int64_t position = screen_.P + t - screen_.window_size;
     if (t > 0) prefetch_row(step_row(t - 1, row), at_.step);
-    if (t > 0 && position >= 0) prefetch_row(key_row(position, row), at_.key);
+    if (t > 0 && position >= 0) prefetch_row(candidates_.key_row(position, row), at_.key);
   }
 
   // Scores of own candidates, and the gradients of their weights.
@@ -320,7 +317,7 @@ class RelLstmBackwardPass {
                          {dq, dkeys, sums_.score(w.group), w.lost_score});
     timing.turn(kGather);
     Operand* key = w.keys + place * ld_keys_;
-    const S* h = key_row(screen_.P + t, w.row0 + row);
+    const S* h = candidates_.key_row(screen_.P + t, w.row0 + row);
     for_units(w, [&](int64_t k) {
       store(w.dh + row * units + k, load(dhidden[count - 1] + k));
       put(key, k, load(h + k), shape_.H - k);
@@ -452,7 +449,7 @@ class RelLstmBackwardPass {
     w.member.wait();  // for others that are still at the position before
     for (int64_t row = 0; row < w.rows; ++row) {
       const S* from = candidates_.slot_of(w.worker, row, position);
-      const S* h = from ? key_row(position, w.row0 + row) : nullptr;
+      const S* h = from ? candidates_.key_row(position, w.row0 + row) : nullptr;
       const auto at = [&](const S* numbers, int64_t k) {
         return numbers ? load(numbers + k) : Vec<S>{};
       };

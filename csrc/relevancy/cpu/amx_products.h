@@ -8,25 +8,17 @@
 namespace throughtime {
 namespace {
 
-// Calls f(Constant<width>, first) for groups of at most kPanelVectors vectors of [begin, end), of
-// nearly equal width.
-template <typename F>
-TT_INLINE void for_vector_groups(int64_t begin, int64_t end, const F& f) {
-  for_row_tiles<kPanelVectors>(begin, end, [&](int64_t first, int64_t width) {
-    with_constant<kPanelVectors>(width, [&](auto count) { f(count, first); });
-  });
-}
-
 #if defined(TT_AMX)
 
 namespace amx {
 
-// to [16, C tiles of columns] = the sum over `steps` of left operands times right ones: left(step) and
-// right(step, c) are tiles in memory.
+// A tile in memory, and the numbers from one of its rows to the next.
 struct InMemory {
   const BFloat16* at;
-  int64_t stride;  // numbers from row to row
+  int64_t stride;
 };
+
+// to [16, C tiles of columns] = the sum over `steps` of left(step) times right(step, c).
 template <int C, typename F, typename G>
 TT_INLINE void sum_steps(int64_t steps, const F& left, const G& right, float* to, int64_t stride) {
   each<C>([](auto c) { clear<decltype(c)::value>(); });
@@ -50,7 +42,7 @@ void multiply_turned(const BFloat16* q, int64_t q_stride, const Keys& keys, int6
     sum_steps<decltype(width)::value>(
         keys.features / kDepth, [&](int64_t step) { return InMemory{q + step * kDepth, q_stride}; },
         [&](int64_t step, int column) {
-          return InMemory{keys.vector(first + column) + step * kTile, 2 * kColumns};
+          return InMemory{keys.vector(first + column) + step * kTile, kDepth};
         },
         to + (first - begin) * kColumns, to_stride);
   });

@@ -56,7 +56,7 @@ class ProductBackwardPass : public SequencePass {
     query_rows_ = left(times(shape_.group, s.T), shape_.D);
     key_rows_ = per_team<X>(WholeRows<X>::numbers(s.positions(), shape_.D));
     output_rows_ = left(times(shape_.group, s.T), shape_.Dv);
-    value_rows_ = per_team<X>(TurnedRows::numbers(s.positions(), shape_.Dv));
+    value_rows_ = per_team<X>(TurnedRows<X>::numbers(s.positions(), shape_.Dv));
     grad_query_ = results(times(shape_.group, s.T), shape_.D);
     grad_key_ = results(s.positions(), shape_.D);
     grad_value_ = results(s.positions(), shape_.Dv);
@@ -91,7 +91,6 @@ class ProductBackwardPass : public SequencePass {
   static constexpr int64_t kGroup = 4;  // blocks of a member between two barriers
 
   using Matrix = FactorMatrix<X, kQueries>;
-  using TurnedRows = WholeRows<X, Numbers<X>::kDepth>;
 
   // A sequence as a member sees it.
   struct Sequence {
@@ -100,7 +99,7 @@ class ProductBackwardPass : public SequencePass {
     LeftRows<X> query_rows;
     WholeRows<X> key_rows;
     LeftRows<X> output_rows;
-    TurnedRows value_rows;
+    TurnedRows<X> value_rows;
     WholeResults<X> grad_query, grad_key, grad_value;
     Turned<X> keys, values, kept_keys, kept_values;
     RowSteps<X> key_steps, query_steps, output_steps;

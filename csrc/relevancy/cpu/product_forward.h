@@ -50,7 +50,7 @@ class ProductForwardPass : public SequencePass {
     kept_keys_ = per_team<X>(Turned<X>::numbers(shape_.D, block_.vectors(block_.kept)));
     kept_rows_ = per_team<const X*>(block_.kept);
     query_rows_ = per_team<X>(QueryRows::numbers(times(shape_.group, s.T), shape_.D));
-    key_rows_ = per_team<X>(KeyRows::numbers(s.positions(), shape_.D));
+    key_rows_ = per_team<X>(TurnedRows<X>::numbers(s.positions(), shape_.D));
     values_ = per_team<X>(WholeRows<X>::numbers(s.positions(), shape_.Dv));
     outputs_ = per_team<S>(WholeResults<X>::numbers(times(shape_.group, s.T), shape_.Dv));
     states_ = per_team<State>(slots);
@@ -74,7 +74,6 @@ class ProductForwardPass : public SequencePass {
  private:
   static constexpr int64_t L = kLanes<S>;
   using QueryRows = LeftRows<X, Numbers<X>::kDepth>;
-  using KeyRows = WholeRows<X, Numbers<X>::kDepth>;
   // Of a block; more would have more scores in vain.
   static constexpr int64_t kQueries = Tiling<X>::kMatrixUnit ? 32 : 18;
 
@@ -111,7 +110,7 @@ class ProductForwardPass : public SequencePass {
     int64_t shift;    // position p has number p + shift, but for a multiple of kLinks
     const int64_t* retained;
     QueryRows query;
-    KeyRows key;
+    TurnedRows<X> key;
     WholeRows<X> value;
     WholeResults<X> output;
     Turned<X> keys, kept_keys;

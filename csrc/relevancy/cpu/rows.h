@@ -68,6 +68,10 @@ struct WholeRows {
   TT_INLINE static bool copied(int64_t features) { return kPast > 0 || features % kMultiple; }
 };
 
+// Rows that are turned: of whole steps of a product.
+template <typename X>
+using TurnedRows = WholeRows<X, Numbers<X>::kDepth>;
+
 // Rows that a tile takes from any of them on.
 template <typename X, int64_t kMultiple = kWhole<X>>
 using LeftRows = WholeRows<X, kMultiple, Tiling<X>::kPadding - 1>;
