@@ -108,7 +108,7 @@ def test_bits_do_not_depend_on_threads(layer: Any, case: Attention) -> None:
         assert all(torch.equal(x, one[name]) for name, x in found.items())
 
 
-@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("case", [*LARGE, Attention(1, 2, 23, 7, 7, 5, 4)], ids=str)
 def test_bits_do_not_depend_on_the_batch(layer: Any, case: Attention) -> None:
     """A head of keys alone has the bits that it has beside others."""
     given = given_for(case) | {"lengths": None}
@@ -125,12 +125,13 @@ def test_bits_do_not_depend_on_the_batch(layer: Any, case: Attention) -> None:
             assert torch.equal(x, whole[name][:1, queries if of_queries else [head]]), name
 
 
-@pytest.mark.parametrize("case", LARGE[:2], ids=str)
+@pytest.mark.parametrize("case", [*LARGE[:2], Attention(1, 1, 300, 8, 2000, 64, 64)], ids=str)
 def test_chunks_give_the_bits_of_one_call(layer: Any, case: Attention) -> None:
+    """The wide one has enough numbers for some to be rounded up by one order of a sum alone."""
     given = given_for(case)
     whole = forward(layer, given)["output"]
     window = (case.window_size, case.top_k, case.screen_every)
-    for sizes in ([7, 1, 2, 50, case.T - 60], [case.T - 1, 1]):
+    for sizes in ([7, 1, 2, 50, case.T - 60], [150, 3, case.T - 153], [case.T - 1, 1]):
         kept = {name: given[name][:, :, :0] for name in ("key", "value")}
         left, at, outputs = {"relevance": None, "retained": 0, "seen": None}, 0, []
         for steps in sizes:
