@@ -21,6 +21,7 @@ from samples import (
     operate,
     run,
 )
+from throughtime.ops.precision import multiplies_bfloat16, sums
 
 ops: Any = torch.ops.throughtime
 CASES: tuple[Sample, ...] = (
@@ -30,10 +31,16 @@ CASES: tuple[Sample, ...] = (
 )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_opcheck(case: Sample) -> None:
+def test_opcheck(case: Sample, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and (not multiplies_bfloat16() or getattr(case, "additive", False)):
+        pytest.skip("the processor or this score has no products of bfloat16")
     forward, backward = f"{case.op}_forward", f"{case.op}_backward"
-    given = detached(case.inputs(torch.float32))
+    given = detached(case.inputs(dtype))
+    given |= {
+        n: given[n].to(sums(dtype)) for n in ("relevance", "given") if given.get(n) is not None
+    }
     check = torch.library.opcheck
     check(getattr(ops, forward).default, arguments(forward, given | {"save": False}))
     # What is saved for steps past the end of a sample is never read and so never written: two
