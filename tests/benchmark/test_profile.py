@@ -144,15 +144,14 @@ def test_bfloat16_has_tiles_of_its_own_where_the_kernels_multiply_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "score"),
-    [(LSTM, None), (REL_LSTM, None), (RELEVANCY, "dot"), (RELEVANCY, "additive")],
-    ids=str,
+    ("op", "score"),
+    [("lstm", None), ("rel-lstm", None), ("relevancy", "dot"), ("relevancy", "additive")],
 )
-def test_rate_is_that_of_the_operands(operation: Any, score: str | None) -> None:
+def test_rate_is_that_of_the_operands(op: str, score: str | None) -> None:
     """bfloat16's where kernels multiply it: the additive score is computed in float32."""
-    sizes = ATTENTION if operation is RELEVANCY else {"T": 4, "B": 2, "H": 8}
+    sizes = ATTENTION if op == "relevancy" else {"T": 4, "B": 2, "H": 8}
     parts = [
-        profile.parts_of(operation.case(**sizes, score=score, dtype=dtype))
+        profile.parts_of(OPERATIONS[op].case(**sizes, score=score, dtype=dtype))
         for dtype in ("bfloat16", "float32")
     ]
     assert parts == [int(multiplies_bfloat16() and score != "additive"), 0]
