@@ -210,6 +210,8 @@ ATTENTION = (
     Attention(1, 2, 12, 33, 66, 40, 2, before=7, lengths=True),
     Attention(2, 1, 30, 5, 5, 1, 3, additive=True, before=3),
     Attention(2, 1, 20, 5, 5, 3, 4, keep_first=True),
+    Attention(2, 2, 40, 8, 0, 5, 4),  # values without features
+    Attention(1, 1, 30, 6, 0, 3, 2, additive=True),
     Attention(1, 1, 60, 20, 70, 20, 30),  # more candidates than two vectors
     Attention(2, 2, 100, 33, 66, 10, 7),  # several blocks of queries
     Attention(1, 2, 150, 64, 64, 64, 64),

@@ -53,12 +53,13 @@ def test_bits_of_a_sample_do_not_depend_on_the_batch(layer: Any) -> None:
         assert torch.equal(found[name], all_rows[name][..., rows, :]), name
 
 
-def test_a_long_memory_keeps_its_gradient(layer: Any) -> None:
-    """T 2000 with a forget gate of 0.9975: c, dc and the saved gate must not be bfloat16's."""
+@pytest.mark.parametrize("forget_bias", [6, 17, 20, 200])
+def test_a_long_memory_keeps_its_gradient(layer: Any, forget_bias: float) -> None:
+    """T 2000: c, dc and the saved gate must not be bfloat16's; a gate may be exactly 1."""
     given = case(2000, 2, 4, 16)
     bias = given.tensors["bias"]
     assert bias is not None
-    bias[16:32] = 6
+    bias[16:32] = forget_bias
     for grad in given.grads[:2]:
         grad.zero_()
     wanted, found = expected(given), run(layer, given)

@@ -44,7 +44,7 @@ requires Cell::kCarriesCell struct Saved<Cell, BFloat16> {
       v[2 * pair + 1] = (Vec<S>)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1));
     }
     Vec<S>& f = v[Cell::kForget];
-    f = f < Vec<S>{} ? f + S(1) : f;
+    f = (typename VecOf<S>::integers)f < 0 ? f + S(1) : f;  // by its sign: -0 is a gate of 1
     v[Cell::kSaved - 1] = cell(from);
   }
   TT_INLINE static Vec<S> cell(const S* from) { return load(from + (kVectors - 1) * L); }
@@ -60,7 +60,7 @@ requires Cell::kCarriesCell struct Saved<Cell, BFloat16> {
   }
   TT_INLINE static __m256i half(const Vec<S>* v, int n) {
     constexpr int nearest = 8;  // to the nearest, no exceptions
-    const Vec<S> nearer = v[n] > S(0.5) ? v[n] - S(1) : v[n];
+    const Vec<S> nearer = v[n] > S(0.5) ? -(S(1) - v[n]) : v[n];
     return _mm512_cvtps_ph((__m512)(n == Cell::kForget ? nearer : v[n]), nearest);
   }
 };

@@ -70,7 +70,8 @@ TT_INLINE void multiply_vectors(const X* q, int64_t q_stride, const Turned<X>& k
   const X* columns[NV];
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) columns[j] = keys.vector(first + j);
-  for (int64_t begin = 0; begin < keys.features; begin += kChain) {
+  int64_t begin = 0;
+  do {  // also where there are no features: products of nothing are zero
     const int64_t end = least(keys.features, begin + kChain);
     Tile<SumOf<X>, MR, NV> chain;
     chain.clear();
@@ -88,7 +89,8 @@ TT_INLINE void multiply_vectors(const X* q, int64_t q_stride, const Turned<X>& k
     }
     if (begin > 0) chain.add(to, to_stride);
     chain.write(to, to_stride);
-  }
+    begin = end;
+  } while (begin < keys.features);
 }
 
 // to [rows, vectors [begin, end)] = q times turned keys; at most kTileRows rows of keys.features numbers.
