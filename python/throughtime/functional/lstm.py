@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from throughtime.backends.backend import Backend, BackendName, Request, Results
 from throughtime.backends.selection import chosen
+from throughtime.functional import thin
 from throughtime.functional.checks import (
     autocast_dtype,
     broadcasts,
@@ -153,6 +154,13 @@ def lstm(
     """
     check_flag("return_cells", return_cells)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    if lengths is None and reset_hx is None and not return_cells and thin.applies(input, backend):
+        found = thin.run(
+            input, hx, weights, detach_mask=detach_mask, reset=reset, reverse=reverse,
+            recompute=recompute,
+        )  # fmt: skip
+        if found is not None:
+            return found.output, (found.h_n, found.c_n)
     args, autocast = _arguments(
         input, hx, weights, lengths, reset, reset_hx, detach_mask, reverse, recompute
     )

@@ -91,7 +91,7 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
             TypeError: if something should be a tensor and is none.
             ValueError: if a dtype or a number of dimensions is wrong.
         """
-        if hx is not None and thin.applies(input, self.backend):
+        if hx is not None and not torch.is_grad_enabled() and thin.applies(input, self.backend):
             found = self._thin(input, hx, reset)
             if found is not None:
                 return found
@@ -131,5 +131,5 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
                 return None
             reset = reset.unsqueeze(0)
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, None
-        found = thin.run(input.unsqueeze(0), hx[0], hx[1], weights, reset)
+        found = thin.run(input.unsqueeze(0), (hx[0], hx[1]), weights, reset=reset)
         return None if found is None else (found.h_n, found.c_n)

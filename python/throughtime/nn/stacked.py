@@ -67,8 +67,8 @@ def run(
 def run_thin(
     layers: LSTM, input: Tensor | PackedSequence, hx: States, reset: Tensor | None
 ) -> tuple[Tensor, States] | None:
-    """The thin way of a layer's call, if everything is plain; masks mean nothing to it."""
-    if not isinstance(input, Tensor) or not thin.applies(input, layers.backend):
+    """A call without a gradient, where masks mean nothing, if everything is plain."""
+    if torch.is_grad_enabled() or not thin.applies(input, layers.backend):
         return None
     count = layers.num_layers
     drops = layers.training and layers.dropout > 0 and count > 1
@@ -83,8 +83,8 @@ def run_thin(
         reset = reset.t() if layers.batch_first else reset
     x = input.transpose(0, 1) if layers.batch_first else input
     states = []
-    for layer, (h, c) in enumerate(zip(*hx, strict=True)):
-        found = thin.run(x, h, c, layers._weights(layer, 0), reset)
+    for layer, state in enumerate(zip(*hx, strict=True)):
+        found = thin.run(x, state, layers._weights(layer, 0), reset=reset)
         if found is None:
             return None
         x = found.output

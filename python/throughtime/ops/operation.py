@@ -170,12 +170,7 @@ class Operation(Generic[Arguments, Results]):
         elif torch.is_grad_enabled() and self._requires_grad(args):
             found = apply(self._function, unwrap_dead_wrappers(args))
         else:
-            return self.without_gradient(args)
-        return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
-
-    def without_gradient(self, args: Arguments) -> Results:
-        """Run the forward operator where :func:`plain` is true and no gradient is wanted."""
-        found = below(self.forward_op, (*args, *self._not_saving))
+            found = below(self.forward_op, (*args, *self._not_saving))
         return self.results._make(found[: self._results_count])  # type: ignore[attr-defined, no-any-return]
 
     def _lay_out(self, needs: tuple[str, ...]) -> None:
