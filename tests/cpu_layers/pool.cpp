@@ -1,12 +1,16 @@
 // common/cpu/pool.h, as C functions; 0 is where an allocation has thrown.
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstdint>
 #include <cstdlib>
 #include <random>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace {
 
@@ -69,6 +73,31 @@ int64_t hold(int64_t threads, int64_t turns) {
   return wrong;
 }
 
+// Forks `count` children while a thread takes blocks and gives them back; each does so too. Returns how
+// many were at it for more than five seconds.
+int64_t forks(int64_t count) {
+  std::atomic<bool> going{true};
+  std::thread running([&going] {
+    while (going) pool_release(pool_acquire(1 << 20));
+  });
+  int64_t hung = 0;
+  for (int64_t child = 0; child < count && hung < 3; ++child) {
+    const pid_t id = fork();
+    if (id == 0) {
+      std::signal(SIGALRM, SIG_DFL);
+      alarm(5);
+      pool_release(pool_acquire(1 << 20));
+      _exit(0);
+    }
+    int status = 0;
+    waitpid(id, &status, 0);
+    hung += !WIFEXITED(status);
+  }
+  going = false;
+  running.join();
+  return hung;
+}
+
 }  // namespace
 
 EXPORT_PLAIN(acquire)
@@ -77,3 +106,4 @@ EXPORT_PLAIN(pool_empty)
 EXPORT_PLAIN(fail)
 EXPORT_PLAIN(statistics)
 EXPORT_PLAIN(hold)
+EXPORT_PLAIN(forks)

@@ -120,3 +120,7 @@ def test_threads(layer: Any) -> None:
     assert layer("hold", 4, 5000) == 0
     now = statistics(layer)
     assert now.used == 0 and now.idle <= now.peak
+
+
+def test_a_child_of_a_process_whose_thread_held_the_lock(layer: Any) -> None:
+    assert layer("forks", 100) == 0

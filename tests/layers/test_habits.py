@@ -82,6 +82,12 @@ def state_of_inference(layer: nn.Module) -> Any:
     return train(layer, X, state)
 
 
+def gradients_on_in_inference(layer: nn.Module) -> Any:
+    with torch.inference_mode(), torch.enable_grad():
+        output, _ = layer(X)
+    return output.requires_grad, output.grad_fn
+
+
 def stepped_before_backward(layer: nn.Module) -> Any:
     output, _ = layer(X)
     with torch.no_grad():
@@ -106,6 +112,7 @@ HABITS: list[Callable[[nn.Module], Any]] = [
     shared,
     output_of_inference,
     state_of_inference,
+    gradients_on_in_inference,
     stepped_before_backward,
     backward_twice,
 ]

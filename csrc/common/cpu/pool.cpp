@@ -8,6 +8,8 @@
 #include <new>
 #include <unordered_map>
 
+#include <pthread.h>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -34,9 +36,14 @@ struct Pool {
   PoolStatistics statistics{0, 0, 0};
 };
 
-// Never destroyed: tensors may outlive every static object of this library.
+Pool& pool();
+void lock_pool() { pool().mutex.lock(); }
+void unlock_pool() { pool().mutex.unlock(); }
+
+// Never destroyed: tensors may outlive every static object of this library. A fork takes the lock: of
+// another thread that held it the child would have no more than the lock.
 Pool& pool() {
-  static Pool* const instance = new Pool;
+  static Pool* const instance = (pthread_atfork(lock_pool, unlock_pool, unlock_pool), new Pool);
   return *instance;
 }
 

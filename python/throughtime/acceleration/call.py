@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime.backends.backend import BackendName, Request, can_run
 from throughtime.functional import autocast_dtype
 from throughtime.functional.lstm import Weights
+from throughtime.ops.autograd import recording
 from throughtime.ops.precision import LOW_PRECISION, multiplies_bfloat16
 from throughtime.packed import check_packed
 
@@ -182,7 +183,7 @@ def why_not(call: Call) -> str | None:
             return "a dtype that autocast does not cast"
     if not call.fits():
         return "sizes that do not belong together, or are zero"
-    if call.steps == 1 and not torch.is_grad_enabled():
+    if call.steps == 1 and not recording():
         return "one step without gradients, which torch's does faster"
     hidden, outputs = call.hx[1].size(2), call.hx[0].size(2)
     proj_size = outputs if call.projects else 0

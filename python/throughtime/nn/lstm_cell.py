@@ -14,6 +14,7 @@ from throughtime.functional import thin
 from throughtime.functional.checks import check_pair
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Sizes, episodes
+from throughtime.ops.autograd import recording
 
 States = tuple[Tensor, Tensor]
 
@@ -91,7 +92,7 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
             TypeError: if something should be a tensor and is none.
             ValueError: if a dtype or a number of dimensions is wrong.
         """
-        if hx is not None and not torch.is_grad_enabled() and thin.applies(input, self.backend):
+        if hx is not None and thin.applies(input, self.backend) and not recording():
             found = self._thin(input, hx, reset)
             if found is not None:
                 return found

@@ -14,6 +14,7 @@ from throughtime.backends.backend import BackendName
 from throughtime.functional import thin
 from throughtime.functional.lstm import Weights
 from throughtime.nn.episodes import Episodes
+from throughtime.ops.autograd import recording
 from throughtime.packed import dropout
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run_thin(
     layers: LSTM, input: Tensor | PackedSequence, hx: States, reset: Tensor | None
 ) -> tuple[Tensor, States] | None:
     """A call without a gradient, where masks mean nothing, if everything is plain."""
-    if torch.is_grad_enabled() or not thin.applies(input, layers.backend):
+    if not thin.applies(input, layers.backend) or recording():
         return None
     count = layers.num_layers
     drops = layers.training and layers.dropout > 0 and count > 1

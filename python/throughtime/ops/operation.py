@@ -42,6 +42,7 @@ from throughtime.ops.autograd import (
     below,
     named,
     plain,
+    recording,
 )
 from throughtime.ops.record import Checker, Derived, Field, Layout, fake, fields, spelled
 from throughtime.ops.registration import register
@@ -167,7 +168,7 @@ class Operation(Generic[Arguments, Results]):
         """Run the forward operator, differentiable once; the arguments are taken as checked."""
         if not plain():
             found = self.forward_op(*args, *self._not_saving)
-        elif torch.is_grad_enabled() and self._requires_grad(args):
+        elif recording() and self._requires_grad(args):
             found = apply(self._function, unwrap_dead_wrappers(args))
         else:
             found = below(self.forward_op, (*args, *self._not_saving))
@@ -233,7 +234,7 @@ class Operation(Generic[Arguments, Results]):
             results = self.definition(self.arguments._make(given))  # type: ignore[attr-defined]
             nothing = results[0].new_empty(0)
             return (*results, *[nothing] * (len(self._outputs) - len(results)))
-        if torch.is_grad_enabled() and self._requires_grad(given):
+        if recording() and self._requires_grad(given):
             return apply(self._function, given)
         return below(self.forward_op, args)
 
@@ -241,7 +242,7 @@ class Operation(Generic[Arguments, Results]):
         """The backward operator where derivatives may be wanted of it."""
         if any_tangent(args):
             raise RuntimeError(once(self.title))
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if recording() and torch._C._any_requires_grad(*args):
             return apply(self._refusal, args)
         return below(self.backward_op, args)
 
@@ -338,7 +339,7 @@ def part_of(name: str, whole: str) -> None:
     operator = getattr(torch.ops.throughtime, name).default
 
     def autograd(*args: Any) -> tuple[Tensor, ...]:
-        wanted = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        wanted = recording() and torch._C._any_requires_grad(*args)
         if wanted or any_tangent(args):
             raise RuntimeError(
                 f"throughtime::{name} has no gradient of its own; call throughtime::{whole}, which "

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
+
+from throughtime.ops.autograd import recording
 
 Observe = Callable[[int, Tensor, Tensor], object]
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
@@ -90,7 +91,7 @@ def watched(run: Callable[[Arguments, Observe | None], Results], args: Arguments
 
 def _has_gradient(args: tuple[Any, ...]) -> bool:
     wanted = (isinstance(x, Tensor) and x.requires_grad for x in args)
-    return torch.is_grad_enabled() and any(wanted)
+    return recording() and any(wanted)
 
 
 def backward_of(
