@@ -40,6 +40,11 @@ def plain() -> bool:
     )
 
 
+def recording() -> bool:
+    """Whether autograd records what runs now: never in inference mode, whatever is inside it."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 def apply(function: type[Any], args: Iterable[Any]) -> tuple[Tensor, ...]:
     """``function.apply(*args)`` for the innermost level of differentiation alone.
 
