@@ -3,7 +3,7 @@
 // Rows are given by a list of pointers. Lists of numbers have room for whole vectors.
 #pragma once
 
-#include "common/cpu/vec.h"
+#include "common/cpu/tile.h"
 #include "common/sizes.h"
 
 namespace throughtime {
@@ -22,12 +22,7 @@ TT_INLINE void for_vectors(int64_t D, const F& f) {
   if (d < D) f(d, D - d);
 }
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
-// Calls f(Number<NV>, d, part) for blocks of NV <= 4 vectors of numbers [begin, end), so that NV sums
+// Calls f(Constant<NV>, d, part) for blocks of NV <= 4 vectors of numbers [begin, end), so that NV sums
 // stay in registers. The last vector of a block has `part` of them.
 template <typename S, typename F>
 TT_INLINE void for_blocks(int64_t begin, int64_t end, const F& f) {
@@ -35,10 +30,7 @@ TT_INLINE void for_blocks(int64_t begin, int64_t end, const F& f) {
   for (int64_t d = begin; d < end; d += 4 * L) {
     const int64_t vectors = least(4, divide_up(end - d, L));
     const int64_t part = least(L, end - d - (vectors - 1) * L);
-    if (vectors == 4) f(Number<4>{}, d, part);
-    if (vectors == 3) f(Number<3>{}, d, part);
-    if (vectors == 2) f(Number<2>{}, d, part);
-    if (vectors == 1) f(Number<1>{}, d, part);
+    with_constant<4>(vectors, [&](auto count) { f(count, d, part); });
   }
 }
 
