@@ -221,6 +221,13 @@ def detached(given: dict[str, Any]) -> dict[str, Any]:
     return {name: x.detach() if isinstance(x, Tensor) else x for name, x in given.items()}
 
 
+def norm_of(x: Tensor) -> Tensor:
+    """Norms over the last dimension, in float64: no square is too small or too large."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1)
+    largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    return torch.linalg.vector_norm(x / largest.unsqueeze(-1), dim=-1).double() * largest
+
+
 AnyCall = TypeVar("AnyCall", bound=Call)
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from os import PathLike
 from types import TracebackType
 
+import torch
 from torch import nn
 from torch.amp import GradScaler
 
 from throughtime.diagnostics import statistics
 from throughtime.diagnostics.attention import KeyFlow, KeyParts
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.call import Call, norm_of
 from throughtime.diagnostics.parts import Hops, Parts, StepGradients
 from throughtime.diagnostics.rel_parts import AttentionFlow, RelParts
 from throughtime.diagnostics.updates import Updates
@@ -225,7 +226,7 @@ class GradientFlow:
         Returns:
             A row for each call and direction of a recurrent layer: ``layer``, ``call``,
             ``direction``, ``norm`` of the gradient of all weights and biases of this call,
-            ``cell_share`` = ``|gA| / |g|``, and ``cosine`` of the two.
+            ``cell_share`` = ``|gA| / |g|``, and ``cosine`` of the two, NaN if one is 0.
 
         Raises:
             RuntimeError: if no backward pass was recorded, an input was changed since, or an LSTM
@@ -237,12 +238,12 @@ class GradientFlow:
             parts = self._updates.parts(call)
             assert isinstance(parts, Parts)
             whole, cell = (parts.weights(only) for only in (False, True))
-            norm = whole.norm().item()
+            norm, of_cell = norm_of(torch.stack([whole, cell])).tolist()
             rows.append({
                 **_place(call),
                 "norm": norm,
-                "cell_share": cell.norm().item() / norm if norm else float("nan"),
-                "cosine": nn.functional.cosine_similarity(whole, cell, dim=0).item(),
+                "cell_share": of_cell / norm if norm else float("nan"),
+                "cosine": ((whole.double() / norm) @ (cell.double() / of_cell)).item(),
             })  # fmt: skip
         return rows
 
@@ -298,7 +299,7 @@ class GradientFlow:
         rows: list[Row] = []
         for call in self._updates.recurrent("horizon"):
             dh, dc = (
-                statistics.median(statistics.by_distance(x.norm(dim=2), call)) for x in call.whole()
+                statistics.median(statistics.by_distance(norm_of(x), call)) for x in call.whole()
             )
             rows.append({
                 **_place(call),

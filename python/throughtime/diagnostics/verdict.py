@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime.diagnostics import statistics
 from throughtime.diagnostics.attention import KeyParts
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.call import Call, norm_of
 from throughtime.diagnostics.parts import Parts
 from throughtime.diagnostics.rel_parts import RelParts
 
@@ -95,26 +95,26 @@ def _by_distance(call: Call, norms: Tensor) -> Tensor:
 def _through_h(call: Call, parts: Parts) -> _Way | None:
     """What an LSTM's gradient does on the way through h, and on the way through the cell."""
     vectors = parts.vectors()
-    first, far = (_by_distance(call, vectors[name].norm(dim=2)) for name in ("dc", "rest"))
+    first, far = (_by_distance(call, norm_of(vectors[name])) for name in ("dc", "rest"))
     cells = _by_distance(call, parts.transport())
     known, start = (~cells.isnan()).nonzero(), first[0].item()
     if not len(known) or not start > 0 or not int(known[-1]):
         return None
     end = int(known[-1])
-    h, cell, steps = _log(far[end].item() / start), _log(cells[end].item()), end * call.stride
+    h, cell, steps = _log(far[end].item()) - _log(start), _log(cells[end].item()), end * call.stride
     said = f"the h path {_changes(h)} over {steps} steps, the cell path {_changes(cell)}"
     return _Way(steps, h, said, _advice(h, cell))
 
 
 def _through_attention(call: Call, parts: RelParts) -> _Way | None:
     """What a RelLSTM's gradient by h does, and what of it attention brings to the first step."""
-    dh = _by_distance(call, call.whole()[0].norm(dim=2))
+    dh = _by_distance(call, norm_of(call.whole()[0]))
     share = _by_distance(call, parts.shares()["attention"])
     known, start = (~dh.isnan()).nonzero(), dh[0].item()
     if not len(known) or not start > 0 or not int(known[-1]):
         return None
     end = int(known[-1])
-    h, steps = _log(dh[end].item() / start), end * call.stride
+    h, steps = _log(dh[end].item()) - _log(start), end * call.stride
     said = f"the gradient by h {_changes(h)} over {steps} steps"
     remember = "try throughtime.init.chrono_" if parts.keeps_all() else _KEEP_MORE
     if h == -math.inf:
