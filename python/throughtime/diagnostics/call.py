@@ -50,6 +50,7 @@ class Call:
     ) -> None:
         self.layer, self.number, self.direction = layer, number, direction
         self.stride, self.split = stride, split
+        self.module = ""  # of the layer, in the model
         self.scale = 1.0  # of the loss
         # Whole gradients by h_t and c_t, [steps, rows, H or P] and [steps, rows, H]: of the steps
         # that are kept, or of all steps of the rows of a split.
@@ -225,7 +226,8 @@ def norm_of(x: Tensor) -> Tensor:
     """Norms over the last dimension, in float64: no square is too small or too large."""
     largest = torch.linalg.vector_norm(x, torch.inf, dim=-1)
     largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-    return torch.linalg.vector_norm(x / largest.unsqueeze(-1), dim=-1).double() * largest
+    found: Tensor = torch.linalg.vector_norm(x / largest.unsqueeze(-1), dim=-1).double()
+    return found * largest
 
 
 AnyCall = TypeVar("AnyCall", bound=Call)

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping
 from os import PathLike
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from throughtime.diagnostics.updates import Updates
 from throughtime.diagnostics.verdict import sentence
 from throughtime.functional.checks import check_size
 
-Row = dict[str, str | int | float]
+Row = dict[str, Any]  # of text, int and float, by the name of the column
 
 
 def gradient_flow(
@@ -70,7 +71,8 @@ def gradient_flow(
 
 
 class GradientFlow:
-    """Result of :func:`throughtime.gradient_flow`; ``str()`` of it is a verdict in one sentence.
+    """Result of :func:`throughtime.gradient_flow`; ``str()`` of it is a verdict in one sentence,
+    or says why there is none.
 
     All numbers are of the last update: calls, then a backward pass. Of earlier ones ``|dc|`` of 16
     samples stays, for pictures. ``layer`` is a name of :attr:`layers`, or its place there;
@@ -114,7 +116,12 @@ class GradientFlow:
         self._updates.recorder.stop()
 
     def __str__(self) -> str:
-        return self.verdict()
+        try:
+            return self.verdict()
+        except RuntimeError as error:  # there is none yet, or no more
+            return str(error)
+
+    __repr__ = __str__
 
     @property
     def layers(self) -> list[str]:
@@ -288,7 +295,9 @@ class GradientFlow:
             A row for each recurrent layer, call and direction: ``dh`` and ``dc``, the steps before
             the last after which the median norm is below the fraction (infinite if it never is, NaN
             if that of the last step is not finite), and ``decades``, by which ``|dc|`` grows or
-            falls in 100 steps backward.
+            falls in 100 steps backward. Of a loss on the last step alone, ``dh`` of that step is
+            all ``direct``: it falls at once where each step passes little to the one before, though
+            what it passes may last. :meth:`verdict` compares the farthest step with ``dc``.
 
         Raises:
             RuntimeError: if no backward pass was recorded.
@@ -386,9 +395,12 @@ class GradientFlow:
         """Say in a sentence what the layer needs whose gradient grows or falls most.
 
         h-detach is recommended only where the path through h grows and the cell path carries
-        something. Of a RelLSTM it says how much of the gradient by h the farthest step gets, and
-        which share of that attention brings; of a RelevancyAttention, which a sentence on another
-        layer replaces, over how many keys its weights are spread.
+        something. From a sample's last step to its first, with medians of the batch: "the h path"
+        is ``rest`` of :meth:`table` at the first step by ``dc`` at the last; "the cell path" is no
+        column, but what the cell alone would leave of any gradient, the root mean square over the
+        units of the product of the forget gates. Of a RelLSTM it says how much of the gradient by h
+        the farthest step gets, and which share of that attention brings; of a RelevancyAttention,
+        which a sentence on another layer replaces, over how many keys its weights are spread.
 
         Returns:
             The sentence.

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 _LINES = {
-    "dc": "|dL/dc|", "dh": "|dL/dh|", "direct": "|Y|", "cell": "cell part", "rest": "rest",
+    "dc": "|dL/dc|", "dh": "|dL/dh|", "direct": "direct", "cell": "cell", "rest": "rest",
     "recurrent": "recurrent", "query": "query", "value": "value", "key": "key",
 }  # fmt: skip
 

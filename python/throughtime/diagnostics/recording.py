@@ -38,6 +38,7 @@ _TRACES: dict[Operation[Any, Any], Trace] = {
     lstm_on_cpu.lstm_cells: lstm_on_cpu.trace,
     rel_lstm_compiled.rel_lstm: rel_lstm_compiled.trace,
 }
+REPLACE = "throughtime.replace(model) makes it a throughtime.LSTM, which is recorded"
 _recorded: WeakSet[nn.Module] = WeakSet()  # the layers of all recordings that go on
 # Of the arguments, what a backward operator may not get and questions read.
 _HELD = ("bias_ih", "bias_hh", "h_0", "context_0", "memory")
@@ -58,8 +59,9 @@ def traced_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
     if not found:
         raise ValueError(
-            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, LSTMCell, RelLSTM, "
-            "RelevancyAttention or nn.LSTM; pass the model that holds one"
+            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, throughtime.LSTMCell, "
+            "throughtime.RelLSTM, throughtime.RelevancyAttention or nn.LSTM; pass the model that "
+            "holds one, and take throughtime.LSTMCell for an nn.LSTMCell, whose state_dict fits it"
         )
     return found
 
@@ -96,7 +98,7 @@ class Recorder:
         """Watch from now on; plain ``nn.LSTM`` runs on our kernels.
 
         Raises:
-            RuntimeError: if a layer is watched already.
+            RuntimeError: if a layer is watched already, or ours cannot run an ``nn.LSTM``.
         """
         for name, layer in self.layers.items():
             if layer in _recorded:
@@ -106,7 +108,12 @@ class Recorder:
                 )
         if any(isinstance(x, TorchLSTM) for x in self.layers.values()):
             if innermost() is None:
-                self._own = accelerate()
+                try:
+                    self._own = accelerate()
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        f"gradient_flow: our kernels record an nn.LSTM, and {error}; {REPLACE}"
+                    ) from error
             self.accelerated = innermost()
         _recorded.update(self.layers.values())
         for name, layer in self.layers.items():
@@ -242,6 +249,7 @@ class _LayerCall:
 
     def _begin(self, args: LstmArguments | RelLstmArguments) -> Call:
         call = self.recorder.begin(Call, *self._place, self._split)
+        call.module = self._name
         steps, batch, _ = args.input.shape
         _check_memory(call, steps, batch, args.h_0.size(1) + args.c_0.size(1), args.input)
         return call

@@ -12,7 +12,7 @@ from throughtime.diagnostics import statistics
 from throughtime.diagnostics.attention import KeyParts
 from throughtime.diagnostics.call import Call
 from throughtime.diagnostics.parts import Parts
-from throughtime.diagnostics.recording import Recorder, traced_layers
+from throughtime.diagnostics.recording import REPLACE, Recorder, traced_layers
 from throughtime.diagnostics.rel_parts import RelParts
 
 Kind = TypeVar("Kind", bound=Parts | KeyParts)
@@ -59,13 +59,17 @@ class Updates:
         found = [call for call in self.recorder.update if call.traced]
         if found:
             return found
+        handle = self.recorder.accelerated
+        kinds = [] if handle is None else [kind.partition("original: ")[2] for kind in handle.calls]
+        reasons = "; ".join(filter(None, kinds))
         text = (
-            "gradient_flow: no backward pass reached a recorded layer; compute the loss from its "
+            "gradient_flow: "
+            + (f"torch ran an nn.LSTM, not ours: {reasons}; {REPLACE}; " if reasons else "")
+            + "no backward pass reached a recorded layer; compute the loss from its "
             "output inside the with block, and call backward() without create_graph; call the "
             "model itself, not what torch.compile or torch.func makes of it, and checkpoint with "
             "use_reentrant=False"
         )
-        handle = self.recorder.accelerated
         raise RuntimeError(text if handle is None else f"{text}; nn.LSTM ran so:\n{handle}")
 
     def call(self, layer: str | int, direction: int, number: int) -> Call:

@@ -18,7 +18,6 @@ from throughtime.diagnostics.rel_parts import RelParts
 GROWS = 1.0  # more than this
 VANISHES = -2.0  # less than this
 NEGLIGIBLE = -4.0  # a cell path that brings less than this of the gradient of the last step
-_KEEP_MORE = "try a larger top_k, or throughtime.init.chrono_"
 _NOTHING = "the loss asks for nothing that lies more than a step back: nothing travels"
 _ONE_STEP = (
     "one step of each call is kept, and so no way back: flow.table() lists them; longer calls, or "
@@ -47,7 +46,7 @@ def sentence(calls: list[tuple[Call, Parts | KeyParts]]) -> str:
     where = f"{call.layer}, direction {call.direction}: " if len(calls) > 1 else ""
     everywhere = ""
     if call.recurrent and not math.isnan(way.decades) and _on_every_step(call):
-        everywhere = " (a loss on every step brings short paths everywhere)"
+        everywhere = " (the loss, or a layer above, asks of most steps: paths are short everywhere)"
     return f"{where}{way.said}{everywhere}: {way.advice}"
 
 
@@ -103,7 +102,7 @@ def _through_h(call: Call, parts: Parts) -> _Way | None:
     end = int(known[-1])
     h, cell, steps = _log(far[end].item()) - _log(start), _log(cells[end].item()), end * call.stride
     said = f"the h path {_changes(h)} over {steps} steps, the cell path {_changes(cell)}"
-    return _Way(steps, h, said, _advice(h, cell))
+    return _Way(steps, h, said, _advice(h, cell, steps, _chrono(call)))
 
 
 def _through_attention(call: Call, parts: RelParts) -> _Way | None:
@@ -116,7 +115,7 @@ def _through_attention(call: Call, parts: RelParts) -> _Way | None:
     end = int(known[-1])
     h, steps = _log(dh[end].item()) - _log(start), end * call.stride
     said = f"the gradient by h {_changes(h)} over {steps} steps"
-    remember = "try throughtime.init.chrono_" if parts.keeps_all() else _KEEP_MORE
+    remember = f"try {'' if parts.keeps_all() else 'a larger top_k, or '}{_chrono(call)}"
     if h == -math.inf:
         return _Way(steps, h, said, f"nothing travels so far; {remember}")
     brought = share[end].item()
@@ -164,14 +163,20 @@ def _changes(decades: float) -> str:
     return f"falls to 10^{decades:.1f}"
 
 
-def _advice(h: float, cell: float) -> str:
+def _chrono(call: Call) -> str:
+    """The call that makes new units remember."""
+    names = [f"[{x}]" if x.isdigit() else f".{x}" for x in call.module.split(".") if x]
+    return f"throughtime.init.chrono_(model{''.join(names)}, T_max={max(3, call.length)})"
+
+
+def _advice(h: float, cell: float, steps: int, chrono: str) -> str:
+    gates = f"the forget gates keep {10 ** (cell / steps):.2f} of the cell a step"
+    if cell == -math.inf:  # a reset lies between
+        gates = "no way through the cell is left"
     if h > GROWS and cell > NEGLIGIBLE:
         return "try detach_prob 0.25, or clip the gradient"
     if h > GROWS:
-        return (
-            "clip the gradient; h-detach would leave nothing, as the forget gates are closed: try "
-            "throughtime.init.chrono_ first"
-        )
+        return f"clip the gradient; h-detach would leave nothing, as {gates}: try {chrono} first"
     if h < VANISHES and cell < VANISHES:
-        return "both vanish, the forget gates are closed: try throughtime.init.chrono_"
+        return f"both vanish, as {gates}: try {chrono}"
     return "the gradient arrives, and h-detach has nothing to mend"
