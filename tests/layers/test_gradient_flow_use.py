@@ -204,7 +204,7 @@ def trained(scale: float, forget: float) -> LSTM:
         (
             8,
             0,
-            r"the h path grows.*h-detach would leave nothing, as the forget gates keep 0.[4-6]\d of",
+            r"the h path grows.*h-detach would leave nothing, as the forget gates keep 0.[4-6]\d",
         ),
         (
             1,

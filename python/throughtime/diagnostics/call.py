@@ -51,6 +51,9 @@ class Call:
         self.layer, self.number, self.direction = layer, number, direction
         self.stride, self.split = stride, split
         self.module = ""  # of the layer, in the model
+        self.of_cell = False  # and so one step of a loop
+        self.before: Call | None = None  # the call that gave the state, if it is of a cell
+        self.entering: dict[int, Tensor] = {}  # the gradients that this call gave to h and c
         self.scale = 1.0  # of the loss
         # Whole gradients by h_t and c_t, [steps, rows, H or P] and [steps, rows, H]: of the steps
         # that are kept, or of all steps of the rows of a split.

@@ -40,6 +40,11 @@ def gradient_flow(
     recorded, and no call that ``torch.compile`` or ``torch.func`` traces. A layer is recorded by
     one block at a time.
 
+    A loop over an LSTMCell is one call of T steps, as long as the cell gets the very ``(h, c)``
+    that it gave the step before; an episode starts by ``reset``. A state that was detached,
+    multiplied or changed in place begins another call. ``direct`` of such a loop is the difference
+    of ``dh`` and what the next step brings, and so has the rounding of ``dh``.
+
     Args:
         model: a model that holds :class:`throughtime.LSTM`, :class:`throughtime.LSTMCell`,
             :class:`throughtime.RelLSTM`, :class:`throughtime.RelevancyAttention` or ``nn.LSTM``, or

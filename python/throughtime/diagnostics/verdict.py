@@ -20,8 +20,9 @@ VANISHES = -2.0  # less than this
 NEGLIGIBLE = -4.0  # a cell path that brings less than this of the gradient of the last step
 _NOTHING = "the loss asks for nothing that lies more than a step back: nothing travels"
 _ONE_STEP = (
-    "one step of each call is kept, and so no way back: flow.table() lists them; longer calls, or "
-    "a smaller stride, show one"
+    "one step of each call is kept, and so no way back: flow.table() lists them; longer calls, a "
+    "smaller stride, a throughtime.LSTM with the weights of a cell, or a cell that gets the very "
+    "(h, c) it gave, with reset= where an episode starts, show one"
 )
 
 
