@@ -73,6 +73,12 @@ def calls(x: Tensor, packed: PackedSequence) -> None:
     attend(x, cash=None)  # type: ignore[call-arg]
     attend(packed)  # type: ignore[arg-type]
 
+def numbers(flow: throughtime.GradientFlow) -> list[float]:
+    found: list[float] = [row["dh"] for row in (*flow.table(), *flow.horizon())]
+    layer: str = flow.parameters()[0]["layer"]
+    assert layer
+    return found
+
 def names(model: torch.nn.Module) -> tuple[throughtime.Replacement, throughtime.Explanation]:
     return throughtime.replace(model), throughtime.explain("lstm", hidden_size=3)
 

@@ -15,7 +15,7 @@ import throughtime
 from cases import plain_lstm, random, random_mask
 from closeness import assert_close
 from recorded import loss_of, row_of_weights
-from throughtime import LSTM, LSTMCell
+from throughtime import LSTM
 from throughtime.diagnostics import GradientFlow
 
 T, B, I, H = 7, 3, 4, 5  # noqa: E741
@@ -268,21 +268,3 @@ def test_calls_of_a_layer_are_kept_apart_and_updates_follow_each_other(backend: 
         flow.gradients(call=2)
     with pytest.raises(ValueError, match=r"layer 'l1', direction 0"):
         flow.gradients("l1")
-
-
-def test_a_loop_over_a_cell(backend: str) -> None:
-    cell, lstm = LSTMCell(2, 3, backend=backend).double(), small(backend)
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        setattr(lstm, f"{name}_l0", getattr(cell, name))
-    x, state = random(T, B, 2, seed=1), None
-    with throughtime.gradient_flow(cell) as flow:
-        for x_t in x:
-            state = cell(x_t, state)
-        assert state is not None
-        state[0].sum().backward()
-    with throughtime.gradient_flow(lstm) as whole:
-        lstm(x)[0][-1].sum().backward()
-    assert flow.layers == ["cell"]
-    steps = [flow.gradients(call=t) for t in range(T)]
-    assert_equal(torch.cat([step.dh for step in steps]), whole.gradients().dh, "dh")
-    assert_equal(torch.cat([step.dc for step in steps]), whole.gradients().dc, "dc")

@@ -172,7 +172,19 @@ def test_one_step_shows_no_way_back() -> None:
     with throughtime.gradient_flow(cell) as steps:
         state = None
         for x in X:
-            state = cell(x, state)
+            state = cell(x, None if state is None else (state[0] * 1, state[1]))
         state[0].sum().backward()
     for each in (flow, steps):
         assert str(each).startswith("one step of each call is kept, and so no way back")
+        assert "or a cell that gets the very (h, c) it gave" in str(each)
+
+
+def test_a_picture_of_one_step_has_points() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    from throughtime.diagnostics import plotting
+
+    figure, axis = pyplot.subplots()
+    for steps, marker in ((1, "."), (2, "")):
+        lines = plotting.Lines(range(steps), {"dc": torch.ones(steps)})
+        assert plotting._line(axis, lines, "dc", "dc").get_marker() == marker
+    pyplot.close(figure)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import re
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import throughtime
 from cases import random
 from programs import printed
 from throughtime import LSTM, RelevancyAttention, RelLSTM, _ext
-from throughtime.diagnostics import recording
+from throughtime.acceleration import call as calls
+from throughtime.diagnostics import recording, verdict
 from throughtime.ops import watching
 
 T, B = 6, 3
@@ -199,8 +201,16 @@ def trained(scale: float, forget: float) -> LSTM:
             3,
             r"the h path grows 10\^\d.*, the cell path falls to 10\^-\d.*: try detach_prob 0.25",
         ),
-        (8, 0, r"the h path grows.*clip the gradient; h-detach would leave nothing"),
-        (1, 0, r"the h path falls.*both vanish, the forget gates are closed: try .*chrono_"),
+        (
+            8,
+            0,
+            r"the h path grows.*h-detach would leave nothing, as the forget gates keep 0.[4-6]\d",
+        ),
+        (
+            1,
+            0,
+            r"the h path falls.*as the forget gates keep 0.[4-6]\d .*chrono_\(model, T_max=100\)$",
+        ),
         (
             0.1,
             9,
@@ -213,7 +223,7 @@ def test_the_verdict(scale: float, forget: float, said: str) -> None:
     with throughtime.gradient_flow(lstm) as flow:
         lstm(torch.randn(100, 8, 4))[0][-1].sum().backward()
     assert re.search(said, str(flow)), str(flow)
-    assert "over 99 steps" in str(flow) and "loss on every step" not in str(flow)
+    assert "over 99 steps" in str(flow) and "short everywhere" not in str(flow)
 
 
 def test_the_verdict_names_the_layer_and_a_loss_on_every_step() -> None:
@@ -221,10 +231,58 @@ def test_the_verdict_names_the_layer_and_a_loss_on_every_step() -> None:
     with throughtime.gradient_flow(net) as flow:
         sum(lstm(torch.randn(100, 8, 4))[0].sum() for lstm in net).backward()
     assert flow.verdict().startswith("0.l0, direction 0: the h path grows")
-    assert "(a loss on every step brings short paths everywhere)" in flow.verdict()
+    words = "(the loss, or a layer above, asks of most steps: paths are short everywhere)"
+    assert words in flow.verdict()
     with throughtime.gradient_flow(net[0]) as flow:
         net[0](X)[0][0].sum().backward()
     assert flow.verdict().startswith("the loss asks for nothing")
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "name"),
+    [
+        (lambda rnn: nn.ModuleDict({"rnn": rnn}), "model.rnn"),
+        (lambda rnn: nn.Sequential(nn.ModuleDict({"l0": rnn})), "model[0].l0"),
+    ],
+)
+@pytest.mark.parametrize("kind", [LSTM, partial(RelLSTM, window_size=2, top_k=0)])
+def test_the_advice_of_the_verdict_runs(kind: Any, wrapped: Any, name: str) -> None:
+    torch.manual_seed(0)
+    rnn = kind(4, 16)
+    net: Any = wrapped(rnn)
+    with throughtime.gradient_flow(net) as flow:
+        rnn(torch.randn(60, 2, 4))[0][-1].sum().backward()
+    (call,) = re.findall(r"throughtime\.init\.chrono_\(.*\)", str(flow))
+    assert f"({name}, T_max=60)" in call
+    before = rnn.bias_ih_l0.clone()
+    eval(call, {"throughtime": throughtime, "model": net})
+    assert not torch.equal(rnn.bias_ih_l0, before)
+
+
+def test_a_cell_path_that_a_reset_cuts() -> None:
+    lstm, reset = trained(1, 0), (torch.arange(100) == 50).unsqueeze(1).expand(100, 8)
+    with throughtime.gradient_flow(lstm) as flow:
+        lstm(torch.randn(100, 8, 4), reset=reset)[0][-1].sum().backward()
+    assert "the cell path falls to 0: both vanish, as no way through the cell is left" in str(flow)
+
+
+def test_a_layer_below_another_is_asked_at_every_step() -> None:
+    lstm = LSTM(4, 16, num_layers=2)
+    with throughtime.gradient_flow(lstm) as flow:
+        lstm(torch.randn(40, 4, 4))[0][-1].sum().backward()
+    below, above = (
+        verdict.sentence([(call, flow._updates.parts(call))]) for call in flow._updates.calls()
+    )
+    assert "(the loss, or a layer above, asks" in below and "everywhere" not in above
+
+
+def test_a_flow_shows_itself() -> None:
+    net = model()
+    with throughtime.gradient_flow(net) as flow:
+        assert repr(flow) == str(flow)
+        assert str(flow).startswith("gradient_flow: no backward pass reached a recorded layer")
+        net(X).sum().backward()
+    assert repr(flow) == str(flow) == flow.verdict()
 
 
 def test_a_picture(tmp_path: Path) -> None:
@@ -241,6 +299,7 @@ def test_a_picture(tmp_path: Path) -> None:
         flow.plot(path, others=flows)
         text = path.read_text()
         assert "update" in text and ("other" in text) == (flows is not None)
+        assert "<!-- direct -->" in text and "<!-- cell -->" in text  # names of columns
         sizes.append(text.count('<g id="axes_'))
     assert sizes == [3, 4]  # with the bar of colours
     second.plot(tmp_path / "single.png", "rnn.l0")
@@ -301,6 +360,39 @@ def test_a_loss_that_does_not_reach_the_layer(kind: Any, run: Any) -> None:
             flow.table()
 
 
+def test_an_nn_lstm_of_a_slow_dtype_names_the_reason_and_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = calls.SPEEDS["cpu", torch.float32]._replace(takes=lambda: False, why="of this test")
+    monkeypatch.setitem(calls.SPEEDS, ("cpu", torch.float32), slow)
+    net = model(nn.LSTM)
+    with throughtime.gradient_flow(net) as flow:
+        net(X).sum().backward()
+    words = (
+        r"^gradient_flow: torch ran an nn.LSTM, not ours: torch.float32 on cpu: of this test; thr"
+    )
+    with pytest.raises(RuntimeError, match=words):
+        flow.table()
+    assert "; throughtime.replace(model) makes it a throughtime.LSTM" in str(flow)
+    throughtime.replace(net)
+    with throughtime.gradient_flow(net) as flow:
+        net(X).sum().backward()
+    assert flow.layers == ["rnn.l0"]
+
+
+def test_an_nn_lstm_without_compiled_kernels_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_ext, "why_missing", lambda kind="cpu": "the kernels are not installed")
+    net = model(nn.LSTM)
+    words = (
+        "^gradient_flow: our kernels record an nn.LSTM, and accelerate: the kernels are not "
+        r"installed; throughtime.replace\(model\) makes it"
+    )
+    with pytest.raises(RuntimeError, match=words), throughtime.gradient_flow(net):
+        pass
+
+
 def test_an_nn_lstm_that_ours_does_not_run_says_why() -> None:
     net = model(nn.LSTM)
     with throughtime.gradient_flow(net) as flow:
@@ -359,7 +451,8 @@ def test_an_input_that_was_changed() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        (nn.Linear(2, 3), ValueError, "Linear has no throughtime.LSTM, LSTMCell, RelLSTM, Rel"),
+        (nn.Linear(2, 3), ValueError, "Linear has no throughtime.LSTM, throughtime.LSTMCell, thr"),
+        (nn.LSTMCell(2, 3), ValueError, "take throughtime.LSTMCell for an nn.LSTMCell, whose st"),
         (nn.GRU(2, 3), ValueError, "GRU has no throughtime.LSTM"),
         (3, TypeError, "model should be a Module, got int"),
     ],

@@ -50,6 +50,10 @@ class Call:
     ) -> None:
         self.layer, self.number, self.direction = layer, number, direction
         self.stride, self.split = stride, split
+        self.module = ""  # of the layer, in the model
+        self.of_cell = False  # and so one step of a loop
+        self.before: Call | None = None  # the call that gave the state, if it is of a cell
+        self.entering: dict[int, Tensor] = {}  # the gradients that this call gave to h and c
         self.scale = 1.0  # of the loss
         # Whole gradients by h_t and c_t, [steps, rows, H or P] and [steps, rows, H]: of the steps
         # that are kept, or of all steps of the rows of a split.
@@ -219,6 +223,14 @@ class Call:
 def detached(given: dict[str, Any]) -> dict[str, Any]:
     """The same without a graph: what a hook holds would keep it for ever."""
     return {name: x.detach() if isinstance(x, Tensor) else x for name, x in given.items()}
+
+
+def norm_of(x: Tensor) -> Tensor:
+    """Norms over the last dimension, in float64: no square is too small or too large."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1)
+    largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    found: Tensor = torch.linalg.vector_norm(x / largest.unsqueeze(-1), dim=-1).double()
+    return found * largest
 
 
 AnyCall = TypeVar("AnyCall", bound=Call)

@@ -6,20 +6,22 @@ import csv
 from collections.abc import Mapping
 from os import PathLike
 from types import TracebackType
+from typing import Any
 
+import torch
 from torch import nn
 from torch.amp import GradScaler
 
 from throughtime.diagnostics import statistics
 from throughtime.diagnostics.attention import KeyFlow, KeyParts
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.call import Call, norm_of
 from throughtime.diagnostics.parts import Hops, Parts, StepGradients
 from throughtime.diagnostics.rel_parts import AttentionFlow, RelParts
 from throughtime.diagnostics.updates import Updates
 from throughtime.diagnostics.verdict import sentence
 from throughtime.functional.checks import check_size
 
-Row = dict[str, str | int | float]
+Row = dict[str, Any]  # of text, int and float, by the name of the column
 
 
 def gradient_flow(
@@ -37,6 +39,11 @@ def gradient_flow(
     our kernels (:func:`throughtime.accelerate`). Backends ``"cpu"`` and ``"reference"`` are
     recorded, and no call that ``torch.compile`` or ``torch.func`` traces. A layer is recorded by
     one block at a time.
+
+    A loop over an LSTMCell is one call of T steps, as long as the cell gets the very ``(h, c)``
+    that it gave the step before; an episode starts by ``reset``. A state that was detached,
+    multiplied or changed in place begins another call. ``direct`` of such a loop is the difference
+    of ``dh`` and what the next step brings, and so has the rounding of ``dh``.
 
     Args:
         model: a model that holds :class:`throughtime.LSTM`, :class:`throughtime.LSTMCell`,
@@ -69,7 +76,8 @@ def gradient_flow(
 
 
 class GradientFlow:
-    """Result of :func:`throughtime.gradient_flow`; ``str()`` of it is a verdict in one sentence.
+    """Result of :func:`throughtime.gradient_flow`; ``str()`` of it is a verdict in one sentence,
+    or says why there is none.
 
     All numbers are of the last update: calls, then a backward pass. Of earlier ones ``|dc|`` of 16
     samples stays, for pictures. ``layer`` is a name of :attr:`layers`, or its place there;
@@ -113,7 +121,12 @@ class GradientFlow:
         self._updates.recorder.stop()
 
     def __str__(self) -> str:
-        return self.verdict()
+        try:
+            return self.verdict()
+        except RuntimeError as error:  # there is none yet, or no more
+            return str(error)
+
+    __repr__ = __str__
 
     @property
     def layers(self) -> list[str]:
@@ -225,7 +238,7 @@ class GradientFlow:
         Returns:
             A row for each call and direction of a recurrent layer: ``layer``, ``call``,
             ``direction``, ``norm`` of the gradient of all weights and biases of this call,
-            ``cell_share`` = ``|gA| / |g|``, and ``cosine`` of the two.
+            ``cell_share`` = ``|gA| / |g|``, and ``cosine`` of the two, NaN if one is 0.
 
         Raises:
             RuntimeError: if no backward pass was recorded, an input was changed since, or an LSTM
@@ -237,12 +250,12 @@ class GradientFlow:
             parts = self._updates.parts(call)
             assert isinstance(parts, Parts)
             whole, cell = (parts.weights(only) for only in (False, True))
-            norm = whole.norm().item()
+            norm, of_cell = norm_of(torch.stack([whole, cell])).tolist()
             rows.append({
                 **_place(call),
                 "norm": norm,
-                "cell_share": cell.norm().item() / norm if norm else float("nan"),
-                "cosine": nn.functional.cosine_similarity(whole, cell, dim=0).item(),
+                "cell_share": of_cell / norm if norm else float("nan"),
+                "cosine": ((whole.double() / norm) @ (cell.double() / of_cell)).item(),
             })  # fmt: skip
         return rows
 
@@ -287,7 +300,9 @@ class GradientFlow:
             A row for each recurrent layer, call and direction: ``dh`` and ``dc``, the steps before
             the last after which the median norm is below the fraction (infinite if it never is, NaN
             if that of the last step is not finite), and ``decades``, by which ``|dc|`` grows or
-            falls in 100 steps backward.
+            falls in 100 steps backward. Of a loss on the last step alone, ``dh`` of that step is
+            all ``direct``: it falls at once where each step passes little to the one before, though
+            what it passes may last. :meth:`verdict` compares the farthest step with ``dc``.
 
         Raises:
             RuntimeError: if no backward pass was recorded.
@@ -298,7 +313,7 @@ class GradientFlow:
         rows: list[Row] = []
         for call in self._updates.recurrent("horizon"):
             dh, dc = (
-                statistics.median(statistics.by_distance(x.norm(dim=2), call)) for x in call.whole()
+                statistics.median(statistics.by_distance(norm_of(x), call)) for x in call.whole()
             )
             rows.append({
                 **_place(call),
@@ -385,9 +400,12 @@ class GradientFlow:
         """Say in a sentence what the layer needs whose gradient grows or falls most.
 
         h-detach is recommended only where the path through h grows and the cell path carries
-        something. Of a RelLSTM it says how much of the gradient by h the farthest step gets, and
-        which share of that attention brings; of a RelevancyAttention, which a sentence on another
-        layer replaces, over how many keys its weights are spread.
+        something. From a sample's last step to its first, with medians of the batch: "the h path"
+        is ``rest`` of :meth:`table` at the first step by ``dc`` at the last; "the cell path" is no
+        column, but what the cell alone would leave of any gradient, the root mean square over the
+        units of the product of the forget gates. Of a RelLSTM it says how much of the gradient by h
+        the farthest step gets, and which share of that attention brings; of a RelevancyAttention,
+        which a sentence on another layer replaces, over how many keys its weights are spread.
 
         Returns:
             The sentence.

@@ -16,13 +16,14 @@ Source: Kanuparthi et al., ICLR 2019, arXiv 1810.03023, equations 5 to 8 (A and 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.call import Call, norm_of
 
 
 class StepGradients(NamedTuple):
@@ -235,9 +236,9 @@ class Parts:
             return self._x.new_zeros(size)
         if self.call.stride > 1:  # it takes the gradient of the step after
             return self._x.new_full(size, torch.nan)
-        came = self._through_h(self._sums(*self.call.whole())).norm(dim=2)
+        came = norm_of(self._through_h(self._sums(*self.call.whole())))
         taken = self._to_before(mask.to(came)) * came
-        share: Tensor = taken / (came + self.call.direct().norm(dim=2))
+        share: Tensor = taken / (came + norm_of(self.call.direct()))
         return share.nan_to_num(0.0)
 
     def transport(self) -> Tensor:
@@ -245,8 +246,13 @@ class Parts:
 
         Root mean square over the units of the product of the forget gates after t.
         """
-        one = self.call.rows_last().unsqueeze(2).to(self.c).expand_as(self.c)
-        return self.call.kept(self._carried(one).square().mean(2).sqrt())
+        last, left = self.call.rows_last().unsqueeze(2), torch.zeros_like(self.c[0]).double()
+        found = left.new_zeros(self.c.shape[:2])
+        for t in reversed(self._travel()):
+            left = torch.where(last[t], 1.0, left)
+            found[t] = norm_of(left)
+            left = self._carry[t] * left
+        return self.call.kept(found / math.sqrt(self.c.size(2)))
 
     def weights(self, cell_only: bool) -> Tensor:
         """The gradient of weight_ih, weight_hh and bias in a row: whole, or its cell part.

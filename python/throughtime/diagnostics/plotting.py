@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 _LINES = {
-    "dc": "|dL/dc|", "dh": "|dL/dh|", "direct": "|Y|", "cell": "cell part", "rest": "rest",
+    "dc": "|dL/dc|", "dh": "|dL/dh|", "direct": "direct", "cell": "cell", "rest": "rest",
     "recurrent": "recurrent", "query": "query", "value": "value", "key": "key",
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def _attended(axis: Any, last: Tensor) -> None:
 def _line(axis: Any, lines: Lines, name: str, label: str) -> Any:
     norms = lines.columns[name]
     shown = torch.where(norms > 0, norms, torch.nan).cpu().numpy()
-    (line,) = axis.plot(lines.steps, shown, label=label)
+    (line,) = axis.plot(lines.steps, shown, marker="." * (len(shown) == 1), label=label)
     return line
 
 

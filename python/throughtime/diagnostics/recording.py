@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.modules.rnn import LSTM as TorchLSTM
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from throughtime.acceleration import Acceleration, accelerate
 from throughtime.acceleration.handle import innermost
@@ -38,6 +39,7 @@ _TRACES: dict[Operation[Any, Any], Trace] = {
     lstm_on_cpu.lstm_cells: lstm_on_cpu.trace,
     rel_lstm_compiled.rel_lstm: rel_lstm_compiled.trace,
 }
+REPLACE = "throughtime.replace(model) makes it a throughtime.LSTM, which is recorded"
 _recorded: WeakSet[nn.Module] = WeakSet()  # the layers of all recordings that go on
 # Of the arguments, what a backward operator may not get and questions read.
 _HELD = ("bias_ih", "bias_hh", "h_0", "context_0", "memory")
@@ -58,8 +60,9 @@ def traced_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
     if not found:
         raise ValueError(
-            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, LSTMCell, RelLSTM, "
-            "RelevancyAttention or nn.LSTM; pass the model that holds one"
+            f"gradient_flow: {type(model).__name__} has no throughtime.LSTM, throughtime.LSTMCell, "
+            "throughtime.RelLSTM, throughtime.RelevancyAttention or nn.LSTM; pass the model that "
+            "holds one, and take throughtime.LSTMCell for an nn.LSTMCell, whose state_dict fits it"
         )
     return found
 
@@ -91,12 +94,14 @@ class Recorder:
         self.accelerated: Acceleration | None = None
         self._own: Acceleration | None = None
         self._hooks: list[RemovableHandle] = []
+        # The call of a cell that gave a tensor, its place there, and its version.
+        self.gave: MutableMapping[Tensor, tuple[Call, int, int]] = WeakTensorKeyDictionary()
 
     def start(self) -> None:
         """Watch from now on; plain ``nn.LSTM`` runs on our kernels.
 
         Raises:
-            RuntimeError: if a layer is watched already.
+            RuntimeError: if a layer is watched already, or ours cannot run an ``nn.LSTM``.
         """
         for name, layer in self.layers.items():
             if layer in _recorded:
@@ -106,12 +111,19 @@ class Recorder:
                 )
         if any(isinstance(x, TorchLSTM) for x in self.layers.values()):
             if innermost() is None:
-                self._own = accelerate()
+                try:
+                    self._own = accelerate()
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        f"gradient_flow: our kernels record an nn.LSTM, and {error}; {REPLACE}"
+                    ) from error
             self.accelerated = innermost()
         _recorded.update(self.layers.values())
         for name, layer in self.layers.items():
             self._hooks += [
-                layer.register_forward_pre_hook(_Hook(partial(self._enter, name))),
+                layer.register_forward_pre_hook(
+                    _Hook(partial(self._enter, name)), with_kwargs=True
+                ),
                 layer.register_forward_hook(_Hook(self._leave), always_call=True),
             ]
 
@@ -127,15 +139,22 @@ class Recorder:
         while isinstance(call := watching.watcher(), _LayerCall) and call.recorder is self:
             watching.watch(call.before)
 
-    def _enter(self, name: str, layer: nn.Module, args: Any) -> None:
+    def _enter(self, name: str, layer: nn.Module, args: Any, given: dict[str, Any]) -> Any:
         # Not what a compiler traces, nor a checkpoint that runs again.
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
-            watching.watch(_LayerCall(self, name, layer, watching.watcher()))
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
+            return None
+        call = _LayerCall(self, name, layer, watching.watcher())
+        watching.watch(call)
+        return call.take_state(args, given) if isinstance(layer, LSTMCell) else None
 
     def _leave(self, layer: nn.Module, args: Any, results: Any) -> None:
         call = watching.watcher()
         if isinstance(call, _LayerCall) and call.layer is layer:
             watching.watch(call.before)
+            if call.begun is not None and isinstance(layer, LSTMCell):
+                for k, x in enumerate(results if isinstance(results, tuple) else ()):
+                    if isinstance(x, Tensor):
+                        self.gave[x] = call.begun, k, x._version
 
     def follow(self) -> None:
         """Begin the next update, if a backward pass has come to this one."""
@@ -143,6 +162,7 @@ class Recorder:
             self._ended(self.update)
             self.update, self._arrived = [], False
             self._numbers.clear()
+            self.gave.clear()
 
     def begin(
         self, kind: type[AnyCall], layer: str, direction: int, split: Split | None
@@ -164,12 +184,11 @@ class Recorder:
 class _Hook:
     """A hook of a layer. In a copy of the layer, and in what is saved of it, it does nothing."""
 
-    def __init__(self, run: Callable[..., None] | None = None) -> None:
+    def __init__(self, run: Callable[..., Any] | None = None) -> None:
         self._run = run
 
-    def __call__(self, *args: Any) -> None:
-        if self._run is not None:
-            self._run(*args)
+    def __call__(self, *args: Any) -> Any:
+        return None if self._run is None else self._run(*args)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
@@ -193,6 +212,26 @@ class _LayerCall:
         self._places = _places(name, layer)
         self._place = ("", 0)
         self._split: Split | None = None
+        self.begun: Call | None = None
+        self._before: Call | None = None
+        self._entering: dict[int, Tensor] = {}
+
+    def take_state(self, args: Any, given: dict[str, Any]) -> Any:
+        """Arguments of a cell, with hooks on a state as the cell gave it."""
+        hx = args[1] if len(args) > 1 else given.get("hx")
+        if not (torch.is_grad_enabled() and isinstance(hx, (tuple, list)) and len(hx) == 2):
+            return None
+        gave = [self.recorder.gave.get(x) if isinstance(x, Tensor) else None for x in hx]
+        before = gave[0][0] if gave[0] is not None else None
+        if before is None or gave != [(before, k, x._version) for k, x in enumerate(hx)]:
+            return None  # a state from elsewhere, or one that was changed
+        self._before = before
+        views = tuple(x.view_as(x) for x in hx)  # a state may have other users
+        for k, x in enumerate(views):
+            x.register_hook(partial(self._entering.__setitem__, k))
+        if len(args) > 1:
+            return (args[0], views, *args[2:]), given
+        return args, given | {"hx": views}
 
     def call(self, split: Split | None, gradient: bool) -> None:
         self._place, self._split = next(self._places), split
@@ -242,6 +281,8 @@ class _LayerCall:
 
     def _begin(self, args: LstmArguments | RelLstmArguments) -> Call:
         call = self.recorder.begin(Call, *self._place, self._split)
+        call.module, call.of_cell = self._name, isinstance(self.layer, LSTMCell)
+        call.before, call.entering, self.begun = self._before, self._entering, call
         steps, batch, _ = args.input.shape
         _check_memory(call, steps, batch, args.h_0.size(1) + args.c_0.size(1), args.input)
         return call

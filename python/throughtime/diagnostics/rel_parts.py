@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from throughtime.diagnostics.call import norm_of
 from throughtime.diagnostics.parts import Hops, Parts
 from throughtime.reference.relevancy import additive, attend
 
@@ -232,9 +233,9 @@ class RelParts(Parts):
         """Of attention, NaN where nothing comes, and of what the mask takes away, ``[T, B]``."""
         walk, mask = self._whole, self.call.read("detach_mask")
         direct, value, key = self.call.rows_direct(), walk.value, walk.key
-        others = sum(x.norm(dim=2) for x in (direct, value, key))
-        attention = (value + key).norm(dim=2) / (others + walk.recurrent.norm(dim=2))
-        came = self._to_before(0.5 * walk.ds).norm(dim=2)
+        others = sum(norm_of(x) for x in (direct, value, key))
+        attention = norm_of(value + key) / (others + norm_of(walk.recurrent))
+        came = norm_of(self._to_before(0.5 * walk.ds))
         cut = torch.zeros_like(came) if mask is None else self._to_before(mask.to(came)) * came
         cut = (cut / (came + others)).nan_to_num(0.0)
         attention = torch.where(self.call.inside(), self.call.arranged(attention), torch.nan)
@@ -264,7 +265,7 @@ class RelParts(Parts):
             recurrent=call.arranged(walk.recurrent),
             value=call.arranged(walk.value),
             key=call.arranged(walk.key),
-            share=self._shares()[0],
+            share=self._shares()[0].to(call.dtype),
             kappa=call.arranged((self._candidates >= 0).sum(2)),
             effective=torch.where(call.inside(), call.arranged(effective), torch.nan),
             depth=call.arranged(torch.where(inside, depth, -1) + 1) - 1,

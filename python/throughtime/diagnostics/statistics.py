@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from throughtime.diagnostics.attention import KeyParts
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.call import Call, norm_of
 from throughtime.diagnostics.parts import Parts
 
 _KEPT = 16  # samples of an earlier update, spread over the batch: a few milliseconds at most
@@ -19,8 +19,8 @@ def history(call: Call) -> Tensor:
     assert call.dc is not None
     dc = call.dc if call.split is None else call.kept(call.arranged(call.dc))
     every = max(1, dc.size(1) // _KEPT)
-    norms = dc[:, ::every].norm(dim=2) / call.scale
-    return torch.where(call.kept(call.inside())[:, ::every], norms, torch.nan)
+    found = norm_of(dc[:, ::every]) / call.scale
+    return torch.where(call.kept(call.inside())[:, ::every], found, torch.nan)
 
 
 def columns(call: Call, parts: Parts | KeyParts) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def columns(call: Call, parts: Parts | KeyParts) -> dict[str, Tensor]:
     inside, vectors = call.kept(call.inside()), parts.vectors()
     found: dict[str, Tensor] = {}
     for name, x in vectors.items():
-        found |= quantiles(name, x.norm(dim=2), inside)
+        found |= quantiles(name, norm_of(x), inside)
     for name, x in parts.shares().items():
         found[name] = median(torch.where(inside, x, torch.nan))
     return found | shares(vectors["dc" if call.recurrent else "value"], inside)
@@ -86,4 +86,5 @@ def decades(norms: Tensor, stride: int) -> float:
     if not len(known) or not norms[0] > 0 or not known[-1] > 0:
         return math.nan
     end = int(known[-1])
-    return 100 * math.log10(norms[end].item() / norms[0].item()) / (end * stride)
+    grown = math.log10(norms[end].item()) - math.log10(norms[0].item())
+    return 100 * grown / (end * stride)

@@ -11,8 +11,9 @@ from torch.amp import GradScaler
 from throughtime.diagnostics import statistics
 from throughtime.diagnostics.attention import KeyParts
 from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.loop import end_to_end
 from throughtime.diagnostics.parts import Parts
-from throughtime.diagnostics.recording import Recorder, traced_layers
+from throughtime.diagnostics.recording import REPLACE, Recorder, traced_layers
 from throughtime.diagnostics.rel_parts import RelParts
 
 Kind = TypeVar("Kind", bound=Parts | KeyParts)
@@ -41,6 +42,8 @@ class Updates:
         self.recorder = Recorder(traced_layers(model), scaler, stride, self._summarise)
         self._earlier: list[dict[tuple[str, int, int], Tensor]] = []
         self._parts: Parts | KeyParts | None = None  # those asked for last
+        self._traced: list[Call] = []
+        self._calls: list[Call] = []  # the same, loops over a cell end to end
 
     def count(self) -> int:
         """Backward passes that were recorded."""
@@ -57,15 +60,21 @@ class Updates:
             RuntimeError: if there are none.
         """
         found = [call for call in self.recorder.update if call.traced]
+        if found != self._traced:
+            self._traced, self._calls = found, end_to_end(found)
         if found:
-            return found
+            return self._calls
+        handle = self.recorder.accelerated
+        kinds = [] if handle is None else [kind.partition("original: ")[2] for kind in handle.calls]
+        reasons = "; ".join(filter(None, kinds))
         text = (
-            "gradient_flow: no backward pass reached a recorded layer; compute the loss from its "
+            "gradient_flow: "
+            + (f"torch ran an nn.LSTM, not ours: {reasons}; {REPLACE}; " if reasons else "")
+            + "no backward pass reached a recorded layer; compute the loss from its "
             "output inside the with block, and call backward() without create_graph; call the "
             "model itself, not what torch.compile or torch.func makes of it, and checkpoint with "
             "use_reentrant=False"
         )
-        handle = self.recorder.accelerated
         raise RuntimeError(text if handle is None else f"{text}; nn.LSTM ran so:\n{handle}")
 
     def call(self, layer: str | int, direction: int, number: int) -> Call:
@@ -133,9 +142,9 @@ class Updates:
         """Keep the norms of an update that another one follows."""
         self._earlier.append({
             (call.layer, call.number, call.direction): statistics.history(call)
-            for call in update if call.traced and call.recurrent
+            for call in end_to_end([x for x in update if x.traced]) if call.recurrent
         })  # fmt: skip
-        self._parts = None
+        self._parts, self._traced, self._calls = None, [], []
 
 
 def _kind(call: Call) -> type[Any]:

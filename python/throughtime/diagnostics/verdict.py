@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime.diagnostics import statistics
 from throughtime.diagnostics.attention import KeyParts
-from throughtime.diagnostics.call import Call
+from throughtime.diagnostics.call import Call, norm_of
 from throughtime.diagnostics.parts import Parts
 from throughtime.diagnostics.rel_parts import RelParts
 
@@ -18,11 +18,11 @@ from throughtime.diagnostics.rel_parts import RelParts
 GROWS = 1.0  # more than this
 VANISHES = -2.0  # less than this
 NEGLIGIBLE = -4.0  # a cell path that brings less than this of the gradient of the last step
-_KEEP_MORE = "try a larger top_k, or throughtime.init.chrono_"
 _NOTHING = "the loss asks for nothing that lies more than a step back: nothing travels"
 _ONE_STEP = (
-    "one step of each call is kept, and so no way back: flow.table() lists them; longer calls, or "
-    "a smaller stride, show one"
+    "one step of each call is kept, and so no way back: flow.table() lists them; longer calls, a "
+    "smaller stride, a throughtime.LSTM with the weights of a cell, or a cell that gets the very "
+    "(h, c) it gave, with reset= where an episode starts, show one"
 )
 
 
@@ -47,7 +47,7 @@ def sentence(calls: list[tuple[Call, Parts | KeyParts]]) -> str:
     where = f"{call.layer}, direction {call.direction}: " if len(calls) > 1 else ""
     everywhere = ""
     if call.recurrent and not math.isnan(way.decades) and _on_every_step(call):
-        everywhere = " (a loss on every step brings short paths everywhere)"
+        everywhere = " (the loss, or a layer above, asks of most steps: paths are short everywhere)"
     return f"{where}{way.said}{everywhere}: {way.advice}"
 
 
@@ -95,28 +95,28 @@ def _by_distance(call: Call, norms: Tensor) -> Tensor:
 def _through_h(call: Call, parts: Parts) -> _Way | None:
     """What an LSTM's gradient does on the way through h, and on the way through the cell."""
     vectors = parts.vectors()
-    first, far = (_by_distance(call, vectors[name].norm(dim=2)) for name in ("dc", "rest"))
+    first, far = (_by_distance(call, norm_of(vectors[name])) for name in ("dc", "rest"))
     cells = _by_distance(call, parts.transport())
     known, start = (~cells.isnan()).nonzero(), first[0].item()
     if not len(known) or not start > 0 or not int(known[-1]):
         return None
     end = int(known[-1])
-    h, cell, steps = _log(far[end].item() / start), _log(cells[end].item()), end * call.stride
+    h, cell, steps = _log(far[end].item()) - _log(start), _log(cells[end].item()), end * call.stride
     said = f"the h path {_changes(h)} over {steps} steps, the cell path {_changes(cell)}"
-    return _Way(steps, h, said, _advice(h, cell))
+    return _Way(steps, h, said, _advice(h, cell, steps, _chrono(call)))
 
 
 def _through_attention(call: Call, parts: RelParts) -> _Way | None:
     """What a RelLSTM's gradient by h does, and what of it attention brings to the first step."""
-    dh = _by_distance(call, call.whole()[0].norm(dim=2))
+    dh = _by_distance(call, norm_of(call.whole()[0]))
     share = _by_distance(call, parts.shares()["attention"])
     known, start = (~dh.isnan()).nonzero(), dh[0].item()
     if not len(known) or not start > 0 or not int(known[-1]):
         return None
     end = int(known[-1])
-    h, steps = _log(dh[end].item() / start), end * call.stride
+    h, steps = _log(dh[end].item()) - _log(start), end * call.stride
     said = f"the gradient by h {_changes(h)} over {steps} steps"
-    remember = "try throughtime.init.chrono_" if parts.keeps_all() else _KEEP_MORE
+    remember = f"try {'' if parts.keeps_all() else 'a larger top_k, or '}{_chrono(call)}"
     if h == -math.inf:
         return _Way(steps, h, said, f"nothing travels so far; {remember}")
     brought = share[end].item()
@@ -164,14 +164,20 @@ def _changes(decades: float) -> str:
     return f"falls to 10^{decades:.1f}"
 
 
-def _advice(h: float, cell: float) -> str:
+def _chrono(call: Call) -> str:
+    """The call that makes new units remember."""
+    names = [f"[{x}]" if x.isdigit() else f".{x}" for x in call.module.split(".") if x]
+    return f"throughtime.init.chrono_(model{''.join(names)}, T_max={max(3, call.length)})"
+
+
+def _advice(h: float, cell: float, steps: int, chrono: str) -> str:
+    gates = f"the forget gates keep {10 ** (cell / steps):.2f} of the cell a step"
+    if cell == -math.inf:  # a reset lies between
+        gates = "no way through the cell is left"
     if h > GROWS and cell > NEGLIGIBLE:
         return "try detach_prob 0.25, or clip the gradient"
     if h > GROWS:
-        return (
-            "clip the gradient; h-detach would leave nothing, as the forget gates are closed: try "
-            "throughtime.init.chrono_ first"
-        )
+        return f"clip the gradient; h-detach would leave nothing, as {gates}: try {chrono} first"
     if h < VANISHES and cell < VANISHES:
-        return "both vanish, the forget gates are closed: try throughtime.init.chrono_"
+        return f"both vanish, as {gates}: try {chrono}"
     return "the gradient arrives, and h-detach has nothing to mend"
