@@ -14,7 +14,8 @@ class RelevancyCache:
     """State of :func:`throughtime.functional.relevancy_attention` between calls on a sequence.
 
     A new cache is empty. Each call replaces its tensors and never writes into them. A sequence
-    gives the same result in any number of calls as in one.
+    gives the same result in any number of calls as in one. A model has one cache for each layer:
+    :class:`throughtime.RelevancyAttention` refuses the cache of another layer.
 
     There are P = R + V slots. The first R hold the retained set: oldest key first, empty slots
     last. The other V hold the window without its oldest key, and before it the keys that have left
@@ -58,6 +59,19 @@ class RelevancyCache:
             key=None if self.key is None else self.key.detach(),
             value=None if self.value is None else self.value.detach(),
         )
+
+    def index_select(self, order: Tensor) -> RelevancyCache:
+        """Select samples, as beam search does.
+
+        Args:
+            order: int64 ``[B']``, indices of samples.
+
+        Returns:
+            A cache of B' samples.
+        """
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        taken = {name: x.index_select(0, order) for name, x in tensors.items()}
+        return dataclasses.replace(self, **taken)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         if self.key is None:
