@@ -102,6 +102,8 @@ class RelState:
             -1 in an empty slot.
         length: int64 ``[B]``, number of steps seen so far.
         retained: R, slots of the retained set.
+        options: (window_size, top_k, retain) of the call that made it; later calls must have the
+            same. None is not checked.
 
     Example:
         >>> import torch, throughtime
@@ -120,6 +122,7 @@ class RelState:
     position: Tensor
     length: Tensor
     retained: int
+    options: tuple[object, ...] | None = None
 
     def detach(self) -> RelState:
         """The same state without its autograd graph, for truncated backpropagation through time."""

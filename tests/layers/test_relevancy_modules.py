@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import pickle
 import weakref
@@ -248,3 +249,13 @@ def test_a_cache_of_chosen_samples() -> None:
     assert_close(layer(x[order, 7:], cache=chosen), layer(x[:, 7:], cache=cache)[order])
     assert chosen.length is not None and chosen.length.tolist() == [10, 12, 12, 8]
     assert repr(RelevancyCache().index_select(order)) == "RelevancyCache(empty)"
+
+
+def test_a_state_without_options_is_taken_as_it_was_by_earlier_versions() -> None:
+    layer, x = small(), random(9, 2, 3, seed=0)
+    _, state = layer(x)
+    assert state.options == (2, 2, "relevant")
+    older = dataclasses.replace(state, options=None)
+    output, state = layer(x, older)
+    assert torch.equal(output, layer(x, dataclasses.replace(older, options=(2, 2, "relevant")))[0])
+    assert state.options == (2, 2, "relevant")
