@@ -163,8 +163,8 @@ def test_a_subclass_with_nn_lstms_forward_keeps_its_methods(kind: Any) -> None:
     assert model["rnn"] is layer and isinstance(layer, LSTM) and isinstance(layer, kind)
     name = kind.__name__
     assert str(report) == (
-        f"replaced 1, skipped 0\n  replaced 'rnn': its class has both, {name} and throughtime.LSTM, "
-        "as bases"
+        "replaced 1, skipped 0\n"
+        f"  replaced 'rnn': its class has both, {name} and throughtime.LSTM, as bases"
     )
     assert repr(layer) == f"{name}(2, 3, detach_prob=0.5)"
     assert layer.scaled(x).shape == (4, 2, 3) if kind is Own else layer.named() == "concrete"
