@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -123,6 +124,12 @@ class RelState:
     length: Tensor
     retained: int
     options: tuple[object, ...] | None = None
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "RelState: a state is no pair to unpack: output, state = layer(x), then state.h and "
+            "state.c"
+        )
 
     def detach(self) -> RelState:
         """The same state without its autograd graph, for truncated backpropagation through time."""

@@ -117,7 +117,8 @@ def check_cache(
         if old.dtype != new.dtype or old.device != new.device:
             raise ValueError(
                 f"{op}: cache holds {name}s in {old.dtype} on {old.device}, but {name} is in "
-                f"{new.dtype} on {new.device}; convert {name}, or {_NEW_CACHE}"
+                f"{new.dtype} on {new.device}; run all calls of a sequence in one dtype on one "
+                f"device, under the same autocast (prefill and generation too), or {_NEW_CACHE}"
             )
     batch, heads, slots, _ = cache.key.shape
     rows = (batch, heads, slots)

@@ -11,7 +11,7 @@ from throughtime import functional
 from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
 from throughtime.functional import thin
-from throughtime.functional.checks import check_pair
+from throughtime.functional.checks import check_pair, wrong_shape
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Sizes, episodes
 
@@ -109,9 +109,13 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
         if not batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        if isinstance(reset, Tensor) and reset.dim() < 2:
-            reset = reset.reshape(-1, 1)  # one step, the batch first
-        sizes = Sizes("LSTMCell", 1, 1, input.size(0), (self.hidden_size,) * 2)
+        batch = input.size(0)
+        if isinstance(reset, Tensor):
+            if tuple(reset.shape) not in ((batch,), (batch, 1), *(() if batched else ((),))):
+                wanted = f"[{batch}] or [{batch}, 1] ([B] or [B, 1])" if batched else "[]"
+                wrong_shape("LSTMCell", "reset", wanted, reset)
+            reset = reset.reshape(batch, 1)  # one step, the batch first
+        sizes = Sizes("LSTMCell", 1, 1, batch, (self.hidden_size,) * 2)
         starts = episodes(reset, None, sizes, batch_first=True)
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         _, (h, c) = functional.lstm(
