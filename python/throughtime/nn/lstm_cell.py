@@ -27,6 +27,10 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
     There is no h-detach here. Of one step the only thing to detach is the state that goes in: call
     the cell with ``h.detach()``.
 
+    Under autocast the state that comes out is of its 16 bits, whatever dtype went in, and a rollout
+    rounds c at every step. ``torch.nn.LSTMCell`` gives float32 there on a CPU. To keep float32,
+    call the cell in ``with torch.autocast(device, enabled=False)``, with float32 input.
+
     Args:
         input_size: I, features of the input.
         hidden_size: H, features of the hidden state, > 0.
