@@ -177,7 +177,7 @@ class TestRefusals:
         refused = build(mode)
         said = refused.sentence()
         assert "could not compile _C.so (" in said and "#error out of order" in said
-        assert f"pip install --force-reinstall --no-deps --no-cache-dir {checkout}" in said
+        assert f"pip install --force-reinstall --no-deps --no-cache-dir '{checkout}'" in said
         assert ("or set THROUGHTIME_BUILD=none" in said) == (mode != "cpu")
         assert "FAILED: " in refused.output  # what ninja and the compiler said stands above
 
