@@ -169,6 +169,7 @@ clean:
 
 # A normal installation, not an editable one: what is tested is what a user gets.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
+	@echo "make: compiling the kernels and installing into $(VENV): some minutes"
 	$(BIN)/python -m pip install --quiet ".[bench,test]"
 	@touch $@
 

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +63,10 @@ def output_of(
 
 
 def again() -> str:
-    """The command that repeats this installation; a temporary source folder is gone by then."""
+    """The command that repeats this installation; what pip or build unpacked is gone by then."""
     source = shlex.quote(str(ROOT))
-    if ROOT.is_relative_to(Path(tempfile.gettempdir()).resolve()):
+    made = ("pip-req-build-", "pip-install-", "build-via-sdist-")
+    if any(part.startswith(made) for part in ROOT.parts):
         metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         address = re.search(r'^Repository = "(.+)"$', metadata, re.MULTILINE)
         assert address is not None

@@ -52,11 +52,14 @@ class Bench:
         self._verifier = Verifier(self.operation)
 
     def rows(self, chosen: Sequence[Case]) -> pd.DataFrame:
-        """The measurements of all cases, with a progress bar on stderr."""
+        """The measurements of all cases, with a progress bar, or lines in a log, on stderr."""
         rows: list[dict[str, Any]] = []
         bar = tqdm(list(self.cases(chosen)), unit="case", file=sys.stderr, disable=None)
         for case in bar:
-            bar.set_postfix_str(f"{case}, {case.dtype}, {case.mode}")
+            what = f"{case}, {case.dtype}, {case.mode}"
+            bar.set_postfix_str(what)
+            if bar.disable:  # stderr is no terminal
+                print(f"measuring {what}", file=sys.stderr, flush=True)
             with case.precision():
                 rows += self._measure(case)
         return table.frame(rows)

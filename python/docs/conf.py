@@ -6,6 +6,7 @@ templates_path = ["."]  # page.jinja
 highlight_language = "none"  # equations; examples are highlighted all the same
 html_theme = "furo"
 html_title = "throughtime"
+html_extra_path = ["torch.csv", "programs.csv"]  # which the page of compatibility links
 html_show_copyright = False
 autodoc_typehints = "none"  # Args say it, with shapes
 autodoc_member_order = "bysource"

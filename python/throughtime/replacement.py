@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.rnn import LSTM as TorchLSTM  # nn.LSTM, whatever a program made of that name
+from torch.nn.modules.rnn import LSTMCell as TorchLSTMCell
 from torch.nn.utils import parametrize
 
 from throughtime.backends.backend import BackendName, Request, can_run
@@ -27,7 +28,7 @@ class Replacement:
     Attributes:
         replaced: names of the converted layers, as in ``model.named_modules()``; "" is the model
             itself.
-        skipped: name and reason of every LSTM that was not converted.
+        skipped: name and reason of every LSTM and LSTMCell that was not converted.
         notes: for some of the converted layers what became of their class.
         done: ``"replaced"`` or ``"restored"``.
 
@@ -35,7 +36,7 @@ class Replacement:
         >>> import torch, throughtime
         >>> print(throughtime.replace(torch.nn.Sequential(torch.nn.LSTM(3, 4))))
         replaced 1, skipped 0
-          replaced 0
+          replaced '0'
     """
 
     replaced: tuple[str, ...]
@@ -53,7 +54,7 @@ class Replacement:
 
 
 def _shown(name: str) -> str:
-    return name or "(the model itself)"
+    return repr(name) if name else "(the model itself)"
 
 
 def replace(
@@ -68,8 +69,9 @@ def replace(
     Only the class of a layer changes, as ``torch.nn.utils.parametrize`` does it. The layer stays
     the same object, with its parameters and hooks; so optimizers and layers used in several places
     go on. ``model`` may itself be an ``nn.LSTM``. A layer of a subclass of ``nn.LSTM`` gets a class
-    that has both, the subclass and ours, as bases. Layers with a ``forward`` of their own are not
-    converted, but reported, with a warning. :func:`throughtime.restore` is the way back.
+    that has both, the subclass and ours, as bases. Layers with a ``forward`` of their own and
+    ``nn.LSTMCell`` are not converted, but reported, with a warning. :func:`throughtime.restore` is
+    the way back.
 
     Args:
         model: any module; it changes in place.
@@ -101,7 +103,7 @@ def replace(
             reason = can_run(backend, Request("lstm", module.hidden_size, module.proj_size))
             if reason is not None:
                 raise RuntimeError(
-                    f"replace: backend={backend!r} cannot run {name or 'the model'}: {reason}; "
+                    f"replace: backend={backend!r} cannot run {_shown(name)}: {reason}; "
                     "no layer was changed"
                 )
     notes = {}
@@ -137,7 +139,7 @@ def restore(model: nn.Module) -> Replacement:
         >>> report = throughtime.replace(model, detach_prob=0.25)
         >>> print(throughtime.restore(model))
         restored 1, skipped 0
-          restored 0
+          restored '0'
         >>> assert type(model[0]) is torch.nn.LSTM
     """
     found, skipped = _layers(model, LSTM, "restore")
@@ -161,7 +163,7 @@ def _layers(
     for name, module in model.named_modules():
         if base is TorchLSTM and isinstance(module, LSTM):
             skipped[name] = "it is a throughtime.LSTM already"
-        elif isinstance(module, base):
+        elif isinstance(module, base) or (base is TorchLSTM and isinstance(module, TorchLSTMCell)):
             reason = _why_not(module, base)
             if reason is None:
                 found[name] = module
@@ -208,6 +210,8 @@ def _anew(kind: Any) -> nn.Module:
 def _why_not(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Why a layer that is a ``base`` stays what it is, or None."""
     kind = type(module)
+    if isinstance(module, TorchLSTMCell):
+        return "it is an nn.LSTMCell; put a throughtime.LSTMCell there, which takes its state_dict"
     if parametrize.is_parametrized(module):
         return "it has parametrizations; replace first, then register them on the new layer"
     if "forward" in vars(module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ class RelevancyCache:
     """State of :func:`throughtime.functional.relevancy_attention` between calls on a sequence.
 
     A new cache is empty. Each call replaces its tensors and never writes into them. A sequence
-    gives the same result in any number of calls as in one.
+    gives the same result in any number of calls as in one. A model has one cache for each layer:
+    :class:`throughtime.RelevancyAttention` refuses the cache of another layer.
 
     There are P = R + V slots. The first R hold the retained set: oldest key first, empty slots
     last. The other V hold the window without its oldest key, and before it the keys that have left
@@ -59,6 +61,19 @@ class RelevancyCache:
             value=None if self.value is None else self.value.detach(),
         )
 
+    def index_select(self, order: Tensor) -> RelevancyCache:
+        """Select samples, as beam search does.
+
+        Args:
+            order: int64 ``[B']``, indices of samples.
+
+        Returns:
+            A cache of B' samples.
+        """
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        taken = {name: x.index_select(0, order) for name, x in tensors.items()}
+        return dataclasses.replace(self, **taken)  # type: ignore[arg-type]
+
     def __repr__(self) -> str:
         if self.key is None:
             return "RelevancyCache(empty)"
@@ -88,6 +103,8 @@ class RelState:
             -1 in an empty slot.
         length: int64 ``[B]``, number of steps seen so far.
         retained: R, slots of the retained set.
+        options: (window_size, top_k, retain) of the call that made it; later calls must have the
+            same. None is not checked.
 
     Example:
         >>> import torch, throughtime
@@ -106,6 +123,13 @@ class RelState:
     position: Tensor
     length: Tensor
     retained: int
+    options: tuple[object, ...] | None = None
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "RelState: a state is no pair to unpack: output, state = layer(x), then state.h and "
+            "state.c"
+        )
 
     def detach(self) -> RelState:
         """The same state without its autograd graph, for truncated backpropagation through time."""

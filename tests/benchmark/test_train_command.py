@@ -122,7 +122,8 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     monkeypatch.setattr(demo, "QUICK_EPOCHS", 1)
     assert main(["demo", "--quick", "--out", "shown"]) == 0
     assert Path("shown/demo.png").read_bytes().startswith(b"\x89PNG")
-    out = capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert err.count("measuring 5, 2, 1, 4, float32, ") == 4  # what takes long says so
     assert "plots: shown/demo.svg, shown/gradient-flow.svg" in out.replace(os.sep, "/")
     assert "try detach_prob 0.25" in out and "throughtime.init.chrono_" in out
     assert "<svg" in Path("shown/gradient-flow.svg").read_text()

@@ -28,7 +28,6 @@ from checkout import ROOT, constant
 
 FOLDERS = (".ci", "bench", "csrc", "python", "tests", "triton_kernels")
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py", "*.egg-info")
-REPOSITORY = "https://github.com/throughtime/throughtime"
 BASELINE, KERNEL = (constant(f"{kind}_SOURCES", "setup.py") for kind in ("BASELINE", "KERNEL"))
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
@@ -178,7 +177,7 @@ class TestRefusals:
         refused = build(mode)
         said = refused.sentence()
         assert "could not compile _C.so (" in said and "#error out of order" in said
-        assert f"pip install --force-reinstall --no-deps --no-cache-dir git+{REPOSITORY}" in said
+        assert f"pip install --force-reinstall --no-deps --no-cache-dir '{checkout}'" in said
         assert ("or set THROUGHTIME_BUILD=none" in said) == (mode != "cpu")
         assert "FAILED: " in refused.output  # what ninja and the compiler said stands above
 

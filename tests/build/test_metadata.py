@@ -52,7 +52,7 @@ def test_one_repository(pyproject: dict[str, Any]) -> None:
     urls = pyproject["project"]["urls"]
     assert found(r"^repository-code: (\S+)$", "CITATION.cff") == urls["Repository"]
     assert all(url.startswith(urls["Repository"]) for url in urls.values())
-    assert constant("REPOSITORY", "tests/build/test_build.py") == urls["Repository"]
+    assert constant("REPOSITORY", "tests/build/test_toolchain.py") == urls["Repository"]
 
 
 def test_lowest_python_is_the_one_that_is_built_for_and_checked(pyproject: dict[str, Any]) -> None:

@@ -84,6 +84,13 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
             assert heading in [re.sub(r"\W+", "-", title.lower()) for title in titles], link
 
 
+def test_the_tables_of_the_compatibility_page_can_be_reached_from_the_file() -> None:
+    page = (ROOT / "python/docs/compatibility.rst").read_text("utf-8")
+    tables = re.findall(r":file: (\S+)", page)
+    assert tables and tables == re.findall(r"`\S+ <(\S+\.csv)>`_", page)
+    assert all((ROOT / "python/docs" / table).is_file() for table in tables)
+
+
 class Model(torch.nn.Module):
     """A layer and a head, for the limits in README's table."""
 

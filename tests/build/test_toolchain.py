@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from checkout import ROOT
+
+REPOSITORY = "https://github.com/throughtime/throughtime"
 
 
 @pytest.fixture
@@ -24,6 +27,26 @@ def toolchain() -> ModuleType:
     spec.loader.exec_module(module)
     del sys.modules["toolchain"]
     return module
+
+
+@pytest.mark.parametrize(
+    ("folder", "gone"),
+    [
+        ("pip-req-build-a1b2", True),
+        ("pip-install-a1b2/throughtime_c3", True),
+        ("build-via-sdist-a1b2/throughtime-0.2.0", True),
+        ("work/throughtime", False),
+    ],
+)
+def test_what_to_install_again(
+    toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: str, gone: bool
+) -> None:
+    """A checkout is named, also in a temporary folder; what an installer unpacked is not."""
+    root = Path(tempfile.gettempdir()) / folder
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(toolchain, "ROOT", root)
+    monkeypatch.setattr(Path, "read_text", lambda *args, **options: text)
+    assert toolchain.again().endswith(f"git+{REPOSITORY}" if gone else str(root))
 
 
 def script(path: Path, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import subprocess
@@ -82,6 +83,19 @@ def test_what_it_prints(lstm: nn.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
             "  1 calls, original: there is no kernel for torch.float64 on cpu",
         ]
     assert str(handle).startswith("accelerate: removed in process")
+
+
+def test_each_kind_of_call_is_logged_once(lstm: nn.LSTM, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="throughtime"), accelerate(detach_prob=0.25):
+        for x in (X, X, X[:1], X):
+            with torch.no_grad():
+                lstm(x)
+    why = "one step without gradients, which torch's does faster"
+    assert [record.getMessage() for record in caplog.records] == [
+        "accelerate: in force, detach_prob=0.25",
+        "accelerate: a call of nn.LSTM: cpu kernels",
+        f"accelerate: a call of nn.LSTM: original: {why}",
+    ]
 
 
 def test_explain_says_what_runs_an_nn_lstm(lstm: nn.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:

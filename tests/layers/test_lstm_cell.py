@@ -27,6 +27,15 @@ def given(*batch: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     return x.requires_grad_(), (h.requires_grad_(), c.flip(-1).requires_grad_())
 
 
+def test_the_state_under_autocast_is_of_its_dtype_whatever_went_in(backend: str) -> None:
+    cell, x, states = LSTMCell(4, 5, backend=backend), torch.randn(B, 4), (torch.randn(B, 5),) * 2
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+            assert [part.dtype for part in cell(x, states)] == [torch.bfloat16] * 2
+            with torch.autocast("cpu", enabled=False):  # the way out of the docstring
+                assert [part.dtype for part in cell(x, states)] == [torch.float32] * 2
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [(), (B,), (0,)], ids=str)
 @pytest.mark.parametrize("states", [True, False])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import gc
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -186,3 +191,71 @@ def test_attention_takes_the_weights_of_multihead_attention() -> None:
     time_first = RelevancyAttention(8, 2, 20, 0, batch_first=False, dtype=torch.float64)
     time_first.load_state_dict(dense.state_dict())
     assert_close(time_first(x.transpose(0, 1)).transpose(0, 1), sparse(x))
+
+
+def attention() -> RelevancyAttention:
+    return RelevancyAttention(8, 2, 3, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_one_cache_for_each_layer(copied: bool) -> None:
+    layer, x, cache = attention(), random(2, 9, 8, seed=0), RelevancyCache()
+    other = copy.deepcopy(layer) if copied else attention()
+    layer(x, cache=cache)
+    before = vars(cache).copy()
+    with pytest.raises(ValueError, match=r"one cache for each layer.* copy\.copy\(cache\)"):
+        other(x, cache=cache)
+    assert all(value is before[name] for name, value in vars(cache).items())
+    layer.float().double()(x, cache=cache)  # moved, but the same layer
+    torch.func.functional_call(layer, dict(layer.named_parameters()), (x,), {"cache": cache})
+    assert before["length"].tolist() == [9, 9] and cache.length.tolist() == [27, 27]
+
+
+def test_a_refused_call_makes_no_cache_its_own() -> None:
+    layer, x, cache = attention(), random(2, 9, 8, seed=0), RelevancyCache()
+    with pytest.raises(RuntimeError, match="relevance should have shape"):
+        attention()(x, cache=cache, relevance=x)
+    assert torch.equal(layer(x, cache=cache), layer(x))
+
+
+def test_a_copy_of_a_cache_goes_on_in_a_copy_of_its_layer() -> None:
+    layer, x, cache = attention(), random(2, 9, 8, seed=0), RelevancyCache()
+    with torch.no_grad():
+        layer(x, cache=cache)
+        copies = [copy.copy(cache), copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))]
+        copies += [cache.detach(), cache.index_select(torch.arange(2))]
+        wanted = layer(x, cache=copy.copy(cache))
+        for kept in copies:
+            assert torch.equal(copy.deepcopy(layer)(x, cache=kept), wanted)
+
+
+def test_a_cache_goes_on_when_its_layer_is_gone_and_does_not_keep_it() -> None:
+    layer, x, cache = attention(), random(2, 9, 8, seed=0), RelevancyCache()
+    layer(x, cache=cache).sum().backward()
+    saved, alive = layer.state_dict(), weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert alive() is None
+    again = attention()
+    again.load_state_dict(saved)
+    again(x, cache=cache)
+
+
+def test_a_cache_of_chosen_samples() -> None:
+    layer, x, cache = attention(), random(3, 12, 8, seed=0), RelevancyCache()
+    order = torch.tensor([2, 0, 0, 1])
+    layer(x[:, :7], lengths=torch.tensor([7, 3, 5]), cache=cache)
+    chosen = cache.index_select(order)
+    assert_close(layer(x[order, 7:], cache=chosen), layer(x[:, 7:], cache=cache)[order])
+    assert chosen.length is not None and chosen.length.tolist() == [10, 12, 12, 8]
+    assert repr(RelevancyCache().index_select(order)) == "RelevancyCache(empty)"
+
+
+def test_a_state_without_options_is_taken_as_it_was_by_earlier_versions() -> None:
+    layer, x = small(), random(9, 2, 3, seed=0)
+    _, state = layer(x)
+    assert state.options == (2, 2, "relevant")
+    older = dataclasses.replace(state, options=None)
+    output, state = layer(x, older)
+    assert torch.equal(output, layer(x, dataclasses.replace(older, options=(2, 2, "relevant")))[0])
+    assert state.options == (2, 2, "relevant")

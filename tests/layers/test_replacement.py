@@ -14,7 +14,7 @@ from torch import nn
 
 from cases import random
 from closeness import assert_close
-from throughtime import LSTM, replace, restore
+from throughtime import LSTM, LSTMCell, replace, restore
 
 
 class Tagger(nn.Module):
@@ -52,10 +52,24 @@ def test_replaces_every_layer_in_place_with_its_weights() -> None:
     assert (model.encoder.weight_hh_l0 - before).abs().max() > 1e-6
 
 
+def test_a_cell_is_skipped_and_ours_takes_its_weights() -> None:
+    model = nn.Sequential(nn.LSTMCell(4, 5), nn.LSTM(4, 5), LSTMCell(4, 5))
+    way_out = "put a throughtime.LSTMCell there, which takes its state_dict"
+    with pytest.warns(
+        RuntimeWarning, match=f"replace: skipped '0': it is an nn.LSTMCell; {way_out}"
+    ):
+        report = replace(model)
+    assert report.replaced == ("1",) and list(report.skipped) == ["0"]
+    assert restore(model).skipped == {}
+    x = random(3, 4, seed=1, dtype=torch.float32)
+    model[2].load_state_dict(model[0].state_dict())
+    assert_close(model[2](x)[0], model[0](x)[0])
+
+
 def test_the_report_reads_well() -> None:
     model = nn.ModuleDict({"a": nn.LSTM(2, 3), "b": LSTM(2, 3)})
     assert str(replace(model)) == (
-        "replaced 1, skipped 1\n  replaced a\n  skipped b: it is a throughtime.LSTM already"
+        "replaced 1, skipped 1\n  replaced 'a'\n  skipped 'b': it is a throughtime.LSTM already"
     )
     assert str(replace(nn.Linear(2, 3))) == "replaced 0, skipped 0"
 
@@ -149,8 +163,8 @@ def test_a_subclass_with_nn_lstms_forward_keeps_its_methods(kind: Any) -> None:
     assert model["rnn"] is layer and isinstance(layer, LSTM) and isinstance(layer, kind)
     name = kind.__name__
     assert str(report) == (
-        f"replaced 1, skipped 0\n  replaced rnn: its class has both, {name} and throughtime.LSTM, "
-        "as bases"
+        "replaced 1, skipped 0\n"
+        f"  replaced 'rnn': its class has both, {name} and throughtime.LSTM, as bases"
     )
     assert repr(layer) == f"{name}(2, 3, detach_prob=0.5)"
     assert layer.scaled(x).shape == (4, 2, 3) if kind is Own else layer.named() == "concrete"
@@ -159,7 +173,7 @@ def test_a_subclass_with_nn_lstms_forward_keeps_its_methods(kind: Any) -> None:
         assert type(copied["rnn"]) is type(layer) and copied["rnn"].detach_prob == 0.5
         assert torch.equal(copied["rnn"].eval()(x)[0], layer(x)[0])
     assert str(restore(model)) == (
-        f"restored 1, skipped 0\n  restored rnn: its class is {name} again"
+        f"restored 1, skipped 0\n  restored 'rnn': its class is {name} again"
     )
     assert type(layer) is kind
     assert torch.equal(layer(x)[0], expected)
@@ -191,7 +205,9 @@ def test_restore_converts_what_was_made_as_ours_and_skips_its_subclasses() -> No
     model = nn.ModuleDict({"ours": LSTM(2, 3, detach_prob=0.5), "mine": Mine(2, 3)})
     x = random(4, 2, 2, seed=1, dtype=torch.float32)
     expected = model["ours"].eval()(x)[0]
-    with pytest.warns(RuntimeWarning, match="restore: skipped mine: its class Mine is a subclass"):
+    with pytest.warns(
+        RuntimeWarning, match="restore: skipped 'mine': its class Mine is a subclass"
+    ):
         report = restore(model)
     assert report.replaced == ("ours",) and type(model["mine"]) is Mine
     assert type(model["ours"]) is nn.LSTM
@@ -213,7 +229,7 @@ def test_a_program_that_replaces_the_name(monkeypatch: pytest.MonkeyPatch) -> No
 def test_nothing_changes_if_the_backend_cannot_run_one_of_them() -> None:
     model = nn.ModuleDict({"a": nn.LSTM(2, 3), "b": nn.LSTM(2, 3, proj_size=1)})
     with pytest.raises(
-        RuntimeError, match=r"replace: backend='cuda' cannot run [ab]: .*no layer was"
+        RuntimeError, match=r"replace: backend='cuda' cannot run '[ab]': .*no layer was"
     ):
         replace(model, backend="cuda")
     assert type(model["a"]) is type(model["b"]) is nn.LSTM

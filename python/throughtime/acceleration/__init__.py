@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -18,6 +19,8 @@ from throughtime.backends.backend import Request
 __all__ = ["Acceleration", "accelerate", "accelerate_if_asked", "explained", "request"]
 
 VARIABLE = "THROUGHTIME_ACCELERATE"
+
+_logger = logging.getLogger("throughtime")
 
 
 def accelerate(
@@ -75,6 +78,7 @@ def accelerate(
     except RuntimeError:
         handle.remove()
         raise
+    _logger.debug("accelerate: in force, detach_prob=%s", detach_prob)
     return handle
 
 

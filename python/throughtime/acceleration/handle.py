@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
@@ -16,6 +17,8 @@ from throughtime.backends.selection import users_level
 from throughtime.functional.checks import check_flag
 from throughtime.nn.h_detach import HDetach
 from throughtime.ops.registration import lasting
+
+_logger = logging.getLogger("throughtime")
 
 
 class Acceleration(HDetach):
@@ -63,13 +66,16 @@ class Acceleration(HDetach):
         return innermost() is self
 
     def count(self, what: str) -> None:
-        """Add one to the calls of a kind.
+        """Add one to the calls of a kind, and log the first.
 
         Args:
             what: a key of ``calls``.
         """
         with _lock:
             self._calls[what] += 1
+            first = self._calls[what] == 1
+        if first:
+            _logger.debug("accelerate: a call of nn.LSTM: %s", what)
 
     def remove(self) -> None:
         """End it; the handle made before it, if there is one, decides again."""

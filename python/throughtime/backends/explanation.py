@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.nn.modules.rnn import LSTM as TorchLSTM
 
 from throughtime.backends.backend import (
@@ -176,9 +177,10 @@ def explain(
         )
         argument = "auto" if backend is None else backend
     else:
+        held = _layers_of(module_or_op)
         raise TypeError(
             "explain: expected a layer of throughtime, an nn.LSTM or the name of an operator, got "
-            f"{type(module_or_op).__name__}"
+            f"{type(module_or_op).__name__}{held}"
         )
     name, source = preferred(argument)
     reasons = {candidate: can_run(candidate, request) for candidate in ORDER}
@@ -225,3 +227,16 @@ def explain(
         plan("cpu", threads),
         accelerated,
     )
+
+
+def _layers_of(model: object) -> str:
+    """The layers of a model that could be explained, for a message."""
+    from throughtime.nn.backend import BackendChoice
+
+    if not isinstance(model, nn.Module):
+        return ""
+    layers = model.named_modules()
+    names = [repr(name) for name, layer in layers if isinstance(layer, (BackendChoice, TorchLSTM))]
+    if not names:
+        return ", which holds no such layer"
+    return f"; explain one of its layers: model.get_submodule({' or '.join(names[:3])})"

@@ -114,7 +114,8 @@ def missing_kernels() -> str | None:
 def cuda_tensors(request: Request) -> str | None:
     """Tensors on a GPU."""
     if request.device is not None and request.device.type != "cuda":
-        return f"the tensors are on {request.device}, not on a GPU; move them, or {WAY_OUT}"
+        others = _where_they_are(request)
+        return f"the tensors are on {request.device}, not on a GPU; move them, or {others}"
     return None
 
 
@@ -161,5 +162,12 @@ def triton(request: Request) -> str | None:
         return None
     return (
         f"the tensors are on {request.device}, and Triton needs a GPU (or its slow interpreter for "
-        f"tests: TRITON_INTERPRET=1 before Triton is imported); {WAY_OUT}"
+        f"tests: TRITON_INTERPRET=1 before Triton is imported); {_where_they_are(request)}"
     )
+
+
+def _where_they_are(request: Request) -> str:
+    """The way out that leaves tensors where they are."""
+    if request.device == torch.device("cpu") and not missing_kernels():
+        return WAY_OUT.replace("=", "='cpu', ")
+    return WAY_OUT

@@ -52,10 +52,10 @@ def check_state(
     state: RelState,
     input: Tensor,
     hidden: int,
-    sizes: tuple[int, int | None],
+    options: tuple[int, int | None, str],
     autocast: torch.dtype | None,
 ) -> None:
-    """Check that one layer's state fits the input; ``sizes`` are window_size and top_k.
+    """Check that one layer's state fits the input and the call's window_size, top_k and retain.
 
     Raises:
         RuntimeError, TypeError, ValueError: as :func:`throughtime.functional.rel_lstm` says.
@@ -64,8 +64,10 @@ def check_state(
     named = {f"hx.{name}": getattr(state, name) for name in ("h", "c", "context", "memory")}
     check_devices(input, "hidden", named)
     check_dtypes(op, input, {}, named, autocast)
+    if state.options is not None:
+        _check_options(op, "hx", state, "window_size, top_k, retain", options, _NEW_STATE)
     slots = state.memory.size(0)
-    _check_screening(op, "hx", "states", state, slots, input, (*sizes, 1), _NEW_STATE)
+    _check_screening(op, "hx", "states", state, slots, input, (*options[:2], 1), _NEW_STATE)
 
 
 def check_cache(
@@ -102,14 +104,8 @@ def check_cache(
         raise ValueError(f"{op}: cache holds no {' and no '.join(missing)}; {_NEW_CACHE}")
     for name in names:
         _check_tensor(op, f"cache.{name}", getattr(cache, name))
-    if cache.options != options:
-        listed = (
-            "window_size, top_k, screen_every, score, scale, retain, normalize, relevance given"
-        )
-        raise ValueError(
-            f"{op}: cache was begun with ({listed}) = {cache.options}, got {options}; "
-            f"go on with the same, or {_NEW_CACHE}"
-        )
+    listed = "window_size, top_k, screen_every, score, scale, retain, normalize, relevance given"
+    _check_options(op, "cache", cache, listed, options, _NEW_CACHE)
     assert cache.key is not None and cache.value is not None
     for name, old, new in (("key", cache.key, key), ("value", cache.value, value)):
         wanted, got = ((*x.shape[:2], *x.shape[3:]) for x in (new, old))
@@ -121,7 +117,8 @@ def check_cache(
         if old.dtype != new.dtype or old.device != new.device:
             raise ValueError(
                 f"{op}: cache holds {name}s in {old.dtype} on {old.device}, but {name} is in "
-                f"{new.dtype} on {new.device}; convert {name}, or {_NEW_CACHE}"
+                f"{new.dtype} on {new.device}; run all calls of a sequence in one dtype on one "
+                f"device, under the same autocast (prefill and generation too), or {_NEW_CACHE}"
             )
     batch, heads, slots, _ = cache.key.shape
     rows = (batch, heads, slots)
@@ -133,6 +130,21 @@ def check_cache(
     }.items():
         _check_size(f"cache.{name}", getattr(cache, name), shape)
     _check_screening(op, "cache", "keys", cache, slots, key, sizes, _NEW_CACHE)
+
+
+def _check_options(
+    op: str,
+    owner: str,
+    held: RelState | RelevancyCache,
+    listed: str,
+    options: tuple[object, ...],
+    way_out: str,
+) -> None:
+    if held.options != options:
+        raise ValueError(
+            f"{op}: {owner} was begun with ({listed}) = {held.options}, got {options}; "
+            f"go on with the same, or {way_out}"
+        )
 
 
 def _check_screening(

@@ -138,15 +138,15 @@ def rel_lstm(
     check_mask(_OP, "detach_mask", detach_mask, input, ((length,), (length, batch)))
     detach_mask = per_sample(detach_mask, length, batch)
     lengths = checked_lengths(_OP, lengths, batch, length, input.device)
-    sizes = (window_size, top_k)
-    state = _initial(hx, input, weight_hh.size(1), detach_mask, sizes, autocast)
+    options = (window_size, top_k, retain)
+    state = _initial(hx, input, weight_hh.size(1), detach_mask, options, autocast)
     check_mask(_OP, "reset", reset, input, ((length, batch),))
     split = None
     if reset is not None and batch > 0:  # each episode is a row of its own
         split = Split.at(reset, lengths)
         input, hx, lengths = split.rows(input), split.begun(hx), split.lengths
         detach_mask = None if detach_mask is None else split.rows(detach_mask)
-        state = _initial(hx, input, weight_hh.size(1), detach_mask, sizes, autocast)
+        state = _initial(hx, input, weight_hh.size(1), detach_mask, options, autocast)
     has_memory = state.memory.size(0) > 0
     args = RelLstmArguments(
         input=input,
@@ -177,13 +177,18 @@ def rel_lstm(
     with without_autocast(input, autocast):
         watching.begin(args, split)
         results: RelLstmResults = runs.run(args)
-        output, state = results.output, _next_state(state, args, results)
+        output, state = results.output, _next_state(state, args, results, options)
         if split is None:
             return output, state
         return split.together(output), split.ended(state)
 
 
-def _next_state(before: RelState, args: RelLstmArguments, results: RelLstmResults) -> RelState:
+def _next_state(
+    before: RelState,
+    args: RelLstmArguments,
+    results: RelLstmResults,
+    options: tuple[object, ...],
+) -> RelState:
     """What the next call needs: rows of ``[before.memory, output]``, each gathered by itself."""
     index = results.memory_index
     prefix, (length, _, hidden) = before.memory.size(0), results.output.shape
@@ -205,6 +210,7 @@ def _next_state(before: RelState, args: RelLstmArguments, results: RelLstmResult
         position.masked_fill(empty, -1),
         before.length + (length if args.lengths is None else args.lengths),
         index.size(0) - window,
+        options,
     )
 
 
@@ -213,13 +219,13 @@ def _initial(
     input: Tensor,
     hidden: int,
     detach_mask: Tensor | None,
-    sizes: tuple[int, int | None],
+    options: tuple[int, int | None, str],
     autocast: torch.dtype | None,
 ) -> RelState:
     """The state to begin with, checked; a fresh one has no memory and h_0 as its context."""
     batch = input.size(1)
     if isinstance(hx, RelState):
-        check_state(_OP, hx, input, hidden, sizes, autocast)
+        check_state(_OP, hx, input, hidden, options, autocast)
         return hx
     check_pair(_OP, hx, "a RelState, ")
     check_states(input, hx, hidden, hidden)

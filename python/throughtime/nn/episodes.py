@@ -135,7 +135,10 @@ def episodes(
 def _marks(reset: Tensor, sizes: Sizes, batch_first: bool, batched: bool) -> Tensor:
     op, _, length, batch, _ = sizes
     if not isinstance(reset, Tensor):
-        raise TypeError(f"{op}: reset should be a bool Tensor, got {type(reset).__name__}")
+        raise TypeError(
+            f"{op}: reset should be a Tensor of bool, or of 0 and 1, got {type(reset).__name__}; "
+            "convert it: torch.as_tensor(reset)"
+        )
     marks = reset
     if marks.dim() == 3 and marks.size(2) == 1:
         marks = marks.squeeze(2)

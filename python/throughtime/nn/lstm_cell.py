@@ -11,7 +11,7 @@ from throughtime import functional
 from throughtime.backends.backend import BackendName, Request
 from throughtime.backends.selection import check_name
 from throughtime.functional import thin
-from throughtime.functional.checks import check_pair
+from throughtime.functional.checks import check_pair, wrong_shape
 from throughtime.nn.backend import BackendChoice
 from throughtime.nn.episodes import Sizes, episodes
 from throughtime.ops.autograd import recording
@@ -27,6 +27,10 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
 
     There is no h-detach here. Of one step the only thing to detach is the state that goes in: call
     the cell with ``h.detach()``.
+
+    Under autocast the state that comes out is of its 16 bits, whatever dtype went in, and a rollout
+    rounds c at every step. ``torch.nn.LSTMCell`` gives float32 there on a CPU. To keep float32,
+    call the cell in ``with torch.autocast(device, enabled=False)``, with float32 input.
 
     Args:
         input_size: I, features of the input.
@@ -110,9 +114,13 @@ class LSTMCell(BackendChoice, nn.RNNCellBase):
         if not batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        if isinstance(reset, Tensor) and reset.dim() < 2:
-            reset = reset.reshape(-1, 1)  # one step, the batch first
-        sizes = Sizes("LSTMCell", 1, 1, input.size(0), (self.hidden_size,) * 2)
+        batch = input.size(0)
+        if isinstance(reset, Tensor):
+            if tuple(reset.shape) not in ((batch,), (batch, 1), *(() if batched else ((),))):
+                wanted = f"[{batch}] or [{batch}, 1] ([B] or [B, 1])" if batched else "[]"
+                wrong_shape("LSTMCell", "reset", wanted, reset)
+            reset = reset.reshape(batch, 1)  # one step, the batch first
+        sizes = Sizes("LSTMCell", 1, 1, batch, (self.hidden_size,) * 2)
         starts = episodes(reset, None, sizes, batch_first=True)
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         _, (h, c) = functional.lstm(

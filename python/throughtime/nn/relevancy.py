@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
 
     The layer runs :func:`throughtime.functional.relevancy_attention` between the projections of
     ``nn.MultiheadAttention`` and has its parameter names: ``in_proj_weight``, ``in_proj_bias``,
-    ``out_proj``. The input is batch-first by default.
+    ``out_proj``. The input is batch-first by default. A model that generates has one cache for each
+    layer, as the example shows.
 
     Args:
         embed_dim: E, features of input and output, divisible by ``num_heads``.
@@ -53,7 +55,17 @@ class RelevancyAttention(BackendChoice, nn.Module):
     Example:
         >>> import torch, throughtime
         >>> attention = throughtime.RelevancyAttention(16, 4, window_size=8, top_k=4)
-        >>> assert attention(torch.randn(2, 50, 16)).shape == (2, 50, 16)
+        >>> x = torch.randn(2, 50, 16)
+        >>> assert attention(x).shape == (2, 50, 16)
+        >>> layers = torch.nn.ModuleList([attention, throughtime.RelevancyAttention(16, 4, 8, 4)])
+        >>> caches = [throughtime.RelevancyCache() for _ in layers]  # one cache for each layer
+        >>> def run(x):
+        ...     for layer, cache in zip(layers, caches):
+        ...         x = x + layer(x, cache=cache)
+        ...     return x
+        >>> parts = torch.cat([run(part) for part in x.split([40] + [1] * 10, dim=1)], dim=1)
+        >>> caches = [None, None]
+        >>> assert torch.allclose(parts, run(x), atol=1e-5)
 
     Source: Kerg, Kanuparthi et al., NeurIPS 2020, arXiv 2006.09471.
     """
@@ -155,7 +167,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
         Args:
             input: ``[B, T, E]``, or ``[T, B, E]`` with ``batch_first=False``.
             lengths: int64 ``[B]``, 0 <= length <= T.
-            cache: state of earlier calls on the same sequences; this call updates it.
+            cache: state of earlier calls of this layer on the same sequences; this call updates it.
+                One cache for each layer; a copy of a cache may go on in a copy of the layer.
             relevance: ``[B, num_key_value_heads, T]``, >= 0: what a key competes with, in place of
                 the attention that it has received.
 
@@ -166,7 +179,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         Raises:
             RuntimeError: if a shape or a device does not fit, or the chosen backend cannot run.
             TypeError: if an argument has the wrong type.
-            ValueError: if a dtype, a length or the cache is wrong.
+            ValueError: if a dtype, a length or the cache is wrong, or is that of another layer.
         """
         if not isinstance(input, Tensor):
             raise TypeError(
@@ -184,6 +197,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
                 f"RelevancyAttention: input should have the weights' dtype {weight.dtype}, got "
                 f"{input.dtype}; convert it: input.to({weight.dtype})"
             )
+        self._check_owner(cache)
         if not self.batch_first:
             input = input.transpose(0, 1)
         batch, length, _ = input.shape
@@ -207,6 +221,8 @@ class RelevancyAttention(BackendChoice, nn.Module):
             normalize=self.normalize,
             backend=self.backend,
         )
+        if cache is not None and not torch.compiler.is_compiling():
+            _owners[cache] = ref(self)
         output = F.linear(
             output.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias
         )
@@ -214,6 +230,18 @@ class RelevancyAttention(BackendChoice, nn.Module):
 
     if TYPE_CHECKING:  # a call has forward's types; nn.Module declares Any
         __call__ = forward
+
+    def _check_owner(self, cache: RelevancyCache | None) -> None:
+        """Raise if another layer, which is still there, went on with this very cache."""
+        if not isinstance(cache, RelevancyCache) or torch.compiler.is_compiling():
+            return
+        owner = _owners.get(cache, ref(self))()
+        if owner is not self and owner is not None:
+            raise ValueError(
+                "RelevancyAttention: cache should be of this layer alone, got that of another "
+                "layer; make one cache for each layer: [RelevancyCache() for _ in layers]; in a "
+                "copy of the layer go on with a copy: copy.copy(cache)"
+            )
 
     def extra_repr(self) -> str:
         text = f"{self.embed_dim}, {self.num_heads}, {self.window_size}, {self.top_k}"
@@ -226,3 +254,7 @@ class RelevancyAttention(BackendChoice, nn.Module):
         text += "" if heads == self.num_heads else f", num_key_value_heads={heads}"
         text += "" if self.screen_every == 1 else f", screen_every={self.screen_every}"
         return text + ("" if self.backend == "auto" else f", backend={self.backend!r}")
+
+
+# The layer that each cache belongs to. A copy, and what pickle makes, belongs to none yet.
+_owners: WeakKeyDictionary[RelevancyCache, ref[RelevancyAttention]] = WeakKeyDictionary()
