@@ -1,6 +1,12 @@
 // common/cpu/tile.h and matrix.h: packing, products and outer products, also of 16-bit operands.
 #include "common/cpu/matrix.h"
 
+#include <cstdlib>
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "common/cpu/subnormals.h"
 #include "export.h"
 
@@ -50,6 +56,39 @@ void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
       rows, weight, {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
 }
 
+// Whether a product reads no more of a left operand than its rows, padded: the page behind cannot be read.
+// 0 where a child that multiplies survives.
+template <typename Operand>
+int64_t reads_past_the_rows(const Operand*, int64_t rows, int64_t k_count) {
+  using S = SumOf<Operand>;
+  const int64_t ld = round_up(k_count, Numbers<Operand>::kDepth);
+  const int64_t bytes = round_up(rows, Tiling<Operand>::kPadding) * ld * sizeof(Operand);
+  const int64_t page = sysconf(_SC_PAGESIZE), whole = round_up(bytes, page);
+  char* const memory = static_cast<char*>(
+      mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (memory == MAP_FAILED || mprotect(memory + whole, page, PROT_NONE) != 0) return -1;
+  const auto numbers = [](int64_t vectors) {
+    const size_t size = vectors * kPanelVectors * kVectorBytes;
+    return static_cast<char*>(std::memset(std::aligned_alloc(64, round_up(size, 64)), 0, size));
+  };
+  char* const weight = numbers(ld);
+  char* const out = numbers(rows);
+  const pid_t child = fork();
+  if (child == 0) {
+    const MatrixUnit unit;
+    const Panels<Operand> panels{reinterpret_cast<Operand*>(weight), k_count, kPanelVectors};
+    multiply<Operand>({reinterpret_cast<Operand*>(memory + whole - bytes), ld, k_count}, rows,
+                      panels, {reinterpret_cast<S*>(out), kPanelVectors * kLanes<S>});
+    _exit(0);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  std::free(weight);
+  std::free(out);
+  munmap(memory, whole + page);
+  return status;
+}
+
 // Whether this thread holds tiles of AMX: the processor's own word (XINUSE).
 int64_t tiles_in_use() {
 #if defined(TT_AMX) && !defined(TT_AMX_STAND_IN)
@@ -87,4 +126,6 @@ EXPORT_AS(product_f64, product_as<double>)
 EXPORT_AS(product_narrow_f32, product_as<BFloat16>)
 EXPORT_AS(outer_products_f32, outer_products_as<float>)
 EXPORT_AS(outer_products_f64, outer_products_as<double>)
+EXPORT(reads_past_the_rows)
+EXPORT_AS(reads_past_the_rows_bf16, reads_past_the_rows<BFloat16>)
 EXPORT_PLAIN(tiles_in_use)

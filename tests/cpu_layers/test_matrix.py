@@ -118,6 +118,14 @@ def test_products(layer: Any, kind: str, vectors: int, width: int) -> None:
 
 
 @KINDS
+def test_no_product_reads_past_the_rows_of_its_left_operand(layer: Any, kind: str) -> None:
+    of = Kind(layer, kind)
+    for rows in (*range(1, 101), 113, 160, 170):
+        past = layer("reads_past_the_rows", torch.empty(0, dtype=of.operand), rows, 3 * of.depth)
+        assert past == 0, rows
+
+
+@KINDS
 def test_bits_do_not_depend_on_the_tile(layer: Any, kind: str) -> None:
     """A row has one result, however many rows and panels a product has."""
     of = Kind(layer, kind)

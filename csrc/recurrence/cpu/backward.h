@@ -35,7 +35,7 @@ class BackwardWalk {
   using S = typename Cell::Number;
   using X = GivenAs<Operand>;
   using Activations = Saved<Cell, Operand>;
-  static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
+  static constexpr int64_t kTileRows = Tiling<Operand>::kRows, kPadding = Tiling<Operand>::kPadding;
   static constexpr bool kPads =
       Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
   static constexpr int G = Cell::kGates;
@@ -56,7 +56,7 @@ class BackwardWalk {
         projected_(in_.weight_hr != nullptr),
         width_(panel_width(blocks_, schedule_.members)),
         width_out_(panel_width(outputs_, schedule_.members)),
-        most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
+        most_rows_(round_up(divide_up(shape_.B, plan_.groups), kPadding)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(round_up(L, Numbers<Operand>::kRun)),
@@ -195,7 +195,7 @@ class BackwardWalk {
   bool finishes_early() const { return plan_.groups == 1 && in_.length(0) > 0; }
 
   // Rows in memory of so many rows of a group.
-  static int64_t rows_of(int64_t rows) { return round_up(rows, Tiling<Operand>::kPadding); }
+  static int64_t rows_of(int64_t rows) { return round_up(rows, kPadding); }
 
   // Products read zeros past the last k, and whole tiles of rows.
   void clear_rings(const Group& g) {
@@ -251,7 +251,7 @@ class BackwardWalk {
     if (p_.dcells) add_cell_gradient(g, now.t, active);
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q) {
       const int64_t vector = q * width_out_, vectors = panel_h().width_of(q);
-      for_row_tiles<kTileRows>(0, going_on, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, going_on, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         {
           const Timing timing(g.member.watch, kRecurrent);
@@ -259,7 +259,7 @@ class BackwardWalk {
         }
         put_gradient(g, dh.numbers, height, vectors, now, vector, row);
       });
-      for_row_tiles<kTileRows>(going_on, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(going_on, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         load_h_n(g, row, height, vector, vectors, dh.numbers);
         put_gradient(g, dh.numbers, height, vectors, now, vector, row);
@@ -370,7 +370,7 @@ class BackwardWalk {
   void unproject(const Group& g, Step now, int64_t active) {
     const Timing timing(g.member.watch, kProjection);
     for (int64_t q = g.panels.begin; q < g.panels.end; ++q) {
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         product<Operand>({g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
                          {dh.numbers, panel_r().width_of(q) * L});
@@ -508,14 +508,16 @@ class BackwardWalk {
     return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }
 
-  // Rows [begin, end) took their first step then: what is left goes to h_0 and c_0.
+  // Rows [begin, end) took their first step then: what is left goes to h_0 and c_0. A whole tile of rows
+  // may begin before them: past the last row others write the next step.
   void leave(const Group& g, Step first, int64_t begin, int64_t end) {
+    const int64_t whole = begin / kPadding * kPadding;
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q)
-      for_row_tiles<kTileRows>(begin, end, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(whole, end, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         recurrent_gradient(g, first, row, height, q, dh.numbers);
         const int64_t vectors = panel_h().width_of(q);
-        for (int64_t i = 0; i < height; ++i)
+        for (int64_t i = most(begin - row, 0); i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j) {
             const int64_t vector = q * width_out_ + j;
             const int64_t to = in_.order[g.row0 + row + i] * shape_.R + vector * L;
@@ -533,9 +535,11 @@ class BackwardWalk {
     const Timing timing(g.member.watch, kInputGradients);
     const Panels<Operand> weight = panel_x();
     for_runs(in_, g, chunk, g.da, [&](int64_t slot, int64_t index, int64_t rows) {
-      const Share own = g.own(rows);
+      const Share tiles =
+          g.own(divide_up(rows, kPadding));  // none reaches past the rows of the ring
+      const int64_t begin = tiles.begin * kPadding, end = least(tiles.end * kPadding, rows);
       for (int64_t q = 0; q < weight.count(); ++q)
-        for_row_tiles<kTileRows>(own.begin, own.end, [&](int64_t row, int64_t height) {
+        for_product_rows<Operand>(begin, end, [&](int64_t row, int64_t height) {
           TileBuffer<S, kTileRows> dx;
           const int64_t vectors = weight.width_of(q);
           product(da_rows(g, slot, row), weight, q, height, {dx.numbers, vectors * L});

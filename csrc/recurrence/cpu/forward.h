@@ -283,7 +283,7 @@ class ForwardWalk {
       const Operand* panel_x = this->panel_x().panel(place(x_once_, g, block));
       const Operand* panel_h = this->panel_h().panel(place(h_once_, g, block));
       const S* gates_x = g.gates_x + (block * plan_.chunk + k) * g.rows * kGates;
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> gates;
         const Left<Operand> h_rows{h + row * ld_h_, ld_h_, shape_.R};
         Timing timing(g.member.watch, kRecurrent);
@@ -394,7 +394,7 @@ class ForwardWalk {
     const Share own(weight.count(), g.member.begin, g.member.end, schedule_.members);
     for (int64_t q = own.begin; q < own.end; ++q) {
       const int64_t vectors = weight.width_of(q);
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> h;
         product<Operand>({.at = g.u + row * ld_u_, .row_stride = ld_u_, .k_count = shape_.H},
                          weight, q, height, {.at = h.numbers, .row_stride = vectors * L});

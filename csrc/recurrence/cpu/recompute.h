@@ -91,7 +91,7 @@ class Recomputation {
     const Operand *x = x_(part.member.team), *h = h_(part.member.team);
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
       for_runs(in_, part, chunk, ring, [&](int64_t slot, int64_t index, int64_t rows) {
-        for_row_tiles<kTileRows>(0, rows, [&](int64_t row, int64_t height) {
+        for_product_rows<Operand>(0, rows, [&](int64_t row, int64_t height) {
           TileBuffer<S, kTileRows> gates;
           const int64_t first = index + row;
           gate_sums(block, {x + first * ld_x_, ld_x_, shape_.I},

@@ -409,7 +409,7 @@ class RelLstmBackwardPass {
     constexpr int64_t kTileRows = Tiling<Operand>::kRows;
     for (int64_t q = w.inputs.begin; q < w.inputs.end; ++q) {
       const int64_t vectors = inputs().width_of(q), column = q * kPanelVectors * L;
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dx;
         product<Operand>({da + row * ld_da_, ld_da_, at_.gates}, inputs(), q, height,
                          {dx.numbers, vectors * L});
