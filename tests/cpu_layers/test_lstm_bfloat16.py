@@ -53,6 +53,15 @@ def test_bits_of_a_sample_do_not_depend_on_the_batch(layer: Any) -> None:
         assert torch.equal(found[name], all_rows[name][..., rows, :]), name
 
 
+def test_memory_for_a_row_of_the_batch(layer: Any) -> None:
+    """What waits for its step takes as many rows as there are, not whole tiles of each step."""
+    steps, inputs, units = 300, 300, 128
+    run(layer, case(steps, 1, inputs, units))
+    weights = 2 * 4 * units * (inputs + units)  # bytes
+    waiting = steps * (2 * inputs + 4 * 4 * units)  # x and its gate sums
+    assert layer("scratch_bytes", 0) <= 1.2 * (weights + waiting)
+
+
 def test_a_long_memory_keeps_its_gradient(layer: Any) -> None:
     """T 2000 with a forget gate of 0.9975: c, dc and the saved gate must not be bfloat16's."""
     given = case(2000, 2, 4, 16)

@@ -56,7 +56,7 @@ class BackwardWalk {
         projected_(in_.weight_hr != nullptr),
         width_(panel_width(blocks_, schedule_.members)),
         width_out_(panel_width(outputs_, schedule_.members)),
-        most_rows_(round_up(divide_up(shape_.B, plan_.groups), kPadding)),
+        most_rows_(divide_up(shape_.B, plan_.groups)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(round_up(L, Numbers<Operand>::kRun)),
@@ -74,9 +74,9 @@ class BackwardWalk {
     panel_r_ =
         scratch_.template reserve<Operand>(projected_, Panels<Operand>::numbers(shape_.R, blocks_));
     const int64_t teams = schedule_.teams, projecting = projected_ ? teams : 0;
-    da_ = scratch_.template reserve<Operand>(teams, blocks_, slots_, most_rows_, kGates);
+    da_ = scratch_.template reserve<Operand>(teams, blocks_, slots_, rows_of(most_rows_), kGates);
     dc_ = scratch_.template reserve<S>(Cell::kCarriesCell ? teams : 0, blocks_, most_rows_, L);
-    dr_ = scratch_.template reserve<Operand>(projecting, slots_, most_rows_, ld_dr_);
+    dr_ = scratch_.template reserve<Operand>(projecting, slots_, rows_of(most_rows_), ld_dr_);
     u_ = scratch_.template reserve<Operand>(projecting, blocks_, slots_, most_rows_, ld_u_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
@@ -153,7 +153,7 @@ class BackwardWalk {
                   {da_(team), slots_, rows_of(rows), kGates},
                   dc_(team),
                   {projected_ ? dr_(team) : nullptr, slots_, rows_of(rows), ld_dr_},
-                  {projected_ ? u_(team) : nullptr, slots_, rows_of(rows), ld_u_},
+                  {projected_ ? u_(team) : nullptr, slots_, rows, ld_u_},
                   again_.ring(team, rows)};
     if (kPads) clear_rings(g);
     const int64_t longest = in_.length(g.row0);
@@ -194,7 +194,7 @@ class BackwardWalk {
   // One group finishes the weight gradients of a block where it has their sums.
   bool finishes_early() const { return plan_.groups == 1 && in_.length(0) > 0; }
 
-  // Rows in memory of so many rows of a group.
+  // Rows in memory of so many rows of a group, where products read them.
   static int64_t rows_of(int64_t rows) { return round_up(rows, kPadding); }
 
   // Products read zeros past the last k, and whole tiles of rows.
@@ -206,7 +206,6 @@ class BackwardWalk {
     };
     clear(g.da, g.blocks);
     if (!projected_) return;
-    clear(g.u, g.blocks);
     if (g.member.begin == 0) clear(g.dr, Share(1, 0, 1));
     g.member.wait();
   }
