@@ -291,8 +291,8 @@ class ForwardWalk {
         Timing timing(g.member.watch, kRecurrent);
         if (plan_.fuse_input) {
           const Left<Operand> x_rows{g.x + (k * g.rows + row) * ld_x_, ld_x_, shape_.I};
-          sum_products<G, 2, Operand>(
-              {{h_rows, panel_h}, {x_rows, panel_x}}, height,
+          sum_gates<G, Operand>(
+              {x_rows, panel_x}, {h_rows, panel_h}, height,
               {.at = gates.numbers, .row_stride = kGates, .bias = bias_() + block * kGates},
               [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
         } else {

@@ -138,8 +138,8 @@ class Recomputation {
       }
     const auto nothing = [](int) {};
     if (plan_.fuse_input) {
-      sum_products<G, 2, Operand>({{h, panel_h}, {x, panel_x}}, rows,
-                                  {.at = to, .row_stride = kGates, .bias = bias}, nothing);
+      sum_gates<G, Operand>({x, panel_x}, {h, panel_h}, rows,
+                            {.at = to, .row_stride = kGates, .bias = bias}, nothing);
       return;
     }
     TileBuffer<S, kTileRows> sums;
