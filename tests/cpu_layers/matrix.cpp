@@ -42,18 +42,20 @@ void pack_as(const S* weight, int64_t rows, int64_t columns, int64_t transposed,
   }
 }
 
-// out [rows, vectors * L] = (out, or bias, or 0) + a times panels; a has `blocks` pieces a row.
+// out [rows, vectors * L] = (out, or bias, or addend, or 0) + a times panels; a has `blocks` pieces a row, and
+// rows of the addend lie as those of out.
 template <typename Operand>
 void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
                 const Operand* panels, int64_t vectors, int64_t width, int64_t begun,
-                const SumOf<Operand>* bias, SumOf<Operand>* out) {
+                const SumOf<Operand>* bias, const SumOf<Operand>* addend, SumOf<Operand>* out) {
   const FlushSubnormals flush;
   const MatrixUnit unit;
   const int64_t row_stride = round_up(k_count, Numbers<Operand>::kDepth) + 3;
+  const int64_t ld = vectors * kLanes<SumOf<Operand>> + 1;
   const Panels<Operand> weight{const_cast<Operand*>(panels), k_count * blocks, vectors, width};
   multiply<Operand>(
       {a, row_stride, k_count, blocks, round_up(rows, Tiling<Operand>::kPadding) * row_stride},
-      rows, weight, {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
+      rows, weight, {out, ld, begun != 0, bias, addend, ld});
 }
 
 // Whether a product reads no more of a left operand than its rows, padded: the page behind cannot be read.

@@ -88,9 +88,16 @@ struct Target {
   const S* bias = nullptr;    // a row that is added to every row, or null
   const S* addend = nullptr;  // rows that are added, or null
   int64_t addend_stride = 0;
+  bool whole = false;  // memory has whole tiles of rows, and nothing else there
 
   TT_INLINE Target from(int64_t row, int64_t column) const {
-    return {at + row * row_stride + column, row_stride, begun, bias ? bias + column : nullptr};
+    return {at + row * row_stride + column,
+            row_stride,
+            begun,
+            bias ? bias + column : nullptr,
+            addend ? addend + row * addend_stride + column : nullptr,
+            addend_stride,
+            whole};
   }
 };
 

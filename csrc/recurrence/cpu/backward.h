@@ -275,7 +275,7 @@ class BackwardWalk {
     return {g.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * g.da.rows * kGates};
   }
 
-  // What the gates of a step hand to the outputs before it.
+  // What the gates of a step hand to the outputs before it, to a TileBuffer.
   void recurrent_gradient(const Group& g, Step after, int64_t row, int64_t height, int64_t panel,
                           S* dh) {
     const int64_t size = panel_h().width_of(panel) * L;
@@ -283,7 +283,8 @@ class BackwardWalk {
       std::memset(dh, 0, height * size * sizeof(S));
       return;
     }
-    product(da_rows(g, after.slot, row), panel_h(), panel, height, {dh, size});
+    product(da_rows(g, after.slot, row), panel_h(), panel, height,
+            {.at = dh, .row_stride = size, .whole = true});
     if (!p_.detach && !in_.reset) return;
     for (int64_t i = 0; i < height; ++i) {
       const int64_t at = g.row0 + row + i;
@@ -371,8 +372,9 @@ class BackwardWalk {
     for (int64_t q = g.panels.begin; q < g.panels.end; ++q) {
       for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
-        product<Operand>({g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
-                         {dh.numbers, panel_r().width_of(q) * L});
+        product<Operand>(
+            {g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
+            {.at = dh.numbers, .row_stride = panel_r().width_of(q) * L, .whole = true});
         const Timing timing(g.member.watch, kPointwise);
         cells(g, dh.numbers, height, panel_r().width_of(q), now, q * width_, row);
       });
@@ -541,7 +543,8 @@ class BackwardWalk {
         for_product_rows<Operand>(begin, end, [&](int64_t row, int64_t height) {
           TileBuffer<S, kTileRows> dx;
           const int64_t vectors = weight.width_of(q);
-          product(da_rows(g, slot, row), weight, q, height, {dx.numbers, vectors * L});
+          product(da_rows(g, slot, row), weight, q, height,
+                  {.at = dx.numbers, .row_stride = vectors * L, .whole = true});
           for (int64_t i = 0; i < height; ++i) {
             const int64_t r = index + row + i;
             const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / g.rows);

@@ -291,16 +291,19 @@ class ForwardWalk {
         Timing timing(g.member.watch, kRecurrent);
         if (plan_.fuse_input) {
           const Left<Operand> x_rows{g.x + (k * g.rows + row) * ld_x_, ld_x_, shape_.I};
-          sum_gates<G, Operand>(
-              {x_rows, panel_x}, {h_rows, panel_h}, height,
-              {.at = gates.numbers, .row_stride = kGates, .bias = bias_() + block * kGates},
-              [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
+          sum_gates<G, Operand>({x_rows, panel_x}, {h_rows, panel_h}, height,
+                                {.at = gates.numbers,
+                                 .row_stride = kGates,
+                                 .bias = bias_() + block * kGates,
+                                 .whole = true},
+                                [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
         } else {
           sum_products<G, 1, Operand>({{h_rows, panel_h}}, height,
                                       {.at = gates.numbers,
                                        .row_stride = kGates,
                                        .addend = gates_x + row * kGates,
-                                       .addend_stride = kGates},
+                                       .addend_stride = kGates,
+                                       .whole = true},
                                       [](int) {});
         }
         cells(g, gates.numbers, height, step, t, block, row);
@@ -399,7 +402,8 @@ class ForwardWalk {
       for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> h;
         product<Operand>({.at = g.u + row * ld_u_, .row_stride = ld_u_, .k_count = shape_.H},
-                         weight, q, height, {.at = h.numbers, .row_stride = vectors * L});
+                         weight, q, height,
+                         {.at = h.numbers, .row_stride = vectors * L, .whole = true});
         for (int64_t i = 0; i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j)
             put_output(g, load(h.numbers + (i * vectors + j) * L), step, t, q * width_out_ + j,

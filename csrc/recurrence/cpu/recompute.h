@@ -122,7 +122,8 @@ class Recomputation {
     if (from) copy_row(to, from, count);
   }
 
-  // In the order of ForwardWalk: x in a sum of its own where it is a product of its own there.
+  // To a TileBuffer. In the order of ForwardWalk: x in a sum of its own where it is a product of its
+  // own there.
   TT_INLINE void gate_sums(int64_t block, Left<Operand> x, Left<Operand> h, int64_t rows,
                            S* to) const {
     const Operand *panel_x = this->panel_x().panel(block), *panel_h = this->panel_h().panel(block);
@@ -139,15 +140,20 @@ class Recomputation {
     const auto nothing = [](int) {};
     if (plan_.fuse_input) {
       sum_gates<G, Operand>({x, panel_x}, {h, panel_h}, rows,
-                            {.at = to, .row_stride = kGates, .bias = bias}, nothing);
+                            {.at = to, .row_stride = kGates, .bias = bias, .whole = true}, nothing);
       return;
     }
     TileBuffer<S, kTileRows> sums;
-    sum_products<G, 1, Operand>({{x, panel_x}}, rows,
-                                {.at = sums.numbers, .row_stride = kGates, .bias = bias}, nothing);
     sum_products<G, 1, Operand>(
-        {{h, panel_h}}, rows,
-        {.at = to, .row_stride = kGates, .addend = sums.numbers, .addend_stride = kGates}, nothing);
+        {{x, panel_x}}, rows,
+        {.at = sums.numbers, .row_stride = kGates, .bias = bias, .whole = true}, nothing);
+    sum_products<G, 1, Operand>({{h, panel_h}}, rows,
+                                {.at = to,
+                                 .row_stride = kGates,
+                                 .addend = sums.numbers,
+                                 .addend_stride = kGates,
+                                 .whole = true},
+                                nothing);
   }
 
   const WalkBackward<X>& p_;

@@ -412,7 +412,7 @@ class RelLstmBackwardPass {
       for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dx;
         product<Operand>({da + row * ld_da_, ld_da_, at_.gates}, inputs(), q, height,
-                         {dx.numbers, vectors * L});
+                         {.at = dx.numbers, .row_stride = vectors * L, .whole = true});
         for (int64_t r = 0; r < height; ++r)
           for (int64_t v = 0; v < vectors; ++v)
             Numbers<X>::put_part(p_.dx + (t * shape_.B + in_.order[w.row0 + row + r]) * shape_.I,
