@@ -85,6 +85,15 @@ def test_every_row_and_unit_is_computed_by_one_worker(bytes_each: int) -> None:
         assert min(sizes(part["blocks"])) > 0 < min(sizes(part["rows"]))
 
 
+@pytest.mark.parametrize("bytes_each", [2, SPLIT])
+def test_a_matrix_unit_has_whole_tiles(bytes_each: int) -> None:
+    """A tile of fewer than 16 rows costs as much: no group has fewer where the batch has more."""
+    for H, B, threads in itertools.product((32, 128, 256, 600, 1200), range(1, 200), THREADS):
+        found = kernels.lstm_plan(300, B, H, H, H, bytes_each, threads, True)
+        for one in PASSES:
+            assert min(sizes(found[one]["rows"])) >= min(B, 16), (H, B, threads, one)
+
+
 def works(part: dict[str, Any]) -> list[int]:
     """Rows times blocks of units of each worker."""
     groups, teams, blocks = part["rows"], part["teams"], part["blocks"]

@@ -1,6 +1,12 @@
 // common/cpu/tile.h and matrix.h: packing, products and outer products, also of 16-bit operands.
 #include "common/cpu/matrix.h"
 
+#include <cstdlib>
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "common/cpu/subnormals.h"
 #include "export.h"
 
@@ -36,18 +42,53 @@ void pack_as(const S* weight, int64_t rows, int64_t columns, int64_t transposed,
   }
 }
 
-// out [rows, vectors * L] = (out, or bias, or 0) + a times panels; a has `blocks` pieces a row.
+// out [rows, vectors * L] = (out, or bias, or addend, or 0) + a times panels; a has `blocks` pieces a row, and
+// rows of the addend lie as those of out.
 template <typename Operand>
 void product_as(const Operand* a, int64_t rows, int64_t k_count, int64_t blocks,
                 const Operand* panels, int64_t vectors, int64_t width, int64_t begun,
-                const SumOf<Operand>* bias, SumOf<Operand>* out) {
+                const SumOf<Operand>* bias, const SumOf<Operand>* addend, SumOf<Operand>* out) {
   const FlushSubnormals flush;
   const MatrixUnit unit;
   const int64_t row_stride = round_up(k_count, Numbers<Operand>::kDepth) + 3;
+  const int64_t ld = vectors * kLanes<SumOf<Operand>> + 1;
   const Panels<Operand> weight{const_cast<Operand*>(panels), k_count * blocks, vectors, width};
   multiply<Operand>(
       {a, row_stride, k_count, blocks, round_up(rows, Tiling<Operand>::kPadding) * row_stride},
-      rows, weight, {out, vectors * kLanes<SumOf<Operand>> + 1, begun != 0, bias});
+      rows, weight, {out, ld, begun != 0, bias, addend, ld});
+}
+
+// Whether a product reads no more of a left operand than its rows, padded: the page behind cannot be read.
+// 0 where a child that multiplies survives.
+template <typename Operand>
+int64_t reads_past_the_rows(const Operand*, int64_t rows, int64_t k_count) {
+  using S = SumOf<Operand>;
+  const int64_t ld = round_up(k_count, Numbers<Operand>::kDepth);
+  const int64_t bytes = round_up(rows, Tiling<Operand>::kPadding) * ld * sizeof(Operand);
+  const int64_t page = sysconf(_SC_PAGESIZE), whole = round_up(bytes, page);
+  char* const memory = static_cast<char*>(
+      mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (memory == MAP_FAILED || mprotect(memory + whole, page, PROT_NONE) != 0) return -1;
+  const auto numbers = [](int64_t vectors) {
+    const size_t size = vectors * kPanelVectors * kVectorBytes;
+    return static_cast<char*>(std::memset(std::aligned_alloc(64, round_up(size, 64)), 0, size));
+  };
+  char* const weight = numbers(ld);
+  char* const out = numbers(rows);
+  const pid_t child = fork();
+  if (child == 0) {
+    const MatrixUnit unit;
+    const Panels<Operand> panels{reinterpret_cast<Operand*>(weight), k_count, kPanelVectors};
+    multiply<Operand>({reinterpret_cast<Operand*>(memory + whole - bytes), ld, k_count}, rows,
+                      panels, {reinterpret_cast<S*>(out), kPanelVectors * kLanes<S>});
+    _exit(0);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  std::free(weight);
+  std::free(out);
+  munmap(memory, whole + page);
+  return status;
 }
 
 // Whether this thread holds tiles of AMX: the processor's own word (XINUSE).
@@ -87,4 +128,6 @@ EXPORT_AS(product_f64, product_as<double>)
 EXPORT_AS(product_narrow_f32, product_as<BFloat16>)
 EXPORT_AS(outer_products_f32, outer_products_as<float>)
 EXPORT_AS(outer_products_f64, outer_products_as<double>)
+EXPORT(reads_past_the_rows)
+EXPORT_AS(reads_past_the_rows_bf16, reads_past_the_rows<BFloat16>)
 EXPORT_PLAIN(tiles_in_use)

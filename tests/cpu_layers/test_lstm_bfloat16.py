@@ -39,18 +39,31 @@ def test_bits_do_not_depend_on_threads(layer: Any, sizes: tuple[int, ...]) -> No
         assert all(torch.equal(x, one[name]) for name, x in run(layer, given, threads).items())
 
 
-def test_bits_of_a_sample_do_not_depend_on_the_batch(layer: Any) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rows", [slice(3, 20), slice(3, 18), slice(7, 8)], ids=str)
+def test_bits_of_a_sample_do_not_depend_on_the_batch(
+    layer: Any, rows: slice, recompute: bool
+) -> None:
+    """The fewest rows are less than a tile of AMX, where x is multiplied before the steps."""
     whole = case(9, 37, 33, 20, form="ragged")
-    rows = slice(3, 20)
     given = {name: x if name in WEIGHTS or x is None else x[..., rows, :].contiguous()
              for name, x in whole.tensors.items()}  # fmt: skip
     assert whole.lengths is not None and whole.reset is not None and whole.detach is not None
     grads = [g[..., rows, :].contiguous() for g in whole.grads]
     masks = [x[:, rows].contiguous() for x in (whole.reset, whole.detach)]
     part = Case(given, grads, whole.lengths[rows], *masks, reverse=False)
-    all_rows, found = run(layer, whole), run(layer, part)
+    all_rows, found = (run(layer, x, recompute=recompute) for x in (whole, part))
     for name in found.keys() - set(WEIGHTS):
         assert torch.equal(found[name], all_rows[name][..., rows, :]), name
+
+
+def test_memory_for_a_row_of_the_batch(layer: Any) -> None:
+    """What waits for its step takes as many rows as there are, not whole tiles of each step."""
+    steps, inputs, units = 300, 300, 128
+    run(layer, case(steps, 1, inputs, units))
+    weights = 2 * 4 * units * (inputs + units)  # bytes
+    waiting = steps * (2 * inputs + 4 * 4 * units)  # x and its gate sums
+    assert layer("scratch_bytes", 0) <= 1.2 * (weights + waiting)
 
 
 @pytest.mark.parametrize("forget_bias", [6, 17, 20, 200])

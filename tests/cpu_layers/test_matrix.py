@@ -108,13 +108,22 @@ def test_products(layer: Any, kind: str, vectors: int, width: int) -> None:
             before = torch.randn(rows, columns + 1).to(of.sum)
             packed = of.panels(weight, vectors, width)
             whole = terms(a[:, :rows, :k_count].transpose(0, 1).reshape(rows, -1), weight)
-            for begun in (0, 1):
+            addend = torch.randn_like(before)
+            for begun, row, other in ((1, None, None), (0, bias, None), (0, None, addend)):
                 found = before.clone()
                 numbers = (rows, k_count, blocks, packed, vectors, width, begun)
-                of.call("product", a, *numbers, None if begun else bias, found)
-                addend = before[:, :-1] if begun else bias.expand(rows, -1)
-                assert_sum(found[:, :-1], [*whole, addend])
+                of.call("product", a, *numbers, row, other, found)
+                added = bias.expand(rows, -1) if other is None else other[:, :-1]
+                assert_sum(found[:, :-1], [*whole, before[:, :-1] if begun else added])
                 assert torch.equal(found[:, -1], before[:, -1])
+
+
+@KINDS
+def test_no_product_reads_past_the_rows_of_its_left_operand(layer: Any, kind: str) -> None:
+    of = Kind(layer, kind)
+    for rows in (*range(1, 101), 113, 160, 170):
+        past = layer("reads_past_the_rows", torch.empty(0, dtype=of.operand), rows, 3 * of.depth)
+        assert past == 0, rows
 
 
 @KINDS
@@ -130,7 +139,7 @@ def test_bits_do_not_depend_on_the_tile(layer: Any, kind: str) -> None:
         packed = of.panels(weight, vectors, width)
         for rows in (1, 2, 5, 13, 40):
             out = torch.zeros(rows, columns + 1, dtype=of.sum)
-            of.call("product", a, rows, k_count, 1, packed, vectors, width, 0, bias, out)
+            of.call("product", a, rows, k_count, 1, packed, vectors, width, 0, bias, None, out)
             found[width, rows] = out
     assert all(torch.equal(x, found[4, 40][: len(x)]) for x in found.values())
 
@@ -147,7 +156,7 @@ def test_the_stand_in_has_the_bits_of_amx(layer: Any, stand_in: Any, size: float
             a[..., :k_count] *= size
         else:
             a[0, rows // 2, k_count // 2] = size
-        numbers = (a, rows, k_count, 1, of.panels(weight, vectors, 4), vectors, 4, 1, None)
+        numbers = (a, rows, k_count, 1, of.panels(weight, vectors, 4), vectors, 4, 1, None, None)
         before = torch.randn(rows, vectors * of.lanes + 1) * (size if size < 1 else 1)
         one, other = before.clone(), before.clone()
         of.call("product", *numbers, one)

@@ -11,6 +11,8 @@
 
 namespace throughtime {
 
+inline size_t last_acquired = 0;  // bytes
+
 inline Runtime on_threads(int64_t threads) {
   Runtime made{};
   made.threads = static_cast<int>(threads);
@@ -26,6 +28,7 @@ inline Runtime on_threads(int64_t threads) {
   };
   // NaN, wherever a kernel reads what it has not written.
   made.acquire = [](size_t bytes) {
+    last_acquired = bytes;
     void* const memory = std::aligned_alloc(64, bytes);
     return std::memset(memory, 0xff, bytes);
   };

@@ -177,15 +177,16 @@ TT_INLINE void multiply_tiles(const Term<BFloat16>* terms, int count, int64_t ro
   };
   TileBuffer<float, 32> buffer;
   Target<float> whole = to;
-  const bool part = rows % amx::kRows != 0;  // a whole tile would reach rows that are not ours
-  if (part) {
+  const bool part = rows % amx::kRows != 0;  // a whole tile reaches rows that may not be ours
+  const bool apart = part && !to.whole;
+  if (apart) {
     whole.at = buffer.numbers;
     whole.row_stride = width;
-    if (to.begun) copy_rows(to.at, to.row_stride, buffer.numbers, width);
-    if (!to.begun && to.addend) {
-      copy_rows(to.addend, to.addend_stride, buffer.numbers, width);
-      whole.begun = true;
-    }
+    if (to.begun) copy_rows(to.at, to.row_stride, whole.at, width);
+  }
+  if (part && !to.begun && to.addend) {
+    copy_rows(to.addend, to.addend_stride, whole.at, whole.row_stride);
+    whole.begun = true;
   }
   if (rows > amx::kRows) {
     constexpr int two = NV > 1 ? 2 : 1;
@@ -195,7 +196,7 @@ TT_INLINE void multiply_tiles(const Term<BFloat16>* terms, int count, int64_t ro
   } else {
     amx::multiply_block<1, NV>(terms, count, NV, 0, whole);
   }
-  if (part) copy_rows(buffer.numbers, width, to.at, to.row_stride);
+  if (apart) copy_rows(buffer.numbers, width, to.at, to.row_stride);
 }
 
 // A worker's hold on the unit.

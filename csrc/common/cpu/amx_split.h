@@ -51,12 +51,12 @@ class PartProducts {
   int64_t row_stride_;  // of bfloat16 numbers
 };
 
-// f of every step of the terms, then the tiles of sums to memory.
+// f of every step of a term, then the tiles of sums to memory.
 template <int R, int C, int kParts, typename F>
-TT_INLINE void sum_steps(const Term<SplitFloat<kParts>>* terms, int count, int64_t width,
-                         int64_t column, float* out, const F& f) {
+TT_INLINE void sum_steps(const Term<SplitFloat<kParts>>& term, int64_t width, int64_t column,
+                         float* out, const F& f) {
   each<R * C>([&](auto n) { clear<decltype(n)::value>(); });
-  each_step(terms, count, width, column,
+  each_step(&term, 1, width, column,
             [&](const SplitFloat<kParts>* rows, int64_t stride, const SplitFloat<kParts>* panel) {
               f(PartProducts<R, C, kParts>(rows, stride, panel));
             });
@@ -67,14 +67,14 @@ TT_INLINE void sum_steps(const Term<SplitFloat<kParts>>* terms, int count, int64
 }
 
 template <int R, int C, int kParts>
-TT_INLINE void multiply_parts(const Term<SplitFloat<kParts>>* terms, int count, int64_t width,
-                              int64_t column, float* large, float* small) {
-  sum_steps<R, C>(terms, count, width, column, large, [](const auto& products) {
+TT_INLINE void multiply_parts(const Term<SplitFloat<kParts>>& term, int64_t width, int64_t column,
+                              float* large, float* small) {
+  sum_steps<R, C>(term, width, column, large, [](const auto& products) {
     products.template left<0>();
     products.template right<0>();
   });
   if constexpr (kParts == 1) return;
-  sum_steps<R, C>(terms, count, width, column, small, [](const auto& products) {
+  sum_steps<R, C>(term, width, column, small, [](const auto& products) {
     if constexpr (kParts == 3) {
       products.template left<2>();
       products.template right<0>();
@@ -90,33 +90,37 @@ TT_INLINE void multiply_parts(const Term<SplitFloat<kParts>>* terms, int count, 
 
 }  // namespace amx
 
-// See sum_products in matrix.h. What is added comes last.
+// See sum_products in matrix.h. What is added comes last, to the first term; each term has sums of its
+// own, as where it is alone.
 template <int NV, int kParts>
 TT_INLINE void multiply_tiles(const Term<SplitFloat<kParts>>* terms, int count, int64_t rows,
                               const Target<float>& to) {
-  TileBuffer<float, 32> large, small;
-  if (rows > amx::kRows) {
-    constexpr int two = NV > 1 ? 2 : 1;
-    for (int64_t column = 0; column + two <= NV; column += two)
-      amx::multiply_parts<2, two>(terms, count, NV, column, large.numbers, small.numbers);
-    if constexpr (NV == 3)
-      amx::multiply_parts<2, 1>(terms, count, NV, 2, large.numbers, small.numbers);
-  } else {
-    amx::multiply_parts<1, NV>(terms, count, NV, 0, large.numbers, small.numbers);
-  }
-  for (int64_t row = 0; row < rows; ++row)
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < NV; ++v) {
-      const int64_t column = v * kLanes<float>, from = row * NV * kLanes<float> + column;
-      Vec<float> sum = throughtime::load(large.numbers + from);
-      if constexpr (kParts > 1) sum += throughtime::load(small.numbers + from);
-      sum *= kSplitUnscale;
-      float* const at = to.at + row * to.row_stride + column;
-      if (to.begun) sum += throughtime::load(at);
-      if (to.bias) sum += throughtime::load(to.bias + column);
-      if (to.addend) sum += throughtime::load(to.addend + row * to.addend_stride + column);
-      throughtime::store(at, sum);
+  for (int n = 0; n < count; ++n) {
+    TileBuffer<float, 32> large, small;
+    if (rows > amx::kRows) {
+      constexpr int two = NV > 1 ? 2 : 1;
+      for (int64_t column = 0; column + two <= NV; column += two)
+        amx::multiply_parts<2, two>(terms[n], NV, column, large.numbers, small.numbers);
+      if constexpr (NV == 3)
+        amx::multiply_parts<2, 1>(terms[n], NV, 2, large.numbers, small.numbers);
+    } else {
+      amx::multiply_parts<1, NV>(terms[n], NV, 0, large.numbers, small.numbers);
     }
+    for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < NV; ++v) {
+        const int64_t column = v * kLanes<float>, from = row * NV * kLanes<float> + column;
+        Vec<float> sum = throughtime::load(large.numbers + from);
+        if constexpr (kParts > 1) sum += throughtime::load(small.numbers + from);
+        sum *= kSplitUnscale;
+        float* const at = to.at + row * to.row_stride + column;
+        if (n > 0 || to.begun) sum += throughtime::load(at);
+        if (n == 0 && to.bias) sum += throughtime::load(to.bias + column);
+        if (n == 0 && to.addend)
+          sum += throughtime::load(to.addend + row * to.addend_stride + column);
+        throughtime::store(at, sum);
+      }
+  }
 }
 
 #endif

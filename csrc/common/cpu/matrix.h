@@ -97,7 +97,7 @@ __attribute__((noinline)) void product(const Left<Operand>& a, const Panels<Oper
 template <typename Operand>
 void multiply_panel(const Left<Operand>& a, int64_t rows, const Panels<Operand>& weight, int64_t q,
                     const Target<SumOf<Operand>>& to) {
-  for_row_tiles<Tiling<Operand>::kRows>(0, rows, [&](int64_t row, int64_t height) {
+  for_product_rows<Operand>(0, rows, [&](int64_t row, int64_t height) {
     product(a.from(row), weight, q, height, to.from(row, 0));
   });
 }

@@ -28,6 +28,18 @@ template <int kParts>
 struct Tiling<SplitFloat<kParts>> : TilingOfUnit {};
 #endif
 
+// Calls f(row, height) for the rows of one product each that cover [begin, end). A matrix unit takes whole
+// tiles first: it then reads no row past the multiple of kPadding from `begin` on that covers them.
+template <typename Operand, typename F>
+TT_INLINE void for_product_rows(int64_t begin, int64_t end, const F& f) {
+  constexpr int64_t kRows = Tiling<Operand>::kRows;
+  if constexpr (Tiling<Operand>::kMatrixUnit) {
+    for (int64_t row = begin; row < end; row += kRows) f(row, least(kRows, end - row));
+  } else {
+    for_row_tiles<kRows>(begin, end, f);
+  }
+}
+
 // A weight packed into panels of `width` vectors of columns (the last may be narrower), each
 // k-major: [k / kDepth][vector][kDepth / kPair][element][kPair].
 template <typename Operand>
@@ -76,9 +88,16 @@ struct Target {
   const S* bias = nullptr;    // a row that is added to every row, or null
   const S* addend = nullptr;  // rows that are added, or null
   int64_t addend_stride = 0;
+  bool whole = false;  // memory has whole tiles of rows, and nothing else there
 
   TT_INLINE Target from(int64_t row, int64_t column) const {
-    return {at + row * row_stride + column, row_stride, begun, bias ? bias + column : nullptr};
+    return {at + row * row_stride + column,
+            row_stride,
+            begun,
+            bias ? bias + column : nullptr,
+            addend ? addend + row * addend_stride + column : nullptr,
+            addend_stride,
+            whole};
   }
 };
 

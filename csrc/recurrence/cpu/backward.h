@@ -35,7 +35,7 @@ class BackwardWalk {
   using S = typename Cell::Number;
   using X = GivenAs<Operand>;
   using Activations = Saved<Cell, Operand>;
-  static constexpr int64_t kTileRows = Tiling<Operand>::kRows;
+  static constexpr int64_t kTileRows = Tiling<Operand>::kRows, kPadding = Tiling<Operand>::kPadding;
   static constexpr bool kPads =
       Numbers<Operand>::kDepth > 1;  // products read zeros past the last k
   static constexpr int G = Cell::kGates;
@@ -56,7 +56,7 @@ class BackwardWalk {
         projected_(in_.weight_hr != nullptr),
         width_(panel_width(blocks_, schedule_.members)),
         width_out_(panel_width(outputs_, schedule_.members)),
-        most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
+        most_rows_(divide_up(shape_.B, plan_.groups)),
         slots_(plan_.chunk + 1),
         ld_dr_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(round_up(L, Numbers<Operand>::kRun)),
@@ -74,9 +74,9 @@ class BackwardWalk {
     panel_r_ =
         scratch_.template reserve<Operand>(projected_, Panels<Operand>::numbers(shape_.R, blocks_));
     const int64_t teams = schedule_.teams, projecting = projected_ ? teams : 0;
-    da_ = scratch_.template reserve<Operand>(teams, blocks_, slots_, most_rows_, kGates);
+    da_ = scratch_.template reserve<Operand>(teams, blocks_, slots_, rows_of(most_rows_), kGates);
     dc_ = scratch_.template reserve<S>(Cell::kCarriesCell ? teams : 0, blocks_, most_rows_, L);
-    dr_ = scratch_.template reserve<Operand>(projecting, slots_, most_rows_, ld_dr_);
+    dr_ = scratch_.template reserve<Operand>(projecting, slots_, rows_of(most_rows_), ld_dr_);
     u_ = scratch_.template reserve<Operand>(projecting, blocks_, slots_, most_rows_, ld_u_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
@@ -153,7 +153,7 @@ class BackwardWalk {
                   {da_(team), slots_, rows_of(rows), kGates},
                   dc_(team),
                   {projected_ ? dr_(team) : nullptr, slots_, rows_of(rows), ld_dr_},
-                  {projected_ ? u_(team) : nullptr, slots_, rows_of(rows), ld_u_},
+                  {projected_ ? u_(team) : nullptr, slots_, rows, ld_u_},
                   again_.ring(team, rows)};
     if (kPads) clear_rings(g);
     const int64_t longest = in_.length(g.row0);
@@ -194,8 +194,8 @@ class BackwardWalk {
   // One group finishes the weight gradients of a block where it has their sums.
   bool finishes_early() const { return plan_.groups == 1 && in_.length(0) > 0; }
 
-  // Rows in memory of so many rows of a group.
-  static int64_t rows_of(int64_t rows) { return round_up(rows, Tiling<Operand>::kPadding); }
+  // Rows in memory of so many rows of a group, where products read them.
+  static int64_t rows_of(int64_t rows) { return round_up(rows, kPadding); }
 
   // Products read zeros past the last k, and whole tiles of rows.
   void clear_rings(const Group& g) {
@@ -206,7 +206,6 @@ class BackwardWalk {
     };
     clear(g.da, g.blocks);
     if (!projected_) return;
-    clear(g.u, g.blocks);
     if (g.member.begin == 0) clear(g.dr, Share(1, 0, 1));
     g.member.wait();
   }
@@ -251,7 +250,7 @@ class BackwardWalk {
     if (p_.dcells) add_cell_gradient(g, now.t, active);
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q) {
       const int64_t vector = q * width_out_, vectors = panel_h().width_of(q);
-      for_row_tiles<kTileRows>(0, going_on, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, going_on, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         {
           const Timing timing(g.member.watch, kRecurrent);
@@ -259,7 +258,7 @@ class BackwardWalk {
         }
         put_gradient(g, dh.numbers, height, vectors, now, vector, row);
       });
-      for_row_tiles<kTileRows>(going_on, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(going_on, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         load_h_n(g, row, height, vector, vectors, dh.numbers);
         put_gradient(g, dh.numbers, height, vectors, now, vector, row);
@@ -276,7 +275,7 @@ class BackwardWalk {
     return {g.da.at(0, slot, row), kGates, kGates, blocks_, slots_ * g.da.rows * kGates};
   }
 
-  // What the gates of a step hand to the outputs before it.
+  // What the gates of a step hand to the outputs before it, to a TileBuffer.
   void recurrent_gradient(const Group& g, Step after, int64_t row, int64_t height, int64_t panel,
                           S* dh) {
     const int64_t size = panel_h().width_of(panel) * L;
@@ -284,7 +283,8 @@ class BackwardWalk {
       std::memset(dh, 0, height * size * sizeof(S));
       return;
     }
-    product(da_rows(g, after.slot, row), panel_h(), panel, height, {dh, size});
+    product(da_rows(g, after.slot, row), panel_h(), panel, height,
+            {.at = dh, .row_stride = size, .whole = true});
     if (!p_.detach && !in_.reset) return;
     for (int64_t i = 0; i < height; ++i) {
       const int64_t at = g.row0 + row + i;
@@ -370,10 +370,11 @@ class BackwardWalk {
   void unproject(const Group& g, Step now, int64_t active) {
     const Timing timing(g.member.watch, kProjection);
     for (int64_t q = g.panels.begin; q < g.panels.end; ++q) {
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
-        product<Operand>({g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
-                         {dh.numbers, panel_r().width_of(q) * L});
+        product<Operand>(
+            {g.dr.at(0, now.slot, row), ld_dr_, shape_.R}, panel_r(), q, height,
+            {.at = dh.numbers, .row_stride = panel_r().width_of(q) * L, .whole = true});
         const Timing timing(g.member.watch, kPointwise);
         cells(g, dh.numbers, height, panel_r().width_of(q), now, q * width_, row);
       });
@@ -508,14 +509,16 @@ class BackwardWalk {
     return load_part(in_.c0 + in_.order[at] * shape_.H + block * L, tail(block));
   }
 
-  // Rows [begin, end) took their first step then: what is left goes to h_0 and c_0.
+  // Rows [begin, end) took their first step then: what is left goes to h_0 and c_0. A whole tile of rows
+  // may begin before them: past the last row others write the next step.
   void leave(const Group& g, Step first, int64_t begin, int64_t end) {
+    const int64_t whole = begin / kPadding * kPadding;
     for (int64_t q = g.panels_out.begin; q < g.panels_out.end; ++q)
-      for_row_tiles<kTileRows>(begin, end, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(whole, end, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dh;
         recurrent_gradient(g, first, row, height, q, dh.numbers);
         const int64_t vectors = panel_h().width_of(q);
-        for (int64_t i = 0; i < height; ++i)
+        for (int64_t i = most(begin - row, 0); i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j) {
             const int64_t vector = q * width_out_ + j;
             const int64_t to = in_.order[g.row0 + row + i] * shape_.R + vector * L;
@@ -533,12 +536,15 @@ class BackwardWalk {
     const Timing timing(g.member.watch, kInputGradients);
     const Panels<Operand> weight = panel_x();
     for_runs(in_, g, chunk, g.da, [&](int64_t slot, int64_t index, int64_t rows) {
-      const Share own = g.own(rows);
+      const Share tiles =
+          g.own(divide_up(rows, kPadding));  // none reaches past the rows of the ring
+      const int64_t begin = tiles.begin * kPadding, end = least(tiles.end * kPadding, rows);
       for (int64_t q = 0; q < weight.count(); ++q)
-        for_row_tiles<kTileRows>(own.begin, own.end, [&](int64_t row, int64_t height) {
+        for_product_rows<Operand>(begin, end, [&](int64_t row, int64_t height) {
           TileBuffer<S, kTileRows> dx;
           const int64_t vectors = weight.width_of(q);
-          product(da_rows(g, slot, row), weight, q, height, {dx.numbers, vectors * L});
+          product(da_rows(g, slot, row), weight, q, height,
+                  {.at = dx.numbers, .row_stride = vectors * L, .whole = true});
           for (int64_t i = 0; i < height; ++i) {
             const int64_t r = index + row + i;
             const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / g.rows);

@@ -55,7 +55,9 @@ class ForwardWalk {
         outputs_(divide_up(shape_.R, L)),
         projected_(in_.weight_hr != nullptr),
         width_out_(panel_width(outputs_, schedule_.members)),
-        most_rows_(round_up(divide_up(shape_.B, plan_.groups), Tiling<Operand>::kPadding)),
+        most_rows_(divide_up(shape_.B, plan_.groups)),
+        whole_rows_(round_up(most_rows_, Tiling<Operand>::kPadding)),
+        chunk_rows_(times(plan_.chunk, most_rows_) + Tiling<Operand>::kPadding - 1),
         ld_x_(leading_dimension<Operand>(shape_.I)),
         ld_h_(leading_dimension<Operand>(outputs_ * L)),
         ld_u_(leading_dimension<Operand>(blocks_ * L)),
@@ -76,13 +78,13 @@ class ForwardWalk {
     panel_r_ = scratch_.template reserve<Operand>(projected_,
                                                   Panels<Operand>::numbers(shape_.H, outputs_));
     bias_ = scratch_.template reserve<S>(blocks_, kGates);
-    x_ = scratch_.template reserve<Operand>(schedule_.teams, plan_.chunk, most_rows_, ld_x_);
+    x_ = scratch_.template reserve<Operand>(schedule_.teams, chunk_rows_, ld_x_);
     gates_x_ = scratch_.template reserve<S>(plan_.fuse_input || straight_ ? 0 : schedule_.teams,
                                             blocks_, plan_.chunk, most_rows_, kGates);
-    h_ = scratch_.template reserve<Operand>(2 * schedule_.teams, most_rows_, ld_h_);
+    h_ = scratch_.template reserve<Operand>(2 * schedule_.teams, whole_rows_, ld_h_);
     c_ = scratch_.template reserve<S>(Cell::kCarriesCell ? schedule_.teams : 0, blocks_, most_rows_,
                                       L);
-    u_ = scratch_.template reserve<Operand>(projected_ ? schedule_.teams : 0, most_rows_, ld_u_);
+    u_ = scratch_.template reserve<Operand>(projected_ ? schedule_.teams : 0, whole_rows_, ld_u_);
     barriers_ = scratch_.template reserve<Barrier>(schedule_.teams + 1);
   }
 
@@ -124,7 +126,7 @@ class ForwardWalk {
     Share blocks;        // own blocks of units
     Share outputs;       // own vectors of outputs
     int64_t row0, rows;  // the group's rows
-    Operand* x;          // [chunk * rows, ld_x]
+    Operand* x;          // [chunk * rows, ld_x], and those that the last tile reads
     S* gates_x;          // [blocks, chunk * rows, G L]
     Operand* h[2];       // [rows, ld_h]
     S* c;                // [blocks, rows, L]
@@ -203,9 +205,9 @@ class ForwardWalk {
       const Share own(count, g.member.begin, g.member.end, schedule_.members);
       std::memset(rows + own.begin * ld, 0, (own.end - own.begin) * ld * sizeof(Operand));
     };
-    for (Operand* h : g.h) clear(h, most_rows_, ld_h_);
-    clear(g.x, plan_.chunk * most_rows_, ld_x_);
-    if (g.u) clear(g.u, most_rows_, ld_u_);
+    for (Operand* h : g.h) clear(h, whole_rows_, ld_h_);
+    clear(g.x, chunk_rows_, ld_x_);
+    if (g.u) clear(g.u, whole_rows_, ld_u_);
     g.member.wait();
   }
 
@@ -283,22 +285,25 @@ class ForwardWalk {
       const Operand* panel_x = this->panel_x().panel(place(x_once_, g, block));
       const Operand* panel_h = this->panel_h().panel(place(h_once_, g, block));
       const S* gates_x = g.gates_x + (block * plan_.chunk + k) * g.rows * kGates;
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> gates;
         const Left<Operand> h_rows{h + row * ld_h_, ld_h_, shape_.R};
         Timing timing(g.member.watch, kRecurrent);
         if (plan_.fuse_input) {
           const Left<Operand> x_rows{g.x + (k * g.rows + row) * ld_x_, ld_x_, shape_.I};
-          sum_products<G, 2, Operand>(
-              {{h_rows, panel_h}, {x_rows, panel_x}}, height,
-              {.at = gates.numbers, .row_stride = kGates, .bias = bias_() + block * kGates},
-              [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
+          sum_gates<G, Operand>({x_rows, panel_x}, {h_rows, panel_h}, height,
+                                {.at = gates.numbers,
+                                 .row_stride = kGates,
+                                 .bias = bias_() + block * kGates,
+                                 .whole = true},
+                                [&](int n) { timing.turn(n == 0 ? kRecurrent : kInput); });
         } else {
           sum_products<G, 1, Operand>({{h_rows, panel_h}}, height,
                                       {.at = gates.numbers,
                                        .row_stride = kGates,
                                        .addend = gates_x + row * kGates,
-                                       .addend_stride = kGates},
+                                       .addend_stride = kGates,
+                                       .whole = true},
                                       [](int) {});
         }
         cells(g, gates.numbers, height, step, t, block, row);
@@ -394,10 +399,11 @@ class ForwardWalk {
     const Share own(weight.count(), g.member.begin, g.member.end, schedule_.members);
     for (int64_t q = own.begin; q < own.end; ++q) {
       const int64_t vectors = weight.width_of(q);
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> h;
         product<Operand>({.at = g.u + row * ld_u_, .row_stride = ld_u_, .k_count = shape_.H},
-                         weight, q, height, {.at = h.numbers, .row_stride = vectors * L});
+                         weight, q, height,
+                         {.at = h.numbers, .row_stride = vectors * L, .whole = true});
         for (int64_t i = 0; i < height; ++i)
           for (int64_t j = 0; j < vectors; ++j)
             put_output(g, load(h.numbers + (i * vectors + j) * L), step, t, q * width_out_ + j,
@@ -430,7 +436,9 @@ class ForwardWalk {
   const WalkSchedule schedule_;
   const int64_t blocks_, outputs_;
   const bool projected_;
-  const int64_t width_out_, most_rows_, ld_x_, ld_h_, ld_u_;
+  const int64_t width_out_;
+  const int64_t most_rows_, whole_rows_, chunk_rows_;  // of a group, in whole tiles, of a chunk
+  const int64_t ld_x_, ld_h_, ld_u_;
   const bool straight_;          // weights are not packed
   const bool late_;              // weights are packed right before their first use
   const bool x_once_, h_once_;   // a panel's place for every member, not for every block

@@ -47,6 +47,18 @@ TT_INLINE const S* gate_row(const S* weight, int64_t H, int64_t columns, int64_t
   return unit < H ? weight + (gate * H + unit) * columns : nullptr;
 }
 
+// Gate sums of a step, of x and h at once. The unit of matrices adds h to the sum of x, so whether the two
+// are one product changes no bit there; vectors have one chain of both, in another order.
+template <int G, typename Operand, typename F>
+TT_INLINE void sum_gates(const Term<Operand>& x, const Term<Operand>& h, int64_t rows,
+                         const Target<SumOf<Operand>>& to, const F& begin) {
+  if constexpr (Tiling<Operand>::kMatrixUnit) {
+    sum_products<G, 2, Operand>({x, h}, rows, to, begin);
+  } else {
+    sum_products<G, 2, Operand>({h, x}, rows, to, begin);
+  }
+}
+
 template <int G, typename S>
 void pack_gate_bias(const S* bias, int64_t H, S* packed, Share blocks) {
   constexpr int64_t L = kLanes<S>;

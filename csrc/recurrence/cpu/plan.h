@@ -43,6 +43,7 @@ constexpr int64_t kLeastRows = 6;  // of a group, where there are more threads t
 constexpr double kOperationsToFork = 2 << 20;  // in all: below, starting threads costs more
 
 // Of a matrix unit, which multiplies ten times as fast as vectors do and waits for memory.
+constexpr int64_t kUnitRows = 16;             // of a tile, which costs the same with fewer
 constexpr int64_t kUnitCacheBytes = 5 << 18;  // weights of one worker that stay in its L2 cache
 constexpr double kUnitWait = 1.75;            // beyond: how much longer a product takes
 constexpr int64_t kUnitFarBytes = 4 << 20;    // weights that the members of a team do not hold
@@ -65,12 +66,15 @@ TT_INLINE WalkPlan plan_walk(const WalkShape& s, int64_t gates, int64_t scalar_b
   WalkPlan plan;
   // Weights near: small groups need no barrier. Weights far: few groups read them less often.
   const bool near = weights <= kNearBytes, far_from_unit = unit && weights > kUnitFarBytes;
-  plan.fuse_input = s.I <= (unit && near ? kUnitFuseInputs : kFuseInputs);
+  // Rows of several steps fill a tile where those of one do not.
+  plan.fuse_input =
+      s.I <= (unit && near ? kUnitFuseInputs : kFuseInputs) && !(unit && s.B < kUnitRows);
   plan.unit_bytes = unit ? weights : 0;
   plan.groups = power_of_two_at_least(divide_up(s.B, near            ? 32
                                                      : far_from_unit ? kUnitFarRows
                                                                      : 64));
-  if (plan.groups == 1 && s.B >= (near ? 4 : 32) && !far_from_unit) plan.groups = 2;
+  if (plan.groups == 1 && s.B >= (unit ? 2 * kUnitRows : near ? 4 : 32) && !far_from_unit)
+    plan.groups = 2;
   while (plan.groups > 1 && times(plan.groups, gradients) > kGradientBytes) plan.groups /= 2;
   // A brief walk costs as much as packing weights and summing their gradients: one group does either
   // where it uses it, so that nothing goes through memory twice.
@@ -130,8 +134,8 @@ TT_INLINE WalkPlan plan_forward(const WalkShape& s, int64_t gates, int64_t scala
   if (unit && plan.chunk < s.T) plan.chunk = chunk_of(s, plan.groups, kUnitProductRows);
   const WalkSchedule schedule = schedule_walk(s, gates, plan, threads, lanes);
   if (schedule.teams < plan.groups || schedule.members < divide_up(s.H, lanes)) return plan;
-  const int64_t rows = s.B / plan.groups;
-  plan.groups *= most(1, least(threads / schedule.workers(), rows / kLeastRows));
+  const int64_t rows = s.B / plan.groups, fewest = unit ? kUnitRows : kLeastRows;
+  plan.groups *= most(1, least(threads / schedule.workers(), rows / fewest));
   plan.chunk = chunk_of(s, plan.groups, kProductRows);
   return plan;
 }

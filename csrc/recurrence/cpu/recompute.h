@@ -91,7 +91,7 @@ class Recomputation {
     const Operand *x = x_(part.member.team), *h = h_(part.member.team);
     for (int64_t block = part.blocks.begin; block < part.blocks.end; ++block)
       for_runs(in_, part, chunk, ring, [&](int64_t slot, int64_t index, int64_t rows) {
-        for_row_tiles<kTileRows>(0, rows, [&](int64_t row, int64_t height) {
+        for_product_rows<Operand>(0, rows, [&](int64_t row, int64_t height) {
           TileBuffer<S, kTileRows> gates;
           const int64_t first = index + row;
           gate_sums(block, {x + first * ld_x_, ld_x_, shape_.I},
@@ -122,7 +122,8 @@ class Recomputation {
     if (from) copy_row(to, from, count);
   }
 
-  // In the order of ForwardWalk: x in a sum of its own where it is a product of its own there.
+  // To a TileBuffer. In the order of ForwardWalk: x in a sum of its own where it is a product of its
+  // own there.
   TT_INLINE void gate_sums(int64_t block, Left<Operand> x, Left<Operand> h, int64_t rows,
                            S* to) const {
     const Operand *panel_x = this->panel_x().panel(block), *panel_h = this->panel_h().panel(block);
@@ -138,16 +139,21 @@ class Recomputation {
       }
     const auto nothing = [](int) {};
     if (plan_.fuse_input) {
-      sum_products<G, 2, Operand>({{h, panel_h}, {x, panel_x}}, rows,
-                                  {.at = to, .row_stride = kGates, .bias = bias}, nothing);
+      sum_gates<G, Operand>({x, panel_x}, {h, panel_h}, rows,
+                            {.at = to, .row_stride = kGates, .bias = bias, .whole = true}, nothing);
       return;
     }
     TileBuffer<S, kTileRows> sums;
-    sum_products<G, 1, Operand>({{x, panel_x}}, rows,
-                                {.at = sums.numbers, .row_stride = kGates, .bias = bias}, nothing);
     sum_products<G, 1, Operand>(
-        {{h, panel_h}}, rows,
-        {.at = to, .row_stride = kGates, .addend = sums.numbers, .addend_stride = kGates}, nothing);
+        {{x, panel_x}}, rows,
+        {.at = sums.numbers, .row_stride = kGates, .bias = bias, .whole = true}, nothing);
+    sum_products<G, 1, Operand>({{h, panel_h}}, rows,
+                                {.at = to,
+                                 .row_stride = kGates,
+                                 .addend = sums.numbers,
+                                 .addend_stride = kGates,
+                                 .whole = true},
+                                nothing);
   }
 
   const WalkBackward<X>& p_;

@@ -409,10 +409,10 @@ class RelLstmBackwardPass {
     constexpr int64_t kTileRows = Tiling<Operand>::kRows;
     for (int64_t q = w.inputs.begin; q < w.inputs.end; ++q) {
       const int64_t vectors = inputs().width_of(q), column = q * kPanelVectors * L;
-      for_row_tiles<kTileRows>(0, active, [&](int64_t row, int64_t height) {
+      for_product_rows<Operand>(0, active, [&](int64_t row, int64_t height) {
         TileBuffer<S, kTileRows> dx;
         product<Operand>({da + row * ld_da_, ld_da_, at_.gates}, inputs(), q, height,
-                         {dx.numbers, vectors * L});
+                         {.at = dx.numbers, .row_stride = vectors * L, .whole = true});
         for (int64_t r = 0; r < height; ++r)
           for (int64_t v = 0; v < vectors; ++v)
             Numbers<X>::put_part(p_.dx + (t * shape_.B + in_.order[w.row0 + row + r]) * shape_.I,
