@@ -121,6 +121,26 @@ int64_t real_region(const int64_t* work, int64_t steps, bool same_cpu) {
   return std::max(lacked[0], lacked[1]) + std::max<int64_t>(0, began[1] - began[0]);
 }
 
+// A thread sleeps until another has run for `work` on the same CPU.
+// Nanoseconds: [its life less its sleep and the time it ran, that in which it wanted the CPU].
+void sleep_beside(int64_t work, int64_t* out) {
+  made_up = false;
+  const OneCpu one(true);
+  bool over = false;
+  std::thread sleeper([&] {
+    const int64_t before = nanoseconds(CLOCK_MONOTONIC) - slept;
+    const int64_t ran = nanoseconds(CLOCK_THREAD_CPUTIME_ID), waited = queued();
+    sleep_until([&] { return __atomic_load_n(&over, __ATOMIC_RELAXED); });
+    out[0] = nanoseconds(CLOCK_MONOTONIC) - slept - before;
+    out[0] -= nanoseconds(CLOCK_THREAD_CPUTIME_ID) - ran;
+    out[1] = queued() - waited;
+  });
+  const int64_t end = nanoseconds(CLOCK_THREAD_CPUTIME_ID) + work;
+  while (nanoseconds(CLOCK_THREAD_CPUTIME_ID) < end) continue;
+  __atomic_store_n(&over, true, __ATOMIC_RELAXED);
+  sleeper.join();
+}
+
 }  // namespace
 
 EXPORT_PLAIN(usable)
@@ -128,3 +148,4 @@ EXPORT_PLAIN(machine)
 EXPORT_PLAIN(pass)
 EXPORT_PLAIN(region)
 EXPORT_PLAIN(real_region)
+EXPORT_PLAIN(sleep_beside)

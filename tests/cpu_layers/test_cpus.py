@@ -163,7 +163,21 @@ def test_uneven_work_is_no_lack(layer: Any, share: float) -> None:
         pytest.skip("other programs took CPUs from every region")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads cannot be bound to a CPU")
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="threads cannot be bound to a CPU")
+
+
+@ON_LINUX
 @pytest.mark.parametrize("share", [1, 0.5])
 def test_two_threads_on_one_cpu_lack_one(layer: Any, share: float) -> None:
     assert any(two_real_workers(layer, share, 20, same_cpu=True)[0] for _ in range(5))
+
+
+@ON_LINUX
+def test_after_a_sleep_a_thread_wants_its_cpu(layer: Any) -> None:
+    """What is no sleep of a thread that never blocks otherwise is what the system tells."""
+    times = torch.zeros(2, dtype=torch.int64)
+    layer("sleep_beside", 300 * MS, times)
+    lacked, queued = times.tolist()
+    if queued < MS:
+        pytest.skip("the sleeper came first, or this system does not tell")
+    assert abs(lacked - queued) < queued / 4

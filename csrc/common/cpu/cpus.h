@@ -29,14 +29,15 @@ void pretend_cpus(int count);
 // above it, version 1 and 2. Reads /proc/self and the mounted control groups under `root`.
 double cgroup_quota(const std::string& root);
 
-// Sees whether the workers of one parallel region had a CPU each. A worker lacks one while it is
-// ready to run and does not, its late start included; sleep at a barrier is no lack.
+// Sees whether the workers of one parallel region had a CPU each. A worker lacks one while it is to
+// run and does not, its late start included; its sleep at a barrier is no lack.
 //
 // A region tells something if a worker lacked a CPU for a quarter of its time, and if it had no more
-// workers than regions may have now. Then regions have that many workers fewer as CPUs were lacking
-// on average, at least one, so never fewer than that region had CPUs, rounded down. One of them is
-// tried again after a tenth of a second in which no region tells anything, two more after the next,
-// then four, and so on.
+// workers than regions may have now. Regions then have that many workers fewer as CPUs were lacking
+// on average, at least one: never fewer than that region had CPUs, rounded down. After a tenth of a
+// second in which no worker lacked a CPU one more is tried, after the next two more, then four, and
+// so on. So workers come to have a CPU each in a few regions, each trial of one more while others
+// keep their CPUs spoils one region, and within a second all of 128 CPUs are used again.
 class RegionWatch {
  public:
   explicit RegionWatch(int workers);
@@ -61,7 +62,7 @@ class RegionWatch {
   const int workers_;
   const std::thread::id caller_;
   const int64_t start_;
-  std::atomic<int64_t> called_{0};              // when the calling thread began to work
+  std::atomic<int64_t> called_{0};              // when the calling thread began its own work
   std::atomic<int64_t> most_{0}, together_{0};  // nanoseconds that workers lacked a CPU
 };
 
