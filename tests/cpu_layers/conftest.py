@@ -32,6 +32,7 @@ STAND_IN = ["amx_stand_in"] if "avx512" in RUNNABLE else []  # functions in plac
 BFLOAT16 = [*(isa for isa in RUNNABLE if isa.startswith(("avx512", "amx"))), *STAND_IN]
 # Layers whose code depends on more than the vectors.
 SETS = {
+    "cpus": ["baseline"],
     "pool": ["baseline"],
     "matrix": [*RUNNABLE, *STAND_IN],
     "walk": [isa for isa in RUNNABLE if isa != "amx"],

@@ -45,7 +45,7 @@ void run_parallel(int workers, void (*body)(void*, int, int), void* context) {
     body(context, 0, 1);
     return;
   }
-  RegionWatch region;
+  RegionWatch region(workers);
   const auto work = [&](int64_t begin, int64_t end) {
     const RegionWatch::Worker worker(&region);
     const FlushSubnormals flush;

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <ctime>
 #include <fstream>
 #include <sstream>
-#include <thread>
+
+#include "common/cpu/sleep.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -21,14 +21,9 @@ namespace {
 constexpr int64_t kRetry = 100'000'000;  // nanoseconds
 constexpr int64_t kNoise = 200'000;      // it takes that long to wake a thread
 
-int64_t nanoseconds(clockid_t clock) {
-  timespec time;
-  clock_gettime(clock, &time);
-  return int64_t(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
-}
-
 std::atomic<int> pretended{0};
 std::atomic<int> taken{0};
+std::atomic<int> next_tried{1};  // of those taken
 std::atomic<int64_t> retry_at{0};
 
 int affinity() {
@@ -127,33 +122,50 @@ Cpus cpus() {
   if (taken.load(std::memory_order_relaxed) > 0) {
     const int64_t now = nanoseconds(CLOCK_MONOTONIC);
     int64_t due = retry_at.load(std::memory_order_relaxed);
-    if (now > due && retry_at.compare_exchange_strong(due, now + kRetry)) --taken;
+    if (now > due && retry_at.compare_exchange_strong(due, now + kRetry)) {
+      taken = std::max(0, taken - next_tried);
+      next_tried = 2 * next_tried;
+    }
   }
   return {affinity(), quota, taken.load(std::memory_order_relaxed)};
 }
 
 void pretend_cpus(int count) { pretended.store(count, std::memory_order_relaxed); }
 
-RegionWatch::RegionWatch() : start_(nanoseconds(CLOCK_MONOTONIC)) {}
+RegionWatch::RegionWatch(int workers)
+    : workers_(workers),
+      caller_(std::this_thread::get_id()),
+      start_(nanoseconds(CLOCK_MONOTONIC)) {}
 
 RegionWatch::~RegionWatch() {
-  const int64_t now = nanoseconds(CLOCK_MONOTONIC);
-  if (waited_ < kNoise || waited_ < (now - start_) / 4) return;
+  if (most_ < kNoise) return;
+  const int64_t now = nanoseconds(CLOCK_MONOTONIC), length = now - start_;
+  if (most_ < length / 4) return;
   if (pretended.load(std::memory_order_relaxed)) return;  // nothing is known of real CPUs
   retry_at.store(now + kRetry, std::memory_order_relaxed);
-  if (cpus().usable() > 1) ++taken;
+  const Cpus found = cpus();
+  if (workers_ > found.usable()) return;  // that one lacks its CPU is known
+  const int lacking = std::max(1, static_cast<int>(together_ / length));
+  next_tried = 1;
+  taken = found.taken + std::min(lacking, workers_ - 1);
 }
 
 RegionWatch::Worker::Worker(RegionWatch* region)
-    : region_(region), ran_before_(nanoseconds(CLOCK_THREAD_CPUTIME_ID)) {}
+    : region_(region),
+      began_(nanoseconds(CLOCK_MONOTONIC)),
+      ran_before_(nanoseconds(CLOCK_THREAD_CPUTIME_ID)),
+      slept_before_(slept) {
+  if (std::this_thread::get_id() == region->caller_) region->called_ = began_;
+}
 
 RegionWatch::Worker::~Worker() {
   const int64_t ran = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - ran_before_;
-  const int64_t waited = nanoseconds(CLOCK_MONOTONIC) - region_->start_ - ran;
-  int64_t most = __atomic_load_n(&region_->waited_, __ATOMIC_RELAXED);
-  while (waited > most && !__atomic_compare_exchange_n(&region_->waited_, &most, waited, true,
-                                                       __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-  }
+  int64_t lacked = nanoseconds(CLOCK_MONOTONIC) - began_ - ran - (slept - slept_before_);
+  // The calling thread begins its own work when it has started all others.
+  if (const int64_t called = region_->called_) lacked += std::max<int64_t>(0, began_ - called);
+  region_->together_ += lacked;
+  int64_t most = region_->most_;
+  while (lacked > most && !region_->most_.compare_exchange_weak(most, lacked)) continue;
 }
 
 }  // namespace throughtime

@@ -4,8 +4,10 @@
 // container with two CPUs of a host with 64 gets 64 threads from torch, and runs best on two.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
+#include <thread>
 
 namespace throughtime {
 
@@ -27,11 +29,18 @@ void pretend_cpus(int count);
 // above it, version 1 and 2. Reads /proc/self and the mounted control groups under `root`.
 double cgroup_quota(const std::string& root);
 
-// Tells whether the workers of one parallel region had a CPU each. If one had not, regions have a
-// worker less for a tenth of a second, and then try again.
+// Sees whether the workers of one parallel region had a CPU each. A worker lacks one while it is to
+// run and does not, its late start included; its sleep at a barrier is no lack.
+//
+// A region tells something if a worker lacked a CPU for a quarter of its time, and if it had no more
+// workers than regions may have now. Regions then have that many workers fewer as CPUs were lacking
+// on average, at least one: never fewer than that region had CPUs, rounded down. After a tenth of a
+// second in which no worker lacked a CPU one more is tried, after the next two more, then four, and
+// so on. So workers come to have a CPU each in a few regions, each trial of one more while others
+// keep their CPUs spoils one region, and within a second all of 128 CPUs are used again.
 class RegionWatch {
  public:
-  RegionWatch();
+  explicit RegionWatch(int workers);
   ~RegionWatch();
   RegionWatch(const RegionWatch&) = delete;
   RegionWatch& operator=(const RegionWatch&) = delete;
@@ -46,12 +55,15 @@ class RegionWatch {
 
    private:
     RegionWatch* const region_;
-    const int64_t ran_before_;
+    const int64_t began_, ran_before_, slept_before_;
   };
 
  private:
+  const int workers_;
+  const std::thread::id caller_;
   const int64_t start_;
-  int64_t waited_ = 0;  // nanoseconds that a worker was not running, the most
+  std::atomic<int64_t> called_{0};              // when the calling thread began its own work
+  std::atomic<int64_t> most_{0}, together_{0};  // nanoseconds that workers lacked a CPU
 };
 
 }  // namespace throughtime

@@ -3,12 +3,9 @@
 
 #include "common/cpu/amx.h"
 #include "common/cpu/runtime.h"
+#include "common/cpu/sleep.h"
 #include "common/cpu/vec.h"
 #include "common/sizes.h"
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <time.h>
-#endif
 
 namespace throughtime {
 namespace {
@@ -18,14 +15,6 @@ TT_INLINE void pause_briefly() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield" ::: "memory");
-#endif
-}
-
-// Not sched_yield: Linux lets a thread that yields often wait for hundreds of milliseconds.
-TT_INLINE void sleep_briefly() {
-#if defined(__unix__) || defined(__APPLE__)
-  const timespec interval{0, 20'000};
-  nanosleep(&interval, nullptr);
 #endif
 }
 
@@ -47,13 +36,12 @@ class alignas(64) Barrier {
       __atomic_store_n(&phase_, phase + 1, __ATOMIC_RELEASE);
       return;
     }
-    for (int spins = 0; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++spins) {
-      if (spins < kSpinsBeforeSleep) {
-        pause_briefly();
-      } else {
-        sleep_briefly();  // another process has a partner's core: let it have this one
-      }
+    const auto passed = [&] { return __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) != phase; };
+    for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
+      if (passed()) return;
+      pause_briefly();
     }
+    sleep_until(passed);  // another process has a partner's core: let it have this one
   }
 
  private:

@@ -69,7 +69,7 @@ def run_thin(
     layers: LSTM, input: Tensor | PackedSequence, hx: States, reset: Tensor | None
 ) -> tuple[Tensor, States] | None:
     """A call without a gradient, where masks mean nothing, if everything is plain."""
-    if not thin.applies(input, layers.backend) or recording():
+    if not isinstance(input, Tensor) or not thin.applies(input, layers.backend) or recording():
         return None
     count = layers.num_layers
     drops = layers.training and layers.dropout > 0 and count > 1
