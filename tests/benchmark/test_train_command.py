@@ -144,7 +144,7 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
 ) -> None:
     monkeypatch.undo()  # the program below knows nothing of smaller sets
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    words = [*COPYING[:-4], "--epochs", "20", "--anneal", "2", "--out"]
+    words = [*COPYING[:-4], "--epochs", "100", "--anneal", "2", "--out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", *words, str(stopped)],
         stdout=subprocess.PIPE,
@@ -160,7 +160,7 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
             break
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert len(read_csv(stopped / "log.csv")) < 20 and (stopped / "curves.svg").exists()
+    assert len(read_csv(stopped / "log.csv")) < 100 and (stopped / "curves.svg").exists()
     assert f" finished epochs are kept in {stopped}" in errors
     (told,) = (line for line in errors.splitlines() if line.startswith("continue with: "))
     told_words = shlex.split(told.removeprefix("continue with: "))
@@ -169,7 +169,7 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
     assert main(told_words[3:]) == 0
     assert main([*words, str(whole)]) == 0
     assert read_csv(stopped / "log.csv") == read_csv(whole / "log.csv")
-    assert len(read_csv(whole / "log.csv")) == 20
+    assert len(read_csv(whole / "log.csv")) == 100
     one, other = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (stopped, whole))
     assert all(torch.equal(value, one["model"][name]) for name, value in other["model"].items())
 

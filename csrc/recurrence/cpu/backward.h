@@ -543,8 +543,18 @@ class BackwardWalk {
         for_product_rows<Operand>(begin, end, [&](int64_t row, int64_t height) {
           TileBuffer<S, kTileRows> dx;
           const int64_t vectors = weight.width_of(q);
-          product(da_rows(g, slot, row), weight, q, height,
-                  {.at = dx.numbers, .row_stride = vectors * L, .whole = true});
+          // Vectors sum a few blocks at a time: the fewer inputs, the shorter are the chains of BLAS.
+          const int64_t part = Tiling<Operand>::kMatrixUnit ? blocks_ : 2;
+          for (int64_t block = 0; block < blocks_; block += part) {
+            Left<Operand> rows_of_part = da_rows(g, slot, row);
+            rows_of_part.at += block * rows_of_part.block_stride;
+            rows_of_part.blocks = least(part, blocks_ - block);
+            const Panels<Operand> columns{weight.place(q, block * kGates, 0),
+                                          rows_of_part.blocks * kGates, vectors, vectors};
+            product(
+                rows_of_part, columns, 0, height,
+                {.at = dx.numbers, .row_stride = vectors * L, .begun = block > 0, .whole = true});
+          }
           for (int64_t i = 0; i < height; ++i) {
             const int64_t r = index + row + i;
             const int64_t t = in_.time(chunk.step + chunk.steps - 1 - r / g.rows);

@@ -33,7 +33,7 @@ def applies(input: Tensor, backend: str) -> bool:
         and input.is_cpu
         and input.dtype in _DTYPES
         and not torch.is_autocast_enabled("cpu")
-        and _ext.extension is not None
+        and _ext.why_missing() is None
         and watching.watcher() is None
         and preferred(backend)[0] in ("auto", "cpu")
         and not _logger.isEnabledFor(logging.DEBUG)  # which is told of every choice
