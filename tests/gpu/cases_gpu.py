@@ -67,8 +67,8 @@ DTYPES = (torch.float64, torch.float32, *LOW_PRECISION)
 # Two roundings of the largest entry for 16-bit numbers: a single result may be rounded luckily by
 # plain PyTorch, so twice its error can be next to nothing. The others are closeness.py's.
 FLOOR = TOLERANCE | {dtype: 2 * torch.finfo(dtype).eps for dtype in LOW_PRECISION}
-# Triton's interpreter truncates where a GPU rounds, and its float32 exponential is numpy's, which is
-# wrong by up to three roundings (AVX-512).
+# Triton's interpreter truncates where a GPU rounds, and its float32 exponential is numpy's, which
+# is wrong by up to three roundings (AVX-512).
 TRUNCATED = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 6e-2}
 
 
